@@ -1,0 +1,1 @@
+"""Hydra configuration groups, one per protocol; every yaml is a constructor's keyword arguments."""

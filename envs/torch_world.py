@@ -1,0 +1,304 @@
+"""The two-room world as tensor functions: layout, exact collision, pictures, episode draws and a scripted policy.
+
+Every function is pure, float32, works on any device and over any leading batch shape, and draws no random numbers of
+its own. The Gymnasium classes in `two_room.py` only keep the tensors that these functions map to new ones.
+
+Units. The world is the unit square; positions and lengths are in *world units* (1 = the side of the square, `size`
+pixels in a picture). x grows to the right and y grows downwards, as image rows do: a dot at (x, y) has its centre at
+column x * size and row y * size, measured from the picture's top left corner. Time is in steps.
+
+Layout. A border of `BORDER` runs around the square. A vertical wall of thickness `WALL_THICKNESS` stands at
+x = wall_x; a door, a gap of half width `DOOR_HALF_WIDTH` around y = door_y, joins the two rooms. The agent is a point
+at the centre of a dot, kept `AGENT_RADIUS` away from border, wall and door posts, measured along x and along y (the
+walls grow by a square, not by a disc: corners stay sharp and collision stays exact in closed form).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+BORDER = 0.03  # thickness of the outer walls
+WALL_THICKNESS = 0.04
+DOOR_HALF_WIDTH = 0.08
+AGENT_RADIUS = 0.035  # also the radius at which the drawn dot is half transparent
+
+# What is left for the agent's centre.
+LOW, HIGH = BORDER + AGENT_RADIUS, 1.0 - BORDER - AGENT_RADIUS
+WALL_REACH = WALL_THICKNESS / 2 + AGENT_RADIUS  # half width of the slab around wall_x that only the doorway crosses
+DOOR_CLEARANCE = DOOR_HALF_WIDTH - AGENT_RADIUS  # half width of the doorway
+
+WALL_RANGE = (0.35, 0.65)  # of wall_x when it is drawn per episode
+DOOR_RANGE = (0.2, 0.8)  # of door_y when it is drawn per episode
+
+# RGB, 0..255: a red dot and dark walls on a light floor; goals, where people look at them, are green.
+FLOOR_COLOUR = (236, 236, 228)
+WALL_COLOUR = (44, 52, 70)
+AGENT_COLOUR = (222, 44, 40)
+GOAL_COLOUR = (38, 150, 84)
+
+GOAL_CANDIDATES = 8  # per episode; see draw_episode
+EPISODE_DRAWS = 4 + 2 * GOAL_CANDIDATES  # uniform numbers that one episode consumes
+
+# The dot is opaque near its centre and fades to nothing at this radius: alpha = 2 (1 - (d / DOT_REACH)^2), clipped to
+# [0, 1], which is one half at AGENT_RADIUS. A fade of about a pixel at size 64 keeps the position visible below the
+# pixel grid, and a compact one makes drawing a patch instead of a picture exact.
+DOT_REACH = AGENT_RADIUS / math.sqrt(0.75)
+
+
+def doorway(wall_x: Tensor, door_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The box that joins the rooms, in agent centres: `(left, right, top, bottom)`, each shaped as its argument.
+
+    The agent is in free space iff it is inside [LOW, HIGH]^2 and x <= left, or x >= right, or top <= y <= bottom.
+    """
+    return wall_x - WALL_REACH, wall_x + WALL_REACH, door_y - DOOR_CLEARANCE, door_y + DOOR_CLEARANCE
+
+
+def is_free(position: Tensor, wall_x: Tensor, door_y: Tensor) -> Tensor:
+    """Whether the agent may stand at `position (..., 2)` in the layout `wall_x (...)`, `door_y (...)` -> bool (...)."""
+    x, y = position.unbind(-1)
+    left, right, top, bottom = doorway(wall_x, door_y)
+    inside = (x >= LOW) & (x <= HIGH) & (y >= LOW) & (y <= HIGH)
+    return inside & ((x <= left) | (x >= right) | ((y >= top) & (y <= bottom)))
+
+
+def _advance(
+    x: Tensor, y: Tensor, dx: Tensor, dy: Tensor, left: Tensor, right: Tensor, top: Tensor, bottom: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Move by (dx, dy) along the straight line and slide: the closed form behind `move`, on split coordinates.
+
+    Mirrored so that the agent always travels towards larger x. Negation is exact in floating point, so an agent
+    stopped at a face lands on precisely the number that later comparisons use, and can never leak through.
+    """
+    sign = torch.where(dx >= 0, 1.0, -1.0)
+    start, end = sign * x, sign * (x + dx).clamp(LOW, HIGH)
+    near, far = torch.minimum(sign * left, sign * right), torch.maximum(sign * left, sign * right)
+    run = dx.abs().clamp(min=1e-12)  # never zero, so that times below stay finite (and gradients too)
+    y_end = (y + dy).clamp(LOW, HIGH)
+
+    # At the wall's near face: through the door, or x is blocked and y goes on.
+    enters = (start <= near) & (end > near)
+    y_near = y + (near - start) / run * dy
+    fits = (y_near >= top) & (y_near <= bottom)
+    end = torch.where(enters & ~fits, near, end)
+
+    # Between the posts, up to the far face or the end of the step: a post met on the way blocks y, and x goes on.
+    between = (enters & fits) | ((start > near) & (start < far))
+    y_far = y + ((far - start) / run).clamp(max=1.0) * dy
+    y_post = torch.minimum(torch.maximum(y_far, top), bottom)
+    y_end = torch.where(between & (y_post != y_far), y_post, y_end)
+
+    # Rounding of y_far could leave an agent that ends between the posts a last digit inside one.
+    y_kept = torch.minimum(torch.maximum(y_end, top), bottom)
+    y_end = torch.where((end > near) & (end < far), y_kept, y_end)
+    return sign * end, y_end
+
+
+def move(position: Tensor, action: Tensor, wall_x: Tensor, door_y: Tensor, speed: float = 0.04) -> Tensor:
+    """One step of the agent: displacement `speed * action`, swept exactly against walls, door posts and border.
+
+    The agent travels along the straight line. What meets it first blocks one component, which is dropped for the rest
+    of the step, and the other component goes on: it slides along the wall. No step, however long, passes a wall.
+
+    Args:
+        position: (..., 2) agent centre (x, y), world units; must be free (`is_free`).
+        action: (..., 2); clipped to [-1, 1].
+        wall_x, door_y: (...) or anything that broadcasts against `position[..., 0]`, world units.
+        speed: world units per step at |action| = 1.
+
+    Returns:
+        (..., 2) the new agent centre, which is free again.
+    """
+    dx, dy = (speed * action.clamp(-1.0, 1.0)).unbind(-1)
+    x, y = position.unbind(-1)
+    return torch.stack(_advance(x, y, dx, dy, *doorway(wall_x, door_y)), dim=-1)
+
+
+def rollout(position: Tensor, actions: Tensor, wall_x: Tensor, door_y: Tensor, speed: float = 0.04) -> Tensor:
+    """`move` applied over a horizon for many candidates: what the simulator would do under each action sequence.
+
+    Args:
+        position: (B, 2) start of each world, world units.
+        actions: (B, N, H, 2); clipped to [-1, 1].
+        wall_x, door_y: (B,).
+        speed: world units per step at |action| = 1.
+
+    Returns:
+        (B, N, H+1, 2) positions, index 0 the start.
+    """
+    worlds, candidates, horizon, _ = actions.shape
+    # Time first and coordinates apart: each step then reads and writes contiguous (B, N) planes.
+    steps = actions.permute(2, 3, 0, 1).contiguous().clamp_(-1.0, 1.0).mul_(speed)  # (H, 2, B, N)
+    box = [edge[:, None] for edge in doorway(wall_x, door_y)]  # 4 x (B, 1)
+    path = position.new_empty(horizon + 1, 2, worlds, candidates)
+    path[0] = position.t()[:, :, None]
+    for t in range(horizon):
+        path[t + 1, 0], path[t + 1, 1] = _advance(path[t, 0], path[t, 1], steps[t, 0], steps[t, 1], *box)
+    return path.permute(2, 3, 0, 1).contiguous()
+
+
+def expert_action(position: Tensor, goal: Tensor, wall_x: Tensor, door_y: Tensor, speed: float = 0.04) -> Tensor:
+    """Scripted policy: to the near side of the door, through it, then straight to the goal.
+
+    Args:
+        position, goal: (..., 2), world units.
+        wall_x, door_y: (...), world units.
+        speed: world units per step at |action| = 1.
+
+    Returns:
+        (..., 2) action in [-1, 1]: full speed along the larger component, slower only on the last step to a target.
+    """
+    ahead = 0.01  # world units past a face: a target on the face itself would only be reached in the limit
+    x, y = position.unbind(-1)
+    left, right, _, _ = doorway(wall_x, door_y)
+    goal_is_right = goal[..., 0] > wall_x
+    near = torch.where(goal_is_right, left - ahead, right + ahead)  # the waypoints before and after the door
+    far = torch.where(goal_is_right, right + ahead, left - ahead)
+
+    arrived = torch.where(goal_is_right, x >= right, x <= left)
+    between = (x > left) & (x < right)
+    aligned = between | ((y - door_y).abs() <= DOOR_CLEARANCE / 2)
+    waypoint = torch.stack([torch.where(aligned, far, near), door_y.expand_as(x)], dim=-1)
+    target = torch.where(arrived[..., None], goal, waypoint)
+
+    wanted = (target - position) / speed
+    return wanted / wanted.abs().amax(-1, keepdim=True).clamp(min=1.0)
+
+
+def draw_episode(
+    uniforms: Tensor, *, wall: float | None, door: float | None, other_room: bool, separation: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Turn uniform numbers into episodes: start and goal uniform over the rooms (the doorway itself left out).
+
+    A goal within `separation` of the start would end the episode before it began: the first of `GOAL_CANDIDATES`
+    candidates that is farther away is taken (all fail with probability below 1e-10 at the default separation).
+
+    Args:
+        uniforms: (n, EPISODE_DRAWS) in [0, 1).
+        wall, door: the fixed wall_x and door_y, or None to draw them from `WALL_RANGE` and `DOOR_RANGE`.
+        other_room: draw the goal in the room where the start is not; else in either.
+        separation: least distance of start and goal, world units.
+
+    Returns:
+        `position (n, 2), goal (n, 2), wall_x (n,), door_y (n,)`, world units.
+    """
+    u_wall, u_door, u_start = uniforms[:, 0], uniforms[:, 1], uniforms[:, 2:4]
+    u_goal = uniforms[:, 4:].unflatten(-1, (GOAL_CANDIDATES, 2))  # (n, K, 2)
+    wall_x = _within(WALL_RANGE, u_wall) if wall is None else torch.full_like(u_wall, wall)
+    door_y = _within(DOOR_RANGE, u_door) if door is None else torch.full_like(u_door, door)
+    left, right, _, _ = doorway(wall_x, door_y)
+
+    left_length, right_length = left - LOW, HIGH - right  # of the rooms along x
+
+    def place(u: Tensor, in_left: Tensor) -> Tensor:
+        """(n, k, 2) uniforms within the room named by `in_left (n, k)` -> (n, k, 2) positions."""
+        x_left = LOW + u[..., 0] * left_length[:, None]
+        x_right = right[:, None] + u[..., 0] * right_length[:, None]
+        x_left, x_right = torch.minimum(x_left, left[:, None]), x_right.clamp(max=HIGH)  # against rounding
+        return torch.stack([torch.where(in_left, x_left, x_right), LOW + u[..., 1] * (HIGH - LOW)], dim=-1)
+
+    def place_anywhere(u: Tensor) -> Tensor:
+        """As `place`, with the room chosen by the same number that then says where in it."""
+        share = (left_length / (left_length + right_length))[:, None]
+        in_left = u[..., 0] < share
+        along = torch.where(in_left, u[..., 0] / share, (u[..., 0] - share) / (1.0 - share))
+        return place(torch.stack([along, u[..., 1]], dim=-1), in_left)
+
+    start = place_anywhere(u_start[:, None])[:, 0]
+    if other_room:
+        start_is_left = start[:, :1] <= left[:, None]  # (n, 1)
+        goals = place(u_goal, (~start_is_left).expand(-1, GOAL_CANDIDATES))
+    else:
+        goals = place_anywhere(u_goal)
+    far_enough = (goals - start[:, None]).norm(dim=-1) > separation  # (n, K)
+    first = far_enough.int().argmax(dim=1)
+    goal = goals[torch.arange(len(goals), device=goals.device), first]
+    return start, goal, wall_x, door_y
+
+
+def _within(interval: tuple[float, float], u: Tensor) -> Tensor:
+    low, high = interval
+    return low + u * (high - low)
+
+
+def background(wall_x: Tensor, door_y: Tensor, size: int) -> Tensor:
+    """Floor, border, wall and door without the agent: uint8 (..., 3, size, size) for layouts `wall_x, door_y (...)`.
+
+    Each pixel is mixed by the share of its area that wall covers, so that layouts a fraction of a pixel apart differ.
+    """
+    wall_x, door_y = torch.broadcast_tensors(wall_x, door_y)
+    pixel = torch.arange(size, device=wall_x.device, dtype=torch.float32)  # left or upper edge of each pixel
+
+    def share(low: Tensor | float, high: Tensor | float) -> Tensor:
+        """Share of each pixel's extent within [low, high], world units."""
+        low, high = (torch.as_tensor(edge, device=pixel.device)[..., None] * size for edge in (low, high))
+        return (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp(min=0.0)
+
+    across = share(wall_x - WALL_THICKNESS / 2, wall_x + WALL_THICKNESS / 2)  # (..., size) over columns
+    gap = share(door_y - DOOR_HALF_WIDTH, door_y + DOOR_HALF_WIDTH)  # (..., size) over rows
+    inner = share(BORDER, 1.0 - BORDER)  # (size,)
+    wall = across[..., None, :] * (1.0 - gap[..., :, None])
+    border = 1.0 - inner[:, None] * inner[None, :]
+    cover = torch.maximum(wall, border)[..., None, :, :]  # (..., 1, size, size)
+    floor, dark = (_colour(c, pixel.device)[:, None, None] for c in (FLOOR_COLOUR, WALL_COLOUR))
+    return (floor + cover * (dark - floor) + 0.5).to(torch.uint8)
+
+
+def _colour(rgb: tuple[int, int, int], device: torch.device) -> Tensor:
+    return torch.tensor(rgb, dtype=torch.float32, device=device)
+
+
+def draw_dot(frames: Tensor, position: Tensor, colour: tuple[int, int, int] = AGENT_COLOUR) -> Tensor:
+    """Blend one dot into each picture, in place, touching only the pixels under it.
+
+    Args:
+        frames: (..., 3, size, size) uint8, contiguous; overwritten.
+        position: (..., 2) the dot's centre, world units.
+        colour: RGB, 0..255.
+
+    Returns:
+        `frames`.
+    """
+    size = frames.shape[-1]
+    reach = DOT_REACH * size  # px
+    patch = min(size, int(2 * reach) + 1)  # pixel centres that fit under the dot along one axis
+    pictures = frames.view(-1, 3, size * size)
+    centre = position.reshape(-1, 2) * size - 0.5  # px, in units of pixel indices
+    first = (centre - reach).ceil().clamp_(0, size - patch)
+    index = first[:, :, None] + torch.arange(patch, device=centre.device)  # (n, 2, P) columns, rows
+    square = (index - centre[:, :, None]).square_()
+    alpha = (square[:, 1, :, None] + square[:, 0, None, :]).mul_(-2.0 / reach**2).add_(2.0).clamp_(0.0, 1.0)
+    alpha = alpha.flatten(1)[:, None]  # (n, 1, P*P)
+
+    index = index.to(torch.int64)
+    pixels = (index[:, 1, :, None] * size + index[:, 0, None, :]).flatten(1)[:, None].expand(-1, 3, -1)  # (n, 3, P*P)
+    under = pictures.gather(2, pixels).float()
+    ink = _colour(colour, frames.device)[:, None]
+    pictures.scatter_(2, pixels, (under + alpha * (ink - under)).add_(0.5).to(torch.uint8))
+    return frames
+
+
+def paint(backgrounds: Tensor, position: Tensor) -> Tensor:
+    """Fresh pictures of the agent at `position (..., 2)` over `backgrounds`, which broadcast to (..., 3, size, size).
+
+    This is the fast path: one copy of the background and one small patch per picture.
+    """
+    frames = torch.empty(*position.shape[:-1], *backgrounds.shape[-3:], dtype=torch.uint8, device=backgrounds.device)
+    return draw_dot(frames.copy_(backgrounds), position)
+
+
+def render(position: Tensor, wall_x: Tensor | float, door_y: Tensor | float, size: int = 64) -> Tensor:
+    """The picture an agent sees: walls, door and itself, not the goal.
+
+    Args:
+        position: (..., 2) agent centre, world units.
+        wall_x, door_y: numbers, or tensors that broadcast to `position`'s leading shape, world units.
+        size: side of the picture, pixels.
+
+    Returns:
+        uint8 (..., 3, size, size) on `position`'s device.
+    """
+    wall_x, door_y = (torch.as_tensor(edge, dtype=torch.float32, device=position.device) for edge in (wall_x, door_y))
+    return paint(background(wall_x, door_y, size), position)

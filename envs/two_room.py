@@ -1,0 +1,733 @@
+"""Two rooms, one door: a Gymnasium environment and its natively batched vector environment on torch tensors.
+
+Both classes run the same functions (`torch_world.py`) over the same batched state (`Worlds`): an environment is a
+batch of one. Environment i of a vector environment reset with `seed=s` plays the same episodes, bit for bit on one
+device, as a single environment reset with `seed=s + i`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from . import torch_world
+
+STATE = ("x", "y", "goal_x", "goal_y", "wall_x", "door_y")  # what get_state, set_state and simulate mean by X
+SUCCESS_RADIUS = 0.05
+
+Seed = int | Sequence[int | None] | None
+
+
+class Worlds:
+    """A batch of two-room worlds: the episode each of them is in, as tensors. It knows physics and no Gymnasium.
+
+    Everything random comes from one CPU generator per world, so that episodes depend neither on the device nor on
+    the other worlds of the batch.
+
+    Args:
+        worlds: B, how many.
+        obs: "pixels", "state" or "both".
+        size: side of the pictures, pixels.
+        frame_stack: pictures per observation, oldest first.
+        wall, door: "fixed" (0.5), "random" (drawn per episode) or a number: wall_x and door_y, world units.
+        goal: "any" or "other-room".
+        speed: world units per step at |action| = 1.
+        success_radius: world units.
+        max_episode_steps: steps until truncation.
+        terminate_on_goal: end the episode at the goal.
+        device: where the tensors live.
+
+    Raises:
+        ValueError: if an argument is not one of the above.
+    """
+
+    def __init__(
+        self,
+        *,
+        worlds: int,
+        obs: str = "pixels",
+        size: int = 64,
+        frame_stack: int = 1,
+        wall: str | float = "fixed",
+        door: str | float = "fixed",
+        goal: str = "any",
+        speed: float = 0.04,
+        success_radius: float = SUCCESS_RADIUS,
+        max_episode_steps: int = 100,
+        terminate_on_goal: bool = True,
+        device: str | torch.device = "cpu",
+    ):
+        if obs not in ("pixels", "state", "both"):
+            raise ValueError(f"obs is {obs!r}; pass 'pixels', 'state' or 'both'")
+        if goal not in ("any", "other-room"):
+            raise ValueError(f"goal is {goal!r}; pass 'any' or 'other-room'")
+        for name, value, least in (
+            ("num_envs", worlds, 1),
+            ("size", size, 16),  # below that the door is less than three pixels
+            ("frame_stack", frame_stack, 1),
+            ("max_episode_steps", max_episode_steps, 1),
+        ):
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(f"{name} is {value!r}; pass a whole number, {least} or more")
+        for name, value in (("speed", speed), ("success_radius", success_radius)):
+            if not 0.0 < value <= 1.0:
+                raise ValueError(f"{name} is {value!r}; pass a length in world units, above 0 and at most 1")
+        self.worlds, self.obs, self.size, self.frame_stack = int(worlds), obs, int(size), int(frame_stack)
+        self.wall = _fixed_or_random("wall", wall, torch_world.WALL_RANGE)
+        self.door = _fixed_or_random("door", door, torch_world.DOOR_RANGE)
+        self.other_room = goal == "other-room"
+        self.speed, self.success_radius = float(speed), float(success_radius)
+        self.max_episode_steps, self.terminate_on_goal = int(max_episode_steps), bool(terminate_on_goal)
+        self.device = torch.device(device)
+
+        self.generators: list[torch.Generator] = []  # one per world, made by the first `seed`
+        self.noise_generator: torch.Generator | None = None  # of the scripted policy, apart from the episodes' own
+        self.position = torch.full((self.worlds, 2), 0.25, device=self.device)
+        self.goal = self.position.clone()
+        self.wall_x = torch.full((self.worlds,), 0.5, device=self.device)
+        self.door_y = self.wall_x.clone()
+        self.elapsed = torch.zeros(self.worlds, dtype=torch.int32, device=self.device)  # steps in this episode
+        self._path = self.position[:, None].repeat(1, self.frame_stack, 1)  # (B, K, 2) positions of the stacked frames
+        self._backgrounds: Tensor | None = None  # (1 or B, 3, size, size), see _refresh_backgrounds
+        self._shared_layout: tuple[float, float] | None = None  # of all worlds, if it is one
+
+    # -- episodes ------------------------------------------------------------------------------------------------
+
+    def seed(self, seed: Seed) -> None:
+        """Seed world i with `seed + i`, or with `seed[i]`; None seeds from entropy, once, and later goes on."""
+        if seed is None:
+            if self.generators:
+                return
+            seeds: Sequence[int | None] = [None] * self.worlds
+        elif isinstance(seed, int | np.integer):
+            seeds = [int(seed) + i for i in range(self.worlds)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.worlds:
+            raise ValueError(f"seed holds {len(seeds)} numbers for {self.worlds} environments; pass one for each")
+        for s in seeds:
+            if s is not None and (not isinstance(s, int | np.integer) or s < 0):
+                raise ValueError(f"seed is {s!r}; pass whole numbers, 0 or more")
+        if not self.generators:
+            self.generators = [torch.Generator() for _ in seeds]
+            self.noise_generator = torch.Generator()
+        for generator, s in zip(self.generators, seeds):
+            if s is not None:
+                generator.manual_seed(int(s))
+            elif generator.initial_seed() == torch.default_generator.__class__().initial_seed():
+                generator.seed()  # fresh, never seeded
+        self.noise_generator.manual_seed(self.generators[0].initial_seed())
+
+    def begin(self, rows: Tensor | None = None) -> None:
+        """Start new episodes in all worlds, or in the worlds `rows (n,)` (int64, CPU)."""
+        chosen = range(self.worlds) if rows is None else rows.tolist()
+        uniforms = torch.stack([torch.rand(torch_world.EPISODE_DRAWS, generator=self.generators[i]) for i in chosen])
+        episode = torch_world.draw_episode(
+            uniforms,
+            wall=self.wall,
+            door=self.door,
+            other_room=self.other_room,
+            separation=2 * self.success_radius,
+        )
+        self._set(rows, *(part.to(self.device) for part in episode))
+
+    def set_state(self, state: Tensor) -> None:
+        """Put the worlds into `state (B, 6)`, at rest and with a new clock."""
+        state = self.check_states(state)
+        self._set(None, state[:, 0:2].clone(), state[:, 2:4].clone(), state[:, 4].clone(), state[:, 5].clone())
+
+    def _set(self, rows: Tensor | None, position: Tensor, goal: Tensor, wall_x: Tensor, door_y: Tensor) -> None:
+        if rows is None:
+            self.position, self.goal, self.wall_x, self.door_y = position, goal, wall_x, door_y
+            self.elapsed = torch.zeros_like(self.elapsed)
+            self._path = position[:, None].repeat(1, self.frame_stack, 1)
+        else:
+            rows = rows.to(self.device)
+            self.position[rows], self.goal[rows] = position, goal
+            self.wall_x[rows], self.door_y[rows] = wall_x, door_y
+            self.elapsed[rows] = 0
+            self._path[rows] = position[:, None]
+        self._refresh_backgrounds(rows)
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Move every world by `actions (B, 2)` -> `reached, terminated, truncated`, bool (B,) each."""
+        self.position = torch_world.move(self.position, actions, self.wall_x, self.door_y, self.speed)
+        self._path = torch.cat([self._path[:, 1:], self.position[:, None]], dim=1)
+        self.elapsed = self.elapsed + 1
+        reached = (self.position - self.goal).square().sum(-1) < self.success_radius**2
+        terminated = reached if self.terminate_on_goal else torch.zeros_like(reached)
+        truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
+        return reached, terminated, truncated
+
+    # -- what can be seen ----------------------------------------------------------------------------------------
+
+    def _refresh_backgrounds(self, rows: Tensor | None) -> None:
+        """Redraw walls where layouts changed. Worlds of one layout share one background, kept as long as it holds."""
+        if self.obs == "state":
+            self._backgrounds, self._shared_layout = None, None  # drawn when a picture is asked for
+            return
+        constant = self.wall is not None and self.door is not None
+        if rows is not None and constant and self._shared_layout == (self.wall, self.door):
+            return
+        if rows is not None and self._shared_layout is None and self._backgrounds is not None:
+            self._backgrounds[rows] = torch_world.background(self.wall_x[rows], self.door_y[rows], self.size)
+            return
+        one = bool(((self.wall_x == self.wall_x[0]) & (self.door_y == self.door_y[0])).all())
+        self._shared_layout = (float(self.wall_x[0]), float(self.door_y[0])) if one else None
+        drawn = slice(0, 1) if one else slice(None)
+        self._backgrounds = torch_world.background(self.wall_x[drawn], self.door_y[drawn], self.size)
+
+    def observe(self, rows: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+        """Fresh observations of all worlds, or of the worlds `rows (n,)`: never a view of anything kept."""
+        if self.obs == "pixels":
+            return self._pixels(rows)
+        if self.obs == "state":
+            return self._vectors(rows)
+        return {"pixels": self._pixels(rows), "state": self._vectors(rows)}
+
+    def _pixels(self, rows: Tensor | None) -> Tensor:
+        path = self._path if rows is None else self._path[rows]  # (n, K, 2)
+        backgrounds = self._backgrounds
+        if rows is not None and len(backgrounds) > 1:
+            backgrounds = backgrounds[rows]
+        # Walls stand still during an episode, so the stack is K dots over one background: no frames need keeping.
+        return torch_world.paint(backgrounds[:, None], path).flatten(1, 2)  # (n, 3 K, size, size)
+
+    def _vectors(self, rows: Tensor | None) -> Tensor:
+        state = torch.cat([self.position, self.goal, self.wall_x[:, None], self.door_y[:, None]], dim=1)
+        return state if rows is None else state[rows]
+
+    def state(self) -> Tensor:
+        """(B, 6) float64, in the order of `STATE`; exactly invertible by `set_state`."""
+        return self._vectors(None).double()
+
+    def goal_images(self) -> Tensor:
+        """uint8 (B, 3, size, size): each world as it looks with the agent at the goal."""
+        if self._backgrounds is None:
+            return torch_world.render(self.goal, self.wall_x, self.door_y, self.size)
+        return torch_world.paint(self._backgrounds, self.goal)
+
+    def frames(self, size: int) -> np.ndarray:
+        """uint8 (B, size, size, 3), for people: the agent and the goal, as a green dot."""
+        pictures = torch_world.render(self.goal, self.wall_x, self.door_y, size)
+        pictures = torch_world.background(self.wall_x, self.door_y, size)
+        torch_world.draw_dot(pictures, self.goal, torch_world.GOAL_COLOUR)
+        torch_world.draw_dot(pictures, self.position)
+        return pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def true_state(self) -> dict[str, Tensor]:
+        """What a picture shows, float64 (B, n) each: `position`, and `wall_x`, `door_y` where episodes draw them.
+
+        The goal is not in the picture and a constant has no variance to explain: neither is a target for a probe.
+        """
+        shown = {"position": self.position}
+        if self.wall is None:
+            shown["wall_x"] = self.wall_x[:, None]
+        if self.door is None:
+            shown["door_y"] = self.door_y[:, None]
+        return {name: value.double() for name, value in shown.items()}
+
+    # -- policies and rollouts -----------------------------------------------------------------------------------
+
+    def expert_action(self, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """(B, 2) scripted actions plus `noise` times a standard normal (CPU draw), clipped to [-1, 1]."""
+        actions = torch_world.expert_action(self.position, self.goal, self.wall_x, self.door_y, self.speed)
+        if noise:
+            drawn = torch.randn(actions.shape, generator=generator or self.noise_generator)
+            actions = (actions + noise * drawn.to(self.device)).clamp(-1.0, 1.0)
+        return actions
+
+    def simulate(self, states: Tensor, actions: Tensor) -> Tensor:
+        """states (B', 6), actions (B', N, H, 2) -> positions (B', N, H+1, 2) float32; B' is free."""
+        states = self.check_states(states)
+        if actions.ndim != 4 or actions.shape[0] != states.shape[0] or actions.shape[-1] != 2:
+            raise ValueError(
+                f"actions have shape {tuple(actions.shape)} for {len(states)} states; expected ({len(states)}, N, H, 2)"
+            )
+        return torch_world.rollout(states[:, :2], actions, states[:, 4], states[:, 5], self.speed)
+
+    # -- checks --------------------------------------------------------------------------------------------------
+
+    def check_actions(self, actions: Any, shape: tuple[int, ...]) -> Tensor:
+        """`actions` as a float32 tensor of `shape` on the device; ValueError if its shape or a NaN forbids it."""
+        actions = self.tensor(actions)
+        if tuple(actions.shape) != shape:
+            raise ValueError(f"action has shape {tuple(actions.shape)}; expected {shape}")
+        if bool(actions.isnan().any()):
+            raise ValueError("action contains NaN; expected numbers in [-1, 1]")
+        return actions
+
+    def check_states(self, states: Any) -> Tensor:
+        """`states` as float32 (n, 6) on the device; ValueError if one of them is no state of this world."""
+        states = self.tensor(states)
+        if states.ndim != 2 or states.shape[1] != len(STATE):
+            raise ValueError(f"state has shape {tuple(states.shape)}; expected (..., {len(STATE)}): {', '.join(STATE)}")
+        position, goal, wall_x, door_y = states[:, :2], states[:, 2:4], states[:, 4], states[:, 5]
+        low, high = torch_world.WALL_RANGE
+        fits = (wall_x >= low - 1e-6) & (wall_x <= high + 1e-6)
+        low, high = torch_world.DOOR_RANGE
+        fits &= (door_y >= low - 1e-6) & (door_y <= high + 1e-6)
+        fits &= torch_world.is_free(position, wall_x, door_y) & ((goal >= 0.0) & (goal <= 1.0)).all(-1)
+        if not bool(fits.all()):
+            bad = states[int((~fits).nonzero()[0, 0])].tolist()
+            raise ValueError(
+                f"state {[round(v, 4) for v in bad]} puts the agent into a wall, the goal outside the unit square, "
+                f"wall_x outside {torch_world.WALL_RANGE} or door_y outside {torch_world.DOOR_RANGE}; "
+                "pass one that get_state could return"
+            )
+        return states
+
+    def tensor(self, values: Any) -> Tensor:
+        """`values` (array, tensor or nested list) as a float32 tensor on the device, sharing no gradient."""
+        if not isinstance(values, Tensor):
+            values = torch.from_numpy(np.array(values, dtype=np.float32))
+        return values.detach().to(self.device, torch.float32)
+
+
+def _fixed_or_random(name: str, value: str | float, interval: tuple[float, float]) -> float | None:
+    """"fixed" -> 0.5, "random" -> None, a number within `interval` -> that number, rounded to float32."""
+    if value == "random":
+        return None
+    if value == "fixed":
+        value = 0.5
+    if isinstance(value, str) or not interval[0] <= value <= interval[1]:
+        raise ValueError(f"{name} is {value!r}; pass 'fixed', 'random' or a number in {list(interval)}")
+    return float(np.float32(value))  # as the tensors hold it, so that comparing layouts is exact
+
+
+def _observation_space(obs: str, size: int, frame_stack: int) -> spaces.Space:
+    pixels = spaces.Box(0, 255, (3 * frame_stack, size, size), np.uint8)
+    state = spaces.Box(0.0, 1.0, (len(STATE),), np.float32)
+    return {"pixels": pixels, "state": state, "both": spaces.Dict({"pixels": pixels, "state": state})}[obs]
+
+
+def _check_render(render_mode: str | None, render_size: int | None, size: int) -> int:
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode is {render_mode!r}; pass None or 'rgb_array'")
+    if render_size is not None and render_size < 16:
+        raise ValueError(f"render_size is {render_size!r}; pass a whole number, 16 or more")
+    return size if render_size is None else int(render_size)
+
+
+def _state_option(options: dict[str, Any] | None) -> Any:
+    """The "state" of reset's options, or None; other options have no meaning here and are refused."""
+    unknown = sorted(set(options or {}) - {"state"})
+    if unknown:
+        raise ValueError(f"options holds {unknown}; the only option of this environment is 'state'")
+    return (options or {}).get("state")
+
+
+class TwoRoomEnv(gym.Env):
+    """A dot in two rooms joined by a door: the smallest world that needs a detour to be planned.
+
+    ## Description
+
+    The agent is a dot in the unit square, which a vertical wall with one door cuts into two rooms. It is asked to
+    move to a goal position. The picture shows walls, door and agent and **not** the goal: the goal is a picture of
+    its own (`goal_image()`), so the task is to get from what is seen to what is wanted.
+
+    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is in steps.
+
+    ## Action space
+
+    `Box(-1, 1, (2,), float32)`; clipped to these bounds.
+
+    | index | action         | unit                 | range   |
+    |-------|----------------|----------------------|---------|
+    | 0     | displacement x | `speed` (0.04) world units | [-1, 1] |
+    | 1     | displacement y | `speed` (0.04) world units | [-1, 1] |
+
+    The straight line of the step is swept exactly: whatever the agent meets (wall, door post, border) drops the
+    blocked component for the rest of the step, and the other component goes on. The agent's centre keeps 0.035 away
+    from anything solid. Wall thickness 0.04, door 0.16 wide (0.09 for the centre), border 0.03.
+
+    ## Observation space
+
+    | obs        | space                                                | contents                              |
+    |------------|------------------------------------------------------|---------------------------------------|
+    | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)`  | RGB frames, oldest first, newest last |
+    | `"state"`  | `Box(0, 1, (6,), float32)`                           | x, y, goal_x, goal_y, wall_x, door_y (world units) |
+    | `"both"`   | `Dict` of `"pixels"` and `"state"`                   |                                       |
+
+    ## Reward
+
+    1 on a step that ends less than `success_radius` from the goal, else 0.
+
+    ## Starting state
+
+    Start uniform over both rooms; goal uniform over both rooms (`goal="any"`) or over the room without the agent
+    (`"other-room"`), at least `2 * success_radius` from the start. wall_x and door_y are 0.5, or uniform on
+    [0.35, 0.65] and [0.2, 0.8] where "random". `options={"state": s}` starts from `s` instead, as `set_state` does.
+
+    ## Episode end
+
+    Terminated at the goal (unless `terminate_on_goal=False`); truncated after `max_episode_steps`.
+
+    ## Info
+
+    `reset`: `"goal"` float32 (2,) world units, and `"goal_image"` if `goal_in_info`. `step`: `"success"` bool.
+
+    ## Arguments
+
+    | argument            | default    | meaning                                                         |
+    |---------------------|------------|-----------------------------------------------------------------|
+    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                               |
+    | `size`              | 64         | side of the picture, pixels                                     |
+    | `frame_stack`       | 1          | pictures per observation                                        |
+    | `wall`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or wall_x              |
+    | `door`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or door_y              |
+    | `goal`              | `"any"`    | `"any"` or `"other-room"`                                       |
+    | `speed`             | 0.04       | world units per step at full action                             |
+    | `success_radius`    | 0.05       | world units                                                     |
+    | `max_episode_steps` | 100        | steps; `gym.make` applies its own argument of this name instead |
+    | `terminate_on_goal` | True       | end the episode at the goal                                     |
+    | `goal_in_info`      | False      | add the goal picture to reset's info                            |
+    | `render_mode`       | None       | `"rgb_array"` for `render()`                                    |
+    | `render_size`       | `size`     | side of `render()`'s picture, pixels                            |
+
+    Raises:
+        ValueError: for an argument outside this table, an action of another shape or with NaN, and a state that
+            is none of this world.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        obs: str = "pixels",
+        size: int = 64,
+        frame_stack: int = 1,
+        wall: str | float = "fixed",
+        door: str | float = "fixed",
+        goal: str = "any",
+        speed: float = 0.04,
+        success_radius: float = SUCCESS_RADIUS,
+        max_episode_steps: int = 100,
+        terminate_on_goal: bool = True,
+        goal_in_info: bool = False,
+        render_mode: str | None = None,
+        render_size: int | None = None,
+    ):
+        self._worlds = Worlds(
+            worlds=1,
+            obs=obs,
+            size=size,
+            frame_stack=frame_stack,
+            wall=wall,
+            door=door,
+            goal=goal,
+            speed=speed,
+            success_radius=success_radius,
+            max_episode_steps=max_episode_steps,
+            terminate_on_goal=terminate_on_goal,
+        )
+        self.success_radius = self._worlds.success_radius
+        self.goal_in_info = goal_in_info
+        self.render_size = _check_render(render_mode, render_size, size)
+        self.render_mode = render_mode
+        self.observation_space = _observation_space(obs, size, frame_stack)
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Start an episode -> `(observation, info)`; see the class for the options."""
+        super().reset(seed=seed)
+        state = _state_option(options)
+        self._worlds.seed(seed)
+        if state is None:
+            self._worlds.begin()
+        else:
+            self.set_state(state)
+        info = {"goal": self._worlds.goal[0].numpy().copy()}
+        if self.goal_in_info:
+            info["goal_image"] = self.goal_image()
+        return self.observe(), info
+
+    def step(self, action):
+        """Move by `action (2,)` -> `(observation, reward, terminated, truncated, info)`."""
+        action = self._worlds.check_actions(action, (2,))
+        reached, terminated, truncated = (bool(flag) for flag in self._worlds.step(action[None]))
+        if self.spec is not None and self.spec.max_episode_steps is not None:
+            truncated = False  # gym.make was given the limit, and wrapped a TimeLimit around this environment
+        return self.observe(), float(reached), terminated, truncated, {"success": reached}
+
+    def observe(self):
+        """The observation of the current state, shaped as `observation_space`."""
+        observation = self._worlds.observe()
+        if isinstance(observation, dict):
+            return {name: value[0].numpy() for name, value in observation.items()}
+        return observation[0].numpy()
+
+    def render(self) -> np.ndarray | None:
+        """uint8 (render_size, render_size, 3): the world with the agent in red and, unlike observations, the goal in
+        green."""
+        if self.render_mode is None:
+            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
+            return None
+        return self._worlds.frames(self.render_size)[0]
+
+    def get_state(self) -> np.ndarray:
+        """(6,) float64: x, y, goal_x, goal_y, wall_x, door_y in world units. The episode's clock is not part of it."""
+        return self._worlds.state()[0].numpy()
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Go to `state (6,)`: the frame stack repeats the current picture and the episode's clock restarts."""
+        state = np.asarray(state, dtype=np.float64)
+        if state.shape != (len(STATE),):
+            raise ValueError(f"state has shape {state.shape}; expected ({len(STATE)},): {', '.join(STATE)}")
+        self._worlds.set_state(state[None])
+
+    @property
+    def position(self) -> np.ndarray:
+        """(2,) float64: the agent's centre x, y, world units; what success is measured on."""
+        return self._worlds.position[0].double().numpy()
+
+    @property
+    def goal(self) -> np.ndarray:
+        """(2,) float64: the goal position x, y, world units."""
+        return self._worlds.goal[0].double().numpy()
+
+    def goal_image(self) -> np.ndarray:
+        """uint8 (3, size, size): this episode's walls with the agent at the goal."""
+        return self._worlds.goal_images()[0].numpy()
+
+    def true_state(self) -> dict[str, np.ndarray]:
+        """Named variables that the picture shows, for probes: position (2,), and wall_x (1,), door_y (1,) if random."""
+        return {name: value[0].numpy() for name, value in self._worlds.true_state().items()}
+
+    def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None) -> np.ndarray:
+        """(2,) float32: the scripted through-the-door policy, plus `noise` times a standard normal, clipped.
+
+        Noise comes from `generator` (CPU) or else from one that reset seeds; it never changes later episodes.
+        """
+        return self._worlds.expert_action(noise, generator)[0].numpy()
+
+    def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """True positions under many action sequences, without changing this environment.
+
+        Args:
+            states: (B, 6) from `get_state`, any B.
+            actions: (B, N, H, 2); clipped to [-1, 1].
+
+        Returns:
+            (B, N, H+1, 2) float32 world units, index 0 the start. Goals end nothing here.
+        """
+        return self._worlds.simulate(states, self._worlds.tensor(actions)).numpy()
+
+
+class TwoRoomVectorEnv(VectorEnv):
+    """`num_envs` two-room worlds stepped as one batch of tensors, on the CPU or on an accelerator.
+
+    Spaces, rewards, episodes and constructor arguments are those of `TwoRoomEnv`, with a leading axis B = num_envs,
+    and two arguments more:
+
+    | argument   | default | meaning                                                                             |
+    |------------|---------|-------------------------------------------------------------------------------------|
+    | `num_envs` | 1       | B                                                                                   |
+    | `device`   | None    | None: computed on the CPU, numpy in the results. "cpu", "cuda", ...: torch tensors there |
+
+    Actions may be numpy or torch, whatever the device. Rewards are float32 (B,), flags bool (B,). Every returned
+    array or tensor is fresh: later steps never write into it.
+
+    Seeds: `reset(seed=s)` seeds environment i with s + i, `reset(seed=[...])` each by name, `reset()` goes on with
+    the next episodes. Episodes are drawn on the CPU, so they are the same on every device.
+
+    Autoreset is `SAME_STEP`: where an episode ends, `step` returns the first observation of the next one. The last
+    observation of the ended one is in `infos["final_obs"]`, with the mask `infos["_final_obs"]`, on steps where any
+    episode ended. With `device=None` that is Gymnasium's object array, None where nothing ended; with a device it is
+    a batch of the true next observations of *all* environments, ready for a replay buffer.
+
+    `infos` of step: `"success"` (B,) bool, whether the goal was reached on this step, and on steps where an episode
+    ended also `"final_info"` (the ended episodes' `"success"`) and `"goal"` (B, 2), with Gymnasium's `_`-masks.
+    `infos` of reset: `"goal"`, and `"goal_image"` if `goal_in_info`.
+    """
+
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        *,
+        num_envs: int = 1,
+        obs: str = "pixels",
+        size: int = 64,
+        frame_stack: int = 1,
+        wall: str | float = "fixed",
+        door: str | float = "fixed",
+        goal: str = "any",
+        speed: float = 0.04,
+        success_radius: float = SUCCESS_RADIUS,
+        max_episode_steps: int = 100,
+        terminate_on_goal: bool = True,
+        goal_in_info: bool = False,
+        render_mode: str | None = None,
+        render_size: int | None = None,
+        device: str | torch.device | None = None,
+    ):
+        self._worlds = Worlds(
+            worlds=num_envs,
+            obs=obs,
+            size=size,
+            frame_stack=frame_stack,
+            wall=wall,
+            door=door,
+            goal=goal,
+            speed=speed,
+            success_radius=success_radius,
+            max_episode_steps=max_episode_steps,
+            terminate_on_goal=terminate_on_goal,
+            device="cpu" if device is None else device,
+        )
+        self._numpy = device is None
+        self.num_envs = self._worlds.worlds
+        self.device = self._worlds.device
+        self.success_radius = self._worlds.success_radius
+        self.goal_in_info = goal_in_info
+        self.render_size = _check_render(render_mode, render_size, size)
+        self.render_mode = render_mode
+        self.single_observation_space = _observation_space(obs, size, frame_stack)
+        self.single_action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def _out(self, value):
+        """A tensor, or a dict of them, as this environment hands it out: no copy is made."""
+        if isinstance(value, dict):
+            return {name: self._out(v) for name, v in value.items()}
+        return value.numpy() if self._numpy else value
+
+    def reset(self, *, seed: Seed = None, options: dict[str, Any] | None = None):
+        """Start an episode in every environment -> `(observations, infos)`; `options={"state": (B, 6)}` says where."""
+        super().reset(seed=int(seed) if isinstance(seed, int | np.integer) else None)
+        state = _state_option(options)
+        self._worlds.seed(seed)
+        if state is None:
+            self._worlds.begin()
+        else:
+            self.set_state(state)
+        everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        return self.observe(), self._goal_infos(everyone)
+
+    def step(self, actions):
+        """Move by `actions (B, 2)` -> `(observations, rewards, terminations, truncations, infos)`; see the class."""
+        worlds = self._worlds
+        actions = worlds.check_actions(actions, (self.num_envs, 2))
+        reached, terminated, truncated = worlds.step(actions)
+        observations = worlds.observe()
+        infos = {"success": self._out(reached), "_success": self._out(torch.ones_like(reached))}
+
+        ended = terminated | truncated
+        rows = ended.nonzero()[:, 0]
+        if len(rows):
+            infos["_final_obs"] = self._out(ended)
+            infos["final_info"] = {"success": self._out(reached & ended), "_success": self._out(ended.clone())}
+            infos["_final_info"] = self._out(ended.clone())
+            if self._numpy:
+                infos["final_obs"] = _by_environment(observations, rows, self.num_envs)
+            else:
+                infos["final_obs"] = observations
+                observations = _each(observations, Tensor.clone)
+            worlds.begin(rows.cpu())
+            _write(observations, rows, worlds.observe(rows))
+            infos.update(self._goal_infos(ended))
+        return (
+            self._out(observations),
+            self._out(reached.float()),
+            self._out(terminated.clone()),
+            self._out(truncated),
+            infos,
+        )
+
+    def _goal_infos(self, started: Tensor) -> dict[str, Any]:
+        infos = {"goal": self._out(self._worlds.goal.clone()), "_goal": self._out(started.clone())}
+        if self.goal_in_info:
+            infos |= {"goal_image": self.goal_images(), "_goal_image": self._out(started.clone())}
+        return infos
+
+    def observe(self):
+        """The observations of the current states, shaped as `observation_space`."""
+        return self._out(self._worlds.observe())
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One uint8 (render_size, render_size, 3) picture per environment, agent in red and goal in green."""
+        if self.render_mode is None:
+            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
+            return None
+        return tuple(self._worlds.frames(self.render_size))
+
+    def get_state(self):
+        """(B, 6) float64: x, y, goal_x, goal_y, wall_x, door_y in world units, exactly invertible by `set_state`."""
+        return self._out(self._worlds.state())
+
+    def set_state(self, states) -> None:
+        """Go to `states (B, 6)`: frame stacks repeat the current picture and the episodes' clocks restart."""
+        shape = tuple(np.shape(states))
+        if shape != (self.num_envs, len(STATE)):
+            raise ValueError(f"state has shape {shape}; expected {(self.num_envs, len(STATE))}: {', '.join(STATE)}")
+        self._worlds.set_state(states)
+
+    @property
+    def position(self):
+        """(B, 2) float64: the agents' centres x, y, world units."""
+        return self._out(self._worlds.position.double())
+
+    @property
+    def goal(self):
+        """(B, 2) float64: the goal positions x, y, world units."""
+        return self._out(self._worlds.goal.double())
+
+    def goal_images(self):
+        """uint8 (B, 3, size, size): each episode's walls with the agent at the goal."""
+        return self._out(self._worlds.goal_images())
+
+    def true_state(self) -> dict[str, Any]:
+        """As `TwoRoomEnv.true_state`, float64 with a leading axis B."""
+        return self._out(self._worlds.true_state())
+
+    def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None):
+        """(B, 2) float32: as `TwoRoomEnv.expert_action`, with independent noise in every environment."""
+        return self._out(self._worlds.expert_action(noise, generator))
+
+    def simulate(self, states, actions):
+        """As `TwoRoomEnv.simulate`, computed on this environment's device; B need not be num_envs.
+
+        Returns:
+            (B, N, H+1, 2) float32: a tensor on the device if `actions` is a tensor, else a numpy array.
+        """
+        positions = self._worlds.simulate(states, self._worlds.tensor(actions))
+        return positions if isinstance(actions, Tensor) else positions.cpu().numpy()
+
+
+def _each(observations: Tensor | dict[str, Tensor], function) -> Tensor | dict[str, Tensor]:
+    if isinstance(observations, dict):
+        return {name: function(value) for name, value in observations.items()}
+    return function(observations)
+
+
+def _write(observations: Tensor | dict[str, Tensor], rows: Tensor, new: Tensor | dict[str, Tensor]) -> None:
+    """observations[rows] = new, in place."""
+    if isinstance(observations, dict):
+        for name, value in observations.items():
+            value[rows] = new[name]
+    else:
+        observations[rows] = new
+
+
+def _by_environment(observations: Tensor | dict[str, Tensor], rows: Tensor, num_envs: int) -> np.ndarray:
+    """Gymnasium's `final_obs`: an object array (B,) with a copy of each observation in `rows`, None elsewhere."""
+    last = _each(observations, lambda value: value[rows].numpy())
+    array = np.full(num_envs, None, dtype=object)
+    for k, i in enumerate(rows.tolist()):
+        array[i] = {name: value[k] for name, value in last.items()} if isinstance(last, dict) else last[k]
+    return array

@@ -1,0 +1,3 @@
+"""Gaussian joint-embedding world models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,191 @@
+"""Claims about the Gaussian joint-embedding objective."""
+
+import math
+
+import pytest
+import torch
+
+from gjwm.objectives import (
+    EPPS_PULLEY_NULL_MEAN,
+    W0,
+    JointEmbeddingObjective,
+    NoRegularizer,
+    SIGReg,
+    VICReg,
+    epps_pulley,
+    epps_pulley_exact,
+)
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "samples, exact, knots_to_3, knots_to_5",
+    [
+        ([0.0], 0.4089231, 0.402048, 0.408921),
+        ([1.0], 1.1930539, 1.186006, 1.193052),
+        ([-1.0, 1.0], 0.1093574, 0.102830, 0.109357),
+    ],
+)
+def test_epps_pulley_has_its_known_values(samples, exact, knots_to_3, knots_to_5):
+    x = torch.tensor(samples, dtype=torch.float64)[:, None]
+    assert epps_pulley_exact(x).item() == pytest.approx(exact, abs=1e-6)
+    assert epps_pulley(x, t_max=3.0).item() == pytest.approx(knots_to_3, abs=1e-6)
+    assert epps_pulley(x).item() == pytest.approx(knots_to_5, abs=1e-6)
+
+
+def test_quadrature_agrees_with_the_closed_form_on_random_samples():
+    x = 1.5 * randn(4, 50, 7) + 0.3
+    torch.testing.assert_close(epps_pulley(x), epps_pulley_exact(x), atol=5e-6, rtol=0)
+
+
+def test_rotation_form_has_the_gradient_that_autograd_gives_the_plain_form():
+    x = randn(40, 5).requires_grad_()
+    (fast,) = torch.autograd.grad(epps_pulley(x, t_max=5.0).sum(), x)
+    (exact,) = torch.autograd.grad(epps_pulley_exact(x).sum(), x)
+    torch.testing.assert_close(fast, exact, atol=1e-6, rtol=0)
+    assert torch.autograd.gradcheck(lambda v: epps_pulley(v), (randn(6, 3).requires_grad_(),))
+
+
+def test_single_precision_rotation_stays_accurate_at_large_arguments():
+    x = 4 * randn(64, 32)
+    torch.testing.assert_close(epps_pulley(x.float()).double(), epps_pulley(x), atol=2e-6, rtol=0)
+
+
+def test_null_mean_of_n_times_t():
+    x = randn(64, 4000)
+    assert 64 * epps_pulley(x).mean().item() == pytest.approx(EPPS_PULLEY_NULL_MEAN, abs=0.03)
+
+
+def ar1(batch, length, dim, rho, seed=0):
+    noise = randn(batch, length, dim, seed=seed)
+    x = [noise[:, 0]]
+    for t in range(1, length):
+        x.append(rho * x[-1] + math.sqrt(1 - rho**2) * noise[:, t])
+    return torch.stack(x, 1)
+
+
+def test_cluster_estimator_is_unbiased_on_correlated_trajectories_and_the_pooled_one_is_not():
+    batch, length, rho = 16, 8, 0.9
+    steps = torch.arange(length)
+    correlation = rho ** (steps[:, None] - steps[None]).abs().double()
+    bias = W0 / (batch * length**2) * ((3 - 2 * correlation).rsqrt() - 3**-0.5).sum().item()
+    cluster, pooled = [], []
+    for seed in range(300):
+        z = ar1(batch, length, 4, rho, seed)
+        g = torch.Generator().manual_seed(seed)
+        cluster.append(SIGReg(8)(z, generator=g).item())
+        g = torch.Generator().manual_seed(seed)
+        pooled.append(SIGReg(8, time="pooled", estimator="v")(z, generator=g).item())
+    cluster, pooled = torch.tensor(cluster), torch.tensor(pooled)
+    error = cluster.std().item() / math.sqrt(len(cluster))
+    assert abs(cluster.mean()) < 3 * error
+    assert pooled.mean().item() == pytest.approx(bias, abs=3 * error)
+    assert bias > 10 * error
+
+
+def test_windows_of_one_episode_count_as_one_cluster():
+    z = ar1(6, 4, 3, 0.5)
+    doubled = z.repeat_interleave(2, 0)
+    ids = torch.arange(6).repeat_interleave(2)
+    g = [torch.Generator().manual_seed(1) for _ in range(3)]
+    single = SIGReg(16)(z, generator=g[0])
+    torch.testing.assert_close(SIGReg(16)(doubled, clusters=ids, generator=g[1]), single)
+    assert SIGReg(16)(doubled, generator=g[2]) > single
+    with pytest.raises(ValueError, match="at least two episodes"):
+        SIGReg(4)(z, clusters=torch.zeros(6, dtype=torch.long))
+
+
+def test_u_estimator_on_independent_rows_equals_clusters_of_one():
+    z = randn(32, 5)
+    g = [torch.Generator().manual_seed(1) for _ in range(2)]
+    torch.testing.assert_close(SIGReg(16)(z, generator=g[0]), SIGReg(16)(z[:, None], generator=g[1]))
+
+
+def test_lewm_settings_give_the_sum_over_n_per_time_step():
+    z = randn(12, 4, 6)
+    g = [torch.Generator().manual_seed(2) for _ in range(2)]
+    got = SIGReg(64, t_max=3.0, time="per_step", estimator="v", scale="n")(z, generator=g[0])
+    a = torch.randn(6, 64, generator=g[1], dtype=torch.float64)
+    x = z.transpose(0, 1) @ (a / a.norm(dim=0))
+    torch.testing.assert_close(got, 12 * epps_pulley(x, t_max=3.0).mean())
+
+
+@pytest.mark.parametrize("discrepancy", [SIGReg(128), VICReg()])
+def test_collapsed_shrunk_and_correlated_latents_score_worse_than_gaussian(discrepancy):
+    z = randn(2048, 8)
+
+    def score(x):
+        return discrepancy(x, generator=torch.Generator().manual_seed(0)).item()
+
+    assert score(0 * z) > score(0.5 * z) > score(z)
+    assert score(z @ torch.ones(8, 8, dtype=z.dtype) / math.sqrt(8)) > score(z) + 0.01
+
+
+def test_sigreg_sees_the_shape_that_two_moments_miss():
+    signs = randn(4096, 2).sign()
+    assert VICReg()(signs).item() < 2e-3
+    assert SIGReg(256)(signs, generator=torch.Generator().manual_seed(0)).item() > 0.01
+
+
+def test_vicreg_matches_its_definition_by_hand():
+    z = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)  # covariance: all entries 2
+    assert VICReg(std_weight=3.0, cov_weight=0.5)(z).item() == pytest.approx(0.5 * (2 * 4) / 2)
+    assert VICReg()(torch.zeros(4, 3)).item() == pytest.approx(1 - 0.01)
+
+
+def test_objective_adds_alignment_and_weighted_discrepancy():
+    z, z_hat = randn(8, 4, 3), randn(2, 8, 3, 3, seed=1)
+    g = [torch.Generator().manual_seed(0) for _ in range(2)]
+    losses = JointEmbeddingObjective(SIGReg(16), lam=7.0)(z_hat, z[:, 1:], z, generator=g[0])
+    assert losses["alignment"].item() == pytest.approx((z_hat - z[:, 1:]).square().mean().item())
+    assert losses["loss"].item() == pytest.approx((losses["alignment"] + 7 * SIGReg(16)(z, generator=g[1])).item())
+
+
+def test_a_longer_batch_does_not_change_the_weight_of_the_discrepancy():
+    z = 0.5 * randn(4096, 4)
+    small, large = (SIGReg(256)(x, generator=torch.Generator().manual_seed(0)).item() for x in (z[:512], z))
+    assert small == pytest.approx(large, rel=0.1)
+
+
+def test_detach_target_stops_only_the_target():
+    z = randn(8, 4, 3).requires_grad_()
+    z_hat = randn(8, 3, 3, seed=1).requires_grad_()
+    JointEmbeddingObjective(NoRegularizer(), lam=0, detach_target=True)(z_hat, z[:, 1:], z)["loss"].backward()
+    assert z.grad is None and z_hat.grad.abs().sum() > 0
+
+
+def test_training_latents_by_sigreg_spreads_them_and_no_regularizer_does_not():
+    z = (0.3 * randn(256, 6)).requires_grad_()
+    before = z.detach().clone()
+    optimizer, g = torch.optim.Adam([z], lr=0.05), torch.Generator().manual_seed(0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        SIGReg(32)(z, generator=g).backward()
+        optimizer.step()
+    assert 0.85 < z.std(0).min() and z.std(0).max() < 1.15
+    z.grad = None
+    NoRegularizer()(z).backward()
+    assert z.grad.abs().max() == 0 and before.std() < 0.35
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(time="episode"), dict(estimator="w"), dict(scale="B"), dict(num_slices=0), dict(knots=1)]
+)
+def test_bad_arguments_are_named(bad):
+    with pytest.raises(ValueError):
+        SIGReg(**bad)(randn(4, 2))
+
+
+def test_bad_shapes_are_named():
+    for module in (SIGReg(), VICReg(), NoRegularizer()):
+        with pytest.raises(ValueError, match="N, D"):
+            module(torch.zeros(3))
+        with pytest.raises(ValueError, match="two samples"):
+            module(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="predictions"):
+        JointEmbeddingObjective(NoRegularizer())(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="lam"):
+        JointEmbeddingObjective(NoRegularizer(), lam=-1)
