@@ -1,1 +1,33 @@
-"""Gymnasium environments of gjwm."""
+"""Gymnasium environments of gjwm, registered under "gjwm/<name>-v0" when this package is imported.
+
+    gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels")
+
+Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`); "gjwm/two-room-v0" is a
+torch-native world (`gjwm.envs.two_room`), also through gymnasium.make_vec. Nothing heavy is imported until an environment is
+made.
+"""
+
+if __name__ != "gjwm.envs":
+    raise ImportError(f"import gjwm.envs, not {__name__!r}: the folder envs/ is installed as gjwm.envs.")
+
+import gymnasium
+
+from gjwm.envs.task_names import TASKS
+
+for _domain, _task in TASKS:
+    gymnasium.register(
+        f"gjwm/{_domain}-{_task}-v0",
+        entry_point="gjwm.envs.control_suite:ControlSuiteEnv",
+        kwargs={"domain": _domain, "task": _task},
+        # The env checks actions itself, and its own time limit survives set_state and action repeat.
+        order_enforce=False,
+        disable_env_checker=True,
+    )
+
+gymnasium.register(
+    "gjwm/two-room-v0",
+    entry_point="gjwm.envs.two_room:TwoRoomEnv",
+    vector_entry_point="gjwm.envs.two_room:TwoRoomVectorEnv",
+    order_enforce=False,
+    disable_env_checker=True,
+)

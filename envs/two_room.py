@@ -102,7 +102,7 @@ class Worlds:
     # -- episodes ------------------------------------------------------------------------------------------------
 
     def seed(self, seed: Seed) -> None:
-        """Seed world i with `seed + i`, or with `seed[i]`; None seeds from entropy, once, and later goes on."""
+        """Seed world i with `seed + i`, or with `seed[i]`; None goes on, and the first time seeds from entropy."""
         if seed is None:
             if self.generators:
                 return
@@ -119,11 +119,11 @@ class Worlds:
         if not self.generators:
             self.generators = [torch.Generator() for _ in seeds]
             self.noise_generator = torch.Generator()
+            for generator in self.generators:
+                generator.seed()  # from entropy; a new torch.Generator always holds the same seed
         for generator, s in zip(self.generators, seeds):
             if s is not None:
                 generator.manual_seed(int(s))
-            elif generator.initial_seed() == torch.default_generator.__class__().initial_seed():
-                generator.seed()  # fresh, never seeded
         self.noise_generator.manual_seed(self.generators[0].initial_seed())
 
     def begin(self, rows: Tensor | None = None) -> None:
@@ -217,7 +217,6 @@ class Worlds:
 
     def frames(self, size: int) -> np.ndarray:
         """uint8 (B, size, size, 3), for people: the agent and the goal, as a green dot."""
-        pictures = torch_world.render(self.goal, self.wall_x, self.door_y, size)
         pictures = torch_world.background(self.wall_x, self.door_y, size)
         torch_world.draw_dot(pictures, self.goal, torch_world.GOAL_COLOUR)
         torch_world.draw_dot(pictures, self.position)
@@ -293,7 +292,7 @@ class Worlds:
 
 
 def _fixed_or_random(name: str, value: str | float, interval: tuple[float, float]) -> float | None:
-    """"fixed" -> 0.5, "random" -> None, a number within `interval` -> that number, rounded to float32."""
+    """ "fixed" -> 0.5, "random" -> None, a number within `interval` -> that number, rounded to float32."""
     if value == "random":
         return None
     if value == "fixed":
@@ -387,11 +386,14 @@ class TwoRoomEnv(gym.Env):
     | `goal`              | `"any"`    | `"any"` or `"other-room"`                                       |
     | `speed`             | 0.04       | world units per step at full action                             |
     | `success_radius`    | 0.05       | world units                                                     |
-    | `max_episode_steps` | 100        | steps; `gym.make` applies its own argument of this name instead |
+    | `max_episode_steps` | 100        | steps until truncation (see below)                              |
     | `terminate_on_goal` | True       | end the episode at the goal                                     |
     | `goal_in_info`      | False      | add the goal picture to reset's info                            |
     | `render_mode`       | None       | `"rgb_array"` for `render()`                                    |
     | `render_size`       | `size`     | side of `render()`'s picture, pixels                            |
+
+    `gym.make` keeps an argument named `max_episode_steps` for a `TimeLimit` around the environment, which can only
+    shorten episodes; longer ones are asked for here, in the id's registered `kwargs`, or through `gym.make_vec`.
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and a state that
@@ -455,8 +457,6 @@ class TwoRoomEnv(gym.Env):
         """Move by `action (2,)` -> `(observation, reward, terminated, truncated, info)`."""
         action = self._worlds.check_actions(action, (2,))
         reached, terminated, truncated = (bool(flag) for flag in self._worlds.step(action[None]))
-        if self.spec is not None and self.spec.max_episode_steps is not None:
-            truncated = False  # gym.make was given the limit, and wrapped a TimeLimit around this environment
         return self.observe(), float(reached), terminated, truncated, {"success": reached}
 
     def observe(self):

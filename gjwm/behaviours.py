@@ -1,0 +1,123 @@
+"""Behaviours: who acts while data are collected.
+
+A behaviour is started once per episode, for one env or for the N envs of a vector env, with one numpy generator each; all it
+draws comes from these, so an episode's actions depend on its own generator only. Actions are float32 (N, A) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+Policy = Callable[[Any, int], np.ndarray]  # (env, t) -> actions (N, A); a single env is N = 1
+
+
+class Behaviour(Protocol):
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+        """Begin one episode of at most `length` steps in each of N = len(rngs) envs."""
+        ...
+
+
+def coloured_noise(length: int, action_dim: int, beta: float, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise (T, A) with power spectrum 1/f^beta along time and unit variance (Timmer & König, 1995).
+
+    beta = 0 is white, 1 pink, 2 drifts like a random walk. Drawn with period 2T and cut, otherwise the first and the last
+    step would be neighbours; below the lowest frequency the spectrum is flat.
+    """
+    period = 2 * length
+    frequency = np.fft.rfftfreq(period).clip(min=1 / period)
+    amplitude = frequency ** (-beta / 2)
+    # irfft counts every frequency twice except the first and the last, which are real.
+    power = amplitude**2 * np.r_[1, np.full(len(frequency) - 2, 2), 1]
+    real, imaginary = rng.standard_normal((2, len(frequency), action_dim))
+    real[1:-1] /= np.sqrt(2)
+    imaginary[1:-1] /= np.sqrt(2)
+    imaginary[[0, -1]] = 0
+    spectrum = amplitude[:, None] * (real + 1j * imaginary)
+    return np.fft.irfft(spectrum, n=period, axis=0)[:length] * period / np.sqrt(power.sum())
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Independent uniform actions in [-1, 1]."""
+
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+        return _play([rng.uniform(-1, 1, (length, action_dim)) for rng in rngs])
+
+
+@dataclass(frozen=True)
+class Coloured:
+    """Noise with power spectrum 1/f^beta along time, standard deviation `scale`, clipped to [-1, 1]."""
+
+    beta: float = 2.0
+    scale: float = 1.0
+
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+        return _play([self.scale * coloured_noise(length, action_dim, self.beta, rng) for rng in rngs])
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """The env's own `expert_action` plus white Gaussian noise of standard deviation `noise`, clipped to [-1, 1].
+
+    Raises (on the first action):
+        ValueError: when the env has no `expert_action`.
+    """
+
+    noise: float = 0.0
+
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+        noise = np.stack([self.noise * rng.standard_normal((length, action_dim)) for rng in rngs], 1)
+
+        def act(env: Any, t: int) -> np.ndarray:
+            expert = getattr(env.unwrapped, "expert_action", None)
+            if expert is None:
+                raise ValueError(f"{type(env.unwrapped).__name__} has no expert_action; choose another behaviour.")
+            action = expert()
+            action = action.cpu().numpy() if isinstance(action, Tensor) else np.asarray(action)
+            return (action.reshape(-1, action_dim) + noise[t]).clip(-1, 1).astype(np.float32)
+
+        return act
+
+
+class Mixture:
+    """Each episode follows one behaviour, chosen with probability proportional to its weight.
+
+    Args:
+        weights: {behaviour: weight}, or pairs of them; weights >= 0, not all 0.
+    """
+
+    def __init__(self, weights: Mapping[Behaviour, float] | Iterable[tuple[Behaviour, float]]):
+        pairs = list(weights.items() if isinstance(weights, Mapping) else weights)
+        self.behaviours = [behaviour for behaviour, _ in pairs]
+        total = np.array([weight for _, weight in pairs], float)
+        if not pairs or not np.isfinite(total).all() or (total < 0).any() or total.sum() == 0:
+            raise ValueError(f"a mixture expects weights >= 0 with a positive sum, got {total.tolist()}.")
+        self.probabilities = total / total.sum()
+
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+        choice = np.array([rng.choice(len(self.behaviours), p=self.probabilities) for rng in rngs])
+        # Started in all N envs, because an expert answers for all at once; kept where chosen.
+        policies = {k: self.behaviours[k].start(length, action_dim, rngs) for k in np.unique(choice)}
+
+        def act(env: Any, t: int) -> np.ndarray:
+            actions = np.empty((len(rngs), action_dim), np.float32)
+            for k, policy in policies.items():
+                actions[choice == k] = policy(env, t)[choice == k]
+            return actions
+
+        return act
+
+    def __repr__(self) -> str:
+        parts = (f"{behaviour!r}: {p:g}" for behaviour, p in zip(self.behaviours, self.probabilities))
+        return f"Mixture({{{', '.join(parts)}}})"
+
+
+def _play(actions: list[np.ndarray]) -> Policy:
+    """A policy that plays back N sequences (T, A)."""
+    clipped = np.stack(actions, 1).clip(-1, 1).astype(np.float32)  # (T, N, A)
+    return lambda env, t: clipped[t]

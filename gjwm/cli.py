@@ -1,0 +1,270 @@
+"""`gjwm collect|train|evaluate|video key=value ...`: the only module that knows hydra.
+
+Each command composes `configs/config.yaml` with the overrides, builds plain objects from it and calls the library. A run lives in
+one folder, runs/<name>/, with the resolved config beside what it made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gjwm import __version__
+from gjwm.behaviours import behaviour_from_weights
+from gjwm.collect import Episode, collect_dataset, collect_episodes, make_env
+from gjwm.dataset import load_buffer
+from gjwm.decoder import ConvDecoder
+from gjwm.evaluate import evaluate
+from gjwm.logging import RunLogger, progress
+from gjwm.objectives import JointEmbeddingObjective
+from gjwm.train import train, train_decoder
+from gjwm.video import rollout_video
+from gjwm.world_model import WorldModel, load_payload
+
+# Held-out episodes start here, so no choice of `seed` can make them meet training data.
+HELD_OUT = 1_000_000
+
+
+def load_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """configs/config.yaml with hydra overrides such as "experiment=two_room" or "train.steps=100"."""
+    with initialize_config_module("gjwm.configs", version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def _prepare(cfg: DictConfig) -> None:
+    torch.set_num_threads(cfg.threads or len(os.sched_getaffinity(0)))
+    if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={cfg.device} was asked for and this machine has no CUDA device; use device=cpu.")
+    torch.manual_seed(cfg.seed)  # weights of new networks; everything else has a generator of its own
+
+
+def _env_kwargs(cfg: DictConfig) -> dict[str, Any]:
+    kwargs = OmegaConf.to_container(cfg.env, resolve=True)
+    kwargs.pop("id")
+    return kwargs
+
+
+def collect_command(cfg: DictConfig) -> None:
+    """Collect episodes into cfg.dataset, extending what is there."""
+    result = collect_dataset(
+        cfg.dataset,
+        cfg.env.id,
+        _env_kwargs(cfg),
+        behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour)),
+        episodes=cfg.collect.episodes,
+        length=cfg.collect.length,
+        seed=cfg.seed,
+        workers=cfg.collect.workers,
+    )
+    repeat = cfg.env.get("action_repeat", 1)
+    print(
+        f"{cfg.dataset}: {result['episodes']} episodes, {result['frames']} frames in {result['seconds']:.1f} s "
+        f"({result['frames_per_second']:.0f} frames/s, {repeat * result['frames_per_second']:.0f} env steps/s)"
+    )
+
+
+def train_command(cfg: DictConfig) -> None:
+    """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures."""
+    run = Path(cfg.run_dir)
+    buffer = load_buffer(cfg.dataset, device=cfg.device)
+    shape = buffer.observation_space.shape
+    model = WorldModel(
+        instantiate(cfg.encoder, observation_shape=list(shape)),
+        instantiate(cfg.dynamics, action_dim=buffer.action_space.shape[0]),
+    ).to(cfg.device)
+    objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
+    options = OmegaConf.to_container(cfg.train, resolve=True)
+    decoder_steps = options.pop("decoder_steps")
+    generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
+    run.mkdir(parents=True, exist_ok=True)
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    OmegaConf.save(OmegaConf.create(resolved), run / "config.yaml")
+    with RunLogger(
+        run, wandb_mode=cfg.logger.wandb, project=cfg.logger.project, name=cfg.name, config=resolved
+    ) as logger:
+        with progress(options["steps"], desc="train") as bar:
+
+            def log(scalars: dict[str, float], step: int) -> None:
+                logger.log(scalars, step)
+                bar.report(step, loss=scalars["loss"], frames_per_second=scalars["frames_per_second"])
+
+            train(model, objective, buffer, log=log, log_every=cfg.logger.every, generator=generator, **options)
+        model.save(run / "checkpoint.pt", version=__version__, config=resolved)
+        if decoder_steps and len(shape) == 3:
+            channels = shape[0] // cfg.env.get("frame_stack", 1)
+            decoder = ConvDecoder(model.latent_dim, (channels, *shape[1:])).to(cfg.device)
+            first = options["steps"]
+            with progress(decoder_steps, desc="decoder") as bar:
+
+                def log_decoder(scalars: dict[str, float], step: int) -> None:
+                    logger.log(scalars, first + step)
+                    bar.report(step, loss=scalars["decoder/squared_error"])
+
+                train_decoder(
+                    decoder, model, buffer, steps=decoder_steps, log=log_decoder, log_every=cfg.logger.every, generator=generator
+                )
+            save_decoder(decoder, run / "decoder.pt")
+    print(f"{run}: checkpoint.pt, metrics.jsonl")
+
+
+def save_decoder(decoder: ConvDecoder, path: Path) -> None:
+    """Write a decoder's keyword arguments and weights, atomically."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save({"format": 1, "config": decoder.config, "state": decoder.state_dict()}, partial)
+    partial.replace(path)
+
+
+def load_decoder(path: Path, device: str = "cpu") -> ConvDecoder:
+    """The decoder written by `save_decoder`, in evaluation mode."""
+    payload = load_payload(path, device)
+    decoder = ConvDecoder(**payload["config"])
+    decoder.load_state_dict(payload["state"])
+    return decoder.to(device).eval()
+
+
+def held_out_episodes(cfg: DictConfig, *, episodes: int | None = None) -> list[Episode]:
+    """Episodes with seeds that training never saw, recorded with their simulator states."""
+    return list(
+        collect_episodes(
+            cfg.env.id,
+            _env_kwargs(cfg),
+            behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour)),
+            episodes=episodes or cfg.evaluate.episodes,
+            length=cfg.evaluate.length,
+            seed=HELD_OUT + cfg.evaluate.seed,
+            workers=cfg.collect.workers,
+            record_state=True,
+        )
+    )
+
+
+def evaluate_command(cfg: DictConfig) -> None:
+    """Write cfg.run_dir/evaluation.json."""
+    run = Path(cfg.run_dir)
+    model = WorldModel.load(run / "checkpoint.pt", cfg.device)
+    options = OmegaConf.to_container(cfg.evaluate, resolve=True)
+    options.pop("length"), options.pop("episodes")
+    print("collecting held-out episodes", flush=True)
+    report = evaluate(
+        model,
+        cfg.env.id,
+        _env_kwargs(cfg),
+        held_out_episodes(cfg),
+        instantiate(cfg.planner),
+        notify=lambda message: print(message, flush=True),
+        **options,
+    )
+    report["version"] = __version__
+    report["config"] = OmegaConf.to_container(cfg, resolve=True)
+    path = run / "evaluation.json"
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(report, indent=2) + "\n")
+    partial.replace(path)
+    print(summary(report))
+    print(path)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report's headline figures, a few lines for people."""
+    p, g, c, s = report["prediction"], report["gaussianity"], report["calibration"], report["planning"]
+    lines = [
+        f"prediction   R2 at {p['horizon']} steps {p['r2_by_horizon'][-1]:.3f} (copy-last "
+        f"{p['copy_last_r2_by_horizon'][-1]:.3f}), skill {p['skill_nats_per_dim']:.2f} nats/dim (copy-last "
+        f"{p['skill_copy_last_nats_per_dim']:.2f}), rank accuracy {p['rank_accuracy']:.3f}",
+        f"probe R2     linear {report['probe']['linear_r2']:.3f}, kNN {report['probe']['knn_r2']:.3f}, "
+        f"MLP {report['probe']['mlp_r2']:.3f}",
+        f"gaussianity  effective rank {g['effective_rank']:.1f} (ideal {g['effective_rank_ideal']:.1f}), Epps-Pulley "
+        f"{g['epps_pulley']:.2f} (ideal {g['epps_pulley_null']:.2f}), variance {p['variance_per_dim']:.3f} (ideal 1)",
+        f"calibration  50/80/90/95% intervals cover {c['coverage_50']:.2f} {c['coverage_80']:.2f} "
+        f"{c['coverage_90']:.2f} {c['coverage_95']:.2f}",
+    ]
+    for name in ("model", "random", "hold", "oracle"):
+        row = s if name == "model" else s.get(name)
+        if row is not None:
+            low, high = row["ci95"]
+            lines.append(
+                f"planning     {name:7s} success {row['success_rate']:.1%} [{low:.1%}, {high:.1%}] of {row['episodes']}, "
+                f"{1e3 * row['seconds_per_step']:.1f} ms per step"
+            )
+    return "\n".join(lines)
+
+
+def video_command(cfg: DictConfig) -> None:
+    """Write cfg.run_dir/videos/goals.mp4."""
+    run = Path(cfg.run_dir)
+    model = WorldModel.load(run / "checkpoint.pt", cfg.device)
+    decoder = load_decoder(run / "decoder.pt", cfg.device)
+    options = OmegaConf.to_container(cfg.evaluate, resolve=True)
+    path = rollout_video(
+        run / "videos" / "goals.mp4",
+        model,
+        decoder,
+        cfg.env.id,
+        _env_kwargs(cfg),
+        held_out_episodes(cfg, episodes=max(cfg.video.episodes, 2)),
+        instantiate(cfg.planner),
+        episodes_shown=cfg.video.episodes,
+        fps=cfg.video.fps,
+        scale=cfg.video.scale,
+        **{k: options[k] for k in ("goals", "goal_offset", "steps", "horizon", "replan_every", "seed")},
+    )
+    print(path)
+
+
+COMMANDS: dict[str, Callable[[DictConfig], None]] = {
+    "collect": collect_command,
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "video": video_command,
+}
+
+USAGE = f"""usage: gjwm {'|'.join(COMMANDS)} [key=value ...]
+
+  collect    gather episodes into data/<task>
+  train      train a world model on them into runs/<name>
+  evaluate   write runs/<name>/evaluation.json
+  video      write runs/<name>/videos/goals.mp4
+
+Common overrides: experiment=reacher|two_room|point_mass  name=...  seed=...  objective.lam=0  logger.wandb=disabled"""
+
+# What a user's input or machine can cause; anything else is a defect and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, MemoryError, FloatingPointError, RuntimeError, HydraException, OmegaConfBaseException)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command -> exit status: 0, 1 after an error told in one sentence, 2 for wrong usage."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"gjwm: unknown command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        cfg = load_config(arguments[1:])
+        _prepare(cfg)
+        command(cfg)
+    except USER_ERRORS as error:
+        if os.environ.get("GJWM_TRACEBACK"):
+            raise
+        print(f"gjwm {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"gjwm {arguments[0]}: stopped.", file=sys.stderr)
+        return 130
+    return 0

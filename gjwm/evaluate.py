@@ -1,0 +1,406 @@
+"""Judge a world model by what it predicts and what it can plan, on held-out episodes.
+
+The protocol: fresh episodes are collected with seeds that training never saw. Prediction, probes, Gaussianity and calibration
+are measured on their latents; planning on start and goal pairs taken from them (or, for a world that draws its own goals, from
+its resets). Success is measured on the simulator's true position, never on a latent distance.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from gjwm.agent import MPCAgent, RecedingHorizon
+from gjwm.collect import Episode, make_env
+from gjwm.costs import GoalCost
+from gjwm.diagnostics import calibration_report, embedding_report, wilson_interval
+from gjwm.dynamics import Prediction
+from gjwm.planning import Planner
+from gjwm.probes import knn_probe, linear_probe, mlp_probe
+from gjwm.world_model import WorldModel
+
+UNIT_GAUSSIAN_NATS = 1.418939  # nats per dimension that N(0, I) needs for itself: the baseline of "skill"
+
+
+# ---------------------------------------------------------------------------------------------------------- representation
+
+
+@torch.inference_mode()
+def encode_episodes(model: WorldModel, episodes: Sequence[Episode], *, chunk: int = 1024) -> Tensor:
+    """Latents of equally long episodes -> (E, T+1, D)."""
+    return torch.stack(
+        [
+            torch.cat([model.encode(part.to(model.device)) for part in torch.from_numpy(e.o).split(chunk)])
+            for e in episodes
+        ]
+    )
+
+
+@torch.inference_mode()
+def prediction_report(
+    model: WorldModel, z: Tensor, a: Tensor, *, horizon: int = 12, distractors: int = 255, generator: Generator
+) -> dict[str, Any]:
+    """Open-loop prediction of encoded latents.
+
+    Args:
+        z, a: latents (E, T+1, D) and actions (E, T, A) of held-out episodes.
+        horizon: predictions reach 1..horizon steps.
+        distractors: latents of other windows among which the true one must be nearest for rank accuracy.
+
+    Returns:
+        r2_by_horizon: 1 - squared error / variance, per k; copy_last_r2_by_horizon: the same for "nothing changes";
+        rank_accuracy (at `horizon`), rank_accuracy_by_horizon; skill_nats_per_dim: one step, against N(0, I), and
+        skill_copy_last_nats_per_dim: a Gaussian around the last latent with the best constant variance;
+        variance_per_dim: of z (near 0 when collapsed, and R^2 then means nothing).
+    """
+    horizon = min(horizon, a.shape[1])
+    starts = range(0, a.shape[1] - horizon + 1, max(1, horizon // 2))
+    z0 = torch.cat([z[:, s] for s in starts])
+    actions = torch.cat([a[:, s : s + horizon] for s in starts])
+    truth = torch.cat([z[:, s : s + horizon + 1] for s in starts])  # (W, H+1, D)
+    predicted = model.rollout(z0, actions)
+    variance = z.flatten(0, 1).var(0).sum()
+
+    def r2(estimate: Tensor, target: Tensor) -> list[float]:
+        error = (estimate - target).square().sum(-1).mean(0)
+        return (1 - error / variance).tolist()
+
+    def rank_accuracy(k: int) -> float:
+        order = torch.randperm(len(truth), generator=generator)[: distractors + 1]
+        distance = torch.cdist(predicted[order, k], truth[order, k])
+        return (distance.argmin(1) == torch.arange(len(order), device=z.device)).float().mean().item()
+
+    ranks = [rank_accuracy(k) for k in range(1, horizon + 1)]
+    one_step = model.predict(z[:, :-1], a)
+    nll = -one_step.log_prob(z[:, 1:]).mean() / z.shape[-1]
+    copy = Prediction(z[:, :-1], (z[:, 1:] - z[:, :-1]).square().mean((0, 1)).clamp(min=1e-8).expand_as(z[:, 1:]))
+    copy_nll = -copy.log_prob(z[:, 1:]).mean() / z.shape[-1]
+    return {
+        "horizon": horizon,
+        "r2_by_horizon": r2(predicted[:, 1:], truth[:, 1:]),
+        "copy_last_r2_by_horizon": r2(truth[:, :1].expand_as(truth[:, 1:]), truth[:, 1:]),
+        "rank_accuracy": ranks[-1],
+        "rank_accuracy_by_horizon": ranks,
+        "rank_chance": 1 / min(distractors + 1, len(truth)),
+        "skill_nats_per_dim": UNIT_GAUSSIAN_NATS - nll.item(),
+        "skill_copy_last_nats_per_dim": UNIT_GAUSSIAN_NATS - copy_nll.item(),
+        "variance_per_dim": (variance / z.shape[-1]).item(),
+    }
+
+
+def probe_report(z: Tensor, episodes: Sequence[Episode], *, generator: Generator) -> dict[str, Any]:
+    """Read the true state from z: probes are fitted on one half of the held-out episodes and scored on the other.
+
+    Returns:
+        linear_r2, knn_r2, mlp_r2 of the goal-relevant position, and under "variables" those of every true state variable.
+    """
+    half = len(episodes) // 2
+    flat = z.double().cpu()
+    z_train, z_test = flat[:half].flatten(0, 1), flat[half:].flatten(0, 1)
+    variables = {}
+    for name in episodes[0].true_state:
+        y = torch.from_numpy(np.stack([e.true_state[name] for e in episodes])).double().flatten(2)
+        if y.flatten(0, 1).var(0).max() < 1e-12:
+            continue  # constant over the episodes: nothing to read
+        y_train, y_test = y[:half].flatten(0, 1), y[half:].flatten(0, 1)
+        variables[name] = {
+            "linear_r2": _r2(linear_probe(z_train, y_train, z_test, y_test)),
+            "knn_r2": _r2(knn_probe(z_train, y_train, z_test, y_test)),
+            "mlp_r2": _r2(mlp_probe(z_train, y_train, z_test, y_test, generator=generator)),
+        }
+    return {**variables["position"], "variables": variables}
+
+
+def _r2(result: Any) -> float:
+    return float(result["r2"] if isinstance(result, dict) else result)
+
+
+@torch.inference_mode()
+def calibration_by_horizon(
+    model: WorldModel, z: Tensor, a: Tensor, *, horizons: Sequence[int], particles: int, generator: Generator
+) -> dict[str, Any]:
+    """One-step calibration at the top level, and under "horizon_k" that of particle rollouts k steps ahead."""
+    report: dict[str, Any] = dict(calibration_report(model.predict(z[:, :-1], a), z[:, 1:]))
+    for k in horizons:
+        if k > a.shape[1]:
+            continue
+        starts = range(0, a.shape[1] - k + 1, k)
+        z0 = torch.cat([z[:, s] for s in starts])
+        actions = torch.cat([a[:, s : s + k] for s in starts])
+        target = torch.cat([z[:, s + k] for s in starts])
+        end = model.rollout(z0, actions, particles=particles, generator=generator)[:, :, -1]
+        report[f"horizon_{k}"] = calibration_report(Prediction(end.mean(1), end.var(1) + 1e-12), target)
+    return report
+
+
+# ---------------------------------------------------------------------------------------------------------------- planning
+
+
+@dataclass(frozen=True)
+class GoalPairs:
+    """E start and goal states of one environment, with what an agent sees of the goal."""
+
+    start: np.ndarray  # (E, X) simulator states
+    goal: np.ndarray  # (E, X)
+    goal_position: np.ndarray  # (E, P)
+    goal_observation: np.ndarray  # (E, *O) the goal at rest
+
+
+def goal_pairs_ahead(
+    env: gymnasium.Env, episodes: Sequence[Episode], *, offset: int, count: int, rng: np.random.Generator
+) -> GoalPairs:
+    """One start per held-out episode at a random time, the goal `offset` agent steps later in the same episode."""
+    if count > len(episodes):
+        raise ValueError(f"{count} goal pairs need as many held-out episodes, got {len(episodes)}; collect more.")
+    if len(episodes[0].a) < offset:
+        raise ValueError(f"a goal {offset} steps ahead needs longer episodes than {len(episodes[0].a)} steps.")
+    times = [int(rng.integers(0, len(e.a) - offset + 1)) for e in episodes[:count]]
+    start = np.stack([e.sim_state[t] for e, t in zip(episodes, times)])
+    goal = np.stack([e.sim_state[t + offset] for e, t in zip(episodes, times)])
+    return _see_goals(env, start, goal)
+
+
+def goal_pairs_from_resets(env: gymnasium.Env, *, count: int, seed: int) -> GoalPairs:
+    """Starts and goals that the world itself draws on reset (its `goal` attribute is a position)."""
+    starts, goals = [], []
+    for i in range(count):
+        env.reset(seed=seed + i)
+        state = env.unwrapped.get_state()
+        starts.append(state)
+        goals.append(env.unwrapped.goal_state())
+    return _see_goals(env, np.stack(starts), np.stack(goals))
+
+
+def _see_goals(env: gymnasium.Env, start: np.ndarray, goal: np.ndarray) -> GoalPairs:
+    positions, observations = [], []
+    for state in goal:
+        env.unwrapped.set_state(state)
+        positions.append(env.unwrapped.position)
+        observations.append(env.unwrapped.observe())
+    return GoalPairs(start, goal, np.stack(positions), np.stack(observations))
+
+
+# observations (B, *O) or None, simulator states (B, X) -> actions (B, A)
+Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class GoalEpisodes:
+    """Outcome of E attempts."""
+
+    distance: np.ndarray  # (E, steps+1) to the goal, in the position's units
+    returns: np.ndarray  # (E,) the task's own reward
+    seconds_per_step: float  # of deciding, per env; simulation not counted
+    frames: np.ndarray | None  # (E, steps+1, h, w, 3) when recorded
+    actions: np.ndarray  # (E, steps, A)
+
+
+def attempt_goals(
+    envs: Sequence[gymnasium.Env], pairs: GoalPairs, policy: Policy, *, steps: int, record: bool = False
+) -> GoalEpisodes:
+    """Run one attempt per pair, all at once: env i starts in pairs.start[i] and takes `steps` agent steps."""
+    worlds = [env.unwrapped for env in envs]
+    for world, state in zip(worlds, pairs.start):
+        world.reset(seed=0)
+        world.set_state(state)
+    observation = np.stack([world.observe() for world in worlds])
+    distance = [_distances(worlds, pairs)]
+    returns, seconds, actions = np.zeros(len(worlds)), 0.0, []
+    frames = [[world.render() for world in worlds]] if record else []
+    for _ in range(steps):
+        states = np.stack([world.get_state() for world in worlds])
+        since = time.perf_counter()
+        a = policy(observation, states)
+        seconds += time.perf_counter() - since
+        steps_out = [world.step(action) for world, action in zip(worlds, a)]
+        observation = np.stack([out[0] for out in steps_out])
+        returns += [out[1] for out in steps_out]
+        distance.append(_distances(worlds, pairs))
+        actions.append(a)
+        if record:
+            frames.append([world.render() for world in worlds])
+    return GoalEpisodes(
+        np.stack(distance, 1),
+        returns,
+        seconds / steps / len(worlds),
+        np.stack(frames, 1) if record else None,
+        np.stack(actions, 1),
+    )
+
+
+def _distances(worlds: Sequence[Any], pairs: GoalPairs) -> np.ndarray:
+    return np.linalg.norm(np.stack([world.position for world in worlds]) - pairs.goal_position, axis=-1)
+
+
+def model_policy(
+    model: WorldModel,
+    planner: Planner,
+    pairs: GoalPairs,
+    *,
+    horizon: int,
+    replan_every: int,
+    generator: Generator,
+) -> Policy:
+    """Plan in latent space towards the encoded goal image."""
+    with torch.inference_mode():
+        goal = model.encode(torch.from_numpy(pairs.goal_observation).to(model.device))
+    agent = MPCAgent(
+        model, planner, GoalCost(goal), horizon=horizon, replan_every=replan_every, generator=generator
+    )
+    return lambda observation, states: agent.act(torch.from_numpy(observation)).cpu().numpy()
+
+
+def oracle_policy(
+    env: gymnasium.Env, planner: Planner, pairs: GoalPairs, *, horizon: int, replan_every: int, generator: Generator
+) -> Policy:
+    """The same planner and cost, on the true simulator and the true goal position."""
+    cost = GoalCost(torch.from_numpy(pairs.goal_position).float())
+    action_dim = env.action_space.shape[0]
+    controller = RecedingHorizon(
+        planner, horizon=horizon, action_dim=action_dim, replan_every=replan_every, generator=generator
+    )
+
+    def act(observation: np.ndarray, states: np.ndarray) -> np.ndarray:
+        def score(a: Tensor) -> Tensor:
+            return cost(torch.as_tensor(env.unwrapped.simulate(states, a.numpy())), a)
+
+        return controller.act(score, len(states)).numpy()
+
+    return act
+
+
+def random_policy(action_dim: int, rng: np.random.Generator) -> Policy:
+    """Uniform actions."""
+    return lambda observation, states: rng.uniform(-1, 1, (len(states), action_dim)).astype(np.float32)
+
+
+def hold_policy(action_dim: int) -> Policy:
+    """Standing still: the zero action."""
+    return lambda observation, states: np.zeros((len(states), action_dim), np.float32)
+
+
+def planning_report(episodes: GoalEpisodes, radius: float) -> dict[str, Any]:
+    """Success = within `radius` of the goal at any step after the start."""
+    closest = episodes.distance[:, 1:].min(1)
+    success = closest <= radius
+    low, high = wilson_interval(int(success.sum()), len(success))
+    return {
+        "success_rate": float(success.mean()),
+        "ci95": [low, high],
+        "episodes": len(success),
+        "return_mean": float(episodes.returns.mean()),
+        "closest_distance_mean": float(closest.mean()),
+        "start_distance_mean": float(episodes.distance[:, 0].mean()),
+        "seconds_per_step": episodes.seconds_per_step,
+    }
+
+
+def evaluate(
+    model: WorldModel,
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    episodes: Sequence[Episode],
+    planner: Planner,
+    *,
+    goals: str = "ahead",
+    goal_offset: int = 12,
+    pairs: int = 100,
+    steps: int = 25,
+    horizon: int = 12,
+    replan_every: int = 1,
+    oracle: bool = True,
+    seed: int = 0,
+    notify: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """The whole report on a model, as nested plain JSON.
+
+    Args:
+        env_id, env_kwargs: the environment that the model was trained on.
+        episodes: held-out episodes recorded with their states (`collect_episodes(..., record_state=True)`), equally long.
+        planner, horizon, replan_every: what acts; the oracle uses the same.
+        goals: "ahead": the goal is the state `goal_offset` agent steps after the start in the same episode; "reset": the
+            start and goal that the world draws.
+        pairs: attempts per policy.
+        steps: agent steps to reach the goal.
+        oracle: also plan on the true simulator.
+        seed: of everything random here.
+        notify: told what is being measured.
+    """
+    if goals not in ("ahead", "reset"):
+        raise ValueError(f"goals must be 'ahead' or 'reset', got {goals!r}.")
+    lengths = {len(e.a) for e in episodes}
+    if len(lengths) != 1:
+        raise ValueError(f"evaluation needs held-out episodes of one length, got {sorted(lengths)}.")
+
+    def generator() -> Generator:
+        return torch.Generator().manual_seed(seed)
+
+    notify("prediction")
+    z = encode_episodes(model, episodes)
+    a = torch.from_numpy(np.stack([e.a for e in episodes])).to(model.device)
+    report: dict[str, Any] = {
+        "prediction": prediction_report(model, z, a, horizon=horizon, generator=generator()),
+        "calibration": calibration_by_horizon(
+            model, z, a, horizons=(5, 10), particles=64, generator=torch.Generator(model.device).manual_seed(seed)
+        ),
+    }
+    notify("representation")
+    report["probe"] = probe_report(z, episodes, generator=generator())
+    report["gaussianity"] = embedding_report(z.cpu(), generator=generator())
+
+    see = make_env(env_id, **env_kwargs)
+    radius = see.unwrapped.success_radius
+    if goals == "ahead":
+        chosen = goal_pairs_ahead(
+            see, episodes, offset=goal_offset, count=pairs, rng=np.random.default_rng(seed)
+        )
+    else:
+        chosen = goal_pairs_from_resets(see, count=pairs, seed=10_000_000 + seed)
+    see.close()
+    seeing = [make_env(env_id, **env_kwargs) for _ in range(pairs)]
+    notify("planning with the model")
+    plan = dict(horizon=horizon, replan_every=replan_every)
+    attempts = attempt_goals(
+        seeing, chosen, model_policy(model, planner, chosen, generator=_on(model, seed), **plan), steps=steps
+    )
+    for env in seeing:
+        env.close()
+    planning = planning_report(attempts, radius)
+    # No picture is needed by these; observing the state vector is much cheaper.
+    blind = [make_env(env_id, **{**env_kwargs, "obs": "state", "frame_stack": 1}) for _ in range(pairs)]
+    action_dim = model.action_dim
+    policies = {
+        "random": random_policy(action_dim, np.random.default_rng(seed)),
+        "hold": hold_policy(action_dim),
+    }
+    if oracle:
+        policies["oracle"] = oracle_policy(blind[0], planner, chosen, generator=generator(), **plan)
+    for name, policy in policies.items():
+        notify(f"planning: {name}")
+        planning[name] = planning_report(attempt_goals(blind, chosen, policy, steps=steps), radius)
+    for env in blind:
+        env.close()
+    if oracle:
+        best = planning["oracle"]["success_rate"]
+        planning["share_of_oracle"] = planning["success_rate"] / best if best else None
+    planning["protocol"] = {
+        "goals": goals,
+        "goal_offset": goal_offset if goals == "ahead" else None,
+        "steps": steps,
+        "success_radius": radius,
+        "action_repeat": int(env_kwargs.get("action_repeat", 1)),
+        **plan,
+    }
+    report["planning"] = planning
+    return report
+
+
+def _on(model: WorldModel, seed: int) -> Generator:
+    return torch.Generator(model.device).manual_seed(seed)

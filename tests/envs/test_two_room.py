@@ -1,0 +1,477 @@
+"""Claims about the two-room world: its walls hold, its pictures are exact, and one environment is a batch of one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gjwm.envs import torch_world
+from gjwm.envs.two_room import TwoRoomEnv, TwoRoomVectorEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+SPEC = EnvSpec(
+    id="claims/two-room-v0",
+    entry_point="gjwm.envs.two_room:TwoRoomEnv",
+    vector_entry_point="gjwm.envs.two_room:TwoRoomVectorEnv",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def actions_of(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (*shape, 2)).astype(np.float32)
+
+
+# -- physics -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speed", [0.01, 0.04, 0.3, 1.0])
+def test_no_move_of_any_length_leaves_free_space_or_passes_a_wall(speed):
+    """Wherever a step enters the wall's slab, the straight line itself must be within the doorway."""
+    g = torch.Generator().manual_seed(0)
+    n = 20_000
+    position, _, wall_x, door_y = torch_world.draw_episode(
+        torch.rand(n, torch_world.EPISODE_DRAWS, generator=g), wall=None, door=None, other_room=False, separation=0.1
+    )
+    # Half of the agents start near the door, where walls are easiest to get wrong.
+    near = torch.stack([wall_x, door_y], -1) + 0.15 * (torch.rand(n, 2, generator=g) - 0.5)
+    use = torch_world.is_free(near, wall_x, door_y) & (torch.arange(n) % 2 == 0)
+    position = torch.where(use[:, None], near, position)
+    crossings = 0
+    for _ in range(12):
+        action = 2.4 * torch.rand(n, 2, generator=g) - 1.2
+        action[torch.rand(n, generator=g) < 0.1, 0] = 0.0  # straight up or down
+        new = torch_world.move(position, action, wall_x, door_y, speed)
+        assert torch_world.is_free(new, wall_x, door_y).all()
+
+        left, right, top, bottom = torch_world.doorway(wall_x, door_y)
+        x0, x1 = position[:, 0], new[:, 0]
+        entered_left = (x0 <= left) & (x1 > left)
+        entered_right = (x0 >= right) & (x1 < right)
+        entered = entered_left | entered_right
+        face = torch.where(entered_left, left, right)
+        dx = speed * action[:, 0].clamp(-1, 1)
+        at_face = position[:, 1] + (face - x0) / dx * speed * action[:, 1].clamp(-1, 1)
+        assert ((at_face >= top - 1e-5) & (at_face <= bottom + 1e-5))[entered].all()
+        crossings += int(entered.sum())
+        position = new
+    assert crossings > 100
+
+
+def test_sliding_drops_the_blocked_component_and_keeps_the_other():
+    wall_x, door_y = torch.tensor([0.5]), torch.tensor([0.5])
+    face = 0.5 - torch_world.WALL_REACH
+    slid = torch_world.move(torch.tensor([[face - 0.01, 0.2]]), torch.tensor([[1.0, 0.5]]), wall_x, door_y)
+    assert torch.allclose(slid, torch.tensor([[face, 0.22]]))
+    post = 0.5 + torch_world.DOOR_CLEARANCE
+    slid = torch_world.move(torch.tensor([[0.5, post - 0.01]]), torch.tensor([[0.5, 1.0]]), wall_x, door_y)
+    assert torch.allclose(slid, torch.tensor([[0.52, post]]))
+    free = torch_world.move(torch.tensor([[0.2, 0.3]]), torch.tensor([[-0.5, 1.0]]), wall_x, door_y)
+    assert torch.allclose(free, torch.tensor([[0.18, 0.34]]))
+
+
+def test_move_agrees_with_a_walk_of_tiny_straight_steps():
+    """An oracle that knows only `is_free`: walk the segment in 2000 pieces and drop what is blocked first."""
+    g = torch.Generator().manual_seed(1)
+    n, pieces = 400, 2000
+    wall_x, door_y = torch.full((n,), 0.5), torch.full((n,), 0.5)
+    start = torch.tensor([0.5, 0.5]) + torch.tensor([0.3, 0.16]) * (torch.rand(n, 2, generator=g) - 0.5)
+    start = start[torch_world.is_free(start, wall_x, door_y)]
+    n = len(start)
+    wall_x, door_y = wall_x[:n].double(), door_y[:n].double()
+    action = 2 * torch.rand(n, 2, generator=g) - 1
+    position, piece = start.double(), action.double() * 0.2 / pieces
+    blocked = torch.zeros(n, 2, dtype=torch.bool)
+    for _ in range(pieces):
+        for axis in (1, 0):
+            tried = position.clone()
+            tried[:, axis] += piece[:, axis] * ~blocked[:, axis]
+            fits = torch_world.is_free(tried, wall_x, door_y)
+            blocked[:, axis] |= ~fits
+            position = torch.where(fits[:, None], tried, position)
+    moved = torch_world.move(start, action, wall_x.float(), door_y.float(), 0.2)
+    gap = (moved - position).abs().amax(-1)
+    # A grazed post edge may go either way at the walk's resolution, so a few disagreements are expected.
+    assert (gap < 3e-4).float().mean() > 0.97
+    assert blocked.any(-1).float().mean() > 0.3  # the case is not vacuous
+
+
+def test_move_is_differentiable_everywhere():
+    position = torch.tensor([[0.2, 0.2], [0.45, 0.2], [0.5, 0.5]])
+    action = torch.zeros(3, 2, requires_grad=True)
+    torch_world.move(position, action, torch.tensor(0.5), torch.tensor(0.5)).sum().backward()
+    assert torch.isfinite(action.grad).all()
+
+
+@pytest.mark.parametrize("layout", ["fixed", "random"])
+def test_episodes_start_free_with_goals_where_they_were_asked_for(layout):
+    env = TwoRoomVectorEnv(num_envs=2000, obs="state", wall=layout, door=layout, goal="other-room", device="cpu")
+    env.reset(seed=0)
+    state = env.get_state().float()
+    position, goal, wall_x, door_y = state[:, :2], state[:, 2:4], state[:, 4], state[:, 5]
+    assert torch_world.is_free(position, wall_x, door_y).all() and torch_world.is_free(goal, wall_x, door_y).all()
+    assert ((position[:, 0] < wall_x) ^ (goal[:, 0] < wall_x)).all()
+    assert (len(wall_x.unique()) > 1) == (len(door_y.unique()) > 1) == (layout == "random")
+
+    anywhere = TwoRoomVectorEnv(num_envs=2000, obs="state", wall=layout, door=layout, device="cpu")
+    anywhere.reset(seed=0)
+    same_room = (anywhere.position[:, 0] < 0.5) == (anywhere.goal[:, 0] < 0.5)
+    assert 0.4 < same_room.float().mean() < 0.6
+    assert (anywhere.position - anywhere.goal).norm(dim=-1).min() > 2 * anywhere.success_radius
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def brute_force_picture(x: float, y: float, wall_x: float, door_y: float, size: int) -> np.ndarray:
+    """The whole picture from the definitions, pixel by pixel centre, in float64."""
+    edges = np.arange(size) / size
+
+    def share(low, high):
+        return np.clip(np.minimum(edges + 1 / size, high) - np.maximum(edges, low), 0, None) * size
+
+    half, gap = torch_world.WALL_THICKNESS / 2, torch_world.DOOR_HALF_WIDTH
+    wall = share(wall_x - half, wall_x + half)[None] * (1 - share(door_y - gap, door_y + gap))[:, None]
+    inner = share(torch_world.BORDER, 1 - torch_world.BORDER)
+    cover = np.maximum(wall, 1 - inner[:, None] * inner[None])[None]
+    floor, dark, red = (
+        np.array(c, float)[:, None, None]
+        for c in (torch_world.FLOOR_COLOUR, torch_world.WALL_COLOUR, torch_world.AGENT_COLOUR)
+    )
+    picture = np.floor(floor + cover * (dark - floor) + 0.5)
+    centres = (np.arange(size) + 0.5) / size
+    square = (centres[None] - x) ** 2 + (centres[:, None] - y) ** 2
+    alpha = np.clip(2 * (1 - square / torch_world.DOT_REACH**2), 0, 1)[None]
+    return np.floor(picture + alpha * (red - picture) + 0.5)
+
+
+@pytest.mark.parametrize("size", [16, 37, 64, 128])
+def test_patch_renderer_equals_a_brute_force_rasteriser(size):
+    g = torch.Generator().manual_seed(size)
+    position, _, wall_x, door_y = torch_world.draw_episode(
+        torch.rand(30, torch_world.EPISODE_DRAWS, generator=g), wall=None, door=None, other_room=False, separation=0.1
+    )
+    position[0], position[1] = torch.tensor([0.0, 0.3]), torch.tensor([1.0, 1.0])  # half outside: clipped, not wrapped
+    pictures = torch_world.render(position, wall_x, door_y, size).numpy().astype(float)
+    for i in range(len(pictures)):
+        x, y, wall, door = (float(v) for v in (*position[i], wall_x[i], door_y[i]))
+        difference = np.abs(pictures[i] - brute_force_picture(x, y, wall, door, size))
+        assert difference.max() <= 1  # a rounding tie between float32 and float64
+        assert difference.mean() < 0.01
+
+
+def test_dot_centroid_is_the_position_within_a_twentieth_of_a_pixel():
+    g = torch.Generator().manual_seed(0)
+    position = torch.rand(200, 2, generator=g) * torch.tensor([0.3, 0.8]) + 0.1  # left room, off the walls
+    wall_x, door_y = torch.full((200,), 0.5), torch.full((200,), 0.5)
+    red = torch_world.render(position, wall_x, door_y, 64)[:, 1].double()
+    mass = torch_world.background(wall_x, door_y, 64)[:, 1].double() - red  # green falls from floor to dot
+    centre = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+    x = (mass.sum(1) * centre).sum(-1) / mass.sum((1, 2))
+    y = (mass.sum(2) * centre).sum(-1) / mass.sum((1, 2))
+    assert (torch.stack([x, y], -1) - position).abs().max() * 64 < 0.05
+
+
+def test_render_takes_any_leading_shape_and_shares_fixed_layouts():
+    position = torch.rand(2, 3, 4, 2, generator=torch.Generator().manual_seed(0))
+    pictures = torch_world.render(position, 0.5, 0.4, 32)
+    assert pictures.shape == (2, 3, 4, 3, 32, 32) and pictures.dtype == torch.uint8
+    one = torch_world.render(position[1, 2, 3], torch.tensor(0.5), torch.tensor(0.4), 32)
+    assert torch.equal(pictures[1, 2, 3], one)
+
+
+def test_the_goal_is_in_the_goal_image_and_not_in_the_observation():
+    env = TwoRoomEnv(goal="other-room", goal_in_info=True, render_mode="rgb_array", render_size=96)
+    observation, info = env.reset(seed=3)
+    assert np.array_equal(info["goal_image"], env.goal_image())
+    assert np.allclose(info["goal"], env.goal)
+    state = env.get_state()
+    state[2:4] = 0.3
+    env.set_state(state)
+    assert np.array_equal(env.observe(), observation)
+    env.set_state(np.r_[0.3, 0.3, state[2:]])
+    assert np.array_equal(env.observe(), env.goal_image())
+    assert env.render().shape == (96, 96, 3)
+
+
+# -- the Gymnasium edge ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("obs", ["pixels", "state", "both"])
+def test_gymnasium_checks_pass_without_warnings(obs):
+    check_env(gym.make(SPEC, obs=obs, render_mode="rgb_array").unwrapped, skip_render_check=False)
+
+
+def test_same_seed_same_episode_and_later_episodes_differ():
+    def play(env):
+        frames = [env.reset(seed=7)[0], *(env.step(a)[0] for a in actions_of(0, 10)), env.reset()[0]]
+        return np.stack(frames)
+
+    first, second = (play(TwoRoomEnv(wall="random", door="random")) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first[0], first[-1])
+    assert not np.array_equal(TwoRoomEnv().reset()[0], TwoRoomEnv().reset()[0])  # unseeded: from entropy
+
+
+@pytest.mark.parametrize("layout", ["fixed", "random"])
+def test_vector_environment_i_is_the_single_environment_with_seed_plus_i(layout):
+    """Through autoresets, with the same final observations as Gymnasium's own SAME_STEP vector environment."""
+    kwargs = dict(obs="both", size=32, frame_stack=2, wall=layout, door=layout, max_episode_steps=9)
+    n = 5
+    sync = SyncVectorEnv([lambda: TwoRoomEnv(**kwargs)] * n, autoreset_mode=AutoresetMode.SAME_STEP)
+    vector = TwoRoomVectorEnv(num_envs=n, **kwargs)
+    expected, expected_info = sync.reset(seed=11)
+    got, info = vector.reset(seed=11)
+    assert np.array_equal(info["goal"], expected_info["goal"])
+    for name in expected:
+        assert np.array_equal(got[name], expected[name])
+    ended = 0
+    for t, action in enumerate(actions_of(1, 30, n)):
+        if t == 4:  # bring one world to its goal, out of step with the others
+            state = vector.get_state()
+            state[2, :2] = state[2, 2:4]
+            sync.envs[2].set_state(state[2])
+            clock = vector._worlds.elapsed.clone()
+            vector.set_state(state)
+            for i in (0, 1, 3, 4):
+                sync.envs[i].set_state(state[i])
+            assert (vector._worlds.elapsed == 0).all() and (clock == 4).all()
+        expected, reward, terminated, truncated, expected_info = sync.step(action)
+        got, *rest, info = vector.step(action)
+        for name in expected:
+            assert np.array_equal(got[name], expected[name])
+        assert all(np.array_equal(a, b) for a, b in zip(rest, (reward, terminated, truncated)))
+        assert ("final_obs" in info) == ("final_obs" in expected_info)
+        if "final_obs" in info:
+            assert np.array_equal(info["_final_obs"], expected_info["_final_obs"])
+            assert np.array_equal(info["final_info"]["success"], expected_info["final_info"]["success"])
+            for a, b in zip(info["final_obs"], expected_info["final_obs"]):
+                assert (a is None) == (b is None)
+                assert a is None or all(np.array_equal(a[name], b[name]) for name in a)
+            ended += int(info["_final_obs"].sum())
+    assert ended >= 2 * n
+
+
+def test_time_limit_truncates_and_the_goal_terminates():
+    env = TwoRoomEnv(obs="state", max_episode_steps=3)
+    env.reset(seed=0)
+    flags = [env.step(np.zeros(2, np.float32))[1:4] for _ in range(3)]
+    assert flags == [(0.0, False, False), (0.0, False, False), (0.0, False, True)]
+    env.set_state([0.2, 0.2, 0.24, 0.2, 0.5, 0.5])
+    assert env.step(np.zeros(2, np.float32))[1:4] == (1.0, True, False)
+    endless = TwoRoomEnv(obs="state", terminate_on_goal=False)
+    endless.reset(seed=0, options={"state": [0.2, 0.2, 0.24, 0.2, 0.5, 0.5]})
+    assert [endless.step(np.zeros(2, np.float32))[1:4] for _ in range(2)] == [(1.0, False, False)] * 2
+
+
+def steps_until_truncated(env: gym.Env) -> int:
+    env.reset(seed=0)
+    steps, truncated = 0, False
+    while not truncated:
+        truncated = env.step(np.zeros(2, np.float32))[3]
+        steps += 1
+    return steps
+
+
+def test_time_limit_is_the_constructors_and_gym_make_can_only_shorten_it():
+    assert steps_until_truncated(gym.make(SPEC, obs="state")) == 100
+    assert steps_until_truncated(gym.make(SPEC, obs="state", max_episode_steps=5)) == 5
+    longer = dataclasses.replace(SPEC, kwargs={"max_episode_steps": 130})
+    assert steps_until_truncated(gym.make(longer, obs="state")) == 130
+
+
+def test_make_vec_builds_the_native_vector_environment():
+    env = gym.make_vec(SPEC, num_envs=3, vectorization_mode="vector_entry_point", size=32)
+    assert isinstance(env, TwoRoomVectorEnv) and env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    observation, _ = env.reset(seed=[5, 6, 5])
+    assert env.observation_space.contains(observation)
+    assert np.array_equal(observation[0], observation[2]) and not np.array_equal(observation[0], observation[1])
+
+
+def test_state_round_trips_exactly_and_restarts_clock_and_stack():
+    env = TwoRoomEnv(wall="random", door="random", frame_stack=3, size=32, max_episode_steps=4)
+    env.reset(seed=0)
+    for action in actions_of(0, 3):
+        observation = env.step(action)[0]
+    assert not np.array_equal(observation[:3], observation[6:])
+    state = env.get_state()
+    other = TwoRoomEnv(wall="random", door="random", frame_stack=3, size=32, max_episode_steps=4)
+    repeated, _ = other.reset(seed=9, options={"state": state})
+    assert state.dtype == np.float64 and np.array_equal(other.get_state(), state)
+    assert all(np.array_equal(repeated[k : k + 3], observation[6:]) for k in (0, 3, 6))
+    env.set_state(state)
+    assert not any(env.step(np.zeros(2, np.float32))[3] for _ in range(3))
+    assert np.array_equal(env.position, state[:2]) and set(env.true_state()) == {"position", "wall_x", "door_y"}
+    assert set(TwoRoomEnv().true_state()) == {"position"}
+
+
+def test_frame_stack_is_oldest_first_and_fills_with_the_first_frame():
+    stacked, plain = TwoRoomEnv(frame_stack=3, size=32), TwoRoomEnv(size=32)
+    first, _ = stacked.reset(seed=2)
+    frames = [plain.reset(seed=2)[0]] * 3
+    assert np.array_equal(first, np.concatenate(frames))
+    for action in actions_of(3, 5):
+        frames = [*frames[1:], plain.step(action)[0]]
+        assert np.array_equal(stacked.step(action)[0], np.concatenate(frames))
+
+
+def test_observations_are_never_overwritten_by_later_steps():
+    env = TwoRoomVectorEnv(num_envs=4, size=32, frame_stack=2, obs="both", max_episode_steps=3)
+    kept = [env.reset(seed=0)[0]]
+    copies = [{name: value.copy() for name, value in kept[0].items()}]
+    for action in actions_of(0, 8, 4):
+        kept.append(env.step(action)[0])
+        copies.append({name: value.copy() for name, value in kept[-1].items()})
+    assert all(np.array_equal(a[name], b[name]) for a, b in zip(kept, copies) for name in a)
+
+
+# -- policies and rollouts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["fixed", "random"])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_expert_reaches_every_goal_in_the_other_room_within_60_steps(layout, noise):
+    env = TwoRoomVectorEnv(num_envs=200, obs="state", wall=layout, door=layout, goal="other-room", max_episode_steps=60)
+    env.reset(seed=0)
+    reached = np.zeros(200, bool)
+    for _ in range(60):
+        action = env.expert_action(noise)
+        assert np.abs(action).max() <= 1
+        reached |= env.step(action)[4]["success"]
+    assert reached.all()
+
+
+def test_random_policy_rarely_reaches_the_other_room():
+    env = TwoRoomVectorEnv(num_envs=200, obs="state", goal="other-room")
+    env.reset(seed=0)
+    reached = np.zeros(200, bool)
+    for action in actions_of(0, 100, 200):
+        _, _, terminated, truncated, _ = env.step(action)
+        reached |= terminated
+        if truncated.any():
+            break
+    assert reached.mean() < 0.1
+
+
+def test_expert_noise_is_seeded_and_leaves_later_episodes_alone():
+    env = TwoRoomEnv(obs="state")
+    env.reset(seed=0)
+    noisy = env.expert_action(0.3)
+    after_noise = env.reset()[0]
+    env.reset(seed=0)
+    assert np.array_equal(noisy, env.expert_action(0.3))
+    env.reset(seed=0)
+    assert np.array_equal(env.reset()[0], after_noise)
+
+
+def test_simulate_equals_stepping_and_changes_nothing():
+    env = TwoRoomVectorEnv(num_envs=6, wall="random", door="random", terminate_on_goal=False, obs="state")
+    env.reset(seed=0)
+    states, actions = env.get_state(), 1.3 * actions_of(0, 6, 4, 20)
+    positions = env.simulate(states, actions)
+    assert positions.shape == (6, 4, 21, 2) and positions.dtype == np.float32
+    assert np.array_equal(env.get_state(), states)
+    for n in range(4):
+        env.set_state(states)
+        assert np.array_equal(positions[:, n, 0], env.position)
+        for t in range(20):
+            env.step(actions[:, n, t])
+            assert np.array_equal(positions[:, n, t + 1], env.position)
+    single = TwoRoomEnv()
+    single.reset(seed=1)
+    assert np.array_equal(single.simulate(states, actions), positions)
+    tensors = env.simulate(torch.from_numpy(states), torch.from_numpy(actions))
+    assert isinstance(tensors, torch.Tensor) and np.array_equal(tensors.numpy(), positions)
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_gives_tensors_with_the_same_numbers():
+    kwargs = dict(num_envs=4, size=32, max_episode_steps=3)
+    arrays, tensors = TwoRoomVectorEnv(**kwargs), TwoRoomVectorEnv(device="cpu", **kwargs)
+    expected, got = arrays.reset(seed=0)[0], tensors.reset(seed=0)[0]
+    assert isinstance(got, torch.Tensor) and np.array_equal(got.numpy(), expected)
+    for action in actions_of(0, 7, 4):
+        expected, *expected_rest, expected_info = arrays.step(action)
+        got, *rest, info = tensors.step(torch.from_numpy(action))
+        assert all(isinstance(value, torch.Tensor) for value in (got, *rest))
+        assert np.array_equal(got.numpy(), expected)
+        assert all(np.array_equal(a.numpy(), b) for a, b in zip(rest, expected_rest))
+        if "final_obs" in info:  # a whole batch here: true next observations, also of the environments that go on
+            for i in range(4):
+                last = expected_info["final_obs"][i]
+                assert np.array_equal(info["final_obs"][i].numpy(), expected[i] if last is None else last)
+    values = (tensors.position, tensors.goal, tensors.get_state(), tensors.goal_images(), tensors.expert_action(0.1))
+    assert all(isinstance(value, torch.Tensor) for value in values)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_plays_the_same_episodes_as_the_cpu():
+    kwargs = dict(num_envs=64, wall="random", door="random", frame_stack=2, goal="other-room")
+    host, gpu = TwoRoomVectorEnv(device="cpu", **kwargs), TwoRoomVectorEnv(device="cuda", **kwargs)
+    a, b = host.reset(seed=0)[0], gpu.reset(seed=0)[0]
+    assert torch.equal(host.get_state(), gpu.get_state().cpu())
+    assert (a.int() - b.cpu().int()).abs().max() <= 1
+    for action in actions_of(0, 20, 64):
+        host.step(action), gpu.step(torch.from_numpy(action).cuda())
+    assert torch.allclose(host.position, gpu.position.cpu(), atol=1e-5)
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kwargs, said",
+    [
+        ({"obs": "rgb"}, "obs is 'rgb'"),
+        ({"goal": "here"}, "goal is 'here'"),
+        ({"wall": "no"}, "wall is 'no'"),
+        ({"wall": 0.9}, "wall is 0.9"),
+        ({"door": 0.01}, "door is 0.01"),
+        ({"size": 8}, "size is 8"),
+        ({"frame_stack": 0}, "frame_stack is 0"),
+        ({"max_episode_steps": 0}, "max_episode_steps is 0"),
+        ({"speed": -1.0}, "speed is -1.0"),
+        ({"render_mode": "human"}, "render_mode is 'human'"),
+    ],
+)
+def test_constructors_say_what_came_and_what_to_pass(kwargs, said):
+    for make in (TwoRoomEnv, TwoRoomVectorEnv):
+        with pytest.raises(ValueError, match=said) as error:
+            make(**kwargs)
+        assert "; pass " in str(error.value)
+
+
+def test_steps_and_states_refuse_what_has_no_meaning():
+    env, vector = TwoRoomEnv(obs="state"), TwoRoomVectorEnv(num_envs=2, obs="state")
+    env.reset(seed=0), vector.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action has shape \(3,\); expected \(2,\)"):
+        env.step(np.zeros(3))
+    with pytest.raises(ValueError, match="action contains NaN"):
+        vector.step(np.full((2, 2), np.nan))
+    with pytest.raises(ValueError, match=r"state has shape \(5,\)"):
+        env.set_state(np.zeros(5))
+    with pytest.raises(ValueError, match="puts the agent into a wall"):
+        env.set_state([0.5, 0.2, 0.3, 0.3, 0.5, 0.5])
+    with pytest.raises(ValueError, match="puts the agent into a wall"):
+        vector.simulate(np.full((1, 6), np.nan), np.zeros((1, 1, 1, 2)))
+    with pytest.raises(ValueError, match=r"expected \(2, N, H, 2\)"):
+        vector.simulate(vector.get_state(), np.zeros((3, 1, 1, 2)))
+    with pytest.raises(ValueError, match="seed holds 3 numbers for 2 environments"):
+        vector.reset(seed=[1, 2, 3])
+    with pytest.raises(ValueError, match="the only option"):
+        vector.reset(options={"reset_mask": np.ones(2, bool)})
