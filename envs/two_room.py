@@ -1,13 +1,12 @@
 """Two rooms, one door: a Gymnasium environment and its natively batched vector environment on torch tensors.
 
-Both classes run the same functions (`torch_world.py`) over the same batched state (`Worlds`): an environment is a
-batch of one. Environment i of a vector environment reset with `seed=s` plays the same episodes, bit for bit on one
-device, as a single environment reset with `seed=s + i`.
+Both classes wrap the same batch of worlds (`torch_world.Worlds`): an environment is a batch of one. Environment i of a
+vector environment reset with `seed=s` plays the same episodes as a single environment reset with `seed=s + i`, bit for
+bit on one device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -18,288 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from . import torch_world
-
-STATE = ("x", "y", "goal_x", "goal_y", "wall_x", "door_y")  # what get_state, set_state and simulate mean by X
-SUCCESS_RADIUS = 0.05
-
-Seed = int | Sequence[int | None] | None
-
-
-class Worlds:
-    """A batch of two-room worlds: the episode each of them is in, as tensors. It knows physics and no Gymnasium.
-
-    Everything random comes from one CPU generator per world, so that episodes depend neither on the device nor on
-    the other worlds of the batch.
-
-    Args:
-        worlds: B, how many.
-        obs: "pixels", "state" or "both".
-        size: side of the pictures, pixels.
-        frame_stack: pictures per observation, oldest first.
-        wall, door: "fixed" (0.5), "random" (drawn per episode) or a number: wall_x and door_y, world units.
-        goal: "any" or "other-room".
-        speed: world units per step at |action| = 1.
-        success_radius: world units.
-        max_episode_steps: steps until truncation.
-        terminate_on_goal: end the episode at the goal.
-        device: where the tensors live.
-
-    Raises:
-        ValueError: if an argument is not one of the above.
-    """
-
-    def __init__(
-        self,
-        *,
-        worlds: int,
-        obs: str = "pixels",
-        size: int = 64,
-        frame_stack: int = 1,
-        wall: str | float = "fixed",
-        door: str | float = "fixed",
-        goal: str = "any",
-        speed: float = 0.04,
-        success_radius: float = SUCCESS_RADIUS,
-        max_episode_steps: int = 100,
-        terminate_on_goal: bool = True,
-        device: str | torch.device = "cpu",
-    ):
-        if obs not in ("pixels", "state", "both"):
-            raise ValueError(f"obs is {obs!r}; pass 'pixels', 'state' or 'both'")
-        if goal not in ("any", "other-room"):
-            raise ValueError(f"goal is {goal!r}; pass 'any' or 'other-room'")
-        for name, value, least in (
-            ("num_envs", worlds, 1),
-            ("size", size, 16),  # below that the door is less than three pixels
-            ("frame_stack", frame_stack, 1),
-            ("max_episode_steps", max_episode_steps, 1),
-        ):
-            if not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name} is {value!r}; pass a whole number, {least} or more")
-        for name, value in (("speed", speed), ("success_radius", success_radius)):
-            if not 0.0 < value <= 1.0:
-                raise ValueError(f"{name} is {value!r}; pass a length in world units, above 0 and at most 1")
-        self.worlds, self.obs, self.size, self.frame_stack = int(worlds), obs, int(size), int(frame_stack)
-        self.wall = _fixed_or_random("wall", wall, torch_world.WALL_RANGE)
-        self.door = _fixed_or_random("door", door, torch_world.DOOR_RANGE)
-        self.other_room = goal == "other-room"
-        self.speed, self.success_radius = float(speed), float(success_radius)
-        self.max_episode_steps, self.terminate_on_goal = int(max_episode_steps), bool(terminate_on_goal)
-        self.device = torch.device(device)
-
-        self.generators: list[torch.Generator] = []  # one per world, made by the first `seed`
-        self.noise_generator: torch.Generator | None = None  # of the scripted policy, apart from the episodes' own
-        self.position = torch.full((self.worlds, 2), 0.25, device=self.device)
-        self.goal = self.position.clone()
-        self.wall_x = torch.full((self.worlds,), 0.5, device=self.device)
-        self.door_y = self.wall_x.clone()
-        self.elapsed = torch.zeros(self.worlds, dtype=torch.int32, device=self.device)  # steps in this episode
-        self._path = self.position[:, None].repeat(1, self.frame_stack, 1)  # (B, K, 2) positions of the stacked frames
-        self._backgrounds: Tensor | None = None  # (1 or B, 3, size, size), see _refresh_backgrounds
-        self._shared_layout: tuple[float, float] | None = None  # of all worlds, if it is one
-
-    # -- episodes ------------------------------------------------------------------------------------------------
-
-    def seed(self, seed: Seed) -> None:
-        """Seed world i with `seed + i`, or with `seed[i]`; None goes on, and the first time seeds from entropy."""
-        if seed is None:
-            if self.generators:
-                return
-            seeds: Sequence[int | None] = [None] * self.worlds
-        elif isinstance(seed, int | np.integer):
-            seeds = [int(seed) + i for i in range(self.worlds)]
-        else:
-            seeds = list(seed)
-        if len(seeds) != self.worlds:
-            raise ValueError(f"seed holds {len(seeds)} numbers for {self.worlds} environments; pass one for each")
-        for s in seeds:
-            if s is not None and (not isinstance(s, int | np.integer) or s < 0):
-                raise ValueError(f"seed is {s!r}; pass whole numbers, 0 or more")
-        if not self.generators:
-            self.generators = [torch.Generator() for _ in seeds]
-            self.noise_generator = torch.Generator()
-            for generator in self.generators:
-                generator.seed()  # from entropy; a new torch.Generator always holds the same seed
-        for generator, s in zip(self.generators, seeds):
-            if s is not None:
-                generator.manual_seed(int(s))
-        self.noise_generator.manual_seed(self.generators[0].initial_seed())
-
-    def begin(self, rows: Tensor | None = None) -> None:
-        """Start new episodes in all worlds, or in the worlds `rows (n,)` (int64, CPU)."""
-        chosen = range(self.worlds) if rows is None else rows.tolist()
-        uniforms = torch.stack([torch.rand(torch_world.EPISODE_DRAWS, generator=self.generators[i]) for i in chosen])
-        episode = torch_world.draw_episode(
-            uniforms,
-            wall=self.wall,
-            door=self.door,
-            other_room=self.other_room,
-            separation=2 * self.success_radius,
-        )
-        self._set(rows, *(part.to(self.device) for part in episode))
-
-    def set_state(self, state: Tensor) -> None:
-        """Put the worlds into `state (B, 6)`, at rest and with a new clock."""
-        state = self.check_states(state)
-        self._set(None, state[:, 0:2].clone(), state[:, 2:4].clone(), state[:, 4].clone(), state[:, 5].clone())
-
-    def _set(self, rows: Tensor | None, position: Tensor, goal: Tensor, wall_x: Tensor, door_y: Tensor) -> None:
-        if rows is None:
-            self.position, self.goal, self.wall_x, self.door_y = position, goal, wall_x, door_y
-            self.elapsed = torch.zeros_like(self.elapsed)
-            self._path = position[:, None].repeat(1, self.frame_stack, 1)
-        else:
-            rows = rows.to(self.device)
-            self.position[rows], self.goal[rows] = position, goal
-            self.wall_x[rows], self.door_y[rows] = wall_x, door_y
-            self.elapsed[rows] = 0
-            self._path[rows] = position[:, None]
-        self._refresh_backgrounds(rows)
-
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Move every world by `actions (B, 2)` -> `reached, terminated, truncated`, bool (B,) each."""
-        self.position = torch_world.move(self.position, actions, self.wall_x, self.door_y, self.speed)
-        self._path = torch.cat([self._path[:, 1:], self.position[:, None]], dim=1)
-        self.elapsed = self.elapsed + 1
-        reached = (self.position - self.goal).square().sum(-1) < self.success_radius**2
-        terminated = reached if self.terminate_on_goal else torch.zeros_like(reached)
-        truncated = (self.elapsed >= self.max_episode_steps) & ~terminated
-        return reached, terminated, truncated
-
-    # -- what can be seen ----------------------------------------------------------------------------------------
-
-    def _refresh_backgrounds(self, rows: Tensor | None) -> None:
-        """Redraw walls where layouts changed. Worlds of one layout share one background, kept as long as it holds."""
-        if self.obs == "state":
-            self._backgrounds, self._shared_layout = None, None  # drawn when a picture is asked for
-            return
-        constant = self.wall is not None and self.door is not None
-        if rows is not None and constant and self._shared_layout == (self.wall, self.door):
-            return
-        if rows is not None and self._shared_layout is None and self._backgrounds is not None:
-            self._backgrounds[rows] = torch_world.background(self.wall_x[rows], self.door_y[rows], self.size)
-            return
-        one = bool(((self.wall_x == self.wall_x[0]) & (self.door_y == self.door_y[0])).all())
-        self._shared_layout = (float(self.wall_x[0]), float(self.door_y[0])) if one else None
-        drawn = slice(0, 1) if one else slice(None)
-        self._backgrounds = torch_world.background(self.wall_x[drawn], self.door_y[drawn], self.size)
-
-    def observe(self, rows: Tensor | None = None) -> Tensor | dict[str, Tensor]:
-        """Fresh observations of all worlds, or of the worlds `rows (n,)`: never a view of anything kept."""
-        if self.obs == "pixels":
-            return self._pixels(rows)
-        if self.obs == "state":
-            return self._vectors(rows)
-        return {"pixels": self._pixels(rows), "state": self._vectors(rows)}
-
-    def _pixels(self, rows: Tensor | None) -> Tensor:
-        path = self._path if rows is None else self._path[rows]  # (n, K, 2)
-        backgrounds = self._backgrounds
-        if rows is not None and len(backgrounds) > 1:
-            backgrounds = backgrounds[rows]
-        # Walls stand still during an episode, so the stack is K dots over one background: no frames need keeping.
-        return torch_world.paint(backgrounds[:, None], path).flatten(1, 2)  # (n, 3 K, size, size)
-
-    def _vectors(self, rows: Tensor | None) -> Tensor:
-        state = torch.cat([self.position, self.goal, self.wall_x[:, None], self.door_y[:, None]], dim=1)
-        return state if rows is None else state[rows]
-
-    def state(self) -> Tensor:
-        """(B, 6) float64, in the order of `STATE`; exactly invertible by `set_state`."""
-        return self._vectors(None).double()
-
-    def goal_images(self) -> Tensor:
-        """uint8 (B, 3, size, size): each world as it looks with the agent at the goal."""
-        if self._backgrounds is None:
-            return torch_world.render(self.goal, self.wall_x, self.door_y, self.size)
-        return torch_world.paint(self._backgrounds, self.goal)
-
-    def frames(self, size: int) -> np.ndarray:
-        """uint8 (B, size, size, 3), for people: the agent and the goal, as a green dot."""
-        pictures = torch_world.background(self.wall_x, self.door_y, size)
-        torch_world.draw_dot(pictures, self.goal, torch_world.GOAL_COLOUR)
-        torch_world.draw_dot(pictures, self.position)
-        return pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-    def true_state(self) -> dict[str, Tensor]:
-        """What a picture shows, float64 (B, n) each: `position`, and `wall_x`, `door_y` where episodes draw them.
-
-        The goal is not in the picture and a constant has no variance to explain: neither is a target for a probe.
-        """
-        shown = {"position": self.position}
-        if self.wall is None:
-            shown["wall_x"] = self.wall_x[:, None]
-        if self.door is None:
-            shown["door_y"] = self.door_y[:, None]
-        return {name: value.double() for name, value in shown.items()}
-
-    # -- policies and rollouts -----------------------------------------------------------------------------------
-
-    def expert_action(self, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """(B, 2) scripted actions plus `noise` times a standard normal (CPU draw), clipped to [-1, 1]."""
-        actions = torch_world.expert_action(self.position, self.goal, self.wall_x, self.door_y, self.speed)
-        if noise:
-            drawn = torch.randn(actions.shape, generator=generator or self.noise_generator)
-            actions = (actions + noise * drawn.to(self.device)).clamp(-1.0, 1.0)
-        return actions
-
-    def simulate(self, states: Tensor, actions: Tensor) -> Tensor:
-        """states (B', 6), actions (B', N, H, 2) -> positions (B', N, H+1, 2) float32; B' is free."""
-        states = self.check_states(states)
-        if actions.ndim != 4 or actions.shape[0] != states.shape[0] or actions.shape[-1] != 2:
-            raise ValueError(
-                f"actions have shape {tuple(actions.shape)} for {len(states)} states; expected ({len(states)}, N, H, 2)"
-            )
-        return torch_world.rollout(states[:, :2], actions, states[:, 4], states[:, 5], self.speed)
-
-    # -- checks --------------------------------------------------------------------------------------------------
-
-    def check_actions(self, actions: Any, shape: tuple[int, ...]) -> Tensor:
-        """`actions` as a float32 tensor of `shape` on the device; ValueError if its shape or a NaN forbids it."""
-        actions = self.tensor(actions)
-        if tuple(actions.shape) != shape:
-            raise ValueError(f"action has shape {tuple(actions.shape)}; expected {shape}")
-        if bool(actions.isnan().any()):
-            raise ValueError("action contains NaN; expected numbers in [-1, 1]")
-        return actions
-
-    def check_states(self, states: Any) -> Tensor:
-        """`states` as float32 (n, 6) on the device; ValueError if one of them is no state of this world."""
-        states = self.tensor(states)
-        if states.ndim != 2 or states.shape[1] != len(STATE):
-            raise ValueError(f"state has shape {tuple(states.shape)}; expected (..., {len(STATE)}): {', '.join(STATE)}")
-        position, goal, wall_x, door_y = states[:, :2], states[:, 2:4], states[:, 4], states[:, 5]
-        low, high = torch_world.WALL_RANGE
-        fits = (wall_x >= low - 1e-6) & (wall_x <= high + 1e-6)
-        low, high = torch_world.DOOR_RANGE
-        fits &= (door_y >= low - 1e-6) & (door_y <= high + 1e-6)
-        fits &= torch_world.is_free(position, wall_x, door_y) & ((goal >= 0.0) & (goal <= 1.0)).all(-1)
-        if not bool(fits.all()):
-            bad = states[int((~fits).nonzero()[0, 0])].tolist()
-            raise ValueError(
-                f"state {[round(v, 4) for v in bad]} puts the agent into a wall, the goal outside the unit square, "
-                f"wall_x outside {torch_world.WALL_RANGE} or door_y outside {torch_world.DOOR_RANGE}; "
-                "pass one that get_state could return"
-            )
-        return states
-
-    def tensor(self, values: Any) -> Tensor:
-        """`values` (array, tensor or nested list) as a float32 tensor on the device, sharing no gradient."""
-        if not isinstance(values, Tensor):
-            values = torch.from_numpy(np.array(values, dtype=np.float32))
-        return values.detach().to(self.device, torch.float32)
-
-
-def _fixed_or_random(name: str, value: str | float, interval: tuple[float, float]) -> float | None:
-    """ "fixed" -> 0.5, "random" -> None, a number within `interval` -> that number, rounded to float32."""
-    if value == "random":
-        return None
-    if value == "fixed":
-        value = 0.5
-    if isinstance(value, str) or not interval[0] <= value <= interval[1]:
-        raise ValueError(f"{name} is {value!r}; pass 'fixed', 'random' or a number in {list(interval)}")
-    return float(np.float32(value))  # as the tensors hold it, so that comparing layouts is exact
+from .torch_world import STATE, SUCCESS_RADIUS, Seed, Worlds
 
 
 def _observation_space(obs: str, size: int, frame_stack: int) -> spaces.Space:
@@ -339,8 +57,8 @@ class TwoRoomEnv(gym.Env):
 
     `Box(-1, 1, (2,), float32)`; clipped to these bounds.
 
-    | index | action         | unit                 | range   |
-    |-------|----------------|----------------------|---------|
+    | index | action         | unit                       | range   |
+    |-------|----------------|----------------------------|---------|
     | 0     | displacement x | `speed` (0.04) world units | [-1, 1] |
     | 1     | displacement y | `speed` (0.04) world units | [-1, 1] |
 
@@ -350,11 +68,13 @@ class TwoRoomEnv(gym.Env):
 
     ## Observation space
 
-    | obs        | space                                                | contents                              |
-    |------------|------------------------------------------------------|---------------------------------------|
-    | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)`  | RGB frames, oldest first, newest last |
-    | `"state"`  | `Box(0, 1, (6,), float32)`                           | x, y, goal_x, goal_y, wall_x, door_y (world units) |
-    | `"both"`   | `Dict` of `"pixels"` and `"state"`                   |                                       |
+    | obs        | space                                               | contents                                   |
+    |------------|-----------------------------------------------------|--------------------------------------------|
+    | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames, oldest first, newest last      |
+    | `"state"`  | `Box(0, 1, (6,), float32)`                          | `x, y, goal_x, goal_y, wall_x, door_y`, wu |
+    | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                            |
+
+    wu: world units.
 
     ## Reward
 

@@ -68,7 +68,7 @@ class Scripted:
         ValueError: when the env has no `expert_action`.
     """
 
-    noise: float = 0.0
+    noise: float = 0.3
 
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
         noise = np.stack([self.noise * rng.standard_normal((length, action_dim)) for rng in rngs], 1)
@@ -101,8 +101,12 @@ class Mixture:
 
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
         choice = np.array([rng.choice(len(self.behaviours), p=self.probabilities) for rng in rngs])
+        # Each behaviour gets generators of its own, so that what it draws does not depend on who else is started.
+        children = [rng.spawn(len(self.behaviours)) for rng in rngs]
         # Started in all N envs, because an expert answers for all at once; kept where chosen.
-        policies = {k: self.behaviours[k].start(length, action_dim, rngs) for k in np.unique(choice)}
+        policies = {
+            k: self.behaviours[k].start(length, action_dim, [child[k] for child in children]) for k in np.unique(choice)
+        }
 
         def act(env: Any, t: int) -> np.ndarray:
             actions = np.empty((len(rngs), action_dim), np.float32)
@@ -115,6 +119,32 @@ class Mixture:
     def __repr__(self) -> str:
         parts = (f"{behaviour!r}: {p:g}" for behaviour, p in zip(self.behaviours, self.probabilities))
         return f"Mixture({{{', '.join(parts)}}})"
+
+
+def behaviour_from_weights(weights: Mapping[str, float | Mapping[str, Any]]) -> Behaviour:
+    """A behaviour from plain settings: {"scripted": 0.75, "coloured": 0.25}.
+
+    Names are uniform, coloured and scripted. In place of a weight stands a dict to set arguments too, such as
+    {"coloured": {"weight": 1, "beta": 1.0}}.
+
+    Raises:
+        ValueError: for an unknown name or argument, or weights that make no mixture.
+    """
+    pairs = []
+    for name, value in weights.items():
+        if name not in _NAMES:
+            raise ValueError(f"there is no behaviour {name!r}; choose from {', '.join(_NAMES)}.")
+        options = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        weight = options.pop("weight", 1.0)
+        try:
+            pairs.append((_NAMES[name](**options), weight))
+        except TypeError as error:
+            raise ValueError(f"behaviour {name} does not take {options}: {error}.") from error
+    mixture = Mixture(pairs)
+    return mixture.behaviours[0] if len(pairs) == 1 else mixture
+
+
+_NAMES = {"uniform": Uniform, "coloured": Coloured, "scripted": Scripted}
 
 
 def _play(actions: list[np.ndarray]) -> Policy:

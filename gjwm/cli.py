@@ -1,7 +1,7 @@
 """`gjwm collect|train|evaluate|video key=value ...`: the only module that knows hydra.
 
-Each command composes `configs/config.yaml` with the overrides, builds plain objects from it and calls the library. A run lives in
-one folder, runs/<name>/, with the resolved config beside what it made.
+Each command composes `configs/config.yaml` with the overrides, builds plain objects from it and calls the library. A run
+lives in one folder, runs/<name>/, with the resolved config beside what it made.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gjwm import __version__
 from gjwm.behaviours import behaviour_from_weights
-from gjwm.collect import Episode, collect_dataset, collect_episodes, make_env
+from gjwm.collect import Episode, collect_dataset, collect_episodes
 from gjwm.dataset import load_buffer
 from gjwm.decoder import ConvDecoder
 from gjwm.evaluate import evaluate
 from gjwm.logging import RunLogger, progress
 from gjwm.objectives import JointEmbeddingObjective
+from gjwm.rollout_video import rollout_video
 from gjwm.train import train, train_decoder
-from gjwm.video import rollout_video
 from gjwm.world_model import WorldModel, load_payload
 
 # Held-out episodes start here, so no choice of `seed` can make them meet training data.
@@ -112,7 +112,13 @@ def train_command(cfg: DictConfig) -> None:
                     bar.report(step, loss=scalars["decoder/squared_error"])
 
                 train_decoder(
-                    decoder, model, buffer, steps=decoder_steps, log=log_decoder, log_every=cfg.logger.every, generator=generator
+                    decoder,
+                    model,
+                    buffer,
+                    steps=decoder_steps,
+                    log=log_decoder,
+                    log_every=cfg.logger.every,
+                    generator=generator,
                 )
             save_decoder(decoder, run / "decoder.pt")
     print(f"{run}: checkpoint.pt, metrics.jsonl")
@@ -229,7 +235,7 @@ COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "video": video_command,
 }
 
-USAGE = f"""usage: gjwm {'|'.join(COMMANDS)} [key=value ...]
+USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
 
   collect    gather episodes into data/<task>
   train      train a world model on them into runs/<name>
@@ -239,7 +245,15 @@ USAGE = f"""usage: gjwm {'|'.join(COMMANDS)} [key=value ...]
 Common overrides: experiment=reacher|two_room|point_mass  name=...  seed=...  objective.lam=0  logger.wandb=disabled"""
 
 # What a user's input or machine can cause; anything else is a defect and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, MemoryError, FloatingPointError, RuntimeError, HydraException, OmegaConfBaseException)
+USER_ERRORS = (
+    ValueError,
+    OSError,
+    MemoryError,
+    FloatingPointError,
+    RuntimeError,
+    HydraException,
+    OmegaConfBaseException,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -111,7 +111,9 @@ def open_dataset(
             )
         )
     except TypeError as error:
-        raise ValueError(f"env_kwargs {dict(env_kwargs)} must be plain JSON to be kept with a dataset: {error}.") from error
+        raise ValueError(
+            f"env_kwargs {dict(env_kwargs)} must be plain JSON to be kept with a dataset: {error}."
+        ) from error
     if (path / "metadata.json").exists():
         info = dataset_info(path)
         for name, value in header.items():
@@ -145,10 +147,9 @@ def write_shard(path: str | Path, episodes: Sequence[Episode], **source: Any) ->
     single = []
     for episode in episodes:
         o = episode.o
+        given = o if isinstance(o, dict) else {"": o}
         # Single frames have fewer channels than the space says.
-        stacked = all(
-            values.shape[1:] == box.shape for values, box in zip(_columns("o", o).values(), box_fields(space).values())
-        )
+        stacked = all(given[name].shape[1:] == box.shape for name, box in box_fields(space).items())
         single.append(episode._replace(o=newest_frames(o, space, frame_stack) if stacked else o))
     columns = {"length": np.array([len(e.a) for e in single])}
     for field in Episode._fields:
@@ -254,7 +255,7 @@ class _Replacing:
         self.file, self.partial = file, file.with_name(file.name + ".partial")
 
     def __enter__(self):
-        self.stream = open(self.partial, "wb")  # noqa: SIM115
+        self.stream = open(self.partial, "wb")
         return self.stream
 
     def __exit__(self, kind, error, trace) -> None:

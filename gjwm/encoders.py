@@ -7,6 +7,7 @@ it, and leaves the shape and the rank of the distribution to the objective.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers of these sizes with a SiLU between each two."""
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:])):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         layers += [nn.SiLU()] * (i > 0) + [nn.Linear(inputs, outputs)]
     return nn.Sequential(*layers)
 
@@ -81,7 +82,10 @@ class MLPEncoder(Encoder):
     ):
         super().__init__(observation_shape, latent_dim, output_norm)
         self.config = dict(
-            observation_shape=list(observation_shape), latent_dim=latent_dim, hidden=list(hidden), output_norm=output_norm
+            observation_shape=list(observation_shape),
+            latent_dim=latent_dim,
+            hidden=list(hidden),
+            output_norm=output_norm,
         )
         inputs = math.prod(observation_shape)
         self.net = nn.Sequential(nn.BatchNorm1d(inputs), mlp([inputs, *hidden, latent_dim]))
@@ -129,7 +133,7 @@ class ConvEncoder(Encoder):
             output_norm=output_norm,
         )
         layers: list[nn.Module] = [nn.Conv2d(self.observation_shape[0], channels[0], patch, stride=patch), nn.ReLU()]
-        for inputs, outputs in zip(channels[:-1], channels[1:]):
+        for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
         # Channels-last convolutions with so few channels are about twice as fast on a CPU.
         self.conv = nn.Sequential(*layers).to(memory_format=torch.channels_last)

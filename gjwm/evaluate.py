@@ -251,9 +251,7 @@ def model_policy(
     """Plan in latent space towards the encoded goal image."""
     with torch.inference_mode():
         goal = model.encode(torch.from_numpy(pairs.goal_observation).to(model.device))
-    agent = MPCAgent(
-        model, planner, GoalCost(goal), horizon=horizon, replan_every=replan_every, generator=generator
-    )
+    agent = MPCAgent(model, planner, GoalCost(goal), horizon=horizon, replan_every=replan_every, generator=generator)
     return lambda observation, states: agent.act(torch.from_numpy(observation)).cpu().numpy()
 
 
@@ -358,9 +356,7 @@ def evaluate(
     see = make_env(env_id, **env_kwargs)
     radius = see.unwrapped.success_radius
     if goals == "ahead":
-        chosen = goal_pairs_ahead(
-            see, episodes, offset=goal_offset, count=pairs, rng=np.random.default_rng(seed)
-        )
+        chosen = goal_pairs_ahead(see, episodes, offset=goal_offset, count=pairs, rng=np.random.default_rng(seed))
     else:
         chosen = goal_pairs_from_resets(see, count=pairs, seed=10_000_000 + seed)
     see.close()

@@ -23,6 +23,10 @@ from torch import Generator, Tensor
 
 from gjwm.types import Batch
 
+_EMPTY = -(2**62)  # clock of a row that holds nothing
+_ROW_COLUMNS = ("a", "r", "terminated", "clock", "acted")  # saved besides the observations
+_LANE_COLUMNS = ("head", "rows", "steps", "open")
+
 FORMAT = 1  # of the file that `ReplayBuffer.save` writes
 
 Observation = Any  # one array or tensor, or a dict of them, as the space says
@@ -69,7 +73,9 @@ def stacked_fields(fields: Mapping[str, spaces.Box], frame_stack: int) -> set[st
                 "space of stacked images (frame_stack * C, h, w)."
             )
     if not images:
-        raise ValueError(f"frame_stack={frame_stack} needs uint8 images (frame_stack * C, h, w) in the observation space.")
+        raise ValueError(
+            f"frame_stack={frame_stack} needs uint8 images (frame_stack * C, h, w) in the observation space."
+        )
     return images
 
 
@@ -170,8 +176,8 @@ class ReplayBuffer:
         self._r = torch.zeros(rows, device=self.device)
         self._terminated = torch.zeros(rows, dtype=torch.bool, device=self.device)
         # Bookkeeping stays on the CPU: it decides which rows to touch.
-        self._episode = np.full(rows, -1, np.int64)  # number of the row's episode, -1 where nothing is stored
-        self._step = np.zeros(rows, np.int64)  # the row's step within its episode
+        # The row's episode * 2^32 + its step there: it counts on within an episode and jumps between episodes.
+        self._clock = np.full(rows, _EMPTY, np.int64)
         self._acted = np.zeros(rows, bool)  # whether the row holds an action, and so the next row its outcome
         self._head = np.zeros(self.num_envs, np.int64)  # next row of the lane to write
         self._rows = np.zeros(self.num_envs, np.int64)  # rows stored
@@ -190,7 +196,7 @@ class ReplayBuffer:
         return self._row_bytes() * self.num_envs * self._lane_rows
 
     def _row_bytes(self) -> int:
-        bookkeeping = 8 + 8 + 1
+        bookkeeping = 8 + 1  # clock, acted
         frames = sum(
             math.prod(shape) * _DTYPES[self._fields[name].dtype.name].itemsize
             for name, shape in self._frame_shapes.items()
@@ -251,13 +257,13 @@ class ReplayBuffer:
         lanes = np.flatnonzero(first)
         numbers = self._next_episode + np.arange(len(lanes))
         self._next_episode += len(lanes)
-        self._append(lanes, o, numbers, np.zeros(len(lanes), np.int64))
+        self._append(lanes, o, numbers << 32)
 
         lanes = np.flatnonzero(chosen)
         rows = lanes * self._lane_rows + (self._head[lanes] - 1) % self._lane_rows
         self._write_actions(rows, lanes, a, r, terminated)
         self._steps[lanes] += 1
-        self._append(lanes, o_next, self._episode[rows], self._step[rows] + 1)
+        self._append(lanes, o_next, self._clock[rows] + 1)
         self._open[lanes] = ~done[lanes]
         while (over := np.flatnonzero(self._steps > self._lane_steps)).size:
             self._drop_oldest(over)
@@ -306,7 +312,7 @@ class ReplayBuffer:
         index = torch.from_numpy(rows).to(self.device)
         for name, values in frames.items():
             self._o[name].index_copy_(0, index, values)
-        self._episode[rows], self._step[rows], self._acted[rows] = self._next_episode, np.arange(length + 1), False
+        self._clock[rows], self._acted[rows] = (self._next_episode << 32) + np.arange(length + 1), False
         self._write_actions(rows[:-1], np.arange(length), a, r, terminated)
         self._head[lane] = (self._head[lane] + length + 1) % self._lane_rows
         self._rows[lane] += length + 1
@@ -314,14 +320,14 @@ class ReplayBuffer:
         self._next_episode += 1
         self._starts.clear()
 
-    def _append(self, lanes: np.ndarray, frames: dict[str, Tensor], episode: np.ndarray, step: np.ndarray) -> None:
+    def _append(self, lanes: np.ndarray, frames: dict[str, Tensor], clock: np.ndarray) -> None:
         """Write one new row into each of `lanes`, taking frames (num_envs, ...) of these lanes."""
         self._drop_oldest(lanes[self._rows[lanes] == self._lane_rows])
         rows = lanes * self._lane_rows + self._head[lanes]
         index, source = torch.from_numpy(rows).to(self.device), torch.from_numpy(lanes).to(self.device)
         for name, values in frames.items():
             self._o[name].index_copy_(0, index, values[source])
-        self._episode[rows], self._step[rows], self._acted[rows] = episode, step, False
+        self._clock[rows], self._acted[rows] = clock, False
         self._head[lanes] = (self._head[lanes] + 1) % self._lane_rows
         self._rows[lanes] += 1
 
@@ -339,7 +345,7 @@ class ReplayBuffer:
         rows = lanes * self._lane_rows + (self._head[lanes] - self._rows[lanes]) % self._lane_rows
         self._steps[lanes] -= self._acted[rows]
         self._rows[lanes] -= 1
-        self._episode[rows], self._acted[rows] = -1, False
+        self._clock[rows], self._acted[rows] = _EMPTY, False
 
     # -- checks at the edge ----------------------------------------------------------------------------------------
 
@@ -354,7 +360,7 @@ class ReplayBuffer:
         frames, stacks = {}, {}
         for name, box in self._fields.items():
             label, dtype = f"{what}[{name!r}]" if name else what, _DTYPES[box.dtype.name]
-            tensor = _tensor(given[name]).to(self.device)
+            tensor = _tensor(label, given[name]).to(self.device)
             if tensor.dtype != dtype and not (dtype.is_floating_point and not tensor.dtype.is_complex):
                 raise ValueError(f"{label} is {tensor.dtype}; the observation space says {dtype}, convert it first.")
             shape = tuple(tensor.shape)
@@ -386,7 +392,7 @@ class ReplayBuffer:
                 )
 
     def _floats(self, what: str, value: ArrayLike | Tensor, shape: tuple[int | None, ...]) -> Tensor:
-        tensor = _tensor(value).to(self.device)
+        tensor = _tensor(what, value).to(self.device)
         found = tuple(tensor.shape)
         if len(found) != len(shape) or any(s is not None and s != f for s, f in zip(shape, found)):
             expected = ", ".join("T" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "")
@@ -415,6 +421,7 @@ class ReplayBuffer:
         start = starts[chosen]  # (B,) rows, over all lanes
         row = start % self._lane_rows
         lane = (start - row)[:, None]
+        clock = torch.from_numpy(self._clock)[start]
         observed = row[:, None] + stride * torch.arange(length + 1)  # (B, T+1), unwrapped
         acted = lane + (row[:, None] + torch.arange(length * stride)) % self._lane_rows  # (B, T*s)
 
@@ -423,7 +430,7 @@ class ReplayBuffer:
             index, channels = observed, shape[:1]
             if name in self._stacked:
                 # A frame before the episode's first is the first again.
-                step = torch.from_numpy(self._step)[start][:, None] + stride * torch.arange(length + 1)
+                step = (clock % 2**32)[:, None] + stride * torch.arange(length + 1)
                 back = torch.minimum(step[..., None], torch.arange(self.frame_stack - 1, -1, -1))
                 index, channels = observed[..., None] - back, (self.frame_stack * shape[0],)
             index = lane.view(-1, *[1] * (index.dim() - 1)) + index % self._lane_rows
@@ -437,7 +444,7 @@ class ReplayBuffer:
             a=self._a.index_select(0, index).view(batch, length, stride * self.action_dim),
             r=self._r.index_select(0, index).view(batch, length, stride).sum(-1),
             terminated=terminated.any(-1),
-            episode=torch.from_numpy(self._episode)[start].to(self.device),
+            episode=(clock >> 32).to(self.device),
         )
 
     def _window_starts(self, length: int, stride: int) -> Tensor:
@@ -450,22 +457,22 @@ class ReplayBuffer:
                 f"a window of {length} steps with stride {stride} spans {span} and an env's share of the capacity is "
                 f"{self._lane_steps}; raise the capacity or shorten the window."
             )
-        shape = (self.num_envs, self._lane_rows)
-        episode, step = self._episode.reshape(shape), self._step.reshape(shape)
-        # Rows of one episode are neighbours, so a window is whole if its last row is of the same episode, `span` steps on.
-        valid = (episode >= 0) & (np.roll(episode, -span, 1) == episode) & (np.roll(step, -span, 1) == step + span)
+        clock = self._clock.reshape(self.num_envs, self._lane_rows)
+        # Rows of one episode are neighbours, so a window is whole if its last row's clock is `span` ahead of its first's.
+        valid = np.empty(clock.shape, bool)
+        np.equal(clock[:, span:] - clock[:, :-span], span, out=valid[:, :-span])
+        np.equal(clock[:, :span] - clock[:, -span:], span, out=valid[:, -span:])  # around the end of the ring
         if self._stacked:
             # The ring may have dropped frames that the first stack shows.
-            back = np.minimum(step, self.frame_stack - 1)
+            back = np.minimum(clock % 2**32, self.frame_stack - 1)
             oldest = (np.arange(self._lane_rows) - back) % self._lane_rows
-            valid &= np.take_along_axis(episode, oldest, 1) == episode
-            valid &= np.take_along_axis(step, oldest, 1) == step - back
+            valid &= np.take_along_axis(clock, oldest, 1) == clock - back
         starts = np.flatnonzero(valid)
         if not starts.size:
-            longest = int((self._step[self._episode >= 0]).max(initial=0))
+            longest = int((clock[clock != _EMPTY] % 2**32).max(initial=0))
             raise ValueError(
-                f"nothing to sample yet: a window spans {span} steps and the longest of the {len(self)} stored steps' "
-                f"episodes has {longest}; collect more or shorten the window."
+                f"nothing to sample yet: a window spans {span} steps and the longest of the episodes stored has {longest}; "
+                "collect more, shorten the window, or see that each `obs` added is the env's last `next_obs`."
             )
         self._starts[length, stride] = torch.from_numpy(starts)
         return self._starts[length, stride]
@@ -518,7 +525,9 @@ class ReplayBuffer:
         try:
             payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the reader
-            raise ValueError(f"{path} is not a readable replay buffer ({type(error).__name__}); collect it again.") from error
+            raise ValueError(
+                f"{path} is not a readable replay buffer ({type(error).__name__}); collect it again."
+            ) from error
         if not isinstance(payload, dict) or payload.get("format") != FORMAT or "lanes" not in payload:
             raise ValueError(f"{path} is not a replay buffer of format {FORMAT}; collect it again.")
         spaces_ = (rebuild_space(json.loads(payload[name])) for name in ("observation_space", "action_space"))
@@ -535,16 +544,12 @@ class ReplayBuffer:
         return buffer
 
 
-_ROW_COLUMNS = ("a", "r", "terminated", "episode", "step", "acted")
-_LANE_COLUMNS = ("head", "rows", "steps", "open")
-
-
-def _tensor(value: ArrayLike | Tensor) -> Tensor:
+def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
     array = np.asarray(value)
     if array.dtype == object:
-        raise ValueError("expected numbers with a common shape, got an object array; is an observation missing?")
+        raise ValueError(f"{what} is an array of objects; expected numbers of one shape for every env or step.")
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch takes no read-only or reversed arrays
 
 

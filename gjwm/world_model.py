@@ -124,7 +124,9 @@ def load_payload(path: str | Path, device: torch.device | str = "cpu") -> dict[s
     try:
         payload = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the reader
-        raise ValueError(f"{path} is not a readable gjwm checkpoint ({type(error).__name__}); train it again.") from error
+        raise ValueError(
+            f"{path} is not a readable gjwm checkpoint ({type(error).__name__}); train it again."
+        ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
         raise ValueError(f"{path} has checkpoint format {found!r}, this version reads {FORMAT}; train it again.")

@@ -8,11 +8,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gjwm.envs import torch_world
-from gjwm.envs.two_room import TwoRoomEnv, TwoRoomVectorEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from gjwm.envs import torch_world
+from gjwm.envs.two_room import TwoRoomEnv, TwoRoomVectorEnv
 
 SPEC = EnvSpec(
     id="claims/two-room-v0",

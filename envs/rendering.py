@@ -1,0 +1,130 @@
+"""Headless MuJoCo pictures, fast: which OpenGL to use, and a renderer that asks it for no more than small images need."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from importlib import import_module
+
+import numpy as np
+
+_BACKENDS = ("egl", "osmesa")
+_OFF = ("disable", "disabled", "off", "false", "0")
+
+
+def choose_backend() -> str:
+    """Name the OpenGL backend in MUJOCO_GL (EGL, then OSMesa) and return it. Call before dm_control is imported.
+
+    A MUJOCO_GL that the user set is respected.
+
+    Raises:
+        RuntimeError: when neither library works on this machine, or MUJOCO_GL forbids both.
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if chosen in _OFF:
+        raise RuntimeError(f"MUJOCO_GL={chosen} leaves no OpenGL to draw with: unset it, or observe obs='state'.")
+    if chosen:
+        return chosen
+    # mujoco itself picks an OpenGL on import and fails where that one is missing; it is not needed, each backend is a module.
+    os.environ["MUJOCO_GL"] = "disable"
+    import_module("mujoco")
+    del os.environ["MUJOCO_GL"]
+    for name in _BACKENDS:
+        if _works(name):
+            os.environ["MUJOCO_GL"] = name
+            return name
+    raise RuntimeError(
+        "no headless OpenGL was found, so pixel observations cannot be drawn: install EGL or OSMesa "
+        "(Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6)."
+    )
+
+
+def _works(backend: str) -> bool:
+    """Whether PyOpenGL can load this platform and make a context on it."""
+    previous = os.environ.get("PYOPENGL_PLATFORM")
+    os.environ["PYOPENGL_PLATFORM"] = backend
+    try:
+        context = import_module(f"mujoco.{backend}").GLContext(16, 16)
+        context.make_current()
+        context.free()
+    except Exception:  # the loaders raise ImportError, AttributeError, RuntimeError or OpenGL's own, all for "not here"
+        if previous is None:
+            del os.environ["PYOPENGL_PLATFORM"]
+        else:
+            os.environ["PYOPENGL_PLATFORM"] = previous
+        for name in [
+            name for name in sys.modules if name == "OpenGL" or name.startswith(("OpenGL.", f"mujoco.{backend}"))
+        ]:
+            del sys.modules[name]  # PyOpenGL keeps the platform of its first import
+        return False
+    return True
+
+
+class FastRenderer:
+    """Square pictures of one model without shadows, reflections, skybox and multisampling.
+
+    dm_control's own pictures take about 20 times as long at 64x64, nearly all of it for those four. The OpenGL context is made at
+    the first picture, so an environment can be sent to another process before.
+
+    Args:
+        model: a `mujoco.MjModel`; its visual quality settings are changed.
+        size: side of the picture, pixels.
+        camera: id of a fixed camera, or -1 for the free one.
+    """
+
+    def __init__(self, model, size: int, camera: int):
+        self.model, self.size, self.camera_id = model, size, camera
+        self._gl = None
+
+    def _open(self) -> None:
+        backend = choose_backend()
+        import mujoco
+
+        quality, screen = self.model.vis.quality, self.model.vis.global_
+        # Read when the context is made: no multisample buffer, no shadow map, a buffer just as large as the picture.
+        quality.offsamples, quality.shadowsize = 0, 0
+        screen.offwidth, screen.offheight = self.size, self.size
+        # Not mujoco.GLContext: that one was fixed when mujoco was first imported, perhaps before the choice.
+        self._gl = import_module(f"mujoco.{backend}").GLContext(self.size, self.size)
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(self.model, maxgeom=max(1000, 2 * self.model.ngeom))
+        for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
+            self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+        self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
+        self._camera = mujoco.MjvCamera()
+        if self.camera_id >= 0:
+            self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+            self._camera.fixedcamid = self.camera_id
+        else:
+            mujoco.mjv_defaultFreeCamera(self.model, self._camera)
+        self._rectangle = mujoco.MjrRect(0, 0, self.size, self.size)
+        self._pixels = np.empty((self.size, self.size, 3), np.uint8)
+
+    def picture(self, data) -> np.ndarray:
+        """The scene of a `mujoco.MjData` -> uint8 (3, size, size), a fresh array."""
+        import mujoco
+
+        if self._gl is None:
+            self._open()
+        self._gl.make_current()
+        mujoco.mjv_updateScene(
+            self.model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        mujoco.mjr_render(self._rectangle, self._scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
+        return np.ascontiguousarray(self._pixels[::-1].transpose(2, 0, 1))  # OpenGL's first row is the lowest
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._gl is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._gl = None
+
+    def __del__(self):
+        with contextlib.suppress(Exception):  # at interpreter exit the OpenGL library may be gone before us
+            self.close()

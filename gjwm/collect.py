@@ -1,0 +1,466 @@
+"""Collecting episodes: reproducible from (seed, episode number), whatever the number of processes.
+
+Simulators that run one env at a time (MuJoCo) are spread over processes, each with one env of its own; torch-native worlds
+(ids registered with a `vector_entry_point`) run many episodes as one batch of tensors. `collect_episodes` yields episodes,
+`collect_dataset` writes them into a folder of `gjwm.dataset`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+from torch import Tensor
+from tqdm import tqdm
+
+from gjwm.behaviours import Behaviour, Uniform
+from gjwm.dataset import Arrays, Episode, newest_frames, open_dataset, restack, write_shard
+
+CHUNK = 5  # episodes per message between processes: few enough to balance, many enough to hide the overhead
+BATCH_BYTES = 512 * 2**20  # of observations that a torch-native world may collect at once
+
+
+def make_env(env_id: str, **kwargs: Any) -> gym.Env:
+    """`gymnasium.make`, where ids "gjwm/..." need no module in front."""
+    return gym.make(_importable(env_id), **kwargs)
+
+
+def _importable(env_id: str) -> str:
+    return f"gjwm.envs:{env_id}" if env_id.startswith("gjwm/") else env_id
+
+
+def _spec(env_id: str) -> gym.envs.registration.EnvSpec:
+    module, _, name = _importable(env_id).rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gym.spec(name)
+
+
+class _Job(NamedTuple):
+    """Everything that decides what an episode will be, but its number."""
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    behaviour: Behaviour
+    length: int
+    seed: int
+    record_state: bool
+
+    def seeds(self, episode: int) -> tuple[int, np.random.Generator]:
+        """The env's seed and the behaviour's generator of one episode."""
+        env, behaviour = np.random.SeedSequence([self.seed, episode]).spawn(2)
+        return int(env.generate_state(1)[0] >> 1), np.random.default_rng(behaviour)  # 31 bits, which every env accepts
+
+
+def collect_episodes(
+    env_id: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    behaviour: Behaviour | None = None,
+    *,
+    episodes: int,
+    length: int,
+    seed: int = 0,
+    workers: int | None = None,
+    first_episode: int = 0,
+    record_state: bool = False,
+    progress: Callable[[int], Any] | None = None,
+) -> Iterator[Episode]:
+    """Episodes `first_episode` to `first_episode + episodes - 1`, in this order.
+
+    Episode i depends on (seed, i) and the arguments that describe env and behaviour, on nothing else: not on the number of
+    workers, nor on which episodes were collected before.
+
+    Args:
+        env_id, env_kwargs: for `make_env`.
+        behaviour: who acts, see `gjwm.behaviours`; uniform actions by default.
+        length: steps of an episode, which env may end sooner; torch-native worlds always play all of them.
+        workers: processes; as many as cores are available by default, 0 to stay in this one. Scripts that use processes need
+            the usual `if __name__ == "__main__":`. Torch-native worlds run in this process.
+        record_state: also record sim_state, position and true_state, which the env must offer.
+        progress: called with the number of frames of each finished episode.
+
+    Raises:
+        ValueError: for arguments that cannot work.
+        RuntimeError: naming the episode that failed, or saying that a worker process died.
+    """
+    job = _job(env_id, env_kwargs, behaviour, length, seed, record_state, episodes, workers)
+    space, _, frame_stack = _describe(job)
+    for episode in _collect(job, episodes, workers, first_episode):
+        if progress is not None:
+            progress(len(episode.a) + 1)
+        yield episode._replace(o=restack(episode.o, space, frame_stack))
+
+
+def collect_dataset(
+    path: str | Path,
+    env_id: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    behaviour: Behaviour | None = None,
+    *,
+    episodes: int,
+    length: int,
+    seed: int = 0,
+    workers: int | None = None,
+    record_state: bool = False,
+    shard_frames: int = 5000,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Collect episodes into the dataset folder `path`; one that exists is extended, its episode numbers go on.
+
+    Whatever stops it, finished shards stay, and the finished episodes of the last one are still written.
+
+    Args:
+        shard_frames: frames after which a shard is closed.
+        progress: show a bar with frames per second.
+        The others as `collect_episodes`.
+
+    Returns:
+        {"episodes", "frames", "seconds", "frames_per_second"} of this call; a frame is an observation.
+
+    Raises:
+        ValueError, RuntimeError: as `collect_episodes` and `gjwm.dataset.open_dataset`.
+    """
+    job = _job(env_id, env_kwargs, behaviour, length, seed, record_state, episodes, workers)
+    space, action_space, frame_stack = _describe(job)
+    info = open_dataset(
+        path,
+        env_id=env_id,
+        env_kwargs=job.env_kwargs,
+        observation_space=space,
+        action_space=action_space,
+        frame_stack=frame_stack,
+        record_state=record_state,
+    )
+    source = {"behaviour": repr(job.behaviour), "seed": seed, "length": length}
+    pending: list[Episode] = []
+    begin, done, frames = time.perf_counter(), 0, 0
+    with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
+        try:
+            for episode in _collect(job, episodes, workers, info["episodes"]):
+                pending.append(episode)
+                done, frames = done + 1, frames + len(episode.a) + 1
+                bar.update()
+                bar.set_postfix_str(f"{frames / (time.perf_counter() - begin):.0f} frames/s")
+                if sum(len(e.a) + 1 for e in pending) >= shard_frames:
+                    write_shard(path, pending, **source)
+                    pending = []
+        finally:
+            if pending:
+                write_shard(path, pending, **source)
+    seconds = time.perf_counter() - begin
+    return {"episodes": done, "frames": frames, "seconds": seconds, "frames_per_second": frames / seconds}
+
+
+def _job(
+    env_id: str,
+    env_kwargs: Mapping[str, Any] | None,
+    behaviour: Behaviour | None,
+    length: int,
+    seed: int,
+    record_state: bool,
+    episodes: int,
+    workers: int | None,
+) -> _Job:
+    if episodes < 1 or length < 1 or seed < 0 or (workers is not None and workers < 0):
+        raise ValueError(
+            "expected episodes >= 1, length >= 1, seed >= 0 and workers >= 0 or None, got "
+            f"{episodes}, {length}, {seed} and {workers}."
+        )
+    return _Job(env_id, dict(env_kwargs or {}), behaviour or Uniform(), length, seed, record_state)
+
+
+def _describe(job: _Job) -> tuple[spaces.Space, spaces.Box, int]:
+    """Observation space, action space and frame stack of the env."""
+    env = make_env(job.env_id, **job.env_kwargs)
+    try:
+        observation_space, action_space = env.observation_space, env.action_space
+        frame_stack = _frame_stack(env)
+    finally:
+        env.close()
+    if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
+        raise ValueError(f"{job.env_id} has the action space {action_space}; expected a Box (A,).")
+    if not ((action_space.low == -1).all() and (action_space.high == 1).all()):
+        raise ValueError(
+            f"{job.env_id} has actions in [{action_space.low}, {action_space.high}]; behaviours act in [-1, 1], wrap the env "
+            "in gymnasium.wrappers.RescaleAction where it is registered."
+        )
+    return observation_space, action_space, frame_stack
+
+
+def _frame_stack(env: gym.Env) -> int:
+    """Frames per image, which the env's arguments say; 1 without images."""
+    space = env.observation_space
+    boxes = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    images = any(box.dtype == np.uint8 and len(box.shape) == 3 for box in boxes)
+    kwargs = env.unwrapped.spec.kwargs if env.unwrapped.spec is not None else {}
+    return int(kwargs.get("frame_stack", getattr(env.unwrapped, "frame_stack", 1))) if images else 1
+
+
+def _collect(job: _Job, episodes: int, workers: int | None, first_episode: int) -> Iterator[Episode]:
+    """Episodes in order, with single frames where the env stacks them."""
+    if _spec(job.env_id).vector_entry_point is not None:
+        return _collect_batched(job, episodes, first_episode)
+    if workers is None:
+        # macOS and Windows cannot say what this process may use.
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    numbers = range(first_episode, first_episode + episodes)
+    chunks = [numbers[i : i + CHUNK] for i in range(0, episodes, CHUNK)]
+    return _collect_in_processes(job, chunks, workers) if workers else _collect_here(job, numbers)
+
+
+# -- one env, one episode at a time ------------------------------------------------------------------------------------
+
+
+class _Recorder:
+    """One env, kept open from episode to episode."""
+
+    def __init__(self, job: _Job):
+        self.job = job
+        self.env = make_env(job.env_id, **job.env_kwargs)
+        self.frame_stack = _frame_stack(self.env)
+
+    def record(self, number: int) -> Episode:
+        """Play episode `number`."""
+        job, env = self.job, self.env
+        env_seed, rng = job.seeds(number)
+        policy = job.behaviour.start(job.length, env.action_space.shape[0], [rng])
+        observation, _ = env.reset(seed=env_seed)
+        frames, simulator, a, r, terminated, truncated = [observation], [self._simulator()], [], [], [], []
+        for t in range(job.length):
+            action = policy(env, t)[0]
+            # The env gets a copy: it may clip or rescale in place.
+            observation, reward, end, cut, _ = env.step(action.copy())
+            frames.append(observation)
+            simulator.append(self._simulator())
+            a.append(action)
+            r.append(reward)
+            terminated.append(end)
+            truncated.append(cut)
+            if end or cut:
+                break
+        truncated[-1] = truncated[-1] or not terminated[-1]
+        o = newest_frames(_stack(frames), env.observation_space, self.frame_stack)
+        return Episode(
+            # Not a view: it would carry the whole stacks between processes.
+            {name: np.ascontiguousarray(x) for name, x in o.items()}
+            if isinstance(o, dict)
+            else np.ascontiguousarray(o),
+            np.stack(a).astype(np.float32),
+            np.array(r, np.float32),
+            np.array(terminated, bool),
+            np.array(truncated, bool),
+            **(_stack(simulator) if job.record_state else {}),
+        )
+
+    def _simulator(self) -> dict[str, Any]:
+        return _simulator(self.env.unwrapped) if self.job.record_state else {}
+
+
+def _simulator(env: Any) -> dict[str, Any]:
+    """sim_state, position and true_state of an env or vector env, copied."""
+    if not hasattr(env, "get_state"):
+        raise ValueError(f"{type(env).__name__} has no get_state, position and true_state; set record_state=False.")
+    return {
+        "sim_state": np.array(_numpy(env.get_state()), np.float64),
+        "position": np.array(_numpy(env.position), np.float64),
+        "true_state": {name: np.array(_numpy(value)) for name, value in env.true_state().items()},
+    }
+
+
+def _stack(records: list[Any], axis: int = 0) -> Any:
+    """Equal arrays, or equal (nested) dicts of arrays, stacked along a new axis."""
+    if isinstance(records[0], Mapping):
+        return {name: _stack([record[name] for record in records], axis) for name in records[0]}
+    return np.stack(records, axis)
+
+
+def _numpy(value: Any) -> np.ndarray:
+    return value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _collect_here(job: _Job, numbers: range) -> Iterator[Episode]:
+    recorder = _Recorder(job)
+    try:
+        for number in numbers:
+            yield _record(recorder, number)
+    finally:
+        recorder.env.close()
+
+
+def _record(recorder: _Recorder, number: int) -> Episode:
+    try:
+        return recorder.record(number)
+    except Exception as error:
+        raise _failed(recorder.job, number, error) from error
+
+
+def _failed(job: _Job, number: int, error: Exception) -> RuntimeError:
+    return RuntimeError(f"episode {number} of {job.env_id} failed: {type(error).__name__}: {error}")
+
+
+# -- worker processes --------------------------------------------------------------------------------------------------
+
+_worker: dict[str, Any] = {}  # of this worker process: its job, and its recorder once the first episode needs it
+
+
+def _collect_in_processes(job: _Job, chunks: list[range], workers: int) -> Iterator[Episode]:
+    # Spawned, not forked: a forked child of a process that has rendered hangs in the GL driver.
+    context = multiprocessing.get_context("spawn")
+    workers = min(workers, len(chunks))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
+    waiting, running = deque(chunks), deque()
+    try:
+        while waiting or running:
+            while waiting and len(running) < 2 * workers:  # no more: finished episodes wait in memory
+                chunk = waiting.popleft()
+                running.append((chunk, pool.submit(_record_chunk, chunk)))
+            chunk, future = running.popleft()
+            try:
+                episodes = future.result()
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    f"a worker process died before episode {chunk[-1]} of {job.env_id} was done (killed, perhaps for memory; "
+                    'or the script lacks `if __name__ == "__main__":`); try fewer workers, or workers=0 to see why.'
+                ) from error
+            yield from episodes
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(job: _Job) -> None:
+    torch.set_num_threads(1)  # the processes share the cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which then stops its workers
+    parent = multiprocessing.parent_process()
+    # Without this a killed parent would leave its workers waiting for ever.
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    _worker["job"] = job
+
+
+def _record_chunk(numbers: range) -> list[Episode]:
+    if "recorder" not in _worker:
+        try:
+            _worker["recorder"] = _Recorder(_worker["job"])
+        except Exception as error:
+            raise _failed(_worker["job"], numbers[0], error) from error
+    return [_record(_worker["recorder"], number) for number in numbers]
+
+
+# -- torch-native worlds -----------------------------------------------------------------------------------------------
+
+
+def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[Episode]:
+    """Many episodes as one batch, all of the same length, each with its own seed."""
+    spec = _spec(job.env_id)
+    creator = (
+        spec.vector_entry_point if callable(spec.vector_entry_point) else load_env_creator(spec.vector_entry_point)
+    )
+    accepted = inspect.signature(creator).parameters
+    kwargs = dict(job.env_kwargs)
+    length = job.length
+    if "terminate_on_goal" in accepted:
+        kwargs.setdefault("terminate_on_goal", False)
+    if "max_episode_steps" in accepted:
+        # The limit only shortens the recording: an env that truncates would already show the next episode.
+        length = min(length, kwargs.get("max_episode_steps", length))
+        kwargs["max_episode_steps"] = length + 1
+
+    observation_space, _, frame_stack = _describe(job)
+    frame_bytes = sum(
+        box.dtype.itemsize * int(np.prod(box.shape))
+        for box in (observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space])
+    )
+    batch = max(1, min(256, episodes, BATCH_BYTES // ((length + 1) * frame_bytes)))
+    for first in range(first_episode, first_episode + episodes, batch):
+        numbers = range(first, min(first + batch, first_episode + episodes))
+        try:
+            recorded = _record_batch(job, kwargs, length, numbers, frame_stack)
+        except Exception as error:
+            raise _failed(job, first, error) from error
+        yield from recorded
+
+
+def _record_batch(
+    job: _Job, kwargs: dict[str, Any], length: int, numbers: range, frame_stack: int
+) -> Iterator[Episode]:
+    env = gym.make_vec(
+        _importable(job.env_id), num_envs=len(numbers), vectorization_mode="vector_entry_point", **kwargs
+    )
+    try:
+        space = env.single_observation_space
+        seeds, rngs = zip(*(job.seeds(number) for number in numbers))
+        policy = job.behaviour.start(length, env.single_action_space.shape[0], rngs)
+        observation, _ = env.reset(seed=list(seeds))
+
+        def frames(observation: Any) -> Any:
+            if isinstance(observation, Mapping):
+                observation = {name: _numpy(value) for name, value in observation.items()}
+            else:
+                observation = _numpy(observation)
+            return newest_frames(observation, space, frame_stack)
+
+        first = frames(observation)
+        o = _allocate(first, length + 1)  # at once, as pixels of a whole batch are large
+        _write(o, 0, first)
+        simulator, a, r = [], [], []
+        if job.record_state:
+            simulator.append(_simulator(env.unwrapped))
+        for t in range(length):
+            action = policy(env, t)
+            observation, reward, terminated, truncated, _ = env.step(action.copy())
+            if (_numpy(terminated) | _numpy(truncated)).any():
+                raise ValueError(
+                    f"an episode ended on step {t + 1} of {length}; a torch-native world is collected at fixed length, so let "
+                    "it accept terminate_on_goal and max_episode_steps, and leave terminate_on_goal out of env_kwargs."
+                )
+            _write(o, t + 1, frames(observation))
+            a.append(action)
+            r.append(np.array(_numpy(reward), np.float32))
+            if job.record_state:
+                simulator.append(_simulator(env.unwrapped))
+    finally:
+        env.close()
+    a, r = np.stack(a, 1), np.stack(r, 1)  # (N, T, A), (N, T)
+    simulator = _stack(simulator, 1) if job.record_state else {}
+    terminated, truncated = np.zeros(length, bool), np.arange(length) == length - 1
+    return [
+        Episode(
+            _row(o, i), a[i], r[i], terminated.copy(), truncated.copy(), **{k: _row(v, i) for k, v in simulator.items()}
+        )
+        for i in range(len(numbers))
+    ]
+
+
+def _allocate(frames: Arrays, observations: int) -> Arrays:
+    """Arrays (N, observations, *O) for frames (N, *O)."""
+    if isinstance(frames, dict):
+        return {name: _allocate(values, observations) for name, values in frames.items()}
+    return np.empty((len(frames), observations, *frames.shape[1:]), frames.dtype)
+
+
+def _write(o: Arrays, t: int, frames: Arrays) -> None:
+    """o[:, t] = frames, in place."""
+    if isinstance(o, dict):
+        for name, values in frames.items():
+            o[name][:, t] = values
+    else:
+        o[:, t] = frames
+
+
+def _row(values: Any, i: int) -> Any:
+    return {name: value[i] for name, value in values.items()} if isinstance(values, dict) else values[i]
