@@ -215,6 +215,12 @@ class TwoRoomEnv(gym.Env):
         """(2,) float64: the goal position x, y, world units."""
         return self._worlds.goal[0].double().numpy()
 
+    def goal_state(self) -> np.ndarray:
+        """(6,) float64: the state, for `set_state`, of having arrived at the goal."""
+        state = self.get_state()
+        state[:2] = state[2:4]
+        return state
+
     def goal_image(self) -> np.ndarray:
         """uint8 (3, size, size): this episode's walls with the agent at the goal."""
         return self._worlds.goal_images()[0].numpy()

@@ -1,0 +1,77 @@
+"""Frames to files. The only module that imports imageio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN = 18  # pixels for a line of text above and below a panel
+
+
+def panel(columns: Mapping[str, np.ndarray], *, captions: Sequence[str], scale: int = 4) -> np.ndarray:
+    """Columns side by side, each under its title, with one caption per frame below.
+
+    Args:
+        columns: title -> uint8 (T, h, w, 3), all of one shape.
+        captions: T texts.
+        scale: pixels are enlarged without smoothing, so nothing is shown that was not there.
+
+    Returns:
+        uint8 (T, H, W, 3) with even H and W, as h264 wants them.
+
+    Raises:
+        ValueError: for other shapes, types or counts.
+    """
+    shapes = {frames.shape for frames in columns.values()}
+    if len(shapes) != 1 or any(f.dtype != np.uint8 or f.ndim != 4 or f.shape[-1] != 3 for f in columns.values()):
+        got = {title: (frames.dtype.name, frames.shape) for title, frames in columns.items()}
+        raise ValueError(f"a panel needs columns of one uint8 shape (T, h, w, 3), got {got}.")
+    (shape,) = shapes
+    count, h, w, _ = shape
+    if len(captions) != count:
+        raise ValueError(f"a panel of {count} frames needs as many captions, got {len(captions)}.")
+    gap = scale
+    height, width = h * scale + 2 * _MARGIN, (w * scale + gap) * len(columns) - gap
+    canvas = np.full((count, height + height % 2, width + width % 2, 3), 24, np.uint8)
+    for i, frames in enumerate(columns.values()):
+        x = i * (w * scale + gap)
+        canvas[:, _MARGIN : _MARGIN + h * scale, x : x + w * scale] = frames.repeat(scale, 1).repeat(scale, 2)
+    font = ImageFont.load_default(12)
+    for t, caption in enumerate(captions):
+        image = Image.fromarray(canvas[t])
+        draw = ImageDraw.Draw(image)
+        for i, title in enumerate(columns):
+            draw.text((i * (w * scale + gap) + 4, 2), title, fill="white", font=font)
+        draw.text((4, _MARGIN + h * scale + 1), caption, fill="white", font=font)
+        canvas[t] = np.asarray(image)
+    return canvas
+
+
+def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8) -> Path:
+    """Write uint8 frames (T, h, w, 3) to .mp4 (h264, with the ffmpeg that pip brings) or a looping .gif; atomically.
+
+    Raises:
+        ValueError: for no frames, another type or shape, or another suffix.
+    """
+    path = Path(path)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"a video needs uint8 frames (T, h, w, 3), got {frames.dtype} {frames.shape}.")
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"a video is written as .mp4 or .gif, got {path.name!r}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    if path.suffix == ".mp4":
+        if frames.shape[1] % 2 or frames.shape[2] % 2:
+            raise ValueError(f"h264 needs an even height and width, got {frames.shape[1:3]}.")
+        iio.imwrite(partial, frames, fps=fps, codec="libx264", macro_block_size=2, output_params=["-crf", "20"])
+    else:
+        images = [Image.fromarray(frame).quantize(64, dither=Image.Dither.NONE) for frame in frames]
+        images[0].save(
+            partial, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, optimize=True
+        )
+    partial.replace(path)
+    return path
