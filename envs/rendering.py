@@ -64,8 +64,8 @@ def _works(backend: str) -> bool:
 class FastRenderer:
     """Square pictures of one model without shadows, reflections, skybox and multisampling.
 
-    dm_control's own pictures take about 20 times as long at 64x64, nearly all of it for those four. The OpenGL context is made at
-    the first picture, so an environment can be sent to another process before.
+    dm_control's own pictures take about 20 times as long at 64x64, nearly all of it for those four. The OpenGL context is
+    made at the first picture, so an environment can be sent to another process before.
 
     Args:
         model: a `mujoco.MjModel`; its visual quality settings are changed.
@@ -110,6 +110,8 @@ class FastRenderer:
         if self._gl is None:
             self._open()
         self._gl.make_current()
+        for terrain in range(self.model.nhfield):  # redrawn at resets; the graphics card has a copy of its own
+            mujoco.mjr_uploadHField(self.model, self._context, terrain)
         mujoco.mjv_updateScene(
             self.model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )

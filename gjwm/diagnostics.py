@@ -62,7 +62,6 @@ def embedding_report(z: Tensor, *, slices: int = 512, generator: Generator | Non
     if n < 8:
         raise ValueError(f"a Gaussianity report needs at least 8 independent samples, got {n}.")
     spectrum = _spectrum(samples)
-    # Samples within a trajectory are correlated, so the finite-sample spread of an ideal batch is that of n independent ones at worst.
     ideal = [_spectrum(torch.randn(len(samples), d, generator=generator, dtype=torch.float64)) for _ in range(3)]
     statistic = n * epps_pulley(independent @ random_directions(d, slices, generator, like=independent))
     report = {
@@ -110,7 +109,10 @@ def _mardia(z: Tensor, axes: int = 16) -> dict[str, float]:
 
 
 def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
-    """CRPS of N(mean, std^2) in the target's units, elementwise: s [u (2 Phi(u) - 1) + 2 phi(u) - 1/sqrt(pi)], u = (y - m)/s."""
+    """CRPS of N(mean, std^2) in the target's units, elementwise.
+
+    s [u (2 Phi(u) - 1) + 2 phi(u) - 1/sqrt(pi)], u = (y - m)/s.
+    """
     u = (target - mean) / std
     cdf = 0.5 * (1 + torch.erf(u / math.sqrt(2)))
     pdf = torch.exp(-u.square() / 2) / math.sqrt(2 * math.pi)
@@ -126,8 +128,8 @@ def calibration_report(prediction, target: Tensor) -> dict[str, float]:
 
     Returns:
         nll (nats per dimension), skill (against N(0, 1), nats per dimension), crps, coverage_{50,80,90,95}, ece (mean over
-        levels .05 to .95 of |coverage - level|), spread_skill (rms predicted std / rms error, ideally 1), pit_ks (largest gap of
-        the PIT's distribution to uniform) and temperature (the factor on std that would make squared errors right on average).
+        levels .05 to .95 of |coverage - level|), spread_skill (rms predicted std / rms error, ideally 1), pit_ks (largest gap
+        of the PIT's distribution to uniform) and temperature (the factor on std that makes squared errors right on average).
 
     Raises:
         ValueError: for other shapes, or a variance that is not positive.

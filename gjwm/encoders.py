@@ -25,7 +25,8 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
 
 def _output_norm(kind: str, latent_dim: int) -> nn.Module:
     if kind == "batch":
-        return nn.BatchNorm1d(latent_dim, affine=False)
+        # Features of mostly static images vary by 1e-3 at first: the default eps of 1e-5 would leave them on the plateau.
+        return nn.BatchNorm1d(latent_dim, eps=1e-8, affine=False)
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"an encoder's output_norm must be 'batch' or 'none', got {kind!r}.")

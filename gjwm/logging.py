@@ -1,4 +1,7 @@
-"""What a run writes while it goes: metrics.jsonl, wandb with the same keys, and a progress bar. The only module that imports wandb."""
+"""What a run writes while it goes: metrics.jsonl, wandb with the same keys, and a progress bar.
+
+The only module that imports wandb.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class RunLogger:
             raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+        self._file = open(self.path / "metrics.jsonl", "w", encoding="utf-8")
         self._wandb = None
         if wandb_mode != "disabled":
             os.environ.setdefault("WANDB_SILENT", "true")

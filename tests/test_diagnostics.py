@@ -1,0 +1,116 @@
+"""Claims about Gaussianity and calibration reports, against closed forms and simulated null laws."""
+
+import math
+
+import pytest
+import torch
+
+from gjwm.diagnostics import calibration_report, effective_rank, embedding_report, gaussian_crps, wilson_interval
+from gjwm.dynamics import Prediction
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def report(z):
+    return embedding_report(z, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_gaussian_batch_looks_ideal():
+    r = report(randn(1000, 16))
+    assert r["effective_rank"] == pytest.approx(r["effective_rank_ideal"], rel=0.02)
+    assert r["condition_number"] == pytest.approx(r["condition_number_ideal"], rel=0.2)
+    assert r["participation_ratio"] == pytest.approx(r["participation_ratio_ideal"], rel=0.02)
+    assert r["epps_pulley"] == pytest.approx(r["epps_pulley_null"], rel=0.3)
+    assert r["epps_pulley_reject_rate"] < 0.12
+    assert min(r["norm_ks_p"], r["mardia_skewness_p"], r["mardia_kurtosis_p"]) > 0.01
+
+
+def test_finite_sample_references_have_their_known_values():
+    r = report(randn(256, 32))
+    assert r["participation_ratio_ideal"] == pytest.approx(28.44, abs=0.01)
+    assert r["participation_ratio"] == pytest.approx(28.35, abs=0.5)
+    edge = math.sqrt(32 / 256)
+    assert r["condition_number_ideal"] == pytest.approx(((1 + edge) / (1 - edge)) ** 2, rel=0.2)
+
+
+def test_equal_eigenvalues_give_their_number_as_effective_rank():
+    assert effective_rank(torch.tensor([2.0] * 5 + [0.0] * 3, dtype=torch.float64)) == pytest.approx(5)
+    assert effective_rank(torch.zeros(4, dtype=torch.float64)) == 0
+
+
+@pytest.mark.parametrize("spoil", ["collapse", "rank one", "uniform", "shift"])
+def test_every_departure_shows(spoil):
+    z = randn(1000, 8)
+    z = {
+        "collapse": 0.01 * z,
+        "rank one": z[:, :1].expand(-1, 8) + 1e-3 * z,
+        "uniform": (torch.rand(1000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5)
+        * 12**0.5,
+        "shift": z + 0.5,
+    }[spoil]
+    r, ideal = report(z), report(randn(1000, 8))
+    if spoil == "uniform":
+        assert r["mardia_kurtosis_p"] < 1e-3 and r["norm_ks_p"] < 1e-3
+    else:
+        assert r["epps_pulley"] > 5 * ideal["epps_pulley"] and r["norm_ks_p"] < 1e-3
+    if spoil == "rank one":
+        assert r["effective_rank"] < 1.2 and r["condition_number"] > 1e4
+
+
+def test_constant_trajectories_are_not_mistaken_for_many_samples():
+    z = randn(300, 1, 4).expand(-1, 20, -1)
+    r = report(z)
+    assert r["independent_samples"] == 300 and r["samples"] == 6000
+    assert r["epps_pulley"] < 2
+
+
+def test_crps_has_its_closed_form_values():
+    zero, one = torch.zeros(1), torch.ones(1)
+    assert gaussian_crps(zero, one, zero).item() == pytest.approx(0.233695, abs=1e-6)
+    y = randn(200_000)
+    assert gaussian_crps(torch.zeros_like(y), torch.ones_like(y), y).mean().item() == pytest.approx(0.564190, abs=3e-3)
+
+
+def test_a_calibrated_prediction_covers_what_it_promises():
+    mean, std = randn(4000, 8), randn(4000, 8, seed=1).exp()
+    c = calibration_report(Prediction(mean, std.square()), mean + std * randn(4000, 8, seed=2))
+    for level in (50, 80, 90, 95):
+        assert c[f"coverage_{level}"] == pytest.approx(level / 100, abs=0.01)
+    assert c["ece"] < 0.01 and c["pit_ks"] < 0.01
+    assert c["temperature"] == pytest.approx(1, abs=0.02)
+
+
+def test_overconfidence_shows_and_temperature_repairs_it():
+    mean, y = torch.zeros(4000, 8, dtype=torch.float64), randn(4000, 8)
+    c = calibration_report(Prediction(mean, mean + 0.25), y)
+    assert c["coverage_90"] < 0.7 and c["temperature"] == pytest.approx(2, abs=0.03)
+    repaired = calibration_report(Prediction(mean, mean + 0.25 * c["temperature"] ** 2), y)
+    assert repaired["ece"] < 0.01 < c["ece"]
+
+
+def test_skill_is_zero_for_the_marginal_and_grows_with_information():
+    y = randn(4000, 8)
+    marginal = calibration_report(Prediction(torch.zeros_like(y), torch.ones_like(y)), y)
+    assert marginal["skill"] == pytest.approx(0, abs=0.01)
+    noisy = y + 0.1 * randn(4000, 8, seed=1)
+    assert calibration_report(Prediction(noisy, torch.full_like(y, 0.01)), y)["skill"] == pytest.approx(
+        -math.log(0.1), abs=0.02
+    )
+
+
+def test_wilson_interval_is_sane_at_the_edges():
+    assert wilson_interval(100, 100)[0] == pytest.approx(0.963, abs=1e-3)
+    assert wilson_interval(0, 100)[0] == 0
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="deterministic"):
+        calibration_report(Prediction(torch.zeros(3, 2), torch.zeros(3, 2)), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="shape"):
+        calibration_report(Prediction(torch.zeros(3, 2), torch.ones(3, 2)), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="finite"):
+        report(randn(100, 3) * torch.nan)
+    with pytest.raises(ValueError, match="8 independent"):
+        report(randn(5, 3))

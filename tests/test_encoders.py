@@ -1,0 +1,70 @@
+"""Claims about encoders."""
+
+import pytest
+import torch
+
+from gjwm.decoder import ConvDecoder
+from gjwm.encoders import ConvEncoder, MLPEncoder
+
+
+def images(*lead, channels=3, size=32):
+    return torch.randint(
+        0, 256, (*lead, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def test_leading_axes_are_batch_axes():
+    torch.manual_seed(0)
+    encoder = ConvEncoder((3, 32, 32), 8).eval()
+    o = images(2, 5)
+    z = encoder(o)
+    assert z.shape == (2, 5, 8) and z.dtype == torch.float32
+    torch.testing.assert_close(z[1, 3], encoder(o[1, 3]))
+
+
+def test_training_output_has_zero_mean_and_unit_variance_from_the_first_step():
+    torch.manual_seed(0)
+    z = ConvEncoder((3, 32, 32), 8)(images(64))
+    torch.testing.assert_close(z.mean(0), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.var(0, correction=0), torch.ones(8), atol=0.05, rtol=0)
+
+
+def test_encoding_leaves_the_observation_alone():
+    o, before = images(4), images(4)
+    ConvEncoder((3, 32, 32), 8)(o)
+    assert torch.equal(o, before)
+    x = torch.rand(4, 3, 32, 32)
+    y = x.clone()
+    ConvEncoder((3, 32, 32), 8)(x)
+    assert torch.equal(x, y)
+
+
+def test_mlp_encoder_does_not_care_about_the_scale_of_its_inputs():
+    torch.manual_seed(0)
+    encoder = MLPEncoder((4,), 3)
+    o = torch.randn(128, 4)
+    torch.testing.assert_close(encoder(o), encoder(1000 * o + 7), atol=2e-3, rtol=0)
+
+
+def test_gradients_reach_every_parameter():
+    torch.manual_seed(0)
+    encoder = ConvEncoder((6, 64, 64), 4)
+    encoder(images(8, channels=6, size=64)).pow(3).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+
+
+def test_decoder_makes_images_of_the_asked_shape():
+    decoder = ConvDecoder(5, (3, 32, 48))
+    image = decoder.image(torch.randn(2, 7, 5))
+    assert image.shape == (2, 7, 3, 32, 48) and image.dtype == torch.uint8
+
+
+def test_bad_shapes_are_named():
+    with pytest.raises(ValueError, match="3, 32, 32"):
+        ConvEncoder((3, 32, 32), 8)(images(2, channels=1))
+    with pytest.raises(ValueError, match="multiples"):
+        ConvEncoder((3, 30, 30), 8)
+    with pytest.raises(ValueError, match="output_norm"):
+        MLPEncoder((3,), 2, output_norm="layer")
+    with pytest.raises(ValueError, match="divisible"):
+        ConvDecoder(4, (3, 30, 30))

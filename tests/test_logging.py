@@ -1,0 +1,38 @@
+"""Claims about run logs."""
+
+import json
+
+import pytest
+
+from gjwm.logging import RunLogger, progress
+
+
+def rows(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_are_lines_of_valid_json_at_once(tmp_path):
+    with RunLogger(tmp_path, wandb_mode="disabled") as logger:
+        logger.log({"loss": 1.5, "r2": float("nan")}, 1)
+        assert rows(tmp_path) == [{"step": 1, "loss": 1.5, "r2": None}]
+        logger.log({"loss": 0.5}, 2)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+@pytest.mark.slow
+def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with RunLogger(tmp_path, wandb_mode="offline", config={"seed": 1}) as logger:
+        logger.log({"loss": 1.0}, 1)
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_an_unknown_mode_is_named(tmp_path):
+    with pytest.raises(ValueError, match="offline, online, disabled"):
+        RunLogger(tmp_path, wandb_mode="sometimes")
+
+
+def test_the_bar_shows_loss_and_frames_per_second(capsys):
+    with progress(10, "train") as bar:
+        bar.report(4, loss=0.25, frames_per_second=1234.5)
+        assert bar.n == 4 and "loss=0.2500" in str(bar) and ("frames/s=1234" in str(bar))
