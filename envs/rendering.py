@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import weakref
 from importlib import import_module
 
 import numpy as np
@@ -62,35 +63,35 @@ def _works(backend: str) -> bool:
 
 
 class FastRenderer:
-    """Square pictures of one model without shadows, reflections, skybox and multisampling.
+    """Square pictures without shadows, reflections, skybox and multisampling.
 
     dm_control's own pictures take about 20 times as long at 64x64, nearly all of it for those four. The OpenGL context is
-    made at the first picture, so an environment can be sent to another process before.
+    made at the first picture, so an environment can be sent to another process before. It takes a fifth of a second, so
+    copies of an environment share one renderer; it is freed with the last of them, or at the interpreter's exit.
 
     Args:
-        model: a `mujoco.MjModel`; its visual quality settings are changed.
         size: side of the picture, pixels.
         camera: id of a fixed camera, or -1 for the free one.
     """
 
-    def __init__(self, model, size: int, camera: int):
-        self.model, self.size, self.camera_id = model, size, camera
+    def __init__(self, size: int, camera: int):
+        self.size, self.camera_id = size, camera
         self._gl = None
 
-    def _open(self) -> None:
+    def _open(self, model) -> None:
         backend = choose_backend()
         import mujoco
 
-        quality, screen = self.model.vis.quality, self.model.vis.global_
+        quality, screen = model.vis.quality, model.vis.global_
         # Read when the context is made: no multisample buffer, no shadow map, a buffer just as large as the picture.
         quality.offsamples, quality.shadowsize = 0, 0
         screen.offwidth, screen.offheight = self.size, self.size
         # Not mujoco.GLContext: that one was fixed when mujoco was first imported, perhaps before the choice.
         self._gl = import_module(f"mujoco.{backend}").GLContext(self.size, self.size)
         self._gl.make_current()
-        self._context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(self.model, maxgeom=max(1000, 2 * self.model.ngeom))
+        self._scene = mujoco.MjvScene(model, maxgeom=max(1000, 2 * model.ngeom))
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE"):
             self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
         self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
@@ -99,34 +100,34 @@ class FastRenderer:
             self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
             self._camera.fixedcamid = self.camera_id
         else:
-            mujoco.mjv_defaultFreeCamera(self.model, self._camera)
+            mujoco.mjv_defaultFreeCamera(model, self._camera)
         self._rectangle = mujoco.MjrRect(0, 0, self.size, self.size)
         self._pixels = np.empty((self.size, self.size, 3), np.uint8)
+        # A finalizer, not __del__: it runs before the interpreter takes the OpenGL library down.
+        weakref.finalize(self, _free, self._gl, self._context)
 
-    def picture(self, data) -> np.ndarray:
-        """The scene of a `mujoco.MjData` -> uint8 (3, size, size), a fresh array."""
+    def picture(self, model, data) -> np.ndarray:
+        """The scene of a `mujoco.MjModel` and its `mujoco.MjData` -> uint8 (3, size, size), a fresh array.
+
+        All calls must come with one model or copies of it: meshes and textures are those of the first.
+        """
         import mujoco
 
         if self._gl is None:
-            self._open()
+            self._open(model)
         self._gl.make_current()
-        for terrain in range(self.model.nhfield):  # redrawn at resets; the graphics card has a copy of its own
-            mujoco.mjr_uploadHField(self.model, self._context, terrain)
+        for terrain in range(model.nhfield):  # redrawn at resets; the graphics card has a copy of its own
+            mujoco.mjr_uploadHField(model, self._context, terrain)
         mujoco.mjv_updateScene(
-            self.model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
         return np.ascontiguousarray(self._pixels[::-1].transpose(2, 0, 1))  # OpenGL's first row is the lowest
 
-    def close(self) -> None:
-        """Free the context."""
-        if self._gl is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-            self._gl = None
 
-    def __del__(self):
-        with contextlib.suppress(Exception):  # at interpreter exit the OpenGL library may be gone before us
-            self.close()
+def _free(gl, context) -> None:
+    with contextlib.suppress(Exception):  # a driver that is going down may refuse; there is nothing left to save
+        gl.make_current()
+        context.free()
+        gl.free()

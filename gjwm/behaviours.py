@@ -17,6 +17,8 @@ Policy = Callable[[Any, int], np.ndarray]  # (env, t) -> actions (N, A); a singl
 
 
 class Behaviour(Protocol):
+    """Who acts while data are collected."""
+
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
         """Begin one episode of at most `length` steps in each of N = len(rngs) envs."""
         ...

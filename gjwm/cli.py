@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
@@ -251,6 +252,7 @@ USER_ERRORS = (
     MemoryError,
     FloatingPointError,
     RuntimeError,
+    gymnasium.error.Error,
     HydraException,
     OmegaConfBaseException,
 )

@@ -37,8 +37,16 @@ BATCH_BYTES = 512 * 2**20  # of observations that a torch-native world may colle
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """`gymnasium.make`, where ids "gjwm/..." need no module in front."""
-    return gym.make(_importable(env_id), **kwargs)
+    """`gymnasium.make`, where ids "gjwm/..." need no module in front, and bounded actions are rescaled from [-1, 1]."""
+    env = gym.make(_importable(env_id), **kwargs)
+    space = env.action_space
+    if isinstance(space, spaces.Box) and space.is_bounded() and not _unit(space):
+        env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    return env
+
+
+def _unit(space: spaces.Box) -> bool:
+    return bool((space.low == -1).all() and (space.high == 1).all())
 
 
 def _importable(env_id: str) -> str:
@@ -195,10 +203,9 @@ def _describe(job: _Job) -> tuple[spaces.Space, spaces.Box, int]:
         env.close()
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise ValueError(f"{job.env_id} has the action space {action_space}; expected a Box (A,).")
-    if not ((action_space.low == -1).all() and (action_space.high == 1).all()):
+    if not _unit(action_space):
         raise ValueError(
-            f"{job.env_id} has actions in [{action_space.low}, {action_space.high}]; behaviours act in [-1, 1], wrap the env "
-            "in gymnasium.wrappers.RescaleAction where it is registered."
+            f"{job.env_id} has unbounded actions, [{action_space.low}, {action_space.high}]; bound them where it is registered."
         )
     return observation_space, action_space, frame_stack
 
@@ -403,6 +410,10 @@ def _record_batch(
     )
     try:
         space = env.single_observation_space
+        if not _unit(env.single_action_space):
+            raise ValueError(
+                f"a torch-native world is collected with actions in [-1, 1], not {env.single_action_space}; rescale inside it."
+            )
         seeds, rngs = zip(*(job.seeds(number) for number in numbers))
         policy = job.behaviour.start(length, env.single_action_space.shape[0], rngs)
         observation, _ = env.reset(seed=list(seeds))

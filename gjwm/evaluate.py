@@ -7,6 +7,7 @@ its resets). Success is measured on the simulator's true position, never on a la
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -207,8 +208,8 @@ def attempt_goals(
 ) -> GoalEpisodes:
     """Run one attempt per pair, all at once: env i starts in pairs.start[i] and takes `steps` agent steps."""
     worlds = [env.unwrapped for env in envs]
-    for world, state in zip(worlds, pairs.start):
-        world.reset(seed=0)
+    for env, world, state in zip(envs, worlds, pairs.start):
+        env.reset(seed=0)
         world.set_state(state)
     observation = np.stack([world.observe() for world in worlds])
     distance = [_distances(worlds, pairs)]
@@ -219,7 +220,7 @@ def attempt_goals(
         since = time.perf_counter()
         a = policy(observation, states)
         seconds += time.perf_counter() - since
-        steps_out = [world.step(action) for world, action in zip(worlds, a)]
+        steps_out = [env.step(action) for env, action in zip(envs, a)]
         observation = np.stack([out[0] for out in steps_out])
         returns += [out[1] for out in steps_out]
         distance.append(_distances(worlds, pairs))
@@ -359,8 +360,7 @@ def evaluate(
         chosen = goal_pairs_ahead(see, episodes, offset=goal_offset, count=pairs, rng=np.random.default_rng(seed))
     else:
         chosen = goal_pairs_from_resets(see, count=pairs, seed=10_000_000 + seed)
-    see.close()
-    seeing = [make_env(env_id, **env_kwargs) for _ in range(pairs)]
+    seeing = copies(see, pairs)
     notify("planning with the model")
     plan = dict(horizon=horizon, replan_every=replan_every)
     attempts = attempt_goals(
@@ -370,7 +370,7 @@ def evaluate(
         env.close()
     planning = planning_report(attempts, radius)
     # No picture is needed by these; observing the state vector is much cheaper.
-    blind = [make_env(env_id, **{**env_kwargs, "obs": "state", "frame_stack": 1}) for _ in range(pairs)]
+    blind = copies(make_env(env_id, **{**env_kwargs, "obs": "state", "frame_stack": 1}), pairs)
     action_dim = model.action_dim
     policies = {
         "random": random_policy(action_dim, np.random.default_rng(seed)),
@@ -396,6 +396,11 @@ def evaluate(
     }
     report["planning"] = planning
     return report
+
+
+def copies(env: gymnasium.Env, count: int) -> list[gymnasium.Env]:
+    """`env` and independent copies of it: many times cheaper than making each, simulators compile and open windows once."""
+    return [env, *(copy.deepcopy(env) for _ in range(count - 1))]
 
 
 def _on(model: WorldModel, seed: int) -> Generator:

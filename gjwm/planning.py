@@ -25,7 +25,11 @@ class Plan(NamedTuple):
 
 
 class Planner(Protocol):
-    def plan(self, score: Score, mean: Tensor, *, generator: Generator | None = None) -> Plan: ...
+    """Anything that searches action sequences; it keeps no state between calls."""
+
+    def plan(self, score: Score, mean: Tensor, *, generator: Generator | None = None) -> Plan:
+        """Search around mean (B, H, A) for the actions in [-1, 1] of least `score`."""
+        ...
 
 
 @lru_cache(maxsize=32)

@@ -11,7 +11,7 @@ import torch
 
 from gjwm.collect import Episode, make_env
 from gjwm.decoder import ConvDecoder
-from gjwm.evaluate import attempt_goals, goal_pairs_ahead, goal_pairs_from_resets, model_policy
+from gjwm.evaluate import attempt_goals, copies, goal_pairs_ahead, goal_pairs_from_resets, model_policy
 from gjwm.planning import Planner
 from gjwm.video import panel, write_video
 from gjwm.world_model import WorldModel
@@ -45,7 +45,7 @@ def rollout_video(
         the path written.
     """
     kwargs = {**env_kwargs, "render_mode": "rgb_array"}
-    envs = [make_env(env_id, **kwargs) for _ in range(episodes_shown)]
+    envs = copies(make_env(env_id, **kwargs), episodes_shown)
     try:
         if goals == "ahead":
             pairs = goal_pairs_ahead(

@@ -1,5 +1,6 @@
 """Claims about the dm_control environments."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -203,3 +204,32 @@ def test_without_any_opengl_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "off")
     with pytest.raises(RuntimeError, match="MUJOCO_GL=off"):
         rendering.choose_backend()
+
+
+def test_a_copy_has_the_same_future_and_leaves_the_original_alone():
+    for name in ("reacher-easy", "point_mass-hard", "ball_in_cup-catch"):
+        env = make(name, obs="pixels", frame_stack=2)
+        env.reset(seed=0)
+        for a in actions(env, 3):
+            env.step(a)
+        state = env.get_state()
+        other = copy.deepcopy(env)
+        futures = []
+        for each in (other, env):
+            futures.append([each.step(a)[0] for a in actions(env, 4, seed=2)])
+            futures.append([each.reset()[0]])  # the task's generator is copied, not shared
+            if each is other:
+                np.testing.assert_array_equal(env.get_state(), state)
+        np.testing.assert_array_equal(futures[0], futures[2])
+        np.testing.assert_array_equal(futures[1], futures[3])
+
+
+def test_environments_left_open_end_in_silence():
+    code = """
+import gymnasium
+envs = [gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels") for _ in range(2)]
+print([env.reset(seed=0)[0].std() > 0 for env in envs])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.strip() == "[np.True_, np.True_]"
+    assert done.stderr == ""

@@ -1,0 +1,172 @@
+"""The four commands on a small world, and what they say when something is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from gjwm.cli import load_decoder, main
+from gjwm.dataset import dataset_info
+from gjwm.world_model import WorldModel
+
+ROOT = Path(__file__).parent.parent
+# Small enough for seconds, whole enough to use every part.
+SMALL = [
+    "experiment=two_room",
+    "env.size=16",
+    "threads=1",
+    "name=small",
+    "dataset=data/small",
+    "latent_dim=4",
+    "encoder.channels=[8,8]",
+    "encoder.hidden=16",
+    "dynamics.hidden=16",
+    "dynamics.std_hidden=8",
+    "planner.samples=32",
+    "planner.elites=8",
+    "planner.iterations=2",
+    "collect.episodes=16",
+    "collect.length=20",
+    "train.steps=30",
+    "train.decoder_steps=20",
+    "logger.every=10",
+    "evaluate.episodes=12",
+    "evaluate.length=30",
+    "evaluate.pairs=4",
+    "evaluate.steps=6",
+    "evaluate.horizon=6",
+    "video.episodes=2",
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(command, *overrides):
+    return main([command, *SMALL, "logger.wandb=disabled", *overrides])
+
+
+def test_collect_train_evaluate_and_video_leave_one_run_folder(folder, capsys):
+    assert [run(command) for command in ("collect", "train", "evaluate", "video")] == [0] * 4
+    made = folder / "runs" / "small"
+    assert {"config.yaml", "metrics.jsonl", "checkpoint.pt", "decoder.pt", "evaluation.json", "videos"} <= {
+        path.name for path in made.iterdir()
+    }
+    lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50]
+    assert {"loss", "train/alignment", "train/discrepancy", "frames_per_second"} <= set(lines[0])
+    report = json.loads((made / "evaluation.json").read_text())
+    assert report["planning"]["oracle"]["episodes"] == 4 and report["config"]["seed"] == 0
+    film = iio.imread(made / "videos" / "goals.mp4")
+    assert len(film) >= 2 * 7 and film[0].std() > 0  # two attempts of 6 steps and their starts
+    shown = capsys.readouterr().out
+    assert "env steps/s" in shown and "success" in shown
+    model, decoder = WorldModel.load(made / "checkpoint.pt"), load_decoder(made / "decoder.pt")
+    o = torch.zeros(1, *model.encoder.config["observation_shape"], dtype=torch.uint8)
+    assert decoder.image(model.encode(o)).shape == (1, 3, 16, 16)
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_seed_others(folder):
+    run("collect")
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run("train", f"name={name}", f"seed={seed}") == 0
+    a, b, c = (torch.load(f"runs/{name}/checkpoint.pt", weights_only=True)["state"] for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_collecting_again_extends_the_dataset(folder):
+    run("collect")
+    run("collect", "seed=1", "collect.episodes=4")
+    assert dataset_info("data/small")["episodes"] == 20
+
+
+def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run("collect")
+    assert main(["train", *SMALL, "logger.wandb=offline", "train.decoder_steps=0"]) == 0
+    assert list((folder / "runs" / "small" / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["fly"], 2, "unknown command 'fly'"),
+        (["train", "train.speed=3"], 1, "speed"),
+        (["train", "experiment=moon"], 1, "moon"),
+        (["train", "dataset=data/none"], 1, "data/none"),
+        (["evaluate", "name=none"], 1, "no checkpoint at runs/none/checkpoint.pt"),
+        (["train", "device=cuda:99"], 1, "device=cuda:99"),
+        (["collect", "env.obs=sound"], 1, "'sound'"),
+        (["collect", "env.id=gjwm/moon-walk-v0"], 1, "moon-walk"),
+        (["collect", "collect.behaviour={dancing: 1}"], 1, "dancing"),
+        (["collect", "collect.episodes=0"], 1, "episodes >= 1"),
+        (["train", "logger.wandb=later"], 1, "later"),
+    ],
+)
+def test_wrong_input_gets_one_clear_message_and_a_failing_status(arguments, status, said, folder, capsys):
+    if arguments[0] == "train" and "wandb" in arguments[1]:
+        run("collect")
+        arguments = ["train", *SMALL, *arguments[1:]]
+    capsys.readouterr()
+    assert main(arguments) == status
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert error.startswith("gjwm")
+
+
+def test_damaged_files_are_named_and_what_was_written_stays(folder, capsys):
+    run("collect"), run("train")
+    checkpoint = folder / "runs" / "small" / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:1000])
+    assert run("evaluate") == 1 and "checkpoint.pt is not a readable" in capsys.readouterr().err
+    checkpoint.write_bytes(whole)
+    assert run("evaluate", "evaluate.oracle=false") == 0
+    before = (folder / "runs" / "small" / "evaluation.json").read_bytes()
+    assert run("evaluate", "evaluate.pairs=-1") == 1
+    assert (folder / "runs" / "small" / "evaluation.json").read_bytes() == before
+    shard = next((folder / "data" / "small").glob("*.npz"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    capsys.readouterr()
+    assert run("train") == 1 and shard.name in capsys.readouterr().err
+
+
+def test_nan_in_the_data_stops_training_with_a_sentence(folder, capsys):
+    assert run("collect", "env.obs=state") == 0
+    shard = next((folder / "data" / "small").glob("*.npz"))
+    with np.load(shard) as file:
+        arrays = dict(file)
+    name = next(k for k in arrays if k == "o" or k.endswith("/o"))
+    arrays[name][3] = np.nan
+    np.savez(shard, **arrays)
+    status = main(
+        ["train", *[s for s in SMALL if "encoder" not in s], "env.obs=state", "encoder=mlp", "logger.wandb=disabled"]
+    )
+    assert status == 1 and "NaN" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["collect", "train", "evaluate", "video"])
+def test_scripts_are_doors_to_the_same_commands(script, folder):
+    for command in ("collect", "train")[: {"collect": 0, "train": 1}.get(script, 2)]:
+        assert run(command) == 0
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / f"{script}.py", *SMALL, "logger.wandb=disabled"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    bad = subprocess.run(
+        [sys.executable, ROOT / "scripts" / f"{script}.py", "no.such=key"], capture_output=True, text=True, timeout=300
+    )
+    assert bad.returncode == 1 and "Traceback" not in bad.stderr

@@ -1,0 +1,90 @@
+"""Every yaml builds what it names, and every experiment composes into a world that can be stepped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from gjwm.behaviours import behaviour_from_weights
+from gjwm.cli import _env_kwargs, load_config
+from gjwm.collect import make_env
+from gjwm.objectives import JointEmbeddingObjective
+from gjwm.world_model import WorldModel
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+GROUPS = ("encoder", "dynamics", "discrepancy", "planner", "experiment")
+
+
+def options(group):
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def test_no_group_is_left_out_here():
+    assert {path.parent.name for path in CONFIGS.glob("*/*.yaml")} == set(GROUPS)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_an_experiment_builds_its_env_model_and_planner(name):
+    cfg = load_config([f"experiment={name}"])
+    env = make_env(cfg.env.id, **_env_kwargs(cfg))
+    observation, _ = env.reset(seed=0)
+    model = WorldModel(
+        instantiate(cfg.encoder, observation_shape=list(env.observation_space.shape)),
+        instantiate(cfg.dynamics, action_dim=env.action_space.shape[0]),
+    ).eval()
+    z = model.encode(torch.from_numpy(observation)[None])
+    assert z.shape == (1, cfg.latent_dim)
+    plan = instantiate(cfg.planner).plan(
+        lambda a: model.rollout(z, a)[..., -1, :].square().sum(-1),
+        torch.zeros(1, cfg.evaluate.horizon, model.action_dim),
+        generator=torch.Generator().manual_seed(0),
+    )
+    observation, reward, *_ = env.step(plan.mean[0, 0].numpy())
+    assert env.observation_space.contains(observation) and reward >= 0
+    assert behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour))
+    env.close()
+
+
+@pytest.mark.parametrize("name", options("encoder"))
+def test_encoders(name):
+    cfg = load_config([f"encoder={name}"])
+    shape = [5] if name == "mlp" else [6, 64, 64]
+    encoder = instantiate(cfg.encoder, observation_shape=shape).eval()
+    o = torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
+    assert encoder(o).shape == (2, cfg.latent_dim)
+
+
+@pytest.mark.parametrize("name", options("dynamics"))
+def test_dynamics(name):
+    cfg = load_config([f"dynamics={name}"])
+    dynamics = instantiate(cfg.dynamics, action_dim=2)
+    assert dynamics.predict(torch.zeros(3, cfg.latent_dim), torch.zeros(3, 2)).mean.shape == (3, cfg.latent_dim)
+
+
+@pytest.mark.parametrize("name", options("discrepancy"))
+def test_discrepancies(name):
+    cfg = load_config([f"discrepancy={name}"])
+    objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
+    z = torch.randn(32, 4, 6, generator=torch.Generator().manual_seed(0))
+    losses = objective(z[:, 1:], z[:, 1:], z, generator=torch.Generator().manual_seed(0))
+    assert losses["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name", options("planner"))
+def test_planners(name):
+    planner = instantiate(load_config([f"planner={name}"]).planner)
+    plan = planner.plan(
+        lambda a: (a - 0.5).square().mean((-1, -2)), torch.zeros(2, 6, 1), generator=torch.Generator().manual_seed(0)
+    )
+    assert plan.cost.max() < 0.2  # the zero plan costs 0.25
+
+
+def test_the_default_is_the_demo_the_readme_promises():
+    cfg = load_config()
+    assert cfg.env.id == "gjwm/reacher-easy-v0" and cfg.env.obs == "pixels" and cfg.env.size == 64
+    assert cfg.device == "cpu" and cfg.logger.wandb == "offline"
+    # 24 environment steps ahead, 50 to get there.
+    assert cfg.env.action_repeat * cfg.evaluate.goal_offset == 24 and cfg.env.action_repeat * cfg.evaluate.steps == 50
+    assert cfg.evaluate.pairs >= 100

@@ -1,0 +1,214 @@
+"""Claims about the judge: it gives known models the figures they deserve, and a world its own goals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gjwm.behaviours import Coloured
+from gjwm.collect import Episode, collect_episodes, make_env
+from gjwm.dynamics import GaussianDynamics, Prediction
+from gjwm.encoders import MLPEncoder
+from gjwm.evaluate import (
+    GoalEpisodes,
+    attempt_goals,
+    calibration_by_horizon,
+    evaluate,
+    goal_pairs_ahead,
+    goal_pairs_from_resets,
+    hold_policy,
+    oracle_policy,
+    planning_report,
+    prediction_report,
+    probe_report,
+    random_policy,
+)
+from gjwm.planning import CEM
+from gjwm.world_model import WorldModel
+
+TWO_ROOM = {"obs": "state", "goal": "other-room", "terminate_on_goal": False}
+
+
+def g(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Known(nn.Module):
+    """z' = 0.9 z + a + noise of standard deviation 0.3, known exactly: what a perfect model would report."""
+
+    def __init__(self, believed_std=0.3):
+        super().__init__()
+        self.std = believed_std
+        self.register_buffer("here", torch.zeros(1))
+
+    def predict(self, z, a):
+        mean = 0.9 * z + a
+        return Prediction(mean, torch.full_like(mean, self.std**2))
+
+    def rollout(self, z0, a, particles=None, generator=None):
+        z = z0 if particles is None else z0[:, None].expand(-1, particles, -1)
+        steps = [z]
+        for t in range(a.shape[1]):
+            action = a[:, t] if particles is None else a[:, None, t]
+            z = 0.9 * z + action
+            if particles is not None:
+                z = z + self.std * torch.randn(z.shape, generator=generator)
+            steps.append(z)
+        return torch.stack(steps, -2)
+
+
+def known_trajectories(episodes=400, steps=24, noise=0.3):
+    z = [torch.randn(episodes, 3, generator=g(1))]
+    a = 0.3 * torch.randn(episodes, steps, 3, generator=g(2))
+    for t in range(steps):
+        z.append(0.9 * z[-1] + a[:, t] + noise * torch.randn(episodes, 3, generator=g(3 + t)))
+    return torch.stack(z, 1), a
+
+
+def test_an_exact_model_of_a_noiseless_world_predicts_everything():
+    z, a = known_trajectories(noise=0.0)
+    report = prediction_report(Known(), z, a, horizon=8, generator=g())
+    np.testing.assert_allclose(report["r2_by_horizon"], 1, atol=1e-5)
+    assert report["rank_accuracy"] == 1.0
+    copied = np.array(report["copy_last_r2_by_horizon"])
+    assert (np.diff(copied) < 0).all() and copied[-1] < 0.5  # nothing changes? less and less true
+
+
+def test_the_skill_of_the_true_law_is_its_entropy_and_beats_copying():
+    z, a = known_trajectories()
+    report = prediction_report(Known(), z, a, horizon=4, generator=g())
+    # Nats per dimension that N(0, I) needs for itself, less the entropy of N(0, 0.3^2): -log 0.3.
+    assert report["skill_nats_per_dim"] == pytest.approx(-np.log(0.3), abs=0.02)
+    assert report["skill_nats_per_dim"] > report["skill_copy_last_nats_per_dim"] + 0.1
+    assert report["rank_chance"] < report["rank_accuracy"] < 1
+
+
+def test_particles_of_the_true_law_are_calibrated_and_of_a_false_one_are_not():
+    z, a = known_trajectories()
+    options = dict(horizons=(5,), particles=200, generator=g(9))
+    honest = calibration_by_horizon(Known(), z, a, **options)
+    for report in (honest, honest["horizon_5"]):
+        assert report["coverage_90"] == pytest.approx(0.9, abs=0.02)
+    bold = calibration_by_horizon(Known(believed_std=0.1), z, a, **options)
+    assert bold["coverage_90"] < 0.6 and bold["horizon_5"]["coverage_90"] < 0.6
+
+
+def test_probes_read_what_is_there_and_only_that():
+    rng = np.random.default_rng(0)
+    episodes = []
+    for _ in range(40):
+        position = rng.uniform(-1, 1, (16, 2))
+        true_state = {"position": position, "hidden": rng.normal(size=(16, 1)), "constant": np.ones((16, 1))}
+        episodes.append(Episode(None, None, None, None, None, None, position, true_state))
+    z = torch.from_numpy(np.stack([e.position for e in episodes])) @ torch.randn(
+        2, 6, dtype=torch.float64, generator=g()
+    )
+    report = probe_report(z, episodes, generator=g())
+    assert min(report[k] for k in ("linear_r2", "knn_r2", "mlp_r2")) > 0.97
+    assert report["variables"]["hidden"]["linear_r2"] < 0.1
+    assert "constant" not in report["variables"]  # nothing to read
+
+
+def test_success_is_the_nearest_approach_after_the_start():
+    distance = np.array([[0.01, 0.2, 0.3], [0.3, 0.02, 0.3], [0.3, 0.2, 0.05], [0.3, 0.1, 0.019]])
+    report = planning_report(GoalEpisodes(distance, np.ones(4), 0.001, None, np.zeros((4, 2, 2))), radius=0.02)
+    assert report["success_rate"] == 0.5  # starting at the goal is no success
+    assert report["episodes"] == 4 and report["ci95"][0] < 0.5 < report["ci95"][1]
+    assert report["closest_distance_mean"] == pytest.approx((0.2 + 0.02 + 0.05 + 0.019) / 4)
+
+
+@pytest.fixture(scope="module")
+def reacher_episodes():
+    kwargs = {"obs": "state", "action_repeat": 2}
+    made = collect_episodes(
+        "gjwm/reacher-easy-v0", kwargs, Coloured(), episodes=6, length=30, workers=0, record_state=True
+    )
+    return kwargs, list(made)
+
+
+def test_a_goal_ahead_is_the_state_that_the_same_episode_reached(reacher_episodes):
+    kwargs, episodes = reacher_episodes
+    env = make_env("gjwm/reacher-easy-v0", **kwargs)
+    pairs = goal_pairs_ahead(env, episodes, offset=12, count=6, rng=np.random.default_rng(0))
+    for i, episode in enumerate(episodes):
+        t = next(t for t in range(19) if np.array_equal(episode.sim_state[t], pairs.start[i]))
+        assert np.array_equal(episode.sim_state[t + 12], pairs.goal[i])
+        np.testing.assert_allclose(pairs.goal_position[i], episode.position[t + 12], atol=1e-9)
+    with pytest.raises(ValueError, match="7 goal pairs need"):
+        goal_pairs_ahead(env, episodes, offset=12, count=7, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="longer episodes than 30"):
+        goal_pairs_ahead(env, episodes, offset=31, count=6, rng=np.random.default_rng(0))
+
+
+def test_replaying_the_recorded_actions_reaches_the_goal_exactly(reacher_episodes):
+    """The attempt starts and steps as the episode did: nothing is lost in between, so a perfect policy can score 100%."""
+    kwargs, episodes = reacher_episodes
+    envs = [make_env("gjwm/reacher-easy-v0", **kwargs) for _ in episodes]
+    pairs = goal_pairs_ahead(envs[0], episodes, offset=12, count=6, rng=np.random.default_rng(0))
+    starts = [
+        next(t for t in range(19) if np.array_equal(e.sim_state[t], s))
+        for e, s in zip(episodes, pairs.start, strict=True)
+    ]
+    recorded = iter(np.stack([e.a[t : t + 12] for e, t in zip(episodes, starts, strict=True)], 1))
+    attempts = attempt_goals(envs, pairs, lambda o, s: next(recorded), steps=12)
+    np.testing.assert_allclose(attempts.distance[:, -1], 0, atol=1e-9)
+    assert attempts.distance[:, 0].min() > 1e-3
+
+
+def test_the_oracle_crosses_the_door_and_chance_does_not():
+    envs = [make_env("gjwm/two-room-v0", **TWO_ROOM) for _ in range(8)]
+    pairs = goal_pairs_from_resets(envs[0], count=8, seed=3)
+    assert ((pairs.start[:, 0] < 0.5) != (pairs.goal_position[:, 0] < 0.5)).all()
+    planner = CEM(samples=128, iterations=4, elites=16)
+    oracle = oracle_policy(envs[0], planner, pairs, horizon=24, replan_every=6, generator=g())
+    radius = envs[0].unwrapped.success_radius
+    rates = [
+        planning_report(attempt_goals(envs, pairs, policy, steps=60), radius)["success_rate"]
+        for policy in (oracle, random_policy(2, np.random.default_rng(0)), hold_policy(2))
+    ]
+    assert rates[0] >= 7 / 8 and rates[1] <= 1 / 8 and rates[2] == 0
+
+
+def tiny_evaluation(seed=0):
+    episodes = list(collect_episodes("gjwm/two-room-v0", TWO_ROOM, episodes=12, length=30, record_state=True))
+    torch.manual_seed(0)
+    shape = episodes[0].o.shape[1:]
+    model = WorldModel(MLPEncoder(shape, 4, hidden=(16,)), GaussianDynamics(4, 2, hidden=16, std_hidden=8)).eval()
+    return evaluate(
+        model,
+        "gjwm/two-room-v0",
+        TWO_ROOM,
+        episodes,
+        CEM(samples=32, iterations=2, elites=8),
+        goals="reset",
+        pairs=4,
+        steps=6,
+        horizon=6,
+        seed=seed,
+    )
+
+
+def test_the_report_holds_every_promised_figure_as_plain_json_and_repeats():
+    report = tiny_evaluation()
+    again = json.loads(json.dumps(report))
+    assert {"r2_by_horizon", "skill_nats_per_dim", "rank_accuracy"} <= set(again["prediction"])
+    assert len(again["prediction"]["r2_by_horizon"]) == 6
+    assert {"linear_r2", "knn_r2"} <= set(again["probe"])
+    assert {"effective_rank", "effective_rank_ideal", "epps_pulley", "epps_pulley_null"} <= set(again["gaussianity"])
+    assert {f"coverage_{level}" for level in (50, 80, 90, 95)} <= set(again["calibration"])
+    figures = {"success_rate", "return_mean", "ci95", "episodes", "seconds_per_step"}
+    for row in (again["planning"], *(again["planning"][k] for k in ("random", "hold", "oracle"))):
+        assert figures <= set(row) and row["episodes"] == 4
+    assert again["planning"]["protocol"]["success_radius"] == 0.05
+
+    def timeless(x):
+        return {k: timeless(v) for k, v in x.items() if k != "seconds_per_step"} if isinstance(x, dict) else x
+
+    assert timeless(tiny_evaluation()) == timeless(report)
+
+
+def test_bad_protocols_are_named():
+    with pytest.raises(ValueError, match="'ahead' or 'reset'"):
+        evaluate(None, "gjwm/two-room-v0", TWO_ROOM, [], CEM(), goals="sideways")

@@ -1,0 +1,122 @@
+"""What ships, and who imports whom."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import gjwm
+
+ROOT = Path(__file__).parent.parent
+MODULES = {f"gjwm.{p.stem}": p for p in (ROOT / "gjwm").glob("*.py") if p.stem != "__init__"}
+ENVS = {f"gjwm.envs.{p.stem}": p for p in (ROOT / "envs").glob("*.py") if p.stem != "__init__"}
+
+# Imports run one way: a module may use those of earlier rows and of its own.
+LAYERS = [
+    {"types"},
+    {"objectives", "encoders", "dynamics", "decoder", "costs", "planning", "probes", "behaviours", "video", "logging"},
+    {"diagnostics", "replay", "dataset"},
+    {"world_model", "collect"},
+    {"agent", "train"},
+    {"evaluate", "rollout_video"},
+    {"cli"},
+]
+# Heavy or replaceable dependencies live behind one door each.
+DOORS = {
+    "wandb": {"gjwm.logging"},
+    "imageio": {"gjwm.video"},
+    "hydra": {"gjwm.cli"},
+    "omegaconf": {"gjwm.cli"},
+    "dm_control": {"gjwm.envs.control_suite"},
+    "mujoco": {"gjwm.envs.control_suite", "gjwm.envs.rendering"},
+}
+
+
+def imports(path: Path, package: str) -> set[str]:
+    """Full names of the modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{package}.{node.module or ''}".rstrip(".") if node.level else node.module
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_its_layer():
+    assert {f"gjwm.{name}" for layer in LAYERS for name in layer} == set(MODULES)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_run_one_way(name):
+    rank = {f"gjwm.{module}": i for i, layer in enumerate(LAYERS) for module in layer}
+    for used in imports(MODULES[name], "gjwm") & set(rank):
+        assert rank[used] <= rank[name], f"{name} imports {used}"
+
+
+@pytest.mark.parametrize("name", sorted(ENVS))
+def test_envs_know_nothing_of_the_library(name):
+    used = {module for module in imports(ENVS[name], "gjwm.envs") if module.split(".")[0] == "gjwm"}
+    assert all(module.startswith("gjwm.envs") for module in used), used
+
+
+@pytest.mark.parametrize("package", sorted(DOORS))
+def test_a_dependency_has_one_door(package):
+    users = {
+        name
+        for name, path in {**MODULES, **ENVS}.items()
+        if any(used.split(".")[0] == package for used in imports(path, name.rpartition(".")[0]))
+    }
+    assert users == DOORS[package]
+
+
+def test_the_library_imports_without_simulators_loggers_and_films():
+    heavy = sorted(DOORS)
+    library = [name for name in sorted(MODULES) if name not in ("gjwm.cli", "gjwm.video", "gjwm.rollout_video")]
+    code = f"import sys, {', '.join(library)}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_public_names_of_modules_are_documented():
+    """Every public class and function says what it is; arguments' shapes stand in the text."""
+    bare = []
+    for name, path in {**MODULES, **ENVS}.items():
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), f"{name} has no docstring"
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                if not ast.get_docstring(node):
+                    bare.append(f"{name}.{node.name}")
+    assert bare == []
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_exactly_the_tree(tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("gjwm", "envs", "configs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tree],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+    )
+    wheel = next(tmp_path.glob("gjwm-*.whl"))
+    assert wheel.name.startswith(f"gjwm-{gjwm.__version__}-")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expected = {f"gjwm/{p.relative_to(tree / 'gjwm')}" for p in (tree / "gjwm").rglob("*") if p.is_file()}
+    expected |= {f"gjwm/{p.relative_to(tree)}" for p in (tree / "envs").rglob("*") if p.is_file()}
+    expected |= {f"gjwm/{p.relative_to(tree)}" for p in (tree / "configs").rglob("*") if p.is_file()}
+    assert inside == expected
