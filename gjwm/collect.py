@@ -164,7 +164,7 @@ def collect_dataset(
                 pending.append(episode)
                 done, frames = done + 1, frames + len(episode.a) + 1
                 bar.update()
-                bar.set_postfix_str(f"{frames / (time.perf_counter() - begin):.0f} frames/s")
+                bar.set_postfix_str(f"{frames / (time.perf_counter() - begin):.0f} frames/s", refresh=False)
                 if sum(len(e.a) + 1 for e in pending) >= shard_frames:
                     write_shard(path, pending, **source)
                     pending = []
