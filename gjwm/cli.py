@@ -217,13 +217,13 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def video_command(cfg: DictConfig) -> None:
-    """Write cfg.run_dir/videos/goals.mp4."""
+    """Write cfg.run_dir/videos/goals.mp4 or .gif."""
     run = Path(cfg.run_dir)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     decoder = load_decoder(run / "decoder.pt", cfg.device)
     options = OmegaConf.to_container(cfg.evaluate, resolve=True)
     path = rollout_video(
-        run / "videos" / "goals.mp4",
+        run / "videos" / f"goals.{cfg.video.format}",
         model,
         decoder,
         cfg.env.id,
