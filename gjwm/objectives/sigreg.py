@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from gjwm.objectives import distributed
 from gjwm.objectives.base import Discrepancy, check_choice
-from gjwm.objectives.epps_pulley import Clusters, Quadrature, sliced_epps_pulley
+from gjwm.objectives.characteristic import Clusters, Quadrature, sliced_epps_pulley
 from gjwm.objectives.slices import SLICES, random_directions
 from gjwm.objectives.target import GaussianTarget
 

@@ -51,7 +51,7 @@ def energy_1d(x: Tensor, group: Tensor | None = None, *, unbiased: bool = False)
         _, ids, counts = group.unique(return_inverse=True, return_counts=True)
         # A stable sort by group of what is already sorted by value: every group's samples in order, at the same place in
         # every slice, so that the same formula applies to each.
-        by_group = order.gather(0, ids[order].argsort(0, stable=True))
+        by_group = order.gather(0, ids[order].argsort(dim=0, stable=True))
         first = counts.cumsum(0) - counts
         own = torch.repeat_interleave(counts, counts)
         r = torch.arange(1, n + 1, device=x.device) - torch.repeat_interleave(first, counts)
