@@ -57,7 +57,8 @@ def gaussianity_figure(
     right.hist(norms, bins=40, density=True, color=OURS, alpha=0.6, label="latents")
     right.plot(grid, law.pdf(grid), color=INK, lw=1.2, label=f"chi, {len(spectrum)} degrees of freedom")
     right.set(title="Norms", xlabel="|z|", ylabel="density")
-    right.legend(frameon=False, fontsize=8)
+    right.set_ylim(top=1.3 * right.get_ylim()[1])  # room for the legend
+    right.legend(frameon=False, fontsize=8, loc="upper right")
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png")

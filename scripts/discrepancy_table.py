@@ -2,8 +2,9 @@
 
     python scripts/discrepancy_table.py [--samples 512] [--dim 32] [--seeds 10]
 
-Each entry is the mean over seeds of the value on that batch, minus the mean on Gaussian batches, in units of the standard deviation on
-Gaussian batches: how many times the noise of a perfectly Gaussian batch the departure stands out.
+Each entry is the mean over seeds of the value on that batch, minus the mean on Gaussian batches, in units of the
+standard deviation on Gaussian batches: how many times the noise of a perfectly Gaussian batch the departure stands
+out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """SIGReg forward and backward against the plain form that LeJEPA and LeWM use, with values, gradients and memory.
 
-Reference: the plain form as those codes write it, projections times knots, cosine and sine of each, mean over samples. Same slices,
-same quadrature, same thread count, in turn in one process. Errors are relative to the plain form in double precision.
+Reference: the plain form as those codes write it, projections times knots, cosine and sine of each, mean over samples.
+Same slices, same quadrature, same thread count, in turn in one process. Errors are relative to the plain form in
+double precision.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""The one-dimensional Epps-Pulley statistic (Epps & Pulley, 1983; LeJEPA, Balestriero & LeCun, 2025), its null law and closed forms.
+"""The one-dimensional Epps-Pulley statistic (Epps & Pulley, 1983; LeJEPA, Balestriero & LeCun, 2025), its null law and
+closed forms.
 
-T(x) = integral |phi_N(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt, with phi_N the empirical characteristic function of N samples. Because T
-is known the moment its characteristic function is, and its gradient with it, every function here computes both in the forward pass,
-one cache-sized chunk of slices after the other: nothing of size N * S * knots, nor (for `sliced_epps_pulley`) N * S, is kept.
+T(x) = integral |phi_N(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt, with phi_N the empirical characteristic function of N
+samples. Because T is known the moment its characteristic function is, and its gradient with it, every function here
+computes both in the forward pass, one cache-sized chunk of slices after the other: nothing of size N * S * knots, nor
+(for `sliced_epps_pulley`) N * S, is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from gjwm.objectives.harmonics import Compiled, Factored
 
 W0 = math.sqrt(2 * math.pi)  # integral of the weight exp(-t^2/2)
 
-# Under H0 (N independent standard normals) N * T has this mean, this variance and this 95% point; T is never 0 on a finite sample.
+# Under H0 (N independent standard normals) N * T has this mean, this variance and this 95% point; T is never 0 on a
+# finite sample.
 EPPS_PULLEY_NULL_MEAN = W0 * (1 - 1 / math.sqrt(3))
 EPPS_PULLEY_NULL_VARIANCE = 4 * math.pi * (5**-0.5 - 2**-0.5 + 1 / 3)
 EPPS_PULLEY_NULL_95 = 2.94

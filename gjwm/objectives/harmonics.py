@@ -1,11 +1,13 @@
-"""Sums of cos(k theta), sin(k theta) over samples, and trigonometric series, for k = 0..K-1 at the price of one sine and cosine.
+"""Sums of cos(k theta), sin(k theta) over samples, and trigonometric series, for k = 0..K-1 at the price of one sine and
+cosine.
 
-The Epps-Pulley statistic needs sum_n exp(i k theta_n) at evenly spaced knots k, and its gradient is a trigonometric series in
-theta with coefficients per slice. Storing exp(i k theta) for all k costs N * S * K numbers and as many sines. Two ways avoid it:
+The Epps-Pulley statistic needs sum_n exp(i k theta_n) at evenly spaced knots k, and its gradient is a trigonometric
+series in theta with coefficients per slice. Storing exp(i k theta) for all k costs N * S * K numbers and as many
+sines. Two ways avoid it:
 
-`Factored` writes k = a +- b with a few "giant" steps a and "baby" steps b, so that exp(i k theta) = exp(i a theta) exp(+-i b theta).
-For 17 knots, a in {0, 5, 10, 15} and b in {0, 1, 2} suffice: 12 arrays instead of 34. All 35 sums of products come from one small
-matrix product per slice, and so does the series. This is plain eager PyTorch.
+`Factored` writes k = a +- b with a few "giant" steps a and "baby" steps b, so that exp(i k theta) = exp(i a theta)
+exp(+-i b theta). For 17 knots, a in {0, 5, 10, 15} and b in {0, 1, 2} suffice: 12 arrays instead of 34. All 35 sums of
+products come from one small matrix product per slice, and so does the series. This is plain eager PyTorch.
 
 `Compiled` lets Inductor fuse the three-term loop over k into one pass over theta: C++ on a CPU, Triton on CUDA.
 """

@@ -1,10 +1,12 @@
-"""The joint-Gaussian view of (context, target) embeddings: closed-form conditional, likelihood, and predictive information.
+"""The joint-Gaussian view of (context, target) embeddings: closed-form conditional, likelihood, and predictive
+information.
 
-Huang (arXiv 2603.26799) models the joint density of context and target embeddings and predicts with its conditional. As a *loss on
-the embeddings* such a likelihood has a trap: with the batch's own covariance the Mahalanobis term is the constant D, without
-gradient, and what remains, 1/2 log det Sigma, rewards contraction without bound (`joint_gaussian_nll` shows it). Detaching the
-covariance changes nothing: the Mahalanobis term then contracts just as well. What survives when the marginals are held fixed, as
-D(p(Z) || N(0, I)) does, is minus the mutual information, which no rescaling of the latents changes: `predictive_information`.
+Huang (arXiv 2603.26799) models the joint density of context and target embeddings and predicts with its conditional.
+As a *loss on the embeddings* such a likelihood has a trap: with the batch's own covariance the Mahalanobis term is the
+constant D, without gradient, and what remains, 1/2 log det Sigma, rewards contraction without bound
+(`joint_gaussian_nll` shows it). Detaching the covariance changes nothing: the Mahalanobis term then contracts just as
+well. What survives when the marginals are held fixed, as D(p(Z) || N(0, I)) does, is minus the mutual information,
+which no rescaling of the latents changes: `predictive_information`.
 """
 
 from __future__ import annotations

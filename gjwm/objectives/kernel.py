@@ -1,4 +1,6 @@
-"""BHEP: the maximum mean discrepancy to a Gaussian with a Gaussian kernel, in closed form (Baringhaus & Henze, 1988; Henze & Wagner, 1997)."""
+"""BHEP: the maximum mean discrepancy to a Gaussian with a Gaussian kernel, in closed form (Baringhaus & Henze, 1988;
+Henze & Wagner, 1997).
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ class JointEmbeddingObjective(nn.Module):
     lam by 1/D), so with unit-variance latents the mean squared error lies in [0, 1] and reads as 1 - R^2.
 
     Args:
-        discrepancy: D, a module z -> scalar; None is `SIGReg()`. Applied to *encoded* latents, never to predictions: a predicted
+        discrepancy: D, a module z -> scalar; None is `SIGReg()`. Applied to *encoded* latents, never to predictions:
+        a predicted
             mean must have a smaller variance than what it predicts.
         lam: weight of D, independent of the batch size.
         detach_target, detach_prediction: stop the gradient of the alignment into one side. Both off by default: D is what

@@ -19,9 +19,9 @@ from gjwm.objectives.target import GaussianTarget
 def wasserstein_1d(x: Tensor, *, form: str = "exact") -> Tensor:
     """Squared 2-Wasserstein distance of samples x (N, S) to N(0, 1), per slice -> (S,).
 
-    "exact" is the semi-discrete distance mean x^2 - 2 sum_i x_(i) c_i + 1, where c_i is the integral of the Gaussian quantile over
-    the i-th of N equal shares of probability. "midpoint" compares x_(i) with the quantile at (i - 1/2) / N and is 0 on that grid.
-    """
+    "exact" is the semi-discrete distance mean x^2 - 2 sum_i x_(i) c_i + 1, where c_i is the integral of the Gaussian
+    quantile over the i-th of N equal shares of probability. "midpoint" compares x_(i) with the quantile at (i - 1/2)
+    / N and is 0 on that grid."""
     n = x.shape[0]
     ordered = x.sort(0).values
     if form == "midpoint":
@@ -81,9 +81,9 @@ class _Sliced(SampleDiscrepancy):
 class SlicedWasserstein(_Sliced):
     """Mean over random slices of the squared 2-Wasserstein distance to N(0, 1).
 
-    For N(m, s^2) it is m^2 + (s - 1)^2: the distance grows without bound and its gradient does not vanish far away, which makes it
-    a good start from a bad encoder. A finite Gaussian batch does not reach 0: N times its value is about 3 at N = 500.
-
+    For N(m, s^2) it is m^2 + (s - 1)^2: the distance grows without bound and its gradient does not vanish far away,
+    which makes it a good start from a bad encoder. A finite Gaussian batch does not reach 0: N times its value is
+    about 3 at N = 500.
     Args:
         num_slices, slices: random directions per call, "gaussian" or "orthogonal".
         form: "exact" (semi-discrete) or "midpoint", see `wasserstein_1d`.

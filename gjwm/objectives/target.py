@@ -1,8 +1,9 @@
 """The law N(0, Sigma) that latents are matched to.
 
-Minimising D(p || N(0, Sigma)) over a *free* Sigma tests only the shape of p: a collapsed encoder with a collapsed Sigma costs
-nothing. So every Sigma here has trace D and eigenvalues bounded below, and a free one cannot be built. For prediction Sigma = I
-loses nothing, as any fixed invertible map can be absorbed by encoder and predictor; Sigma sets the metric of alignment and goals.
+Minimising D(p || N(0, Sigma)) over a *free* Sigma tests only the shape of p: a collapsed encoder with a collapsed
+Sigma costs nothing. So every Sigma here has trace D and eigenvalues bounded below, and a free one cannot be built. For
+prediction Sigma = I loses nothing, as any fixed invertible map can be absorbed by encoder and predictor; Sigma sets
+the metric of alignment and goals.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class GaussianTarget(nn.Module):
     Args:
         kind: "isotropic": Sigma = I. "diagonal": fixed `variances`, rescaled to mean 1. "shrunk": (1 - a) S + a I, where S is a
             detached running covariance of the latents rescaled to trace D and a = min_eig: near-isotropic, as far as the data
-            ask for it. "learned": U diag(l) U^T with l = min_eig + (1 - min_eig) * D * softmax: put `parameters()` in the optimizer
-            (`gjwm.train.train` does).
+            ask for it. "learned": U diag(l) U^T with l = min_eig + (1 - min_eig) * D * softmax: put `parameters()` in
+            the optimizer (`gjwm.train.train` does).
         dim: D, needed by "learned" only; the others read it from what they see.
         variances: of "diagonal", D positive numbers.
         min_eig: floor of the eigenvalues, in (0, 1]; 1 makes "shrunk" and "learned" isotropic.
