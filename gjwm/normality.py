@@ -41,18 +41,18 @@ def epps_pulley_p_value(statistic: Tensor | float) -> np.ndarray:
 
 
 def henze_zirkler(z: Tensor) -> dict[str, float]:
-    """Henze & Zirkler's (1990) test that z (N, D) is normal with *some* mean and covariance; needs N > D.
+    """Henze & Zirkler's (1990) test that z (N, D) is normal with *some* mean and covariance.
 
     Returns:
         henze_zirkler, N times the BHEP statistic of the data standardised by its own moments; henze_zirkler_p by the log-normal
-        approximation of its null law; NaN where the covariance is singular.
+        approximation of its null law. Where the covariance is singular the statistic is 4 N by definition, and p is 0.
     """
     n, d = z.shape
     z = z.double()
     centred = z - z.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / n)
     if n <= d or values[0] <= 1e-12 * values[-1]:
-        return {"henze_zirkler": math.nan, "henze_zirkler_p": math.nan}
+        return {"henze_zirkler": 4.0 * n, "henze_zirkler_p": 0.0}
     beta = ((2 * d + 1) * n / 4) ** (1 / (d + 4)) / math.sqrt(2)
     statistic = n * bhep(centred @ vectors / values.sqrt(), beta).item()
     b = beta * beta
