@@ -28,9 +28,10 @@ EPPS_PULLEY_NULL_MEAN = W0 * (1 - 1 / math.sqrt(3))
 EPPS_PULLEY_NULL_VARIANCE = 4 * math.pi * (5**-0.5 - 2**-0.5 + 1 / 3)
 EPPS_PULLEY_NULL_95 = 2.94
 
-# Angles per chunk. On a CPU the dozen arrays of a chunk should stay in the cores' caches; a GPU wants large launches.
-CHUNK = {"cpu": 1 << 17}
-CHUNK_COMPILED = {"cpu": 1 << 19}
+# Angles per chunk and thread: on a CPU the dozen arrays of a chunk should stay in the cores' caches, compiled kernels have two
+# arrays only, and a GPU (one thread here) wants large launches.
+CHUNK = {"cpu": 1 << 15}
+CHUNK_COMPILED = {"cpu": 1 << 18}
 CHUNK_ELSEWHERE = 1 << 24
 
 
@@ -124,7 +125,8 @@ class Clusters:
 
 def _chunks(total: int, width: int, like: Tensor, compiled: bool) -> Iterator[slice]:
     """Slices of [0, total) such that a chunk holds a cache-sized number of angles; `width` angles per slice."""
-    size = (CHUNK_COMPILED if compiled else CHUNK).get(like.device.type, CHUNK_ELSEWHERE)
+    per_thread = (CHUNK_COMPILED if compiled else CHUNK).get(like.device.type)
+    size = CHUNK_ELSEWHERE if per_thread is None else per_thread * torch.get_num_threads()
     step = max(1, min(total, size // max(width, 1)))
     step = math.ceil(total / math.ceil(total / step))  # equal chunks
     for start in range(0, total, step):
