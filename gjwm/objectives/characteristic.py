@@ -179,7 +179,8 @@ class _SlicedClusters(torch.autograd.Function):
         total, gradient = z.new_zeros(()), torch.zeros_like(steps) if needed else None
         kernel = (Compiled if compiled else Factored)(q.knots)
         rows = directions.T.contiguous()
-        for part in _chunks(slices, length * batch, z, compiled):
+        # Compiled kernels still return sums and take coefficients per row and knot: as many numbers again, unless T >> knots.
+        for part in _chunks(slices, length * batch * (4 if compiled else 1), z, compiled):
             a = rows[part]
             width = len(a)
             theta = (steps @ a.T).mul_(q.dt).view(length, batch * width)

@@ -160,14 +160,22 @@ class Factored:
         return total
 
 
-def _sums(theta: Tensor, mask: Tensor | None, knots: int) -> tuple[Tensor, Tensor]:
+def _block(length: int) -> int:
+    """How many samples to add up at a time: a divisor of `length`, because one long sum in single precision loses digits."""
+    return next((p for p in range(512, 63, -1) if length % p == 0), length) if length > 512 else length
+
+
+def _sums(theta: Tensor, mask: Tensor | None, knots: int, block: int) -> tuple[Tensor, Tensor]:
+    def total(x: Tensor) -> Tensor:
+        return x.sum(0) if block == len(x) else x.unflatten(0, (-1, block)).sum(1).sum(0)
+
     c, s = theta.cos(), theta.sin()
     first = torch.ones_like(theta) if mask is None else mask.to(theta.dtype).expand_as(theta)
-    cos, sin = [first.sum(0)], [torch.zeros_like(theta[0])]
+    cos, sin = [total(first)], [torch.zeros_like(theta[0])]
     ck, sk = first * c, first * s
     for k in range(1, knots):
-        cos.append(ck.sum(0))
-        sin.append(sk.sum(0))
+        cos.append(total(ck))
+        sin.append(total(sk))
         if k < knots - 1:
             ck, sk = ck * c - sk * s, sk * c + ck * s
     return torch.stack(cos), torch.stack(sin)
@@ -209,7 +217,7 @@ class Compiled:
     def rows(self, theta: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `Factored.rows`."""
         self._theta, self._mask = theta, mask
-        return _compiled(theta.device.type)[0](theta, mask, self.knots)
+        return _compiled(theta.device.type)[0](theta, mask, self.knots, _block(len(theta)))
 
     def rows_series(self, a: Tensor, b: Tensor) -> Tensor:
         """See `Factored.rows_series`."""
