@@ -6,13 +6,17 @@ Every figure that an ideal Gaussian batch does not bring to 0 or 1 comes with th
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Generator, Tensor
 
+from gjwm.normality import epps_pulley_p_value, henze_zirkler, mardia
 from gjwm.objectives import EPPS_PULLEY_NULL_95, EPPS_PULLEY_NULL_MEAN, epps_pulley, random_directions
+
+DEAD = 0.01  # variance below which a principal direction of a unit-variance target carries nothing
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
@@ -26,86 +30,97 @@ def effective_rank(eigenvalues: Tensor) -> float:
     return torch.exp(-(p * (p + 1e-300).log()).sum()).item()
 
 
+def rank_me(z: Tensor) -> float:
+    """RankMe (Garrido et al., 2023): the same of the singular values of z (N, D) itself, not centred."""
+    singular = torch.linalg.svdvals(z)
+    if singular.sum() == 0:
+        return 0.0
+    p = singular / singular.sum() + 1e-7
+    return torch.exp(-(p * p.log()).sum()).item()
+
+
 def _spectrum(z: Tensor) -> Tensor:
     centred = z - z.mean(0)
-    return torch.linalg.eigvalsh(centred.T @ centred / len(z)).flip(0)
+    return torch.linalg.eigvalsh(centred.T @ centred / len(z)).flip(0).clamp(min=0)
 
 
-def embedding_report(z: Tensor, *, slices: int = 512, generator: Generator | None = None) -> dict[str, float]:
+def _samples(z: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+    """All samples (M, D), and independent ones (N, D): one random step of each trajectory."""
+    if z.dim() not in (2, 3):
+        raise ValueError(f"expected finite latents (N, D) or (B, T, D), got {tuple(z.shape)}.")
+    bad = z.numel() - int(z.isfinite().sum())
+    if bad:
+        raise ValueError(f"expected finite latents, got {bad} NaN or infinite values in {tuple(z.shape)}.")
+    z = z.detach().double().cpu()
+    if len(z) < 8:
+        raise ValueError(f"a Gaussianity report needs at least 8 independent samples, got {len(z)}.")
+    if z.dim() == 2:
+        return z, z
+    steps = torch.randint(z.shape[1], (z.shape[0],), generator=generator)
+    return z.flatten(0, 1), z[torch.arange(len(z)), steps]
+
+
+def _figures(samples: Tensor, independent: Tensor, slices: int, generator: Generator | None) -> dict[str, float]:
+    n, d = independent.shape
+    spectrum, norms = _spectrum(samples), independent.square().sum(1)
+    statistic = n * epps_pulley(independent @ random_directions(d, slices, generator, like=independent))
+    few = independent[:2000]
+    return {
+        "effective_rank": effective_rank(spectrum),
+        "rank_me": rank_me(samples),
+        "participation_ratio": (spectrum.sum().square() / spectrum.square().sum().clamp(min=1e-300)).item(),
+        "condition_number": (spectrum[0] / spectrum[-1].clamp(min=1e-300)).item(),
+        "min_eigenvalue": spectrum[-1].item(),
+        "dead_directions": int((spectrum < DEAD).sum()),
+        "mean_norm": samples.mean(0).norm().item(),
+        "variance_error": (samples.var(0) - 1).abs().mean().item(),
+        "epps_pulley": statistic.mean().item(),
+        "epps_pulley_reject_rate": (statistic > EPPS_PULLEY_NULL_95).double().mean().item(),
+        # Bonferroni over slices, which are not independent: small values mean something, large ones do not.
+        "epps_pulley_min_p": min(1.0, slices * float(epps_pulley_p_value(statistic.max())[0])),
+        "norm_squared_mean": norms.mean().item() / d,
+        "norm_squared_variance": norms.var().item() / (2 * d),
+        "norm_ks_p": float(stats.kstest(norms.numpy(), stats.chi2(d).cdf).pvalue),
+        **mardia(few),
+        **henze_zirkler(few),
+    }
+
+
+def embedding_report(
+    z: Tensor, *, slices: int = 512, ideals: int = 3, generator: Generator | None = None
+) -> dict[str, float]:
     """How far the law of z is from N(0, I).
 
     Args:
         z: (N, D) independent samples, or (B, T, D) trajectories. The spectrum is that of all samples; the tests whose null law
-            assumes independence (Epps-Pulley, Mardia, norms) see one random step of each trajectory.
+            assumes independence (Epps-Pulley, Mardia, Henze-Zirkler, norms) see one random step of each trajectory.
         slices: random projections of the Epps-Pulley test.
+        ideals: true Gaussian batches of the same sizes that are measured for comparison, and averaged.
         generator: draws slices, steps and the ideal batches.
 
     Returns:
-        effective_rank, participation_ratio, condition_number, min_eigenvalue, mean_norm, variance_error; epps_pulley (mean over
-        slices of N * T), epps_pulley_reject_rate (share of slices over the 95% line, ideally 0.05); Mardia's skewness and
-        kurtosis with p-values (on at most 16 principal axes); norm_ks_p (|z|^2 against chi^2_D); and *_ideal / *_null values.
+        effective_rank, rank_me (uncentred), participation_ratio, condition_number, min_eigenvalue, dead_directions (eigenvalues
+        below 0.01), mean_norm, variance_error; epps_pulley (mean over slices of N * T), epps_pulley_reject_rate
+        (share of slices over the 95% line) and epps_pulley_min_p; mean and variance of |z|^2 over those of chi^2_D,
+        norm_ks_p; Mardia's skewness and kurtosis with p-values (on at most 16 principal axes); henze_zirkler (any
+        mean and covariance). Every figure has its counterpart *_ideal, what a Gaussian batch of this
+        size shows; participation_ratio_ideal is the known limit DN / (N + D), and epps_pulley_null the exact mean.
 
     Raises:
-        ValueError: for other shapes, NaN, or fewer than 8 independent samples.
+        ValueError: for other shapes, NaN or infinite values, or fewer than 8 independent samples.
     """
-    if z.dim() not in (2, 3) or not z.isfinite().all():
-        raise ValueError(
-            f"expected finite latents (N, D) or (B, T, D), got {tuple(z.shape)}, finite: {z.isfinite().all().item()}."
-        )
-    z = z.detach().double().cpu()
-    if z.dim() == 3:
-        steps = torch.randint(z.shape[1], (z.shape[0],), generator=generator)
-        independent, samples = z[torch.arange(len(z)), steps], z.flatten(0, 1)
-    else:
-        independent = samples = z
-    n, d = independent.shape
-    if n < 8:
-        raise ValueError(f"a Gaussianity report needs at least 8 independent samples, got {n}.")
-    spectrum = _spectrum(samples)
-    ideal = [_spectrum(torch.randn(len(samples), d, generator=generator, dtype=torch.float64)) for _ in range(3)]
-    statistic = n * epps_pulley(independent @ random_directions(d, slices, generator, like=independent))
-    report = {
-        "samples": len(samples),
-        "independent_samples": n,
-        "effective_rank": effective_rank(spectrum),
-        "effective_rank_ideal": float(np.mean([effective_rank(s) for s in ideal])),
-        "participation_ratio": (spectrum.sum().square() / spectrum.square().sum().clamp(min=1e-300)).item(),
-        "participation_ratio_ideal": d * len(samples) / (len(samples) + d),
-        "condition_number": (spectrum[0] / spectrum[-1].clamp(min=1e-300)).item(),
-        "condition_number_ideal": float(np.mean([(s[0] / s[-1]).item() for s in ideal])),
-        "min_eigenvalue": spectrum[-1].item(),
-        "mean_norm": samples.mean(0).norm().item(),
-        "variance_error": (samples.var(0) - 1).abs().mean().item(),
-        "epps_pulley": statistic.mean().item(),
-        "epps_pulley_null": EPPS_PULLEY_NULL_MEAN,
-        "epps_pulley_reject_rate": (statistic > EPPS_PULLEY_NULL_95).double().mean().item(),
-        "norm_ks_p": float(stats.kstest(independent.square().sum(1).numpy(), stats.chi2(d).cdf).pvalue),
-    }
-    return report | _mardia(independent[:2000])
-
-
-def _mardia(z: Tensor, axes: int = 16) -> dict[str, float]:
-    """Mardia's (1970) multivariate skewness and kurtosis on the leading principal axes, with asymptotic p-values."""
-    n = len(z)
-    centred = z - z.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / n)
-    d = min(axes, z.shape[1], n // 4)
-    values, vectors = values[-d:], vectors[:, -d:]
-    if values[0] < 1e-12:
-        # Without variance on an axis there is nothing to standardise: a collapsed batch is not Gaussian.
-        return {"mardia_skewness": 0.0, "mardia_skewness_p": 0.0, "mardia_kurtosis": 0.0, "mardia_kurtosis_p": 0.0}
-    y = centred @ vectors / values.sqrt()
-    gram = y @ y.T
-    skewness, kurtosis = gram.pow(3).mean().item(), gram.diagonal().square().mean().item()
-    freedom = d * (d + 1) * (d + 2) / 6
-    expected = d * (d + 2) * (n - 1) / (n + 1)
-    score = (kurtosis - expected) / math.sqrt(8 * d * (d + 2) / n)
-    return {
-        "mardia_skewness": skewness,
-        "mardia_skewness_p": float(stats.chi2(freedom).sf(n * skewness / 6)),
-        "mardia_kurtosis": kurtosis / (d * (d + 2)),
-        "mardia_kurtosis_p": float(2 * stats.norm.sf(abs(score))),
-    }
+    samples, independent = _samples(z, generator)
+    found = _figures(samples, independent, slices, generator)
+    gaussian = []
+    for _ in range(ideals):
+        batch = torch.randn(samples.shape, generator=generator, dtype=torch.float64)
+        gaussian.append(_figures(batch, batch[: len(independent)], slices, generator))
+    report = {"samples": len(samples), "independent_samples": len(independent)}
+    for name, value in found.items():
+        report[name] = value
+        report[f"{name}_ideal"] = float(np.mean([figures[name] for figures in gaussian]))
+    n, d = samples.shape
+    return report | {"participation_ratio_ideal": d * n / (n + d), "epps_pulley_null": EPPS_PULLEY_NULL_MEAN}
 
 
 def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
@@ -169,3 +184,29 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     """Wilson's interval for a success rate."""
     interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def draw_embedding_report(
+    z: Tensor, path: str | Path, *, slices: int = 256, generator: Generator | None = None
+) -> Path:
+    """Draw spectrum, quantiles of random slices and norms of z beside a Gaussian batch of the same size -> one PNG at `path`.
+
+    Args:
+        z: (N, D) or (B, T, D), as for `embedding_report`.
+
+    Raises:
+        ImportError: without matplotlib (`pip install 'gjwm[plots]'`).
+        ValueError: as `embedding_report`.
+    """
+    from gjwm.figures import gaussianity_figure  # matplotlib is optional
+
+    samples, independent = _samples(z, generator)
+    ideal = torch.randn(samples.shape, generator=generator, dtype=torch.float64)
+    directions = random_directions(samples.shape[1], slices, generator, like=independent)
+    return gaussianity_figure(
+        path,
+        spectrum=_spectrum(samples).numpy(),
+        ideal_spectrum=_spectrum(ideal).numpy(),
+        slices=(independent @ directions).sort(0).values.numpy(),
+        norms=independent.norm(dim=1).numpy(),
+    )

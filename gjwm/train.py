@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.objectives import JointEmbeddingObjective
+from gjwm.objectives import JointEmbeddingObjective, NonFiniteLatentsError
 from gjwm.replay import ReplayBuffer
 from gjwm.world_model import WorldModel
 
@@ -49,15 +49,22 @@ def train(
     """
     if steps < 1 or batch < 2:
         raise ValueError(f"training expects steps >= 1 and batch >= 2, got steps={steps} and batch={batch}.")
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    device, scalars = model.device, {}
+    objective.to(device).train()
+    # An objective has parameters when its target covariance is learned.
+    parameters = [p for module in (model, objective) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=warmup)
-    device, scalars = model.device, {}
     model.train()
     since, frames = time.perf_counter(), 0
     for step in range(1, steps + 1):
         windows = buffer.sample(batch, length, generator=generator).to(device)
-        losses = model.loss(windows, objective, generator=generator)
+        try:
+            losses = model.loss(windows, objective, generator=generator)
+        except NonFiniteLatentsError as error:
+            raise FloatingPointError(
+                f"at step {step}: {error} Lower the learning rate (now {lr}) or look for NaN in the data."
+            ) from error
         if not losses["loss"].isfinite():
             raise FloatingPointError(
                 f"the loss became {losses['loss'].item()} at step {step}; lower the learning rate (now {lr}) "

@@ -67,7 +67,7 @@ def test_dynamics(name):
 def test_discrepancies(name):
     cfg = load_config([f"discrepancy={name}"])
     objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
-    z = torch.randn(32, 4, 6, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(32, 4, cfg.latent_dim, generator=torch.Generator().manual_seed(0))
     losses = objective(z[:, 1:], z[:, 1:], z, generator=torch.Generator().manual_seed(0))
     assert losses["loss"].isfinite()
 

@@ -2,11 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from gjwm.diagnostics import calibration_report, effective_rank, embedding_report, gaussian_crps, wilson_interval
+from gjwm.diagnostics import (
+    calibration_report,
+    draw_embedding_report,
+    effective_rank,
+    embedding_report,
+    gaussian_crps,
+    rank_me,
+    wilson_interval,
+)
 from gjwm.dynamics import Prediction
+from gjwm.normality import epps_pulley_p_value, henze_zirkler
 
 
 def randn(*shape, seed=0):
@@ -57,6 +67,69 @@ def test_every_departure_shows(spoil):
         assert r["epps_pulley"] > 5 * ideal["epps_pulley"] and r["norm_ks_p"] < 1e-3
     if spoil == "rank one":
         assert r["effective_rank"] < 1.2 and r["condition_number"] > 1e4
+
+
+@pytest.mark.parametrize(
+    "seed, n, d, warp, statistic, p",
+    [
+        (0, 100, 3, None, 0.7635287406288425, 0.35230254063933986),
+        (1, 60, 5, None, 0.858069477693132, 0.4004441648225376),
+        (2, 80, 2, np.exp, 8.936982930275448, 7.268552404449872e-16),
+    ],
+)
+def test_henze_zirkler_equals_pingouin(seed, n, d, warp, statistic, p):
+    """Values of pingouin 0.7.0's multivariate_normality on the same draws."""
+    x = np.random.default_rng(seed).normal(size=(n, d))
+    found = henze_zirkler(torch.from_numpy(x if warp is None else warp(x)))
+    assert found["henze_zirkler"] == pytest.approx(statistic, rel=1e-12)
+    assert found["henze_zirkler_p"] == pytest.approx(p, rel=1e-9)
+
+
+def test_henze_zirkler_needs_a_covariance():
+    for z in (randn(4, 5), randn(50, 1).expand(-1, 2)):
+        assert henze_zirkler(z) == {"henze_zirkler": 4 * len(z), "henze_zirkler_p": 0}
+
+
+def test_the_null_law_of_epps_pulley_has_its_known_quantiles():
+    known = {0.763: 0.5, 2.26: 0.1, 2.94: 0.05, 4.58: 0.01}
+    np.testing.assert_allclose(epps_pulley_p_value(list(known)), list(known.values()), rtol=0.02)
+
+
+def test_rank_me_counts_equal_directions():
+    q = torch.linalg.qr(randn(40, 5))[0]
+    assert rank_me(q @ torch.eye(5, 9, dtype=q.dtype)) == pytest.approx(5, rel=1e-4)
+    assert rank_me(torch.zeros(10, 3, dtype=torch.float64)) == 0
+
+
+def test_dead_directions_are_counted():
+    z = randn(200, 8)
+    z[:, 5:] *= 0.01
+    r = report(z)
+    assert r["dead_directions"] == 3 and r["dead_directions_ideal"] == 0
+
+
+def test_every_figure_has_its_ideal_counterpart():
+    r = report(randn(100, 4))
+    figures = [k for k in r if not k.endswith(("_ideal", "_null")) and k not in ("samples", "independent_samples")]
+    assert len(figures) > 15 and all(f"{k}_ideal" in r for k in figures)
+    assert all(math.isfinite(value) for value in r.values())
+
+
+def test_a_report_is_drawn_as_one_picture(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    pictures = []
+    for name, z in (("gaussian", randn(300, 8)), ("rank one", randn(300, 1).expand(-1, 8))):
+        path = draw_embedding_report(z, tmp_path / "deep" / f"{name}.png", generator=torch.Generator().manual_seed(0))
+        with image.open(path) as picture:
+            assert picture.format == "PNG" and picture.size == (1200, 380)
+            pictures.append(np.asarray(picture.convert("L"), dtype=float))
+    third = pictures[0].shape[1] // 3
+    for panel in range(3):  # every panel shows the difference
+        part = slice(panel * third, (panel + 1) * third)
+        assert np.abs(pictures[0][:, part] - pictures[1][:, part]).mean() > 1
+    with pytest.raises(ValueError, match="infinite"):
+        draw_embedding_report(randn(20, 3) * torch.inf, tmp_path / "none.png")
 
 
 def test_constant_trajectories_are_not_mistaken_for_many_samples():

@@ -21,6 +21,7 @@ ENVS = {f"gjwm.envs.{p.stem}": p for p in (ROOT / "envs").glob("*.py") if p.stem
 LAYERS = [
     {"types"},
     {"objectives", "encoders", "dynamics", "decoder", "costs", "planning", "probes", "behaviours", "video", "logging"},
+    {"normality", "figures"},
     {"diagnostics", "replay", "dataset"},
     {"world_model", "collect"},
     {"agent", "train"},
@@ -32,6 +33,7 @@ LAYERS = [
 DOORS = {
     "wandb": {"gjwm.logging"},
     "imageio": {"gjwm.video"},
+    "matplotlib": {"gjwm.figures"},
     "hydra": {"gjwm.cli"},
     "omegaconf": {"gjwm.cli"},
     "dm_control": {"gjwm.envs.control_suite", "gjwm.benchmarks.collect"},

@@ -1,0 +1,34 @@
+"""The Gaussian joint-embedding objective: alignment + lam * D(p(Z) || N(0, Sigma)), and the discrepancies D.
+
+Everything here sees tensors only. A discrepancy is an `nn.Module` from latents z (N, D) or (B, T, D) to a scalar that
+is small when the law of z is the target Gaussian; `JointEmbeddingObjective` adds it to the alignment of predicted and
+encoded latents.
+"""
+
+from gjwm.objectives.base import Discrepancy as Discrepancy
+from gjwm.objectives.base import NonFiniteLatentsError as NonFiniteLatentsError
+from gjwm.objectives.base import NoRegularizer as NoRegularizer
+from gjwm.objectives.characteristic import EPPS_PULLEY_NULL_95 as EPPS_PULLEY_NULL_95
+from gjwm.objectives.characteristic import EPPS_PULLEY_NULL_MEAN as EPPS_PULLEY_NULL_MEAN
+from gjwm.objectives.characteristic import EPPS_PULLEY_NULL_VARIANCE as EPPS_PULLEY_NULL_VARIANCE
+from gjwm.objectives.characteristic import W0 as W0
+from gjwm.objectives.characteristic import epps_pulley as epps_pulley
+from gjwm.objectives.characteristic import epps_pulley_exact as epps_pulley_exact
+from gjwm.objectives.characteristic import epps_pulley_gaussian as epps_pulley_gaussian
+from gjwm.objectives.joint import JointGaussian as JointGaussian
+from gjwm.objectives.joint import joint_gaussian_nll as joint_gaussian_nll
+from gjwm.objectives.joint import predictive_information as predictive_information
+from gjwm.objectives.kernel import BHEP as BHEP
+from gjwm.objectives.kernel import bhep as bhep
+from gjwm.objectives.moments import GaussianKL as GaussianKL
+from gjwm.objectives.moments import VICReg as VICReg
+from gjwm.objectives.objective import JointEmbeddingObjective as JointEmbeddingObjective
+from gjwm.objectives.sigreg import SIGReg as SIGReg
+from gjwm.objectives.sliced import SlicedEnergy as SlicedEnergy
+from gjwm.objectives.sliced import SlicedWasserstein as SlicedWasserstein
+from gjwm.objectives.sliced import energy_1d as energy_1d
+from gjwm.objectives.sliced import energy_factor as energy_factor
+from gjwm.objectives.sliced import wasserstein_1d as wasserstein_1d
+from gjwm.objectives.slices import random_directions as random_directions
+from gjwm.objectives.subspaces import Subspaces as Subspaces
+from gjwm.objectives.target import GaussianTarget as GaussianTarget

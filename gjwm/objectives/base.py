@@ -1,0 +1,171 @@
+"""What every discrepancy shares: which input it takes, which samples count, and how trajectories are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Generator, Tensor, nn
+
+from gjwm.objectives import distributed
+from gjwm.objectives.target import GaussianTarget
+
+TIMES = ("cluster", "per_step", "pooled")
+
+
+class NonFiniteLatentsError(ValueError, FloatingPointError):
+    """Latents with NaN or infinite entries."""
+
+
+def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise a ValueError that names the choices unless `value` is one of them."""
+    if value not in allowed:
+        raise ValueError(f"{owner}'s {name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+class Discrepancy(nn.Module):
+    """A distance of the law of latents to N(0, Sigma): called with z (N, D) or (B, T, D), it returns a scalar.
+
+    Args:
+        time: how (B, T, D) is read. "cluster": one pooled law, estimated from pairs of *different* trajectories only, which is
+            unbiased under any dependence within one; "per_step": one law per time step over the batch, averaged; "pooled": all
+            B * T samples as if they were independent.
+        target: N(0, Sigma); None is N(0, I).
+        distributed: under torch.distributed, take the samples of all processes as one batch. Every process then returns the
+            same value; see `gjwm.objectives.distributed` for gradients.
+
+    Calling it raises ValueError for other shapes, fewer than two samples, NaN or infinite values, a mask that leaves nothing,
+    and a dimension that is not the target's.
+    """
+
+    times: tuple[str, ...] = TIMES
+
+    def __init__(self, *, time: str = "pooled", target: GaussianTarget | None = None, distributed: bool = True):
+        super().__init__()
+        check_choice(type(self).__name__, "time", time, self.times)
+        self.time, self.target, self.distributed = time, target, distributed
+
+    @property
+    def synchronize(self) -> bool:
+        """Whether samples of other processes belong to the batch."""
+        return self.distributed and distributed.world_size() > 1
+
+    def forward(
+        self,
+        z: Tensor,
+        *,
+        mask: Tensor | None = None,
+        clusters: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Discrepancy of z (N, D) or (B, T, D) -> scalar.
+
+        Args:
+            mask: (N,) or (B, T) bool; samples where it is false do not count, and may hold anything.
+            clusters: (N,) or (B,) ids; samples of rows that share an id are never paired by time="cluster". None: all rows of
+                (B, T, D) differ; samples of (N, D) are independent.
+            generator: draws random slices (on the generator's device), where there are any.
+        """
+        z, mask = self._admit(z, mask, clusters)
+        # Cosines of large arguments and sums over a batch lose their digits in half precision.
+        with torch.autocast(z.device.type, enabled=False):
+            z = z if z.dtype == torch.float64 else z.float()
+            if self.target is not None:
+                z = self.target.whiten(z, mask)
+            return self._discrepancy(z, mask, clusters, generator)
+
+    def _admit(self, z: Tensor, mask: Tensor | None, clusters: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        name, shape = type(self).__name__, tuple(z.shape)
+        if z.dim() not in (2, 3):
+            raise ValueError(f"{name} expected latents z (N, D) or (B, T, D), got shape {shape}.")
+        if clusters is not None and clusters.shape != z.shape[:1]:
+            raise ValueError(
+                f"{name} expected clusters ({shape[0]},), one id per row of z {shape}, got {tuple(clusters.shape)}."
+            )
+        samples = z.shape[:-1].numel()
+        if mask is not None:
+            if mask.shape != z.shape[:-1] or mask.dtype != torch.bool:
+                raise ValueError(
+                    f"{name} expected a bool mask {shape[:-1]} for z {shape}, got {mask.dtype} {tuple(mask.shape)}."
+                )
+            samples = int(mask.sum())
+            if samples == 0:
+                raise ValueError(f"{name} got a mask {shape[:-1]} that leaves no sample of z {shape}.")
+            z = torch.where(mask.unsqueeze(-1), z, 0)
+        if not self.synchronize and samples < 2:
+            raise ValueError(
+                f"{name} needs at least two samples to see a distribution, got {samples} in z of shape {shape}."
+            )
+        bad = z.numel() - int(z.isfinite().sum())
+        if bad:
+            raise NonFiniteLatentsError(f"{name} got {bad} NaN or infinite values in z of shape {shape}.")
+        return z, mask
+
+    def _discrepancy(
+        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        """Of checked, single or double precision, whitened latents."""
+        raise NotImplementedError
+
+
+class SampleDiscrepancy(Discrepancy):
+    """A discrepancy of plain samples x (n, D), with pairs of one group left out where groups are given.
+
+    Samples of other processes are gathered. Subclasses define `_statistic`.
+    """
+
+    def _discrepancy(
+        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        if self.synchronize:
+            z = distributed.gather(z)
+            mask = None if mask is None else distributed.gather(mask.to(torch.uint8)).bool()
+            clusters = None if clusters is None else distributed.gather(clusters)
+        draw = self._draw(z, generator)
+        laws = [self._statistic(x, group, draw) for x, group in self._laws(z, mask, clusters)]
+        if not laws:
+            raise ValueError(
+                f"{type(self).__name__} found no time step with two samples in z of shape {tuple(z.shape)}."
+            )
+        return torch.stack(laws).mean()
+
+    def _draw(self, z: Tensor, generator: Generator | None) -> Tensor | None:
+        return None
+
+    def _laws(self, z: Tensor, mask: Tensor | None, clusters: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Each law's samples (n, D) and their groups (n,), or None when every sample is a group of its own."""
+        if z.dim() == 3 and self.time == "per_step":
+            for t in range(z.shape[1]):
+                x = z[:, t] if mask is None else z[mask[:, t], t]
+                if len(x) >= 2:
+                    yield x, None
+            return
+        group = None
+        if self.time == "cluster" and (z.dim() == 3 or clusters is not None):
+            group = (
+                torch.arange(len(z), device=z.device) if clusters is None else clusters.unique(return_inverse=True)[1]
+            )
+            if z.dim() == 3:
+                group = group[:, None].expand(z.shape[:2]).reshape(-1)
+        x = z.reshape(-1, z.shape[-1])
+        if mask is not None:
+            keep = mask.reshape(-1)
+            x, group = x[keep], None if group is None else group[keep]
+        if group is not None and (group == group[0]).all():
+            raise ValueError("the cross-trajectory estimator needs windows of at least two episodes, got one episode.")
+        yield x, group
+
+    def _statistic(self, x: Tensor, group: Tensor | None, draw: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class NoRegularizer(Discrepancy):
+    """D = 0: alignment alone, which collapses. The control that shows what a discrepancy does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def _discrepancy(
+        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        return 0 * z.sum()  # attached to z's graph

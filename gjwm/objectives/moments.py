@@ -1,0 +1,132 @@
+"""Discrepancies that see the first two moments only: the Kullback-Leibler divergence of the fitted Gaussian, and VICReg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Generator, Tensor
+
+from gjwm.objectives import distributed
+from gjwm.objectives.base import Discrepancy, check_choice
+from gjwm.objectives.target import GaussianTarget
+
+
+def moments(x: Tensor, *, synchronize: bool = False) -> tuple[int, Tensor, Tensor]:
+    """Number, mean (D,) and scatter sum (x - mean)(x - mean)^T (D, D) of samples x (N, D), over all processes if asked."""
+    n = distributed.count(len(x), x.device) if synchronize else len(x)
+    total = x.sum(0)
+    mean = (distributed.sum_with_gradient(total) if synchronize else total) / n
+    centred = x - mean
+    scatter = centred.T @ centred
+    return n, mean, distributed.sum_with_gradient(scatter) if synchronize else scatter
+
+
+class _Moments(Discrepancy):
+    """Sums over laws of a function of (n, mean, scatter). Processes add moments instead of gathering samples."""
+
+    times = ("per_step", "pooled")
+
+    def _discrepancy(
+        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        values = []
+        for x in self._samples(z, mask):
+            n, mean, scatter = moments(x, synchronize=self.synchronize)
+            if n >= 2:
+                values.append(self._of_moments(n, mean, scatter))
+        if not values:
+            raise ValueError(
+                f"{type(self).__name__} found no time step with two samples in z of shape {tuple(z.shape)}."
+            )
+        return torch.stack(values).mean()
+
+    def _samples(self, z: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+        if z.dim() == 3 and self.time == "per_step":
+            for t in range(z.shape[1]):
+                yield z[:, t] if mask is None else z[mask[:, t], t]
+        else:
+            x = z.reshape(-1, z.shape[-1])
+            yield x if mask is None else x[mask.reshape(-1)]
+
+    def _of_moments(self, n: int, mean: Tensor, scatter: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class GaussianKL(_Moments):
+    """KL(N(m, S) || N(0, I)) = 1/2 [tr S + |m|^2 - D - log det S] in nats, for the batch's mean m and shrunk covariance S.
+
+    Two moments only, but unbounded as any direction collapses, which the sliced statistics are not. A finite Gaussian batch has
+    about D (D + 3) / (4 N) nats.
+
+    Args:
+        shrinkage: a of S = (1 - a) S_N + a I, S_N the maximum-likelihood covariance. Without it (0) N > D is needed.
+        per_dimension: divide by D, so that one weight serves several dimensions.
+        time: "pooled" or "per_step".
+        target, distributed: see `Discrepancy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        shrinkage: float = 0.05,
+        per_dimension: bool = False,
+        time: str = "pooled",
+        target: GaussianTarget | None = None,
+        distributed: bool = True,
+    ):
+        super().__init__(time=time, target=target, distributed=distributed)
+        if not 0 <= shrinkage < 1:
+            raise ValueError(f"GaussianKL's shrinkage must be in [0, 1), got {shrinkage}.")
+        self.shrinkage, self.per_dimension = shrinkage, per_dimension
+
+    def _of_moments(self, n: int, mean: Tensor, scatter: Tensor) -> Tensor:
+        d = len(mean)
+        eye = torch.eye(d, dtype=torch.float64, device=mean.device)
+        covariance = (1 - self.shrinkage) * scatter.double() / n + self.shrinkage * eye
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed:
+            raise ValueError(
+                f"GaussianKL met a singular covariance ({n} samples in {d} dimensions, shrinkage {self.shrinkage}); "
+                "use shrinkage > 0 or more samples."
+            )
+        log_det = 2 * factor.diagonal().log().sum()
+        kl = 0.5 * (covariance.trace() + mean.double().square().sum() - d - log_det)
+        return (kl / d if self.per_dimension else kl).to(mean.dtype)
+
+
+class VICReg(_Moments):
+    """Variance and covariance terms of VICReg (Bardes et al., 2022): the first two moments only, no mean, no shape.
+
+    D = std_weight * mean_j max(0, margin - sqrt(S_jj + 1e-4)) + cov_weight * (1/D) sum_{i != j} S_ij^2, S the covariance
+    of all samples. The default ratio 25 : 1 is the paper's.
+
+    Args:
+        std_weight, cov_weight, std_margin: see the formula.
+        cov_norm: "d" as in the formula, or "pairs" to divide by D (D - 1) instead (PLDM, eb_jepa).
+        time: "pooled" or "per_step".
+        target, distributed: see `Discrepancy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        std_weight: float = 1.0,
+        cov_weight: float = 0.04,
+        std_margin: float = 1.0,
+        cov_norm: str = "d",
+        time: str = "pooled",
+        target: GaussianTarget | None = None,
+        distributed: bool = True,
+    ):
+        super().__init__(time=time, target=target, distributed=distributed)
+        check_choice("VICReg", "cov_norm", cov_norm, ("d", "pairs"))
+        self.std_weight, self.cov_weight, self.std_margin, self.cov_norm = std_weight, cov_weight, std_margin, cov_norm
+
+    def _of_moments(self, n: int, mean: Tensor, scatter: Tensor) -> Tensor:
+        covariance, d = scatter / (n - 1), len(mean)
+        variance = covariance.diagonal()
+        std = (self.std_margin - (variance + 1e-4).sqrt()).clamp(min=0).mean()
+        count = d if self.cov_norm == "d" else max(d * (d - 1), 1)
+        off_diagonal = (covariance.square().sum() - variance.square().sum()) / count
+        return self.std_weight * std + self.cov_weight * off_diagonal

@@ -1,0 +1,187 @@
+"""The Gaussian joint-embedding objective: alignment + lam * D(p(Z) || N(0, Sigma))."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from gjwm.objectives import distributed
+from gjwm.objectives.base import check_choice
+from gjwm.objectives.joint import predictive_information
+from gjwm.objectives.sigreg import SIGReg
+
+ALIGNMENTS = ("mse", "smooth_l1", "joint")
+
+
+class JointEmbeddingObjective(nn.Module):
+    """L = alignment + lam * D(p(Z) || N(0, I)).
+
+    The alignment is averaged over samples *and* dimensions (the usual formula sums over dimensions, which only rescales
+    lam by 1/D), so with unit-variance latents the mean squared error lies in [0, 1] and reads as 1 - R^2.
+
+    Args:
+        discrepancy: D, a module z -> scalar; None is `SIGReg()`. Applied to *encoded* latents, never to predictions:
+        a predicted
+            mean must have a smaller variance than what it predicts.
+        lam: weight of D, independent of the batch size.
+        detach_target, detach_prediction: stop the gradient of the alignment into one side. Both off by default: D is what
+            prevents collapse. With `detach_prediction` only the encoder of the targets learns from the alignment.
+        align: "mse" |z_hat - z_next|^2; "smooth_l1"; or "joint", minus the predictive information per dimension, which is the
+            joint-Gaussian likelihood once D fixes the marginals (`gjwm.objectives.joint`): it weighs every direction by how
+            well it can be predicted, and cannot be lowered by shrinking the latents. It needs more samples than dimensions.
+        step_weights: weight of each of the T steps, rescaled to mean 1; None weighs them alike. Zeros shorten the horizon.
+        alignment_weight: weight of the alignment (LeJEPA's 1 - lam).
+        ridge: of "joint", see `predictive_information`.
+    """
+
+    def __init__(
+        self,
+        discrepancy: nn.Module | None = None,
+        lam: float = 5.0,
+        *,
+        detach_target: bool = False,
+        detach_prediction: bool = False,
+        align: str = "mse",
+        step_weights: Sequence[float] | None = None,
+        alignment_weight: float = 1.0,
+        ridge: float = 1e-3,
+    ):
+        super().__init__()
+        if lam < 0 or alignment_weight < 0:
+            raise ValueError(
+                f"lam weighs a discrepancy and must be >= 0, and so must alignment_weight; got {lam} and {alignment_weight}."
+            )
+        if detach_target and detach_prediction:
+            raise ValueError(
+                "detach_target and detach_prediction together leave the alignment nothing to learn; set one."
+            )
+        check_choice("JointEmbeddingObjective", "align", align, ALIGNMENTS)
+        if step_weights is not None and (min(step_weights) < 0 or sum(step_weights) <= 0):
+            raise ValueError(f"step_weights must be >= 0 and not all 0, got {list(step_weights)}.")
+        self.discrepancy, self.lam = SIGReg() if discrepancy is None else discrepancy, lam
+        self.detach_target, self.detach_prediction = detach_target, detach_prediction
+        self.align, self.ridge, self.alignment_weight = align, ridge, alignment_weight
+        self.step_weights = None if step_weights is None else list(step_weights)
+
+    @classmethod
+    def lewm(cls, **changes) -> JointEmbeddingObjective:
+        """LeWM: mean squared error over batch, time and dimensions + 0.09 * `SIGReg.lewm()`."""
+        return cls(**{"discrepancy": SIGReg.lewm(), "lam": 0.09} | changes)
+
+    @classmethod
+    def lejepa(cls, lam: float = 0.02, **changes) -> JointEmbeddingObjective:
+        """LeJEPA's minimal example, for `views`: (1 - lam) * invariance + lam * `SIGReg.lejepa()`."""
+        return cls(**{"discrepancy": SIGReg.lejepa(), "lam": lam, "alignment_weight": 1 - lam} | changes)
+
+    def forward(
+        self,
+        z_hat: Tensor,
+        z_next: Tensor,
+        z: Tensor,
+        *,
+        mask: Tensor | None = None,
+        clusters: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Losses of one batch.
+
+        Args:
+            z_hat: predicted latents (..., B, T, D); leading axes hold several predictions of the same target.
+            z_next: encoded latents that they predict (B, T, D).
+            z: all encoded latents (B, T+1, D), whose law is matched to N(0, I).
+            mask: (B, T+1) bool, the latents that count; a target counts where it and all before it in its window do.
+            clusters: (B,) episode ids, see `SIGReg`.
+
+        Returns:
+            scalars {"loss", "alignment", "discrepancy"}.
+        """
+        if z_hat.shape[-z_next.dim() :] != z_next.shape:
+            raise ValueError(
+                f"expected predictions (..., {', '.join(map(str, z_next.shape))}) for those targets, "
+                f"got {tuple(z_hat.shape)}."
+            )
+        alignment = self._alignment(z_hat, z_next, self._weights(z_next, mask))
+        return self._losses(alignment, self.discrepancy(z, **_given(mask=mask), clusters=clusters, generator=generator))
+
+    def views(self, z: Tensor, *, generator: Generator | None = None) -> dict[str, Tensor]:
+        """Losses of augmentations of the same observations, without a predictor (LeJEPA).
+
+        The alignment is the mean squared distance of views to their mean. A discrepancy with time="cluster" never pairs two
+        views of one observation; with "per_step" every view has a law of its own.
+
+        Args:
+            z: (N, V, D), V >= 2 encoded views of each of N observations.
+        """
+        if z.dim() != 3 or z.shape[1] < 2:
+            raise ValueError(f"expected at least two views of each observation, z (N, V, D), got {tuple(z.shape)}.")
+        centre = z.mean(1, keepdim=True)
+        alignment = self._alignment(z.transpose(0, 1), centre.transpose(0, 1).expand(z.shape[1], -1, -1), None)
+        return self._losses(alignment, self.discrepancy(z, generator=generator))
+
+    def _losses(self, alignment: Tensor, discrepancy: Tensor) -> dict[str, Tensor]:
+        loss = alignment if self.alignment_weight == 1 else self.alignment_weight * alignment
+        loss = loss + self.lam * discrepancy if self.lam else loss
+        return {"loss": loss, "alignment": alignment, "discrepancy": discrepancy}
+
+    def _weights(self, z_next: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Weights (B, T) or (1, T) of the targets; None when all count alike."""
+        weights = None
+        if self.step_weights is not None:
+            if z_next.dim() != 3 or z_next.shape[1] != len(self.step_weights):
+                raise ValueError(
+                    f"step_weights has {len(self.step_weights)} entries, for targets (B, {len(self.step_weights)}, D); "
+                    f"got {tuple(z_next.shape)}."
+                )
+            weights = z_next.new_tensor(self.step_weights)[None]
+        if mask is not None:
+            if z_next.dim() != 3 or mask.shape != (z_next.shape[0], z_next.shape[1] + 1):
+                raise ValueError(
+                    f"expected a mask (B, T+1) = {(z_next.shape[0], z_next.shape[1] + 1)} for targets "
+                    f"{tuple(z_next.shape)}, got {tuple(mask.shape)}."
+                )
+            valid = mask.cumprod(1)[:, 1:].to(z_next.dtype)
+            if not valid.any():
+                raise ValueError(
+                    f"the mask {tuple(mask.shape)} leaves no target with everything before it in its window."
+                )
+            weights = valid if weights is None else valid * weights
+        return weights
+
+    def _alignment(self, z_hat: Tensor, z_next: Tensor, weights: Tensor | None) -> Tensor:
+        target = z_next.detach() if self.detach_target else z_next
+        z_hat = z_hat.detach() if self.detach_prediction else z_hat
+        if self.align == "joint":
+            return self._joint(z_hat, target.expand_as(z_hat), weights)
+        if self.align == "smooth_l1":
+            error = nn.functional.smooth_l1_loss(z_hat, target.expand_as(z_hat), reduction="none")
+        else:
+            error = (z_hat - target).square()
+        if weights is None:
+            return error.mean()
+        weights = weights.expand(z_next.shape[:-1])
+        # Masked latents may hold anything, NaN too: 0 * NaN would let them in.
+        error = torch.where(weights > 0, error.mean(-1), 0)
+        return (error * weights).sum() / (weights.sum() * error[..., 0, 0].numel())
+
+    def _joint(self, z_hat: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is not None:
+            if self.step_weights is not None and len({w for w in self.step_weights if w > 0}) > 1:
+                raise ValueError("align='joint' counts a step or leaves it out; give step_weights of 0 and 1.")
+            keep = (weights > 0).expand(z_hat.shape[:-1])
+            z_hat, target = z_hat[keep], target[keep]
+        d = z_hat.shape[-1]
+        with torch.autocast(z_hat.device.type, enabled=False):
+            information = predictive_information(
+                z_hat.reshape(-1, d),
+                target.reshape(-1, d),
+                ridge=self.ridge,
+                synchronize=getattr(self.discrepancy, "distributed", False) and distributed.world_size() > 1,
+            )
+        return -(information / d).to(z_hat.dtype)
+
+
+def _given(**arguments):
+    """The arguments that are not None: a discrepancy without that argument can then still be used."""
+    return {name: value for name, value in arguments.items() if value is not None}

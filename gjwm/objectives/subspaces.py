@@ -1,0 +1,68 @@
+"""Gaussianity inside random subspaces only (Sub-JEPA, arXiv 2605.09241): a relaxation of the full constraint."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+
+from gjwm.objectives.base import Discrepancy, check_choice
+from gjwm.objectives.sigreg import SIGReg
+
+
+class Subspaces(Discrepancy):
+    """The mean of `base` over frozen subspaces: z -> P_k z with P_k (d, D) of orthonormal rows.
+
+    Independent subspaces need not span R^D evenly; the directions that they leave out are free. That is the relaxation.
+
+    Args:
+        base: discrepancy inside each subspace; None is `SIGReg()`. Its `time`, `target` and `distributed` apply.
+        dim: d of each subspace; at most D. Sub-JEPA has 6 at D = 192.
+        count: number of subspaces; None is D // dim, at least 1.
+        mode: "independent": a random subspace each (Sub-JEPA); "partition": blocks of one random orthonormal basis, count * dim
+            at most D, which together constrain every direction once when count * dim = D.
+        seed: draws the subspaces, on first use, once and for all, and alike on every process.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module | None = None,
+        *,
+        dim: int = 6,
+        count: int | None = None,
+        mode: str = "independent",
+        seed: int = 0,
+    ):
+        super().__init__()
+        check_choice("Subspaces", "mode", mode, ("independent", "partition"))
+        if dim < 1 or (count is not None and count < 1):
+            raise ValueError(f"Subspaces needs dim >= 1 and count >= 1, got dim={dim} and count={count}.")
+        self.base = SIGReg() if base is None else base
+        self.dim, self.count, self.mode, self.seed = dim, count, mode, seed
+        self.register_buffer("projections", None)  # (count, D, d)
+
+    def _draw(self, z: Tensor) -> Tensor:
+        total = z.shape[-1]
+        if self.projections is None:
+            dim = min(self.dim, total)
+            count = self.count or max(1, total // dim)
+            g = torch.Generator().manual_seed(self.seed)
+            if self.mode == "partition":
+                if count * dim > total:
+                    raise ValueError(f"{count} orthogonal subspaces of dimension {dim} do not fit in R^{total}.")
+                q = torch.linalg.qr(torch.randn(total, total, generator=g, dtype=torch.float64))[0]
+                blocks = q[:, : count * dim].reshape(total, count, dim).transpose(0, 1)
+            else:
+                blocks = torch.linalg.qr(torch.randn(count, total, dim, generator=g, dtype=torch.float64))[0]
+            self.projections = blocks.to(z.device)
+        if self.projections.shape[1] != total:
+            raise ValueError(
+                f"these subspaces lie in R^{self.projections.shape[1]}, got latents of shape {tuple(z.shape)}; "
+                "use one Subspaces per latent dimension."
+            )
+        return self.projections.to(z)
+
+    def _discrepancy(
+        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
+    ) -> Tensor:
+        values = [self.base(z @ p, mask=mask, clusters=clusters, generator=generator) for p in self._draw(z)]
+        return torch.stack(values).mean()

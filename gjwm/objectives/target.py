@@ -1,0 +1,133 @@
+"""The law N(0, Sigma) that latents are matched to.
+
+Minimising D(p || N(0, Sigma)) over a *free* Sigma tests only the shape of p: a collapsed encoder with a collapsed
+Sigma costs nothing. So every Sigma here has trace D and eigenvalues bounded below, and a free one cannot be built. For
+prediction Sigma = I loses nothing, as any fixed invertible map can be absorbed by encoder and predictor; Sigma sets
+the metric of alignment and goals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gjwm.objectives import distributed
+
+KINDS = ("isotropic", "diagonal", "shrunk", "learned")
+
+
+class GaussianTarget(nn.Module):
+    """N(0, Sigma) with tr Sigma = D and eigenvalues >= min_eig.
+
+    Args:
+        kind: "isotropic": Sigma = I. "diagonal": fixed `variances`, rescaled to mean 1. "shrunk": (1 - a) S + a I, where S is a
+            detached running covariance of the latents rescaled to trace D and a = min_eig: near-isotropic, as far as the data
+            ask for it. "learned": U diag(l) U^T with l = min_eig + (1 - min_eig) * D * softmax: put `parameters()` in
+            the optimizer (`gjwm.train.train` does).
+        dim: D, needed by "learned" only; the others read it from what they see.
+        variances: of "diagonal", D positive numbers.
+        min_eig: floor of the eigenvalues, in (0, 1]; 1 makes "shrunk" and "learned" isotropic.
+        momentum: of "shrunk"'s running covariance, per training step.
+    """
+
+    def __init__(
+        self,
+        kind: str = "isotropic",
+        *,
+        dim: int | None = None,
+        variances: Sequence[float] | None = None,
+        min_eig: float = 0.5,
+        momentum: float = 0.01,
+    ):
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"GaussianTarget's kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+        if not 0 < min_eig <= 1:
+            raise ValueError(
+                f"GaussianTarget needs a floor 0 < min_eig <= 1, got {min_eig}: with a free covariance a collapsed encoder "
+                "would match a collapsed target at no cost."
+            )
+        self.kind, self.min_eig, self.momentum = kind, min_eig, momentum
+        self.dim = dim
+        if kind == "diagonal":
+            if variances is None:
+                raise ValueError(
+                    "GaussianTarget(kind='diagonal') needs its variances, one positive number per dimension."
+                )
+            values = torch.as_tensor(list(variances), dtype=torch.float64)
+            values = values / values.mean()
+            if not (values >= 1e-6).all() or dim not in (None, len(values)):
+                raise ValueError(f"expected {dim or 'D'} positive variances, got {list(variances)}.")
+            self.dim = len(values)
+            self.register_buffer("variances", values)
+        elif kind == "learned":
+            if dim is None:
+                raise ValueError("GaussianTarget(kind='learned') needs dim, the latent dimension, for its parameters.")
+            self.log_share = nn.Parameter(torch.zeros(dim))
+            self.turn = nn.Parameter(torch.zeros(dim, dim))
+        elif kind == "shrunk":
+            self.register_buffer("running", None if dim is None else torch.eye(dim, dtype=torch.float64))
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (D,) and eigenvectors (D, D) as columns, in float64; differentiable where learned.
+
+        Raises:
+            ValueError: while the dimension is unknown.
+        """
+        if self.dim is None:
+            raise ValueError("this GaussianTarget has not seen latents yet and was built without dim.")
+        if self.kind == "learned":
+            share = self.log_share.double().softmax(0)
+            generator = self.turn.double()
+            values = self.min_eig + (1 - self.min_eig) * self.dim * share
+            return values, torch.linalg.matrix_exp(generator - generator.T)
+        if self.kind == "shrunk":
+            values, vectors = torch.linalg.eigh(self.running)
+            values = values.clamp(min=0)
+            return (1 - self.min_eig) * values * (self.dim / values.sum()) + self.min_eig, vectors
+        device = self.variances.device if self.kind == "diagonal" else None
+        vectors = torch.eye(self.dim, dtype=torch.float64, device=device)
+        return (self.variances if self.kind == "diagonal" else vectors.diagonal()), vectors
+
+    def covariance(self) -> Tensor:
+        """Sigma (D, D), float64."""
+        values, vectors = self.eigen()
+        return vectors * values @ vectors.T
+
+    def whiten(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Sigma^{-1/2} z for z (..., D): a standard Gaussian exactly when z is N(0, Sigma).
+
+        In training mode "shrunk" first moves its running covariance towards that of z, where `mask` (...) is true.
+
+        Raises:
+            ValueError: when D is not the target's.
+        """
+        if self.dim is None:
+            self.dim = z.shape[-1]
+            if self.kind == "shrunk":
+                self.running = torch.eye(self.dim, dtype=torch.float64, device=z.device)
+        if z.shape[-1] != self.dim:
+            raise ValueError(f"the target is a Gaussian in {self.dim} dimensions, got latents {tuple(z.shape)}.")
+        if self.kind == "isotropic":
+            return z
+        if self.kind == "diagonal":
+            return z * self.variances.rsqrt().to(z)
+        if self.kind == "shrunk" and self.training:
+            self._follow(z.detach() if mask is None else z.detach()[mask])
+        values, vectors = self.eigen()
+        return z @ ((vectors * values.rsqrt()) @ vectors.T).to(z)
+
+    @torch.no_grad()
+    def _follow(self, z: Tensor) -> None:
+        flat = z.reshape(-1, self.dim).double()
+        sums = torch.cat([flat.T @ flat, flat.sum(0)[None], flat.new_full((1, self.dim), len(flat))])
+        if distributed.world_size() > 1:
+            sums = distributed.sum_(sums)
+        n = sums[-1, 0]
+        mean = sums[-2] / n
+        covariance = sums[:-2] / n - mean[:, None] * mean
+        trace = covariance.trace()
+        if trace > 0:  # a fully collapsed batch says nothing about shape
+            self.running.lerp_(covariance * (self.dim / trace), self.momentum)

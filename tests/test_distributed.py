@@ -1,0 +1,97 @@
+"""Two processes with half of the batch each hold the loss and, after DDP's mean, the parameter gradient of the whole batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gjwm.objectives import (
+    BHEP,
+    GaussianKL,
+    GaussianTarget,
+    JointEmbeddingObjective,
+    NoRegularizer,
+    SIGReg,
+    SlicedEnergy,
+    SlicedWasserstein,
+    Subspaces,
+    VICReg,
+)
+
+ROWS = 11  # split 6 and 5: processes need not hold equally many
+
+
+def cases():
+    mask = torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(5)) < 0.8
+    ids = torch.tensor([0, 1, 2, 2, 3, 4, 4, 0, 5, 6, 7])  # episodes 0 and 4 are on both processes
+    every = {
+        "sigreg": SIGReg(16),
+        "sigreg_pooled_u": SIGReg(16, time="pooled"),
+        "sigreg_lewm": SIGReg.lewm(num_slices=16),
+        "sigreg_shrunk": SIGReg(16, target=GaussianTarget("shrunk", momentum=0.5)),
+        "wasserstein": SlicedWasserstein(16),
+        "energy": SlicedEnergy(16),
+        "bhep": BHEP(),
+        "kl": GaussianKL(),
+        "kl_per_step": GaussianKL(time="per_step"),
+        "vicreg": VICReg(),
+        "subspaces": Subspaces(SIGReg(8), dim=2),
+        "none": NoRegularizer(),
+    }
+    for name, discrepancy in every.items():
+        yield name, discrepancy, {}
+        yield f"{name} clusters mask", discrepancy, {"clusters": ids, "mask": mask}
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+
+
+def results(rows, wrap, seed):
+    x = torch.randn(ROWS, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = {}
+    for name, discrepancy, given in cases():
+        model = wrap(net())
+        given = {key: value[rows] for key, value in given.items()}
+        value = discrepancy(model(x[rows]), generator=torch.Generator().manual_seed(seed), **given)
+        value.backward()
+        found[name] = [value.detach(), *(p.grad for p in model.parameters())]
+    # The joint alignment's moments are those of the whole batch as well.
+    model = wrap(net())
+    z = model(x[rows])
+    joint = JointEmbeddingObjective(NoRegularizer(), lam=0.0, align="joint")(z[:, :-1], z[:, 1:], z)["loss"]
+    joint.backward()
+    found["joint"] = [joint.detach(), *(p.grad for p in model.parameters())]
+    return found
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    # Another seed on the other process: its slices must be those of the first all the same.
+    found = results(slice(0, 6) if rank == 0 else slice(6, ROWS), DistributedDataParallel, seed=3 + rank)
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+def test_two_processes_equal_one(tmp_path):
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(2)]
+    alone = results(slice(None), lambda model: model, seed=3)
+    assert [process.wait(timeout=120) for process in workers] == [0, 0]
+    for rank in range(2):
+        together = torch.load(tmp_path / f"{rank}.pt")
+        assert together.keys() == alone.keys()
+        for name, tensors in alone.items():
+            for got, expected in zip(together[name], tensors):
+                torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6, msg=f"{name} on process {rank}")
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), Path(sys.argv[2]))
