@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.dynamics import Prediction, beta_nll
+from gjwm.dynamics import Dynamics, Past, Prediction
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.types import Batch
 
@@ -22,10 +22,10 @@ class WorldModel(nn.Module):
 
     Args:
         encoder: module (..., *O) -> (..., D) with `latent_dim` and `config` (its keyword arguments).
-        dynamics: module with `predict`, `rollout`, `latent_dim`, `action_dim` and `config`.
+        dynamics: see `gjwm.dynamics`.
     """
 
-    def __init__(self, encoder: nn.Module, dynamics: nn.Module):
+    def __init__(self, encoder: nn.Module, dynamics: Dynamics):
         super().__init__()
         if encoder.latent_dim != dynamics.latent_dim:
             raise ValueError(
@@ -61,28 +61,32 @@ class WorldModel(nn.Module):
         return self.dynamics.rollout(z0, a, particles, generator)
 
     def loss(
-        self, batch: Batch, objective: JointEmbeddingObjective, *, beta: float = 0.5, generator: Generator | None = None
+        self,
+        batch: Batch,
+        objective: JointEmbeddingObjective,
+        *,
+        truncate: int | None = None,
+        generator: Generator | None = None,
     ) -> dict[str, Tensor]:
         """Training losses of a batch of windows.
 
         The encoder and the predicted mean learn from the objective, on an open-loop rollout over the window and on one-step
-        predictions, weighted alike. The variance learns by beta-NLL on detached latents.
+        predictions, weighted alike. The spread learns as the dynamics' `nll` says, on detached latents.
+
+        Args:
+            truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
 
         Returns:
-            scalars: "loss" (to minimise), "alignment", "discrepancy", "one_step", "open_loop", "nll" (beta-weighted).
+            scalars: "loss" (to minimise), "alignment", "discrepancy", "one_step", "open_loop", "nll" (of the spread).
         """
         z = self.encode(batch.o)  # (B, T+1, D)
         z_next = z[:, 1:]
-        open_loop = self.rollout(z[:, 0], batch.a)[:, 1:]
-        one_step = self.dynamics.mean(z[:, :-1], batch.a)
-        z_hat = torch.stack([open_loop, one_step])
+        z_hat = self.dynamics.training_means(z, batch.a, truncate)
         losses = objective(z_hat, z_next, z, clusters=batch.episode, generator=generator)
-        variance = self.dynamics.variance(z[:, :-1].detach(), batch.a)
-        losses["nll"] = beta_nll(Prediction(one_step.detach(), variance), z_next.detach(), beta)
+        losses["nll"] = self.dynamics.nll(z[:, :-1], batch.a, z_next)
         losses["loss"] = losses["loss"] + losses["nll"]  # disjoint parameters: no weight to choose between them
         with torch.no_grad():
-            losses["open_loop"] = (open_loop - z_next).square().mean()
-            losses["one_step"] = (one_step - z_next).square().mean()
+            losses["open_loop"], losses["one_step"] = ((part - z_next).square().mean() for part in z_hat)
         return losses
 
     def save(self, path: str | Path, **extra: Any) -> None:
