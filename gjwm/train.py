@@ -1,4 +1,4 @@
-"""Offline training of a world model on a replay buffer, and of the picture decoder on its frozen latents."""
+"""Offline training of a world model on a replay buffer, and of what reads its frozen latents: decoder, state head."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
+from gjwm.heads import StateHead
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.replay import ReplayBuffer
 from gjwm.world_model import WorldModel
@@ -27,6 +28,7 @@ def train(
     weight_decay: float = 1e-4,
     clip: float = 1.0,
     warmup: float = 0.1,
+    truncate: int | None = None,
     log: Log | None = None,
     log_every: int = 25,
     generator: Generator | None = None,
@@ -38,6 +40,7 @@ def train(
         steps: gradient steps.
         batch, length: windows per step, and T of each (the open-loop horizon).
         lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of steps spent warming up.
+        truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
         log: called with scalars every `log_every` steps; keys "loss", "train/*", "frames_per_second".
         generator: draws windows and slices.
 
@@ -57,7 +60,7 @@ def train(
     since, frames = time.perf_counter(), 0
     for step in range(1, steps + 1):
         windows = buffer.sample(batch, length, generator=generator).to(device)
-        losses = model.loss(windows, objective, generator=generator)
+        losses = model.loss(windows, objective, truncate=truncate, generator=generator)
         if not losses["loss"].isfinite():
             raise FloatingPointError(
                 f"the loss became {losses['loss'].item()} at step {step}; lower the learning rate (now {lr}) "
@@ -83,6 +86,44 @@ def train(
             since, frames = time.perf_counter(), 0
     model.eval()
     return scalars
+
+
+def train_state_head(
+    head: StateHead,
+    z: Tensor,
+    state: Tensor,
+    *,
+    steps: int = 1500,
+    batch: int = 512,
+    lr: float = 3e-3,
+    generator: Generator | None = None,
+) -> float:
+    """Fit a state head to encoded episodes by squared error in standard units; the latents stay as they are.
+
+    Args:
+        z, state: (N, D) and (N, P).
+
+    Returns:
+        the last squared error, as a share of the state's variance.
+    """
+    if z.dim() != 2 or state.dim() != 2 or len(z) != len(state):
+        raise ValueError(f"expected latents (N, D) and states (N, P), got {tuple(z.shape)} and {tuple(state.shape)}.")
+    z, state = z.detach().float(), state.float()
+    head.standardise(state)
+    target = (state - head.shift) / head.scale
+    optimizer = torch.optim.Adam(head.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    error = torch.tensor(float("nan"))
+    head.train()
+    for _ in range(steps):
+        rows = torch.randint(len(z), (batch,), generator=generator)
+        error = (head.net(z[rows]) - target[rows]).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        error.backward()
+        optimizer.step()
+        schedule.step()
+    head.eval()
+    return error.item()
 
 
 def train_decoder(

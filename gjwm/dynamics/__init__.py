@@ -1,12 +1,12 @@
 """Probabilistic latent dynamics p(z' | z, a): one interface, a distribution as the answer, batched rollouts.
 
-    prediction.py   the laws: diagonal, low-rank and full Gaussians, mixtures, ensembles
-    base.py         rollouts, forecasts and the pieces of training that all dynamics share
-    memory.py       GRU and causal transformer, for state that one latent does not show
-    gaussian.py     DeterministicDynamics, GaussianDynamics
-    ensemble.py     EnsembleDynamics
-    mixture.py      MixtureDynamics
-    linear.py       LinearGaussianDynamics
+prediction.py   the laws: diagonal, low-rank and full Gaussians, mixtures, ensembles
+base.py         rollouts, forecasts and the pieces of training that all dynamics share
+memory.py       GRU and causal transformer, for state that one latent does not show
+gaussian.py     DeterministicDynamics, GaussianDynamics
+ensemble.py     EnsembleDynamics
+mixture.py      MixtureDynamics
+linear.py       LinearGaussianDynamics
 """
 
 from gjwm.dynamics.base import Dynamics, Past

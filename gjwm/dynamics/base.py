@@ -68,7 +68,8 @@ class Dynamics(nn.Module):
         return self._law(self._step(z, self._inputs(a), context), z, a, context)
 
     def predict_sequence(self, z: Tensor, a: Tensor) -> Prediction:
-        """One step ahead of each latent of trajectories, given all before it: z (B, T, D), a (B, T, A) -> Prediction (B, T, D)."""
+        """One step ahead of each latent of trajectories, given all before it: z (B, T, D), a (B, T, A) -> Prediction
+        (B, T, D)."""
         self._check(z, a)
         context = self._sequence_context(z, a)
         return self._law(self._step(z, self._inputs(a), context), z, a, context)
@@ -134,8 +135,8 @@ class Dynamics(nn.Module):
             truncate: steps that a gradient flows back through the open loop; None: all of them.
 
         Returns:
-            (2, ..., B, T, D). With a memory the first half of the window is read, not predicted open loop: a memory that has seen
-            nothing would be trained to guess.
+            (2, ..., B, T, D). With a memory the first half of the window is read, not predicted open loop: a memory
+            that has seen nothing would be trained to guess.
         """
         one_step = self._step(z[:, :-1], self._inputs(a), self._sequence_context(z[:, :-1], a))
         read = a.shape[1] // 2 if self.has_memory else 0

@@ -7,6 +7,7 @@ hold 1.7 times the weights of one network of width 256, and it is their number, 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -37,7 +38,7 @@ class BatchedLinear(nn.Module):
 
 def _batched_mlp(members: int, sizes: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         layers += [nn.SiLU()] * (i > 0) + [BatchedLinear(members, inputs, outputs)]
     return nn.Sequential(*layers)
 

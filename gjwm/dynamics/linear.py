@@ -1,8 +1,9 @@
 """Linear-Gaussian latent dynamics in closed form: the conditional z' | z, a of a joint Gaussian, without a gradient step.
 
-With x = [z, a, 1] and running second moments S, K = S_yx (S_xx + ridge)^-1 and Q = S_yy - K S_xy: ridge regression, dynamic mode
-decomposition with control, and the conditional inference of a joint Gaussian embedding (Huang, 2026) are the same formula. It is
-the baseline that a network has to beat, and a calibration reference with exact propagation over the horizon.
+With x = [z, a, 1] and running second moments S, K = S_yx (S_xx + ridge)^-1 and Q = S_yy - K S_xy: ridge regression,
+dynamic mode decomposition with control, and the conditional inference of a joint Gaussian embedding (Huang, 2026) are
+the same formula. It is the baseline that a network has to beat, and a calibration reference with exact propagation
+over the horizon.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class LinearGaussianDynamics(Dynamics):
         latent_dim, action_dim: D, A.
         ridge: added to the mean squares of x in the solve, in units of x's.
         shrinkage: pulls Q towards its own diagonal, 0..1.
-        forget: weight kept by old data at each training batch; 1 never forgets. `update` called directly never forgets unless told.
+        forget: weight kept by old data at each training batch; 1 never forgets. `update` alone forgets nothing.
         min_std: floor of the noise's standard deviation.
 
     Raises:
@@ -131,7 +132,8 @@ class LinearGaussianDynamics(Dynamics):
         return self
 
     def mutual_information(self) -> Tensor:
-        """I(z, a; z') = (log det S_yy - log det Q)/2 in nats of the fitted joint Gaussian, S_yy the covariance of z' -> scalar."""
+        """I(z, a; z') = (log det S_yy - log det Q)/2 in nats of the fitted joint Gaussian, S_yy the covariance of z'
+        -> scalar."""
         if self.count == 0:
             raise ValueError("mutual information needs data; call update(z, a, z_next) and fit() first.")
         mean = self.sum_yx[:, -1] / self.count

@@ -40,8 +40,8 @@ class GRUMemory(nn.Module):
 
 
 class TransformerMemory(nn.Module):
-    """A causal transformer over the last `window` latents, each block's normalisation steered by the action (AdaLN-zero, Peebles &
-    Xie, 2023; the predictor of LeWorldModel has this shape).
+    """A causal transformer over the last `window` latents, each block's normalisation steered by the action
+    (AdaLN-zero, Peebles & Xie, 2023; the predictor of LeWorldModel has this shape).
 
     Keys and values of the window are the carried state, so a rollout step costs one token, not a window. Positions enter as a
     learned bias per head and distance, so a step does not depend on where its sequence began.

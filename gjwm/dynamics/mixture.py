@@ -1,4 +1,5 @@
-"""Mixture latent dynamics for forks: the same latent and action, several futures (Bishop, 1994; the conditional of GMJE-MDN)."""
+"""Mixture latent dynamics for forks: the same latent and action, several futures (Bishop, 1994; the conditional of
+GMJE-MDN)."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ from gjwm.encoders import mlp
 
 
 class MixtureDynamics(ResidualDynamics):
-    """p(z' | z, a) = sum_k w_k N(m + d_k - sum_j w_j d_j, diag s_k^2), with w, d, s from a network of (z, a) and m = z + f(z, a).
+    """p(z' | z, a) = sum_k w_k N(m + d_k - sum_j w_j d_j, diag s_k^2), with w, d, s from a network of (z, a) and m =
+    z + f(z, a).
 
-    The components are placed around the regression mean m such that the mixture's mean is m exactly. So m learns from the
-    alignment with the encoder, like every other dynamics' mean, and the components from the likelihood on detached latents; with
-    one component this is `GaussianDynamics`. A rollout of the mean runs between the branches of a fork: use particles there.
+    The components are placed around the regression mean m such that the mixture's mean is m exactly. So m learns from
+    the alignment with the encoder, like every other dynamics' mean, and the components from the likelihood on
+    detached latents; with one component this is `GaussianDynamics`. A rollout of the mean runs between the branches
+    of a fork: use particles there.
 
     Args:
         latent_dim, action_dim, hidden, depth, backbone, memory_width, window: see `ResidualDynamics`.
@@ -93,26 +96,25 @@ class MixtureDynamics(ResidualDynamics):
         generator: Generator | None = None,
         past: Past | None = None,
     ) -> Prediction:
-        """The law of z_1 .. z_H as a mixture: particles at step h-1 each contribute their one-step law, K P components at h.
+        """The law of z_1 .. z_H as a mixture of P Gaussians: each particle contributes the component that it moved by.
 
-        So branches stay apart in the forecast, where the Gaussian of `Dynamics.forecast` would cover both and the wall between.
+        So branches stay apart in the forecast, where the Gaussian of `Dynamics.forecast` would cover both and the wall
+        between.
         """
         if particles < 1:
             raise ValueError(f"a forecast needs at least one particle, got {particles}.")
         self._check_rollout(z0, a, particles)
-        b, h, k, d = z0.shape[0], a.shape[1], self.components, self.latent_dim
         z, wide = z0[:, None].expand(-1, particles, -1), a[:, None].expand(-1, particles, -1, -1)
-        state, inputs, laws = self._remember(past, z, (b, particles)), self._inputs(wide), []
-        for t in range(h):
+        state, inputs = self._remember(past, z, (z0.shape[0], particles)), self._inputs(wide)
+        moved_by: list[Prediction] = []
+        for h in range(a.shape[1]):
             context = None
             if state is not None:
-                feature, state = self.memory.read(z.unsqueeze(-2), wide[:, :, t : t + 1], state)
+                feature, state = self.memory.read(z.unsqueeze(-2), wide[:, :, h : h + 1], state)
                 context = feature.squeeze(-2)
-            law = self._law(self._step(z, inputs[:, :, t], context), z, wide[:, :, t], context)
-            z = law.sample(generator)
-            laws.append(law)
-        log_weights = torch.stack([law.log_weights for law in laws], 1) - math.log(particles)  # (B, H, P, K)
-        means, variances = (torch.stack([getattr(law, x) for law in laws], 1) for x in ("means", "variances"))
-        return MixturePrediction.of(
-            log_weights.flatten(2), means.reshape(b, h, particles * k, d), variances.reshape(b, h, particles * k, d)
-        )
+            law = self._law(self._step(z, inputs[:, :, h], context), z, wide[:, :, h], context)
+            moved_by.append(law.draw_component(generator))
+            z = moved_by[-1].sample(generator)
+        means, variances = (torch.stack([getattr(p, name) for p in moved_by], 1) for name in ("mean", "variance"))
+        log_weights = means.new_full(means.shape[:-1], -math.log(particles))  # (B, H, P)
+        return MixturePrediction.of(log_weights, means, variances)

@@ -7,6 +7,7 @@ law of mean + s (x - mean), which is how recalibration widens or narrows a law o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -66,16 +67,25 @@ class Prediction:
         return gaussian_crps(self.mean, self.variance.sqrt(), z)
 
     def mahalanobis(self, z: Tensor) -> Tensor:
-        """(z - mean)^T Cov^-1 (z - mean): (..., D) -> (...); chi^2 with D degrees of freedom if the law is Gaussian and true."""
+        """(z - mean)^T Cov^-1 (z - mean): (..., D) -> (...); chi^2 with D degrees of freedom if the law is Gaussian
+        and true."""
         return ((z - self.mean).square() / self.variance).sum(-1)
 
     def tempered(self, scale: float | Tensor) -> Prediction:
         """The law of mean + scale (x - mean); scale broadcasts against (..., D)."""
         return replace(self, variance=self.variance * _squared(scale))
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
+        """The same law with `change` applied to each of its tensors, such as one that reshapes leading axes."""
+        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, *args: Any) -> Prediction:
+        """The same law on another device or in another dtype, without a graph."""
+        return self.map(lambda x: x.detach().to(*args))
+
     def __getitem__(self, index: Any) -> Prediction:
         """The law at some of the leading axes' indices; D must not be indexed."""
-        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        return self.map(lambda x: x[index])
 
 
 def _squared(scale: float | Tensor) -> float | Tensor:
@@ -178,7 +188,8 @@ class MixturePrediction(Prediction):
         """sum_k w_k (m_k - mean)^2, (..., D)."""
         return (self.log_weights.exp()[..., None] * (self.means - self.mean[..., None, :]).square()).sum(-2)
 
-    def sample(self, generator: Generator | None = None) -> Tensor:
+    def draw_component(self, generator: Generator | None = None) -> Prediction:
+        """One component, drawn by its weight: a Gaussian law of (..., D)."""
         # Gumbel's trick: one argmax instead of a multinomial, over any leading axes.
         uniform = torch.rand(
             self.log_weights.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
@@ -186,8 +197,10 @@ class MixturePrediction(Prediction):
         tiny = torch.finfo(uniform.dtype).tiny
         k = (self.log_weights - (-(uniform.clamp(min=tiny)).log()).clamp(min=tiny).log()).argmax(-1)
         k = k[..., None, None].expand(*self.mean.shape[:-1], 1, self.mean.shape[-1])
-        mean, variance = self.means.gather(-2, k)[..., 0, :], self.variances.gather(-2, k)[..., 0, :]
-        return mean + variance.sqrt() * _noise(mean, generator)
+        return Prediction(self.means.gather(-2, k)[..., 0, :], self.variances.gather(-2, k)[..., 0, :])
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        return self.draw_component(generator).sample(generator)
 
     def component_log_prob(self, z: Tensor) -> Tensor:
         """log w_k + log N(z; m_k, s_k^2): (..., D) -> (..., K)."""
