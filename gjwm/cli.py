@@ -235,6 +235,12 @@ def summary(report: dict[str, Any]) -> str:
         f"calibration  50/80/90/95% intervals cover {c['coverage_50']:.2f} {c['coverage_80']:.2f} "
         f"{c['coverage_90']:.2f} {c['coverage_95']:.2f}, ECE {c['ece']:.3f}",
     ]
+    if "surprise" in report:
+        v = report["surprise"]
+        lines.append(
+            f"surprise     AUROC teleport {v['teleport']['auroc']:.3f}, colour {v['colour']['auroc']:.3f}, frozen "
+            f"{v['frozen']['auroc']:.3f}; false alarms {v['false_alarm_rate']:.2%} at {v['level']:.0%}"
+        )
     for name in ("model", "random", "hold", "oracle"):
         row = s if name == "model" else s.get(name)
         if row is not None:
