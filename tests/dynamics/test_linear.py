@@ -17,15 +17,16 @@ def system(n, seed=0, dtype=torch.float64):
     f = truth.standard_normal((D, D))
     f *= 0.8 / np.abs(np.linalg.eigvals(f)).max()
     g, c = 0.5 * truth.standard_normal((D, A)), 0.1 * truth.standard_normal(D)
-    half = 0.2 * truth.standard_normal((D, D))
-    z, a = rng.standard_normal((n, D)), rng.uniform(-1, 1, (n, A))
+    half = 0.1 * truth.standard_normal((D, D))
+    z, a = rng.standard_normal((n, D)), rng.standard_normal((n, A))
     y = z @ f.T + a @ g.T + c + rng.standard_normal((n, D)) @ half.T
     data = tuple(torch.from_numpy(x).to(dtype) for x in (z, a, y))
     return data, f, g, c, half @ half.T
 
 
-def test_a_known_system_is_recovered():
-    data, f, g, _, q = system(10_000)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_known_system_is_recovered(seed):
+    data, f, g, _, q = system(10_000, seed)
     model = LinearGaussianDynamics(D, A)
     for part in zip(*(x.split(1000) for x in data)):
         model.update(*part)
