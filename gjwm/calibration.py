@@ -125,7 +125,7 @@ def _flattened(prediction: Prediction, axes: int) -> Prediction:
 def fit_temperature(prediction: Prediction, target: Tensor) -> float:
     """The factor on the predicted deviations from the mean that makes the 50, 80, 90 and 95% intervals right on average.
 
-    Least mean |coverage - level| rather than mean squared standardised errors: k-step errors have heavier tails than
+    Least squares of coverage - level rather than mean squared standardised errors: k-step errors have heavier tails than
     a Gaussian, a factor from squares is set by the tails, and the intervals in the middle then hold too much.
 
     Args:
@@ -139,7 +139,7 @@ def fit_temperature(prediction: Prediction, target: Tensor) -> float:
 
     def miscoverage(log_factor: float) -> float:
         inside = 2 * (prediction.tempered(math.exp(log_factor)).cdf(target) - 0.5).abs()
-        return sum(abs((inside <= level).float().mean().item() - level) for level in LEVELS)
+        return sum(((inside <= level).float().mean().item() - level) ** 2 for level in LEVELS)
 
     low, high = math.log(1 / 30), math.log(30)
     for _ in range(4):  # a grid, then finer ones around its best: coverage is a staircase in the factor
