@@ -41,7 +41,7 @@ def spoil(
     """One violation at a random step of an episode of pictures.
 
     teleport: after the step, the episode goes on from another of its own moments, at least a quarter of its length away in
-    time, with the actions taken there. colour: from the step on, the picture's colour channels are exchanged. frozen: for
+    time and looking clearly different, with the actions taken there. colour: from the step on, the picture's colour channels are exchanged. frozen: for
     `frozen_steps` steps the picture stands still under the recorded actions, then goes on from there.
 
     Raises:
@@ -58,7 +58,11 @@ def spoil(
     a = episode.a
     step = int(rng.integers(4, length // 2))  # o[step + 1] is the first impossible picture
     if kind == "teleport":
-        source = int(rng.integers(step + 1 + length // 4, length - 3))
+        first = step + 1 + length // 4
+        change = (frames[first : length - 3].astype(np.float32) - frames[step]).reshape(length - 3 - first, -1)
+        change = np.square(change).mean(1)
+        # A moment that looks like this one, as where an agent rests, would be no jump.
+        source = first + int(rng.choice(np.flatnonzero(change >= 0.9 * change.max())))
         frames = np.concatenate([frames[: step + 1], frames[source:]])
         a = np.concatenate([a[: step + 1], a[source:]])  # a[step] leads to the jump, then what was done there
     elif kind == "colour":
