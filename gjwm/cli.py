@@ -6,6 +6,7 @@ lives in one folder, runs/<name>/, with the resolved config beside what it made.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ from gjwm.diagnostics import wilson_interval
 from gjwm.evaluate import encode_episodes, evaluate
 from gjwm.logging import RunLogger, progress
 from gjwm.objectives import JointEmbeddingObjective
+from gjwm.prediction_plots import plot_predictions
 from gjwm.rollout_video import rollout_video
 from gjwm.study import aggregate, pooled_success, rows_for_table
 from gjwm.train import train, train_decoder
@@ -211,6 +213,8 @@ def evaluate_command(cfg: DictConfig) -> None:
     report["version"] = __version__
     report["config"] = OmegaConf.to_container(cfg, resolve=True)
     _write_json(run / "evaluation.json", report)
+    if importlib.util.find_spec("matplotlib"):
+        print(plot_predictions(report, run / "prediction.png"))
     print(summary(report))
     print(run / "evaluation.json")
 

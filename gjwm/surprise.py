@@ -40,9 +40,10 @@ def spoil(
 ) -> Spoiled:
     """One violation at a random step of an episode of pictures.
 
-    teleport: after the step, the episode goes on from another of its own moments, at least a quarter of its length away in
-    time and looking clearly different, with the actions taken there. colour: from the step on, the picture's colour channels are exchanged. frozen: for
-    `frozen_steps` steps the picture stands still under the recorded actions, then goes on from there.
+    teleport: after the step, the episode goes on from another of its own moments, at least a quarter of its length
+    away in time and looking clearly different, with the actions taken there. colour: from the step on, the picture's
+    colour channels are exchanged. frozen: for `frozen_steps` steps the picture stands still under the recorded
+    actions, then goes on from there.
 
     Raises:
         ValueError: for an unknown kind, observations other than pictures, or an episode too short.

@@ -25,7 +25,7 @@ LAYERS = [
     {"diagnostics", "replay", "dataset"},
     {"world_model", "collect"},
     {"agent", "train", "surprise"},
-    {"evaluate", "rollout_video", "study"},
+    {"evaluate", "rollout_video", "study", "prediction_plots"},
     {"benchmarks"},
     {"cli"},
 ]
@@ -36,6 +36,7 @@ DOORS = {
     "hydra": {"gjwm.cli"},
     "omegaconf": {"gjwm.cli"},
     "dm_control": {"gjwm.envs.control_suite", "gjwm.benchmarks.collect"},
+    "matplotlib": {"gjwm.prediction_plots"},
     "mujoco": {"gjwm.envs.control_suite", "gjwm.envs.rendering"},
 }
 
