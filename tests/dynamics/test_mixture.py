@@ -40,7 +40,7 @@ def fork(n, seed, share=0.3):
     return z, a, y
 
 
-def trained(dynamics, steps=600):
+def trained(dynamics, steps=400):
     optimizer = torch.optim.Adam(dynamics.parameters(), lr=3e-3)
     for i in range(steps):
         z, a, y = fork(256, 10 * i)
@@ -51,9 +51,14 @@ def trained(dynamics, steps=600):
     return dynamics.eval()
 
 
-def test_both_branches_keep_their_mass_where_a_gaussian_covers_the_wall_between():
+@pytest.fixture(scope="module")
+def mixture():
     torch.manual_seed(0)
-    mixture = trained(MixtureDynamics(2, 1, components=4, hidden=32, mixture_hidden=32))
+    return trained(MixtureDynamics(2, 1, components=4, hidden=32, mixture_hidden=32))
+
+
+def test_both_branches_keep_their_mass_where_a_gaussian_covers_the_wall_between(mixture):
+    torch.manual_seed(0)
     gaussian = trained(GaussianDynamics(2, 1, hidden=32, std_hidden=32))
     z, a, y = fork(2000, 10**6)
     g = torch.Generator().manual_seed(0)
@@ -68,9 +73,7 @@ def test_both_branches_keep_their_mass_where_a_gaussian_covers_the_wall_between(
         assert (mixture.predict(z, a).log_prob(y) - gaussian.predict(z, a).log_prob(y)).mean() > 0.5
 
 
-def test_a_forecast_keeps_both_branches_over_the_horizon():
-    torch.manual_seed(0)
-    mixture = trained(MixtureDynamics(2, 1, components=4, hidden=32, mixture_hidden=32), steps=400)
+def test_a_forecast_keeps_both_branches_over_the_horizon(mixture):
     z0, a = 0.1 * randn(6, 2), torch.zeros(6, 2, 1)
     with torch.no_grad():
         law = mixture.forecast(z0, a, particles=400, generator=torch.Generator().manual_seed(0))
