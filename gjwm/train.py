@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
+from gjwm.dynamics import Dynamics
 from gjwm.heads import StateHead
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.replay import ReplayBuffer
@@ -86,6 +87,54 @@ def train(
             since, frames = time.perf_counter(), 0
     model.eval()
     return scalars
+
+
+def train_dynamics(
+    dynamics: Dynamics,
+    z: Tensor,
+    a: Tensor,
+    *,
+    steps: int = 1500,
+    batch: int = 64,
+    length: int = 5,
+    lr: float = 2e-3,
+    weight_decay: float = 1e-4,
+    clip: float = 1.0,
+    truncate: int | None = None,
+    generator: Generator | None = None,
+) -> None:
+    """Fit dynamics to encoded episodes, the encoder left as it is, as `train` fits them beside it; ends in evaluation mode.
+
+    Laws can so be compared on the same latents. Dynamics without parameters count the windows that the others learn from.
+
+    Args:
+        z, a: latents (E, T+1, D) and actions (E, T, A).
+        steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
+        generator: draws windows.
+    """
+    if length > a.shape[1] or z.shape[:2] != (a.shape[0], a.shape[1] + 1):
+        raise ValueError(
+            f"expected latents (E, T+1, D) and actions (E, T, A) with T >= length={length}, got {tuple(z.shape)} and "
+            f"{tuple(a.shape)}."
+        )
+    parameters = list(dynamics.parameters())
+    if parameters:
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
+    dynamics.train()
+    for _ in range(steps):
+        episode = torch.randint(len(z), (batch, 1), generator=generator)
+        step = torch.randint(a.shape[1] - length + 1, (batch, 1), generator=generator) + torch.arange(length + 1)
+        window, actions = z[episode, step], a[episode, step[:, :-1]]
+        nll = dynamics.nll(window[:, :-1], actions, window[:, 1:])
+        if parameters:
+            means = dynamics.training_means(window, actions, truncate)
+            optimizer.zero_grad(set_to_none=True)
+            ((means - window[:, 1:]).square().mean() + nll).backward()
+            nn.utils.clip_grad_norm_(parameters, clip)
+            optimizer.step()
+            schedule.step()
+    dynamics.eval()
 
 
 def train_state_head(

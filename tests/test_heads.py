@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from gjwm.dynamics import GaussianDynamics
+from gjwm.dynamics import GaussianDynamics, LinearGaussianDynamics
 from gjwm.encoders import MLPEncoder
 from gjwm.heads import RewardHead, StateHead, TerminationHead
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
-from gjwm.train import train_state_head
+from gjwm.train import train_dynamics, train_state_head
 from gjwm.types import Batch
 from gjwm.world_model import WorldModel
 
@@ -70,3 +70,20 @@ def test_a_state_head_reads_a_state_in_its_own_units():
     assert (error < 0.05 * state.var(0)).all()
     with pytest.raises(ValueError, match="states"):
         train_state_head(head, z, state[:5])
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: GaussianDynamics(2, 1, hidden=16, std_hidden=8), lambda: LinearGaussianDynamics(2, 1)]
+)
+def test_dynamics_alone_are_fitted_to_frozen_latents(build):
+    torch.manual_seed(0)
+    z, a = [randn(40, 2)], randn(40, 12, 1, seed=1)
+    for t in range(12):
+        z.append(0.9 * z[-1] + 0.3 * a[:, t] + 0.1 * randn(40, 2, seed=2 + t))
+    z, dynamics = torch.stack(z, 1), build()
+    train_dynamics(dynamics, z, a, steps=150, length=4, lr=5e-3, generator=torch.Generator().manual_seed(0))
+    law = dynamics.predict_sequence(z[:, :-1], a)
+    assert (law.mean - z[:, 1:]).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.3)
+    assert law.variance.mean().sqrt().item() == pytest.approx(0.1, rel=0.4) and not dynamics.training
+    with pytest.raises(ValueError, match="length"):
+        train_dynamics(dynamics, z, a, length=13)
