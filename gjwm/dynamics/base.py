@@ -23,13 +23,12 @@ class Dynamics(nn.Module):
     distribution around it), and `nll`. Without a memory, a `past` is accepted and changes nothing.
     """
 
-    memory: nn.Module | None = None
-
     def __init__(self, latent_dim: int, action_dim: int):
         super().__init__()
         if latent_dim < 1 or action_dim < 1:
             raise ValueError(f"expected latent_dim and action_dim >= 1, got {latent_dim} and {action_dim}.")
         self.latent_dim, self.action_dim = latent_dim, action_dim
+        self.memory: nn.Module | None = None
 
     # -- what a subclass says ----------------------------------------------------------------------------------------
 

@@ -125,10 +125,10 @@ class LinearGaussianDynamics(Dynamics):
         noise = residual / (n - len(scale)).clamp(min=1.0)  # unbiased: K took len(x) degrees of freedom
         noise = (1 - self.shrinkage) * noise + self.shrinkage * torch.diag(noise.diagonal())
         noise = (noise + noise.T) / 2 + self.min_std**2 * torch.eye(len(noise), dtype=noise.dtype, device=noise.device)
-        self.gain.copy_(gain)
-        self.noise.copy_(noise)
-        self.noise_tril.copy_(torch.linalg.cholesky(noise))
-        self.precision_inverse.copy_(inverse)
+        # New tensors, not new values: a training step's graph may still hold the old ones.
+        self.gain, self.noise = gain.to(self.gain.dtype), noise.to(self.noise.dtype)
+        self.noise_tril = torch.linalg.cholesky(noise).to(self.noise_tril.dtype)
+        self.precision_inverse = inverse.to(self.precision_inverse.dtype)
         return self
 
     def mutual_information(self) -> Tensor:

@@ -78,7 +78,7 @@ class TransformerMemory(nn.Module):
         condition = self.condition(a.reshape(-1, *a.shape[-2:]))
         new_state = []
         for block, past in zip(self.blocks, state):
-            x, kept = block(x, condition, past.reshape(-1, *past.shape[-2:]))
+            x, kept = block(x, condition, past.reshape(len(x), *past.shape[-2:]))
             new_state.append(kept.reshape(*lead, *kept.shape[-2:]))
         return self.norm(x).reshape(*lead, z.shape[-2], self.features), tuple(new_state)
 
