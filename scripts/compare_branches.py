@@ -1,6 +1,6 @@
 """Where do models send the dot at the forking road? Shares of probability per branch, and a picture.
 
-    gjwm collect experiment=fork env.up_probability=0.3 && gjwm train experiment=fork env.up_probability=0.3
+    gjwm collect experiment=fork && gjwm train experiment=fork
     python scripts/compare_branches.py runs/fork data/fork docs/assets/fork.png
 
 The run's encoder stays as it is; each kind of dynamics is fitted to its latents. Positions are read from latents by a
