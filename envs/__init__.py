@@ -3,7 +3,8 @@
     gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels")
 
 Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`); "gjwm/two-room-v0" is a
-torch-native world (`gjwm.envs.two_room`), also through gymnasium.make_vec. Nothing heavy is imported until an environment is
+torch-native world (`gjwm.envs.two_room`), also through gymnasium.make_vec; "gjwm/fork-v0" (`gjwm.envs.fork`) is a road whose
+branch nobody chooses. Nothing heavy is imported until an environment is
 made.
 """
 
@@ -28,6 +29,13 @@ gymnasium.register(
     "gjwm/two-room-v0",
     entry_point="gjwm.envs.two_room:TwoRoomEnv",
     vector_entry_point="gjwm.envs.two_room:TwoRoomVectorEnv",
+    order_enforce=False,
+    disable_env_checker=True,
+)
+
+gymnasium.register(
+    "gjwm/fork-v0",
+    entry_point="gjwm.envs.fork:ForkEnv",
     order_enforce=False,
     disable_env_checker=True,
 )

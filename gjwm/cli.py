@@ -6,6 +6,7 @@ lives in one folder, runs/<name>/, with the resolved config beside what it made.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -28,16 +29,19 @@ from gjwm.collect import Episode, collect_dataset, collect_episodes
 from gjwm.dataset import dataset_info, load_buffer
 from gjwm.decoder import ConvDecoder
 from gjwm.diagnostics import wilson_interval
-from gjwm.evaluate import evaluate
+from gjwm.evaluate import encode_episodes, evaluate
 from gjwm.logging import RunLogger, progress
 from gjwm.objectives import JointEmbeddingObjective
+from gjwm.prediction_plots import plot_predictions
 from gjwm.rollout_video import rollout_video
 from gjwm.study import aggregate, pooled_success, rows_for_table
 from gjwm.train import train, train_decoder
 from gjwm.world_model import WorldModel, load_payload
 
-# Held-out episodes start here, so no choice of `seed` can make them meet training data.
+# Held-out episodes start here, so no choice of `seed` can make them meet training data; those that calibrate the model's
+# predictions start elsewhere again, so that evaluation never sees them.
 HELD_OUT = 1_000_000
+CALIBRATION = 2_000_000
 
 
 def load_config(overrides: Sequence[str] = ()) -> DictConfig:
@@ -86,6 +90,7 @@ def train_command(cfg: DictConfig) -> None:
     model = WorldModel(
         instantiate(cfg.encoder, observation_shape=list(shape)),
         instantiate(cfg.dynamics, action_dim=buffer.action_space.shape[0]),
+        {name: instantiate(head, action_dim=buffer.action_space.shape[0]) for name, head in cfg.heads.items()},
     ).to(cfg.device)
     objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
     options = OmegaConf.to_container(cfg.train, resolve=True)
@@ -106,6 +111,9 @@ def train_command(cfg: DictConfig) -> None:
             since = time.perf_counter()
             train(model, objective, buffer, log=log, log_every=cfg.logger.every, generator=generator, **options)
             training = {"seconds": time.perf_counter() - since, "threads": torch.get_num_threads()}
+        if cfg.calibrate.episodes:
+            print("calibrating predictions on held-out episodes", flush=True)
+            calibrate_model(model, cfg)
         model.save(run / "checkpoint.pt", version=__version__, config=resolved, training=training)
         if decoder_steps and len(shape) == 3:
             channels = shape[0] // cfg.env.get("frame_stack", 1)
@@ -145,6 +153,30 @@ def load_decoder(path: Path, device: str = "cpu") -> ConvDecoder:
     return decoder.to(device).eval()
 
 
+def calibrate_model(model: WorldModel, cfg: DictConfig) -> None:
+    """Fit the factors on predicted spreads, and the scale of surprise, on episodes that neither training nor evaluation see."""
+    episodes = collect_episodes(
+        cfg.env.id,
+        _env_kwargs(cfg),
+        behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour)),
+        episodes=cfg.calibrate.episodes,
+        length=cfg.evaluate.length,
+        seed=CALIBRATION + cfg.seed,
+        workers=cfg.collect.workers,
+    )
+    latents, actions = [], []
+    for episode in episodes:
+        latents.append(encode_episodes(model, [episode])[0])
+        actions.append(torch.from_numpy(episode.a).to(cfg.device))
+    model.calibrate(
+        torch.stack(latents),
+        torch.stack(actions),
+        horizon=min(cfg.calibrate.horizon, cfg.evaluate.length),
+        particles=cfg.calibrate.particles,
+        generator=torch.Generator(cfg.device).manual_seed(cfg.seed),
+    )
+
+
 def held_out_episodes(cfg: DictConfig, *, episodes: int | None = None) -> list[Episode]:
     """Episodes with seeds that training never saw, recorded with their simulator states."""
     return list(
@@ -181,6 +213,8 @@ def evaluate_command(cfg: DictConfig) -> None:
     report["version"] = __version__
     report["config"] = OmegaConf.to_container(cfg, resolve=True)
     _write_json(run / "evaluation.json", report)
+    if importlib.util.find_spec("matplotlib"):
+        print(plot_predictions(report, run / "prediction.png"))
     print(summary(report))
     print(run / "evaluation.json")
 
@@ -203,8 +237,14 @@ def summary(report: dict[str, Any]) -> str:
         f"gaussianity  effective rank {g['effective_rank']:.1f} (ideal {g['effective_rank_ideal']:.1f}), Epps-Pulley "
         f"{g['epps_pulley']:.2f} (ideal {g['epps_pulley_null']:.2f}), variance {p['variance_per_dim']:.3f} (ideal 1)",
         f"calibration  50/80/90/95% intervals cover {c['coverage_50']:.2f} {c['coverage_80']:.2f} "
-        f"{c['coverage_90']:.2f} {c['coverage_95']:.2f}",
+        f"{c['coverage_90']:.2f} {c['coverage_95']:.2f}, ECE {c['ece']:.3f}",
     ]
+    if "surprise" in report:
+        v = report["surprise"]
+        lines.append(
+            f"surprise     AUROC teleport {v['teleport']['auroc']:.3f}, colour {v['colour']['auroc']:.3f}, frozen "
+            f"{v['frozen']['auroc']:.3f}; false alarms {v['false_alarm_rate']:.2%} at {v['level']:.0%}"
+        )
     for name in ("model", "random", "hold", "oracle"):
         row = s if name == "model" else s.get(name)
         if row is not None:

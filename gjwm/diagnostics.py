@@ -5,7 +5,6 @@ Every figure that an ideal Gaussian batch does not bring to 0 or 1 comes with th
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ import torch
 from scipy import stats
 from torch import Generator, Tensor
 
+from gjwm.calibration import calibration_report as calibration_report
+from gjwm.calibration import gaussian_crps as gaussian_crps
 from gjwm.normality import epps_pulley_p_value, henze_zirkler, mardia
 from gjwm.objectives import EPPS_PULLEY_NULL_95, EPPS_PULLEY_NULL_MEAN, epps_pulley, random_directions
 
 DEAD = 0.01  # variance below which a principal direction of a unit-variance target carries nothing
-
-LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
 def effective_rank(eigenvalues: Tensor) -> float:
@@ -121,63 +120,6 @@ def embedding_report(
         report[f"{name}_ideal"] = float(np.mean([figures[name] for figures in gaussian]))
     n, d = samples.shape
     return report | {"participation_ratio_ideal": d * n / (n + d), "epps_pulley_null": EPPS_PULLEY_NULL_MEAN}
-
-
-def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
-    """CRPS of N(mean, std^2) in the target's units, elementwise.
-
-    s [u (2 Phi(u) - 1) + 2 phi(u) - 1/sqrt(pi)], u = (y - m)/s.
-    """
-    u = (target - mean) / std
-    cdf = 0.5 * (1 + torch.erf(u / math.sqrt(2)))
-    pdf = torch.exp(-u.square() / 2) / math.sqrt(2 * math.pi)
-    return std * (u * (2 * cdf - 1) + 2 * pdf - 1 / math.sqrt(math.pi))
-
-
-def calibration_report(prediction, target: Tensor) -> dict[str, float]:
-    """Whether predicted Gaussian intervals hold what they promise.
-
-    Args:
-        prediction: anything with `mean` and `variance` (..., D).
-        target: what happened (..., D).
-
-    Returns:
-        nll (nats per dimension), skill (against N(0, 1), nats per dimension), crps, coverage_{50,80,90,95}, ece (mean over
-        levels .05 to .95 of |coverage - level|), spread_skill (rms predicted std / rms error, ideally 1), pit_ks (largest gap
-        of the PIT's distribution to uniform) and temperature (the factor on std that makes squared errors right on average).
-
-    Raises:
-        ValueError: for other shapes, or a variance that is not positive.
-    """
-    if prediction.mean.shape != target.shape or prediction.variance.shape != target.shape:
-        raise ValueError(
-            f"expected a prediction of the target's shape {tuple(target.shape)}, got mean {tuple(prediction.mean.shape)} and "
-            f"variance {tuple(prediction.variance.shape)}."
-        )
-    mean, variance, target = (x.detach().double().cpu() for x in (prediction.mean, prediction.variance, target))
-    if not (variance > 0).all():
-        raise ValueError(
-            "calibration needs a positive predicted variance everywhere; this prediction is deterministic."
-        )
-    std = variance.sqrt()
-    u = (target - mean) / std
-    nll = (0.5 * u.square() + std.log()).mean().item() + 0.5 * math.log(2 * math.pi)
-    pit = (0.5 * (1 + torch.erf(u / math.sqrt(2)))).flatten()
-    inside = 2 * (pit - 0.5).abs()  # the smallest central interval that holds the target
-    levels = torch.arange(0.05, 0.951, 0.05, dtype=torch.float64)
-    ece = torch.stack([((inside <= level).double().mean() - level).abs() for level in levels]).mean().item()
-    ordered = pit.sort().values
-    ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
-    return {
-        "nll": nll,
-        "skill": 0.5 * math.log(2 * math.pi * math.e) - nll,
-        "crps": gaussian_crps(mean, std, target).mean().item(),
-        **{f"coverage_{round(100 * level)}": (inside <= level).double().mean().item() for level in LEVELS},
-        "ece": ece,
-        "spread_skill": (variance.mean() / (target - mean).square().mean().clamp(min=1e-300)).sqrt().item(),
-        "pit_ks": torch.maximum((ranks - ordered).abs(), (ordered - ranks + 1 / len(ordered)).abs()).max().item(),
-        "temperature": u.square().mean().sqrt().item(),
-    }
 
 
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -19,12 +19,15 @@ import torch
 from torch import Generator, Tensor
 
 from gjwm.agent import MPCAgent, RecedingHorizon
+from gjwm.calibration import calibration_report, concatenate, forecast_windows, past_of
 from gjwm.collect import Episode, make_env
 from gjwm.costs import GoalCost
-from gjwm.diagnostics import calibration_report, embedding_report, wilson_interval
+from gjwm.diagnostics import embedding_report, wilson_interval
 from gjwm.dynamics import Prediction
+from gjwm.objectives import EPPS_PULLEY_NULL_MEAN, epps_pulley, random_directions
 from gjwm.planning import Planner
 from gjwm.probes import knn_probe, linear_probe, mlp_probe
+from gjwm.surprise import violation_report
 from gjwm.world_model import WorldModel
 
 UNIT_GAUSSIAN_NATS = 1.418939  # nats per dimension that N(0, I) needs for itself: the baseline of "skill"
@@ -63,10 +66,8 @@ def prediction_report(
     """
     horizon = min(horizon, a.shape[1])
     starts = range(0, a.shape[1] - horizon + 1, max(1, horizon // 2))
-    z0 = torch.cat([z[:, s] for s in starts])
-    actions = torch.cat([a[:, s : s + horizon] for s in starts])
     truth = torch.cat([z[:, s : s + horizon + 1] for s in starts])  # (W, H+1, D)
-    predicted = model.rollout(z0, actions)
+    predicted = torch.cat([model.rollout(z[:, s], a[:, s : s + horizon], past=past_of(z, a, s)) for s in starts])
     variance = z.flatten(0, 1).var(0).sum()
 
     def r2(estimate: Tensor, target: Tensor) -> list[float]:
@@ -79,7 +80,7 @@ def prediction_report(
         return (distance.argmin(1) == torch.arange(len(order), device=z.device)).float().mean().item()
 
     ranks = [rank_accuracy(k) for k in range(1, horizon + 1)]
-    one_step = model.predict(z[:, :-1], a)
+    one_step = model.predict_sequence(z[:, :-1], a)
     nll = -one_step.log_prob(z[:, 1:]).mean() / z.shape[-1]
     copy = Prediction(z[:, :-1], (z[:, 1:] - z[:, :-1]).square().mean((0, 1)).clamp(min=1e-8).expand_as(z[:, 1:]))
     copy_nll = -copy.log_prob(z[:, 1:]).mean() / z.shape[-1]
@@ -127,17 +128,38 @@ def _r2(result: Any) -> float:
 def calibration_by_horizon(
     model: WorldModel, z: Tensor, a: Tensor, *, horizons: Sequence[int], particles: int, generator: Generator
 ) -> dict[str, Any]:
-    """One-step calibration at the top level, and under "horizon_k" that of particle rollouts k steps ahead."""
-    report: dict[str, Any] = dict(calibration_report(model.predict(z[:, :-1], a), z[:, 1:]))
-    for k in horizons:
-        if k > a.shape[1]:
-            continue
-        starts = range(0, a.shape[1] - k + 1, k)
-        z0 = torch.cat([z[:, s] for s in starts])
-        actions = torch.cat([a[:, s : s + k] for s in starts])
-        target = torch.cat([z[:, s + k] for s in starts])
-        end = model.rollout(z0, actions, particles=particles, generator=generator)[:, :, -1]
-        report[f"horizon_{k}"] = calibration_report(Prediction(end.mean(1), end.var(1) + 1e-12), target)
+    """One-step calibration at the top level, and under "horizon_k" that of forecasts k steps ahead."""
+    report: dict[str, Any] = dict(calibration_report(model.predict_sequence(z[:, :-1], a), z[:, 1:]))
+    reached = [k for k in horizons if k <= a.shape[1]]
+    if reached:
+        windows = forecast_windows(model, z, a, horizon=max(reached), particles=particles, generator=generator)
+        law, truth = concatenate([law for law, _ in windows]), torch.cat([truth for _, truth in windows])
+        for k in reached:
+            report[f"horizon_{k}"] = calibration_report(law[:, k - 1], truth[:, k - 1])
+    return report
+
+
+@torch.inference_mode()
+def marginal_report(
+    model: WorldModel, z: Tensor, a: Tensor, *, slices: int = 256, generator: Generator
+) -> dict[str, float]:
+    """The long-horizon marginal test: open-loop samples, one per episode, must relax to the law that encoded latents have.
+
+    Args:
+        z, a: latents (E, T+1, D) and actions (E, T, A) of held-out episodes; samples run from z_0 for all T steps.
+
+    Returns:
+        steps; epps_pulley and variance_per_dim of the E samples of z_T, of the true z_T (`encoded_*`) and
+        variance_per_dim of the mean rollout (`mean_*`, which must be smaller: it has lost what cannot be predicted).
+        An ideal Gaussian batch has `epps_pulley_null`.
+    """
+    sampled = model.rollout(z[:, 0], a, 8, generator)[:, 0, -1]
+    ends = {"": sampled, "encoded_": z[:, -1], "mean_": model.rollout(z[:, 0], a)[:, -1]}
+    directions = random_directions(z.shape[-1], slices, generator, like=z)
+    report: dict[str, float] = {"steps": a.shape[1], "epps_pulley_null": EPPS_PULLEY_NULL_MEAN}
+    for name, end in ends.items():
+        report[f"{name}epps_pulley"] = (len(end) * epps_pulley(end @ directions)).mean().item()
+        report[f"{name}variance_per_dim"] = end.var(0).mean().item()
     return report
 
 
@@ -349,7 +371,19 @@ def evaluate(
         "calibration": calibration_by_horizon(
             model, z, a, horizons=(5, 10), particles=64, generator=torch.Generator(model.device).manual_seed(seed)
         ),
+        "marginal": marginal_report(model, z, a, generator=torch.Generator(model.device).manual_seed(seed)),
     }
+    if model.calibration is not None:
+        report["calibration"]["temperature_by_horizon"] = model.calibration.temperature.tolist()
+    if episodes[0].o.ndim == 4 and len(episodes[0].a) >= 16:  # pictures, long enough to be spoiled
+        notify("violations of expectation")
+        report["surprise"] = violation_report(
+            model,
+            episodes,
+            observation_space=gymnasium.spaces.Box(0, 255, episodes[0].o.shape[1:], np.uint8),
+            frame_stack=env_kwargs.get("frame_stack", 1),
+            seed=seed,
+        )
     notify("representation")
     report["probe"] = probe_report(z, episodes, generator=generator())
     report["gaussianity"] = embedding_report(z.cpu(), generator=generator())

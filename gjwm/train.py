@@ -1,4 +1,4 @@
-"""Offline training of a world model on a replay buffer, and of the picture decoder on its frozen latents."""
+"""Offline training of a world model on a replay buffer, and of what reads its frozen latents: decoder, state head."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
+from gjwm.dynamics import Dynamics
+from gjwm.heads import StateHead
 from gjwm.objectives import JointEmbeddingObjective, NonFiniteLatentsError
 from gjwm.replay import ReplayBuffer
 from gjwm.world_model import WorldModel
@@ -27,6 +29,7 @@ def train(
     weight_decay: float = 1e-4,
     clip: float = 1.0,
     warmup: float = 0.1,
+    truncate: int | None = None,
     log: Log | None = None,
     log_every: int = 25,
     generator: Generator | None = None,
@@ -38,6 +41,7 @@ def train(
         steps: gradient steps.
         batch, length: windows per step, and T of each (the open-loop horizon).
         lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of steps spent warming up.
+        truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
         log: called with scalars every `log_every` steps; keys "loss", "train/*", "frames_per_second".
         generator: draws windows and slices.
 
@@ -60,7 +64,7 @@ def train(
     for step in range(1, steps + 1):
         windows = buffer.sample(batch, length, generator=generator).to(device)
         try:
-            losses = model.loss(windows, objective, generator=generator)
+            losses = model.loss(windows, objective, truncate=truncate, generator=generator)
         except NonFiniteLatentsError as error:
             raise FloatingPointError(
                 f"at step {step}: {error} Lower the learning rate (now {lr}) or look for NaN in the data."
@@ -90,6 +94,92 @@ def train(
             since, frames = time.perf_counter(), 0
     model.eval()
     return scalars
+
+
+def train_dynamics(
+    dynamics: Dynamics,
+    z: Tensor,
+    a: Tensor,
+    *,
+    steps: int = 1500,
+    batch: int = 64,
+    length: int = 5,
+    lr: float = 2e-3,
+    weight_decay: float = 1e-4,
+    clip: float = 1.0,
+    truncate: int | None = None,
+    generator: Generator | None = None,
+) -> None:
+    """Fit dynamics to encoded episodes, the encoder left as it is, as `train` fits them beside it; ends in evaluation mode.
+
+    Laws can so be compared on the same latents. Dynamics without parameters count the windows that the others learn from.
+
+    Args:
+        z, a: latents (E, T+1, D) and actions (E, T, A).
+        steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
+        generator: draws windows.
+    """
+    if length > a.shape[1] or z.shape[:2] != (a.shape[0], a.shape[1] + 1):
+        raise ValueError(
+            f"expected latents (E, T+1, D) and actions (E, T, A) with T >= length={length}, got {tuple(z.shape)} and "
+            f"{tuple(a.shape)}."
+        )
+    parameters = list(dynamics.parameters())
+    if parameters:
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
+    dynamics.train()
+    for _ in range(steps):
+        episode = torch.randint(len(z), (batch, 1), generator=generator)
+        step = torch.randint(a.shape[1] - length + 1, (batch, 1), generator=generator) + torch.arange(length + 1)
+        window, actions = z[episode, step], a[episode, step[:, :-1]]
+        nll = dynamics.nll(window[:, :-1], actions, window[:, 1:])
+        if parameters:
+            means = dynamics.training_means(window, actions, truncate)
+            optimizer.zero_grad(set_to_none=True)
+            ((means - window[:, 1:]).square().mean() + nll).backward()
+            nn.utils.clip_grad_norm_(parameters, clip)
+            optimizer.step()
+            schedule.step()
+    dynamics.eval()
+
+
+def train_state_head(
+    head: StateHead,
+    z: Tensor,
+    state: Tensor,
+    *,
+    steps: int = 1500,
+    batch: int = 512,
+    lr: float = 3e-3,
+    generator: Generator | None = None,
+) -> float:
+    """Fit a state head to encoded episodes by squared error in standard units; the latents stay as they are.
+
+    Args:
+        z, state: (N, D) and (N, P).
+
+    Returns:
+        the last squared error, as a share of the state's variance.
+    """
+    if z.dim() != 2 or state.dim() != 2 or len(z) != len(state):
+        raise ValueError(f"expected latents (N, D) and states (N, P), got {tuple(z.shape)} and {tuple(state.shape)}.")
+    z, state = z.detach().float(), state.float()
+    head.standardise(state)
+    target = (state - head.shift) / head.scale
+    optimizer = torch.optim.Adam(head.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    error = torch.tensor(float("nan"))
+    head.train()
+    for _ in range(steps):
+        rows = torch.randint(len(z), (batch,), generator=generator)
+        error = (head.net(z[rows]) - target[rows]).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        error.backward()
+        optimizer.step()
+        schedule.step()
+    head.eval()
+    return error.item()
 
 
 def train_decoder(

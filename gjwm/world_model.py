@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.dynamics import Prediction, beta_nll
+from gjwm.calibration import Calibration, fit_calibration
+from gjwm.dynamics import Dynamics, Past, Prediction
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.types import Batch
 
 FORMAT = 1  # of the checkpoint file
+
+
+class Surprise(NamedTuple):
+    """How unexpected steps are, see `WorldModel.surprise`."""
+
+    score: Tensor  # (B, T) nats per dimension
+    p_value: Tensor  # (B, T)
 
 
 class WorldModel(nn.Module):
@@ -22,10 +31,14 @@ class WorldModel(nn.Module):
 
     Args:
         encoder: module (..., *O) -> (..., D) with `latent_dim` and `config` (its keyword arguments).
-        dynamics: module with `predict`, `rollout`, `latent_dim`, `action_dim` and `config`.
+        dynamics: see `gjwm.dynamics`.
+        heads: what else is read from latents, by name, such as {"reward": RewardHead(...)}; see `gjwm.heads`.
+
+    `calibration` is None until `calibrate` has seen held-out episodes; then predictions, forecasts and particles are widened or
+    narrowed by its factors.
     """
 
-    def __init__(self, encoder: nn.Module, dynamics: nn.Module):
+    def __init__(self, encoder: nn.Module, dynamics: Dynamics, heads: Mapping[str, nn.Module] | None = None):
         super().__init__()
         if encoder.latent_dim != dynamics.latent_dim:
             raise ValueError(
@@ -33,6 +46,8 @@ class WorldModel(nn.Module):
                 f"{dynamics.latent_dim}: set both to the same latent_dim."
             )
         self.encoder, self.dynamics = encoder, dynamics
+        self.heads = nn.ModuleDict(heads or {})
+        self.calibration: Calibration | None = None
 
     @property
     def latent_dim(self) -> int:
@@ -50,39 +65,121 @@ class WorldModel(nn.Module):
         """(..., *O) -> (..., D)."""
         return self.encoder(o)
 
-    def predict(self, z: Tensor, a: Tensor) -> Prediction:
-        """(..., D), (..., A) -> Prediction of the next latent."""
-        return self.dynamics.predict(z, a)
+    def predict(self, z: Tensor, a: Tensor, past: Past | None = None) -> Prediction:
+        """(..., D), (..., A) -> law of the next latent."""
+        return self._tempered(self.dynamics.predict(z, a, past))
+
+    def predict_sequence(self, z: Tensor, a: Tensor) -> Prediction:
+        """One step ahead of each latent of trajectories: z (B, T, D), a (B, T, A) -> law of (B, T, D)."""
+        return self._tempered(self.dynamics.predict_sequence(z, a))
+
+    def forecast(
+        self,
+        z0: Tensor,
+        a: Tensor,
+        *,
+        particles: int = 32,
+        generator: Generator | None = None,
+        past: Past | None = None,
+    ) -> Prediction:
+        """The law of the next H latents, each given only z0 and the actions: (B, D), (B, H, A) -> law of (B, H, D)."""
+        law = self.dynamics.forecast(z0, a, particles=particles, generator=generator, past=past)
+        return law if self.calibration is None else law.tempered(self.calibration.factors(a.shape[1]))
 
     def rollout(
-        self, z0: Tensor, a: Tensor, particles: int | None = None, generator: Generator | None = None
+        self,
+        z0: Tensor,
+        a: Tensor,
+        particles: int | None = None,
+        generator: Generator | None = None,
+        *,
+        past: Past | None = None,
     ) -> Tensor:
-        """Open-loop latents, see the dynamics' `rollout`: z0 (B, D), a (B, [N,] H, A) -> (B, [N,] [P,] H+1, D)."""
-        return self.dynamics.rollout(z0, a, particles, generator)
+        """Open-loop latents, see the dynamics' `rollout`: z0 (B, D), a (B, [N,] H, A) -> (B, [N,] [P,] H+1, D).
+
+        A calibrated model moves its particles away from or towards their mean by the horizon's factor.
+        """
+        path = self.dynamics.rollout(z0, a, particles, generator, past=past)
+        if particles is None or self.calibration is None:
+            return path
+        centre = path.mean(-3, keepdim=True)
+        factors = torch.cat([path.new_ones(1, 1), self.calibration.factors(a.shape[-2])])
+        return centre + factors * (path - centre)
+
+    def _tempered(self, law: Prediction) -> Prediction:
+        return law if self.calibration is None else law.tempered(self.calibration.temperature[0])
+
+    def surprise(self, o: Tensor, a: Tensor) -> Surprise:
+        """How unexpected each step of some trajectories is.
+
+        Args:
+            o: observations (B, T+1, *O).
+            a: actions (B, T, A).
+
+        Returns:
+            score (B, T): -log p(z_{t+1} | z_t, a_t) / D in nats; p_value (B, T): uniform on ordinary steps. A calibrated model
+            takes it from its held-out scores; another from the chi-squared law that the Mahalanobis distance would have if the
+            predicted Gaussian were right.
+        """
+        z = self.encode(o)
+        law = self.predict_sequence(z[:, :-1], a)
+        score = -law.log_prob(z[:, 1:]) / self.latent_dim
+        if self.calibration is not None:
+            return Surprise(score, self.calibration.p_value(score))
+        half = torch.tensor(self.latent_dim / 2, device=z.device)
+        return Surprise(score, torch.special.gammaincc(half, law.mahalanobis(z[:, 1:]) / 2))
+
+    def calibrate(
+        self,
+        z: Tensor,
+        a: Tensor,
+        *,
+        horizon: int = 12,
+        particles: int = 64,
+        generator: Generator | None = None,
+    ) -> Calibration:
+        """Fit and keep one factor per horizon, and the scores of ordinary steps, on held-out episodes.
+
+        Args:
+            z, a: latents (E, T+1, D) and actions (E, T, A) of episodes that training never saw.
+            horizon: factors are fitted for 1..horizon steps.
+            particles, generator: of the forecasts.
+        """
+        self.calibration = None
+        self.calibration = fit_calibration(self, z, a, horizon=horizon, particles=particles, generator=generator)
+        return self.calibration
 
     def loss(
-        self, batch: Batch, objective: JointEmbeddingObjective, *, beta: float = 0.5, generator: Generator | None = None
+        self,
+        batch: Batch,
+        objective: JointEmbeddingObjective,
+        *,
+        truncate: int | None = None,
+        generator: Generator | None = None,
     ) -> dict[str, Tensor]:
         """Training losses of a batch of windows.
 
         The encoder and the predicted mean learn from the objective, on an open-loop rollout over the window and on one-step
-        predictions, weighted alike. The variance learns by beta-NLL on detached latents.
+        predictions, weighted alike. The spread learns as the dynamics' `nll` says, on detached latents.
+
+        Args:
+            truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
 
         Returns:
-            scalars: "loss" (to minimise), "alignment", "discrepancy", "one_step", "open_loop", "nll" (beta-weighted).
+            scalars: "loss" (to minimise), "alignment", "discrepancy", "one_step", "open_loop", "nll" (of the spread),
+                and one per head.
         """
         z = self.encode(batch.o)  # (B, T+1, D)
         z_next = z[:, 1:]
-        open_loop = self.rollout(z[:, 0], batch.a)[:, 1:]
-        one_step = self.dynamics.mean(z[:, :-1], batch.a)
-        z_hat = torch.stack([open_loop, one_step])
+        z_hat = self.dynamics.training_means(z, batch.a, truncate)
         losses = objective(z_hat, z_next, z, clusters=batch.episode, generator=generator)
-        variance = self.dynamics.variance(z[:, :-1].detach(), batch.a)
-        losses["nll"] = beta_nll(Prediction(one_step.detach(), variance), z_next.detach(), beta)
+        losses["nll"] = self.dynamics.nll(z[:, :-1], batch.a, z_next)
         losses["loss"] = losses["loss"] + losses["nll"]  # disjoint parameters: no weight to choose between them
+        for name, head in self.heads.items():
+            losses[name] = head.loss(z.detach(), batch)
+            losses["loss"] = losses["loss"] + losses[name]
         with torch.no_grad():
-            losses["open_loop"] = (open_loop - z_next).square().mean()
-            losses["one_step"] = (one_step - z_next).square().mean()
+            losses["open_loop"], losses["one_step"] = ((part - z_next).square().mean() for part in z_hat)
         return losses
 
     def save(self, path: str | Path, **extra: Any) -> None:
@@ -93,6 +190,8 @@ class WorldModel(nn.Module):
             "format": FORMAT,
             "encoder": _describe(self.encoder),
             "dynamics": _describe(self.dynamics),
+            "heads": {name: _describe(head) for name, head in self.heads.items()},
+            "calibration": None if self.calibration is None else _describe(self.calibration),
             "state": self.state_dict(),
             "extra": extra,
         }
@@ -111,7 +210,10 @@ class WorldModel(nn.Module):
             FileNotFoundError, ValueError: when the file is missing, damaged or not a world model.
         """
         payload = load_payload(path, device)
-        model = WorldModel(_rebuild(payload["encoder"], path), _rebuild(payload["dynamics"], path))
+        heads = {name: _rebuild(head, path) for name, head in payload.get("heads", {}).items()}
+        model = WorldModel(_rebuild(payload["encoder"], path), _rebuild(payload["dynamics"], path), heads)
+        if payload.get("calibration"):
+            model.calibration = _rebuild(payload["calibration"], path)
         model.load_state_dict(payload["state"])
         return model.to(device).eval()
 

@@ -14,7 +14,7 @@ from gjwm.objectives import JointEmbeddingObjective
 from gjwm.world_model import WorldModel
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-GROUPS = ("encoder", "dynamics", "discrepancy", "planner", "experiment")
+GROUPS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "experiment")
 
 
 def options(group):
@@ -61,6 +61,13 @@ def test_dynamics(name):
     cfg = load_config([f"dynamics={name}"])
     dynamics = instantiate(cfg.dynamics, action_dim=2)
     assert dynamics.predict(torch.zeros(3, cfg.latent_dim), torch.zeros(3, 2)).mean.shape == (3, cfg.latent_dim)
+
+
+@pytest.mark.parametrize("name", options("heads"))
+def test_heads(name):
+    cfg = load_config([f"heads=[{name}]"])
+    head = instantiate(cfg.heads[name], action_dim=2)
+    assert head(torch.zeros(3, 4, cfg.latent_dim), torch.zeros(3, 4, 2)).shape == (3, 4)
 
 
 @pytest.mark.parametrize("name", options("discrepancy"))

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from gjwm.behaviours import Coloured
 from gjwm.collect import Episode, collect_episodes, make_env
-from gjwm.dynamics import GaussianDynamics, Prediction
+from gjwm.dynamics import Dynamics, GaussianDynamics, Prediction
 from gjwm.encoders import MLPEncoder
 from gjwm.evaluate import (
     GoalEpisodes,
@@ -19,6 +18,7 @@ from gjwm.evaluate import (
     goal_pairs_ahead,
     goal_pairs_from_resets,
     hold_policy,
+    marginal_report,
     oracle_policy,
     planning_report,
     prediction_report,
@@ -35,28 +35,21 @@ def g(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-class Known(nn.Module):
+class Known(Dynamics):
     """z' = 0.9 z + a + noise of standard deviation 0.3, known exactly: what a perfect model would report."""
 
     def __init__(self, believed_std=0.3):
-        super().__init__()
+        super().__init__(3, 3)
         self.std = believed_std
-        self.register_buffer("here", torch.zeros(1))
 
-    def predict(self, z, a):
-        mean = 0.9 * z + a
+    def _inputs(self, a):
+        return a
+
+    def _step(self, z, inputs, context):
+        return 0.9 * z + inputs
+
+    def _law(self, mean, z, a, context):
         return Prediction(mean, torch.full_like(mean, self.std**2))
-
-    def rollout(self, z0, a, particles=None, generator=None):
-        z = z0 if particles is None else z0[:, None].expand(-1, particles, -1)
-        steps = [z]
-        for t in range(a.shape[1]):
-            action = a[:, t] if particles is None else a[:, None, t]
-            z = 0.9 * z + action
-            if particles is not None:
-                z = z + self.std * torch.randn(z.shape, generator=generator)
-            steps.append(z)
-        return torch.stack(steps, -2)
 
 
 def known_trajectories(episodes=400, steps=24, noise=0.3):
@@ -93,6 +86,17 @@ def test_particles_of_the_true_law_are_calibrated_and_of_a_false_one_are_not():
         assert report["coverage_90"] == pytest.approx(0.9, abs=0.02)
     bold = calibration_by_horizon(Known(believed_std=0.1), z, a, **options)
     assert bold["coverage_90"] < 0.6 and bold["horizon_5"]["coverage_90"] < 0.6
+
+
+def test_sampled_rollouts_relax_to_the_marginal_and_mean_rollouts_shrink():
+    """z' = 0.9 z + a + noise with these actions has variance (0.09 + 0.09) / 0.19 in the long run, half of it known
+    from actions."""
+    z, a = known_trajectories(episodes=2000)
+    report = marginal_report(Known(), z, a, generator=g())
+    assert report["steps"] == 24
+    assert report["variance_per_dim"] == pytest.approx(report["encoded_variance_per_dim"], rel=0.05)
+    assert report["mean_variance_per_dim"] == pytest.approx(0.09 / 0.19, rel=0.1)
+    assert report["epps_pulley"] < 3 * report["epps_pulley_null"] < report["mean_epps_pulley"]
 
 
 def test_probes_read_what_is_there_and_only_that():

@@ -22,10 +22,11 @@ LAYERS = [
     {"types"},
     {"objectives", "encoders", "dynamics", "decoder", "costs", "planning", "probes", "behaviours", "video", "logging"},
     {"normality", "figures"},
+    {"heads", "interpolation", "calibration"},
     {"diagnostics", "replay", "dataset"},
     {"world_model", "collect"},
-    {"agent", "train"},
-    {"evaluate", "rollout_video", "study"},
+    {"agent", "train", "surprise"},
+    {"evaluate", "rollout_video", "study", "prediction_plots"},
     {"benchmarks"},
     {"cli"},
 ]
@@ -33,7 +34,7 @@ LAYERS = [
 DOORS = {
     "wandb": {"gjwm.logging"},
     "imageio": {"gjwm.video"},
-    "matplotlib": {"gjwm.figures"},
+    "matplotlib": {"gjwm.figures", "gjwm.prediction_plots"},
     "hydra": {"gjwm.cli"},
     "omegaconf": {"gjwm.cli"},
     "dm_control": {"gjwm.envs.control_suite", "gjwm.benchmarks.collect"},

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from gjwm.dynamics import GaussianDynamics
+from gjwm.dynamics import (
+    DeterministicDynamics,
+    EnsembleDynamics,
+    GaussianDynamics,
+    LinearGaussianDynamics,
+    MixtureDynamics,
+)
 from gjwm.encoders import MLPEncoder
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg
 from gjwm.train import train
@@ -148,3 +154,101 @@ def test_training_logs_scalars():
     )
     assert [step for step, _ in rows] == [3, 6, 7]
     assert {"loss", "train/alignment", "train/discrepancy", "frames_per_second"} <= set(rows[0][1])
+
+
+def calibrated():
+    model = world_model(2, 6).eval()
+    batch = LinearSystem().sample(64, 8, g(1))
+    with torch.no_grad():
+        z = model.encode(batch.o)
+    model.calibrate(z, batch.a, horizon=4, generator=g())
+    return model, batch, z
+
+
+def test_calibration_rescales_predictions_forecasts_and_particles_alike():
+    model, batch, z = calibrated()
+    factors = model.calibration.temperature
+    assert len(factors) == 4 and (factors > 0).all()
+    plain = model.dynamics
+    with torch.no_grad():
+        law, raw = model.predict(z[:, 0], batch.a[:, 0]), plain.predict(z[:, 0], batch.a[:, 0])
+        torch.testing.assert_close(law.variance, raw.variance * factors[0] ** 2)
+        torch.testing.assert_close(law.mean, raw.mean)
+        torch.testing.assert_close(
+            model.forecast(z[:, 0], batch.a[:, :4], generator=g()).variance,
+            plain.forecast(z[:, 0], batch.a[:, :4], generator=g()).variance * factors[:, None] ** 2,
+        )
+        path = model.rollout(z[:, 0], batch.a[:, :4], 16, g())
+        raw_path = plain.rollout(z[:, 0], batch.a[:, :4], 16, g())
+        torch.testing.assert_close(path[:, :, 1:].std(1), raw_path[:, :, 1:].std(1) * factors[:, None])
+        torch.testing.assert_close(path.mean(1), raw_path.mean(1), atol=1e-4, rtol=1e-4)
+        assert torch.equal(path[:, :, 0], raw_path[:, :, 0])
+        # Plans on mean rollouts do not depend on it.
+        assert torch.equal(model.rollout(z[:, 0], batch.a), plain.rollout(z[:, 0], batch.a))
+
+
+def test_calibration_is_saved_with_the_model(tmp_path):
+    model, batch, _ = calibrated()
+    model.save(tmp_path / "model.pt")
+    loaded = WorldModel.load(tmp_path / "model.pt")
+    with torch.no_grad():
+        ours, theirs = model.surprise(batch.o, batch.a), loaded.surprise(batch.o, batch.a)
+    assert torch.equal(ours.score, theirs.score) and torch.equal(ours.p_value, theirs.p_value)
+    assert world_model().calibration is None
+
+
+def test_surprise_is_the_nll_per_dimension_and_its_p_value_falls_with_it():
+    model, batch, z = calibrated()
+    with torch.no_grad():
+        found = model.surprise(batch.o, batch.a)
+        law = model.predict(z[:, :-1], batch.a)
+        torch.testing.assert_close(found.score, -law.log_prob(z[:, 1:]) / 2)
+        order = found.score.flatten().argsort()
+        assert (found.p_value.flatten()[order].diff() <= 0).all()
+        # Held-out scores judged by themselves: uniform.
+        assert (found.p_value <= 0.1).float().mean().item() == pytest.approx(0.1, abs=0.01)
+        jump = batch.o.clone()
+        jump[:, 5:] += 20
+        assert model.surprise(jump, batch.a).p_value[:, 4].max() < 0.01
+        model.calibration = None
+        assert model.surprise(jump, batch.a).p_value[:, 4].max() < 0.01  # chi-squared
+
+
+@pytest.mark.parametrize(
+    "dynamics",
+    [
+        DeterministicDynamics(2, 2, hidden=32),
+        GaussianDynamics(2, 2, hidden=32, std_hidden=16, covariance="low_rank", rank=1),
+        GaussianDynamics(2, 2, hidden=32, std_hidden=16, covariance="full"),
+        EnsembleDynamics(2, 2, members=3, hidden=32, std_hidden=16),
+        MixtureDynamics(2, 2, components=2, hidden=32, mixture_hidden=16),
+        LinearGaussianDynamics(2, 2),
+        GaussianDynamics(2, 2, hidden=32, std_hidden=16, backbone="gru", memory_width=16),
+        GaussianDynamics(2, 2, hidden=32, std_hidden=16, backbone="transformer", memory_width=16),
+    ],
+    ids=["deterministic", "low_rank", "full", "ensemble", "mixture", "linear", "gru", "transformer"],
+)
+def test_every_dynamics_trains_with_an_encoder_and_survives_the_disk(dynamics, tmp_path):
+    """The law must end better than N(0, I), on a system that all of them can represent."""
+    torch.manual_seed(0)
+    model = WorldModel(MLPEncoder((6,), 2, hidden=(32,)), dynamics)
+    train(
+        model,
+        JointEmbeddingObjective(SIGReg(16), 5.0),
+        LinearSystem(),
+        steps=150,
+        batch=64,
+        length=4,
+        lr=3e-3,
+        generator=g(),
+    )
+    model.save(tmp_path / "model.pt")
+    loaded, batch = WorldModel.load(tmp_path / "model.pt"), LinearSystem().sample(256, 4, g(9))
+    with torch.no_grad():
+        z = model.encode(batch.o)
+        law, again = model.predict_sequence(z[:, :-1], batch.a), loaded.predict_sequence(z[:, :-1], batch.a)
+        assert torch.equal(law.log_prob(z[:, 1:]), again.log_prob(z[:, 1:]))
+        skill = 1.4189 + law.log_prob(z[:, 1:]).mean().item() / 2
+        assert skill > 0.5
+        path = model.rollout(z[:, 0], batch.a, 7, g())
+        assert path.shape == (256, 7, 5, 2) and path.isfinite().all()

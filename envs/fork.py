@@ -1,0 +1,209 @@
+"""A road that forks by chance: the smallest world where one latent and one action have two futures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+JUNCTION = 0.4  # progress at which the road forks, world units
+LENGTH = 1.0  # progress at the end of either branch
+START_X = 0.1  # x of progress 0
+SPREAD = 0.3  # how far a branch ends from the middle line, world units
+BEND = 0.3  # progress over which a branch leaves the middle line
+ROAD = 0.06  # half width of the road, world units
+RADIUS = 0.04  # of the dot
+
+ROAD_COLOUR, WALL_COLOUR, AGENT_COLOUR = (236, 236, 228), (44, 52, 70), (222, 44, 40)
+
+
+def place(progress: np.ndarray | float, branch: np.ndarray | float) -> np.ndarray:
+    """Progress along the road (...) and branch (...) in {-1, 0, 1} -> the dot's centre x, y (..., 2), world units."""
+    progress, branch = np.broadcast_arrays(np.asarray(progress, float), np.asarray(branch, float))
+    away = SPREAD * np.clip((progress - JUNCTION) / BEND, 0.0, 1.0)
+    return np.stack([START_X + 0.8 * progress, 0.5 + branch * away], -1)
+
+
+class ForkEnv(gym.Env):
+    """A dot on a road that forks: forwards is forwards, but which branch it takes is drawn, not chosen.
+
+    ## Description
+
+    The dot moves along a road from left to right and back. At the junction the road forks, up and down. Whenever the dot
+    passes the junction forwards, its branch is drawn: up with `up_probability`. Going back before the junction undoes the
+    choice. Steps are noisy. A model that predicts one future predicts the wall between the branches.
+
+    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is in steps. Progress is
+    the distance along the road: 0 at its start, 0.4 at the junction, 1 at the end of either branch.
+
+    ## Action space
+
+    `Box(-1, 1, (1,), float32)`; clipped to these bounds.
+
+    | index | action            | unit                       | range   |
+    |-------|-------------------|----------------------------|---------|
+    | 0     | progress per step | `speed` (0.08) world units | [-1, 1] |
+
+    A normal deviate times `noise` is added to each step's progress, which then stays within [0, 1].
+
+    ## Observation space
+
+    | obs        | space                                 | contents                          |
+    |------------|---------------------------------------|-----------------------------------|
+    | `"pixels"` | `Box(0, 255, (3, size, size), uint8)` | RGB: the road and the dot         |
+    | `"state"`  | `Box(0, 1, (2,), float32)`            | `x, y` of the dot, world units    |
+
+    ## Reward
+
+    1 on a step that ends within 0.02 of the end of a branch, else 0.
+
+    ## Starting state
+
+    Progress uniform on [0, 0.35], before the junction.
+
+    ## Episode end
+
+    Never terminated; truncated after `max_episode_steps`.
+
+    ## Info
+
+    `step`: `"forked"` bool, whether a branch was drawn on this step.
+
+    ## Arguments
+
+    | argument            | default    | meaning                                       |
+    |---------------------|------------|-----------------------------------------------|
+    | `obs`               | `"pixels"` | `"pixels"` or `"state"`                       |
+    | `size`              | 64         | side of the picture, pixels, 16 or more       |
+    | `up_probability`    | 0.5        | of the upper branch                           |
+    | `noise`             | 0.01       | standard deviation of progress per step       |
+    | `speed`             | 0.08       | progress per step at full action              |
+    | `max_episode_steps` | 40         | steps until truncation                        |
+    | `render_mode`       | None       | `"rgb_array"` for `render()`                  |
+
+    Raises:
+        ValueError: for an argument outside this table, an action of another shape or with NaN, and a state that is none
+            of this world.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    success_radius = 0.05  # world units, for goals that are states of this world
+
+    def __init__(
+        self,
+        *,
+        obs: str = "pixels",
+        size: int = 64,
+        up_probability: float = 0.5,
+        noise: float = 0.01,
+        speed: float = 0.08,
+        max_episode_steps: int = 40,
+        render_mode: str | None = None,
+    ):
+        if obs not in ("pixels", "state"):
+            raise ValueError(f"obs is {obs!r}; pass 'pixels' or 'state'")
+        if size < 16 or max_episode_steps < 1:
+            raise ValueError(f"size is {size} and max_episode_steps {max_episode_steps}; pass at least 16 and 1")
+        if not 0 <= up_probability <= 1 or noise < 0 or speed <= 0:
+            raise ValueError(
+                f"up_probability is {up_probability}, noise {noise} and speed {speed}; pass a probability, "
+                "a number >= 0 and one > 0"
+            )
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode is {render_mode!r}; pass None or 'rgb_array'")
+        self.obs, self.size, self.render_mode = obs, size, render_mode
+        self.up_probability, self.noise, self.speed = up_probability, noise, speed
+        self.max_episode_steps = max_episode_steps
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.observation_space = (
+            spaces.Box(0, 255, (3, size, size), np.uint8) if obs == "pixels" else spaces.Box(0.0, 1.0, (2,), np.float32)
+        )
+        self._pixels = (np.arange(size) + 0.5) / size
+        self._road = self._draw_road()
+        self._progress, self._branch, self._clock = 0.0, 0, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Start an episode -> `(observation, {})`; `options={"state": s}` says where, as `set_state` does."""
+        super().reset(seed=seed)
+        unknown = sorted(set(options or {}) - {"state"})
+        if unknown:
+            raise ValueError(f"options holds {unknown}; the only option of this environment is 'state'")
+        state = (options or {}).get("state")
+        self.set_state(np.array([self.np_random.uniform(0, 0.35), 0.0]) if state is None else state)
+        return self.observe(), {}
+
+    def step(self, action):
+        """Move by `action (1,)` -> `(observation, reward, terminated, truncated, info)`."""
+        action = np.asarray(action, np.float32)
+        if action.shape != (1,) or np.isnan(action).any():
+            raise ValueError(f"action is {action!r}; expected one number in [-1, 1], shape (1,)")
+        step = self.speed * float(np.clip(action[0], -1, 1)) + self.noise * self.np_random.standard_normal()
+        self._progress = float(np.clip(self._progress + step, 0.0, LENGTH))
+        forked = self._branch == 0 and self._progress > JUNCTION
+        if forked:
+            # y grows downwards: up is -1.
+            self._branch = -1 if self.np_random.random() < self.up_probability else 1
+        elif self._progress <= JUNCTION:
+            self._branch = 0
+        self._clock += 1
+        arrived = self._progress >= LENGTH - 0.02
+        return self.observe(), float(arrived), False, self._clock >= self.max_episode_steps, {"forked": forked}
+
+    def observe(self) -> np.ndarray:
+        """The observation of the current state, shaped as `observation_space`."""
+        if self.obs == "state":
+            return self.position.astype(np.float32)
+        return self._picture()
+
+    def render(self) -> np.ndarray | None:
+        """uint8 (size, size, 3), what pixels observe."""
+        if self.render_mode is None:
+            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
+            return None
+        return np.moveaxis(self._picture(), 0, -1)
+
+    def get_state(self) -> np.ndarray:
+        """(2,) float64: progress in world units, and the branch: -1 up, 1 down, 0 before the junction."""
+        return np.array([self._progress, self._branch], np.float64)
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Go to `state (2,)`; the episode's clock restarts."""
+        state = np.asarray(state, np.float64)
+        if (
+            state.shape != (2,)
+            or not 0 <= state[0] <= LENGTH
+            or state[1] != (np.sign(state[1]) * (state[0] > JUNCTION))
+        ):
+            raise ValueError(
+                f"state is {state.tolist()}; expected progress in [0, 1] and a branch: 0 up to {JUNCTION}, else -1 or 1"
+            )
+        if state[0] > JUNCTION and state[1] == 0:
+            raise ValueError(f"state is {state.tolist()}; beyond the junction at {JUNCTION} the branch is -1 or 1")
+        self._progress, self._branch, self._clock = float(state[0]), int(state[1]), 0
+
+    @property
+    def position(self) -> np.ndarray:
+        """(2,) float64: the dot's centre x, y, world units."""
+        return place(self._progress, self._branch)
+
+    def true_state(self) -> dict[str, np.ndarray]:
+        """Named variables that the picture shows, for probes: position (2,)."""
+        return {"position": self.position}
+
+    def _draw_road(self) -> np.ndarray:
+        """(3, size, size) float: the road, softened over a pixel at its edges."""
+        line = np.concatenate([place(np.linspace(0, LENGTH, 200), b) for b in (-1, 1)])
+        x, y = np.meshgrid(self._pixels, self._pixels)
+        distance = np.hypot(x[..., None] - line[:, 0], y[..., None] - line[:, 1]).min(-1)
+        wall = np.clip((distance - ROAD) * self.size + 0.5, 0, 1)
+        road, dark = (np.array(c, float)[:, None, None] for c in (ROAD_COLOUR, WALL_COLOUR))
+        return road + wall * (dark - road)
+
+    def _picture(self) -> np.ndarray:
+        x, y = self.position
+        distance = np.hypot(self._pixels[None] - x, self._pixels[:, None] - y)
+        dot = np.clip((RADIUS - distance) * self.size / 2 + 0.5, 0, 1)  # fades over two pixels: seen below the grid
+        colour = np.array(AGENT_COLOUR, float)[:, None, None]
+        return (self._road + dot * (colour - self._road) + 0.5).astype(np.uint8)

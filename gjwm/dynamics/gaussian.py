@@ -1,0 +1,168 @@
+"""Deterministic and Gaussian latent dynamics on a residual MLP, with or without a memory.
+
+The mean learns from the alignment term together with the encoder. The variance learns by beta-NLL on detached inputs: a
+likelihood that reaches the encoder rewards shrinking the latents without bound, which no bounded discrepancy can stop.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gjwm.dynamics.base import ResidualDynamics
+from gjwm.dynamics.prediction import FullPrediction, LowRankPrediction, Prediction, beta_nll
+from gjwm.encoders import mlp
+
+
+class ResidualMoments(nn.Module):
+    """Running second moments of the residuals z' - mean, as an exponential average over training batches.
+
+    Args:
+        latent_dim: D.
+        full: the whole covariance, or its diagonal.
+        memory: batches that the average spans. Until that many were seen it is their plain mean.
+    """
+
+    def __init__(self, latent_dim: int, *, full: bool, memory: int = 100):
+        super().__init__()
+        self.span, self.full = memory, full
+        start = torch.eye(latent_dim) if full else torch.ones(latent_dim)
+        self.register_buffer("moment", start)  # N(0, I), the latents' marginal, before anything was seen
+        self.register_buffer("batches", torch.tensor(0.0))
+
+    @torch.no_grad()
+    def update(self, residual: Tensor) -> None:
+        """Count the residuals (..., D) of one batch."""
+        rows = residual.reshape(-1, residual.shape[-1])
+        new = rows.T @ rows / len(rows) if self.full else rows.square().mean(0)
+        self.batches += 1
+        self.moment.lerp_(new, 1 / self.batches.clamp(max=self.span))
+
+
+class DeterministicDynamics(ResidualDynamics):
+    """z' = z + f(z, a), reported with the constant variance per dimension that its training residuals had.
+
+    What most published latent predictors are; the baseline for every law that depends on (z, a).
+
+    Args:
+        latent_dim, action_dim, hidden, depth, backbone, memory_width, window: see `ResidualDynamics`.
+        min_std: floor of the reported standard deviation.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        *,
+        hidden: int = 256,
+        depth: int = 2,
+        backbone: str = "mlp",
+        memory_width: int = 128,
+        window: int = 8,
+        min_std: float = 0.01,
+    ):
+        shape = dict(hidden=hidden, depth=depth, backbone=backbone, memory_width=memory_width, window=window)
+        super().__init__(latent_dim, action_dim, **shape)
+        self.config = dict(latent_dim=latent_dim, action_dim=action_dim, **shape, min_std=min_std)
+        self.min_std = min_std
+        self.residuals = ResidualMoments(latent_dim, full=False)
+
+    def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> Prediction:
+        return Prediction(mean, self.residuals.moment.clamp(min=self.min_std**2).expand_as(mean))
+
+    def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
+        """The residuals' variance is counted, not learned: nats per dimension of a window, without a graph."""
+        mean, context, residual = self._residual(z, a, z_next)
+        if self.training:
+            self.residuals.update(residual)
+        return -self._law(mean, z, a, context).log_prob(z_next.detach()).mean() / self.latent_dim
+
+
+class GaussianDynamics(ResidualDynamics):
+    """z' ~ N(z + f(z, a), Sigma): residual MLP for the mean, a separate small MLP for the spread.
+
+    With latents driven to N(0, I) the law of total variance bounds the predictive variance by 1 per dimension, hence
+    max_std only slightly above 1.
+
+    Args:
+        latent_dim, action_dim, hidden, depth, backbone, memory_width, window: see `ResidualDynamics`.
+        covariance: "diagonal": diag s^2(z, a). "low_rank": diag s^2(z, a) + V(z, a) V(z, a)^T. "full": one residual covariance
+            shared by all (z, a), counted over training batches.
+        rank: columns of V.
+        std_hidden: width of the spread network's two hidden layers.
+        min_std, max_std: bounds of s.
+        beta: of the beta-NLL that s learns from; the low-rank law learns from its plain likelihood.
+
+    Raises:
+        ValueError: for bounds out of order or an unknown covariance.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        *,
+        hidden: int = 256,
+        depth: int = 2,
+        backbone: str = "mlp",
+        memory_width: int = 128,
+        window: int = 8,
+        covariance: str = "diagonal",
+        rank: int = 4,
+        std_hidden: int = 128,
+        min_std: float = 0.01,
+        max_std: float = 1.25,
+        beta: float = 0.5,
+    ):
+        if not 0 < min_std < max_std:
+            raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
+        if covariance not in ("diagonal", "low_rank", "full"):
+            raise ValueError(f"covariance must be 'diagonal', 'low_rank' or 'full', got {covariance!r}.")
+        shape = dict(hidden=hidden, depth=depth, backbone=backbone, memory_width=memory_width, window=window)
+        super().__init__(latent_dim, action_dim, **shape)
+        self.config = dict(
+            latent_dim=latent_dim,
+            action_dim=action_dim,
+            **shape,
+            covariance=covariance,
+            rank=rank,
+            std_hidden=std_hidden,
+            min_std=min_std,
+            max_std=max_std,
+            beta=beta,
+        )
+        self.covariance, self.beta, self.min_std = covariance, beta, min_std
+        self.log_std_range = (math.log(min_std), math.log(max_std))
+        if covariance == "full":
+            self.residuals = ResidualMoments(latent_dim, full=True)
+        else:
+            outputs = latent_dim * (1 + rank) if covariance == "low_rank" else latent_dim
+            self.log_std = mlp([latent_dim + action_dim + self.context_dim, std_hidden, std_hidden, outputs])
+
+    def variance(self, z: Tensor, a: Tensor) -> Tensor:
+        """Var[z' | z, a] per dimension: (..., D), (..., A) -> (..., D). No gradient reaches z or a."""
+        return self.predict(z, a).variance
+
+    def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> Prediction:
+        if self.covariance == "full":
+            floor = self.min_std**2 * torch.eye(self.latent_dim, dtype=mean.dtype, device=mean.device)
+            return FullPrediction.of(mean, torch.linalg.cholesky(self.residuals.moment + floor))
+        raw = self.log_std(self._spread_inputs(z, a, context))
+        low, high = self.log_std_range
+        own = torch.exp(2 * (low + (high - low) * torch.sigmoid(raw[..., : self.latent_dim])))
+        if self.covariance == "diagonal":
+            return Prediction(mean, own)
+        factor = raw[..., self.latent_dim :].unflatten(-1, (self.latent_dim, -1))
+        return LowRankPrediction.of(mean, own, 0.1 * factor)
+
+    def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
+        z, z_next = z.detach(), z_next.detach()
+        mean, context, residual = self._residual(z, a, z_next)
+        if self.covariance == "full" and self.training:
+            self.residuals.update(residual)
+        law = self._law(mean, z, a, context)
+        if self.covariance == "diagonal":
+            return beta_nll(law, z_next, self.beta)
+        return -law.log_prob(z_next).mean() / self.latent_dim

@@ -1,0 +1,208 @@
+"""Linear-Gaussian latent dynamics in closed form: the conditional z' | z, a of a joint Gaussian, without a gradient step.
+
+With x = [z, a, 1] and running second moments S, K = S_yx (S_xx + ridge)^-1 and Q = S_yy - K S_xy: ridge regression,
+dynamic mode decomposition with control, and the conditional inference of a joint Gaussian embedding (Huang, 2026) are
+the same formula. It is the baseline that a network has to beat, and a calibration reference with exact propagation
+over the horizon.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from gjwm.dynamics.base import Dynamics, Past
+from gjwm.dynamics.prediction import FullPrediction, Prediction
+
+
+class LinearGaussianDynamics(Dynamics):
+    """z' = F z + G a + c + N(0, Q (1 + x^T P x)), P = (N S_xx + ridge)^-1 for the uncertainty of K = [F G c] itself.
+
+    `update` counts data and `fit` solves for the parameters; before any data the law is N(0, I), the latents' marginal. In a
+    world model's training the moments follow the moving encoder with exponential forgetting, and `fit` runs at each step.
+
+    Args:
+        latent_dim, action_dim: D, A.
+        ridge: added to the mean squares of x in the solve, in units of x's.
+        shrinkage: pulls Q towards its own diagonal, 0..1.
+        forget: weight kept by old data at each training batch; 1 never forgets. `update` alone forgets nothing.
+        min_std: floor of the noise's standard deviation.
+
+    Raises:
+        ValueError: for an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        *,
+        ridge: float = 1e-6,
+        shrinkage: float = 0.0,
+        forget: float = 0.99,
+        min_std: float = 1e-3,
+    ):
+        super().__init__(latent_dim, action_dim)
+        if ridge < 0 or not 0 <= shrinkage <= 1 or not 0 < forget <= 1:
+            raise ValueError(
+                f"expected ridge >= 0, shrinkage in [0, 1] and forget in (0, 1], got {ridge}, {shrinkage} and {forget}."
+            )
+        self.config = dict(
+            latent_dim=latent_dim,
+            action_dim=action_dim,
+            ridge=ridge,
+            shrinkage=shrinkage,
+            forget=forget,
+            min_std=min_std,
+        )
+        self.ridge, self.shrinkage, self.forget, self.min_std = ridge, shrinkage, forget, min_std
+        x, d = latent_dim + action_dim + 1, latent_dim
+        # Sums, in double precision: covariances are differences of large numbers.
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("sum_xx", torch.zeros(x, x, dtype=torch.float64))
+        self.register_buffer("sum_yx", torch.zeros(d, x, dtype=torch.float64))
+        self.register_buffer("sum_yy", torch.zeros(d, d, dtype=torch.float64))
+        self.register_buffer("gain", torch.zeros(d, x))  # K = [F G c]
+        self.register_buffer("noise", torch.eye(d))  # Q
+        self.register_buffer("noise_tril", torch.eye(d))
+        self.register_buffer("precision_inverse", torch.zeros(x, x))  # P
+
+    @property
+    def F(self) -> Tensor:
+        """(D, D) of z."""
+        return self.gain[:, : self.latent_dim]
+
+    @property
+    def G(self) -> Tensor:
+        """(D, A) of a."""
+        return self.gain[:, self.latent_dim : -1]
+
+    @property
+    def Q(self) -> Tensor:
+        """(D, D) noise covariance."""
+        return self.noise
+
+    def _features(self, z: Tensor, a: Tensor) -> Tensor:
+        return torch.cat([z, a, torch.ones_like(z[..., :1])], -1)
+
+    @torch.no_grad()
+    def update(self, z: Tensor, a: Tensor, z_next: Tensor, *, keep: float = 1.0) -> None:
+        """Count transitions z (..., D), a (..., A) -> z_next (..., D); older data keep the share `keep` of their weight.
+
+        Raises:
+            ValueError: for shapes that do not fit, or NaN.
+        """
+        self._check(z, a)
+        if z_next.shape != z.shape or z.shape[:-1] != a.shape[:-1]:
+            raise ValueError(
+                f"expected as many latents, actions and next latents, got {tuple(z.shape)}, {tuple(a.shape)} and "
+                f"{tuple(z_next.shape)}."
+            )
+        x = self._features(z, a).reshape(-1, self.gain.shape[1]).double()
+        y = z_next.reshape(-1, self.latent_dim).double()
+        if not (x.isfinite().all() and y.isfinite().all()):
+            raise ValueError("the moments were given NaN or infinity; check the encoder's latents.")
+        self.count.mul_(keep).add_(len(x))
+        for total, new in ((self.sum_xx, x.T @ x), (self.sum_yx, y.T @ x), (self.sum_yy, y.T @ y)):
+            total.mul_(keep).add_(new)
+
+    @torch.no_grad()
+    def fit(self) -> LinearGaussianDynamics:
+        """Solve for F, G, c, Q and their uncertainty from the counted moments.
+
+        Raises:
+            ValueError: before any data.
+        """
+        if self.count == 0:
+            raise ValueError("a linear-Gaussian model was fitted without data; call update(z, a, z_next) first.")
+        n = self.count
+        scale = (self.sum_xx / n).diagonal()
+        regular = self.sum_xx + n * self.ridge * torch.diag(scale.clamp(min=1e-12))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
+        gain = self.sum_yx @ inverse
+        # The residuals' own sum of squares, right also when ridge moves K off the least-squares solution.
+        residual = self.sum_yy - gain @ self.sum_yx.T - self.sum_yx @ gain.T + gain @ self.sum_xx @ gain.T
+        noise = residual / (n - len(scale)).clamp(min=1.0)  # unbiased: K took len(x) degrees of freedom
+        noise = (1 - self.shrinkage) * noise + self.shrinkage * torch.diag(noise.diagonal())
+        noise = (noise + noise.T) / 2 + self.min_std**2 * torch.eye(len(noise), dtype=noise.dtype, device=noise.device)
+        # New tensors, not new values: a training step's graph may still hold the old ones.
+        self.gain, self.noise = gain.to(self.gain.dtype), noise.to(self.noise.dtype)
+        self.noise_tril = torch.linalg.cholesky(noise).to(self.noise_tril.dtype)
+        self.precision_inverse = inverse.to(self.precision_inverse.dtype)
+        return self
+
+    def mutual_information(self) -> Tensor:
+        """I(z, a; z') = (log det S_yy - log det Q)/2 in nats of the fitted joint Gaussian, S_yy the covariance of z'
+        -> scalar."""
+        if self.count == 0:
+            raise ValueError("mutual information needs data; call update(z, a, z_next) and fit() first.")
+        mean = self.sum_yx[:, -1] / self.count
+        covariance = self.sum_yy / self.count - torch.outer(mean, mean)
+        floor = self.min_std**2 * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
+        return 0.5 * (torch.logdet(covariance + floor) - torch.logdet(self.noise.double()))
+
+    def _inputs(self, a: Tensor) -> Tensor:
+        return a @ self.G.T + self.gain[:, -1]
+
+    def _step(self, z: Tensor, inputs: Tensor, context: Tensor | None) -> Tensor:
+        return z @ self.F.T + inputs
+
+    def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> FullPrediction:
+        x = self._features(z, a).detach()
+        inflation = 1 + ((x @ self.precision_inverse) * x).sum(-1)
+        return FullPrediction.of(mean, self.noise_tril * inflation.sqrt()[..., None, None])
+
+    def propagate(self, z0: Tensor, a: Tensor) -> FullPrediction:
+        """Exact moments of z_1 .. z_H: z0 (B, D), a (B, H, A) -> law of (B, H, D).
+
+        m' = F m + G a + c and S' = F S F^T + Q (1 + x^T P x + tr(P_zz S)): the parameters' uncertainty counts as fresh noise at
+        each step, which is exact at the first.
+        """
+        self._check_rollout(z0, a, None)
+        d, inputs = self.latent_dim, self._inputs(a)
+        mean, covariance = z0, z0.new_zeros(z0.shape[0], d, d)
+        means, factors = [], []
+        for h in range(a.shape[1]):
+            x = self._features(mean, a[:, h])
+            inflation = 1 + ((x @ self.precision_inverse) * x).sum(-1)
+            inflation = inflation + (self.precision_inverse[:d, :d] * covariance).sum((-2, -1))
+            covariance = self.F @ covariance @ self.F.T + self.noise * inflation[:, None, None]
+            mean = self._step(mean, inputs[:, h], None)
+            means.append(mean)
+            factors.append(torch.linalg.cholesky((covariance + covariance.mT) / 2))
+        return FullPrediction.of(torch.stack(means, 1), torch.stack(factors, 1))
+
+    def forecast(
+        self,
+        z0: Tensor,
+        a: Tensor,
+        *,
+        particles: int = 32,
+        generator: Generator | None = None,
+        past: Past | None = None,
+    ) -> Prediction:
+        """The exact moments of `propagate`; no particles are drawn."""
+        return self.propagate(z0, a)
+
+    def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
+        """Counts the window and refits (in training mode): nats per dimension, without a graph."""
+        with torch.no_grad():
+            z, z_next = z.detach(), z_next.detach()
+            if self.training:
+                self.update(z, a, z_next, keep=self.forget)
+                self.fit()
+            return -self.predict(z, a).log_prob(z_next).mean() / self.latent_dim
+
+    def stationary(self, action_covariance: Tensor) -> Tensor:
+        """The covariance that z relaxes to under actions of this covariance: S = F S F^T + G A G^T + Q, (D, D), by doubling.
+
+        Raises:
+            ValueError: when F is not stable (spectral radius >= 1), so that there is none.
+        """
+        radius = torch.linalg.eigvals(self.F).abs().max().item()
+        if radius >= 1:
+            raise ValueError(f"the fitted F has spectral radius {radius:.4f} >= 1: its latents do not settle.")
+        power, total = self.F.double(), (self.G @ action_covariance @ self.G.T + self.noise).double()
+        for _ in range(40):  # F^(2^40) is zero for any radius below 1 that a float32 can tell from it
+            total, power = total + power @ total @ power.T, power @ power
+        return total.to(self.gain.dtype)

@@ -1,0 +1,120 @@
+"""Mixture latent dynamics for forks: the same latent and action, several futures (Bishop, 1994; the conditional of
+GMJE-MDN)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from gjwm.dynamics.base import Past, ResidualDynamics
+from gjwm.dynamics.prediction import MixturePrediction, Prediction
+from gjwm.encoders import mlp
+
+
+class MixtureDynamics(ResidualDynamics):
+    """p(z' | z, a) = sum_k w_k N(m + d_k - sum_j w_j d_j, diag s_k^2), with w, d, s from a network of (z, a) and m =
+    z + f(z, a).
+
+    The components are placed around the regression mean m such that the mixture's mean is m exactly. So m learns from
+    the alignment with the encoder, like every other dynamics' mean, and the components from the likelihood on
+    detached latents; with one component this is `GaussianDynamics`. A rollout of the mean runs between the branches
+    of a fork: use particles there.
+
+    Args:
+        latent_dim, action_dim, hidden, depth, backbone, memory_width, window: see `ResidualDynamics`.
+        components: K.
+        mixture_hidden: width of the two hidden layers that weights, offsets and spreads come from.
+        min_std, max_std: bounds of s_k.
+        entropy: weight of the entropy of the batch's mean weights, which keeps components in use. 0 for a pure likelihood.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        *,
+        components: int = 5,
+        hidden: int = 256,
+        depth: int = 2,
+        backbone: str = "mlp",
+        memory_width: int = 128,
+        window: int = 8,
+        mixture_hidden: int = 128,
+        min_std: float = 0.03,
+        max_std: float = 1.25,
+        entropy: float = 0.01,
+    ):
+        if components < 1:
+            raise ValueError(f"a mixture needs at least one component, got components={components}.")
+        if not 0 < min_std < max_std:
+            raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
+        shape = dict(hidden=hidden, depth=depth, backbone=backbone, memory_width=memory_width, window=window)
+        super().__init__(latent_dim, action_dim, **shape)
+        self.config = dict(
+            latent_dim=latent_dim,
+            action_dim=action_dim,
+            components=components,
+            **shape,
+            mixture_hidden=mixture_hidden,
+            min_std=min_std,
+            max_std=max_std,
+            entropy=entropy,
+        )
+        self.components, self.entropy = components, entropy
+        self.log_std_range = (math.log(min_std), math.log(max_std))
+        inputs, outputs = latent_dim + action_dim + self.context_dim, components * (1 + 2 * latent_dim)
+        self.mixture = mlp([inputs, mixture_hidden, mixture_hidden, outputs])
+        with torch.no_grad():  # components that start together would move together
+            self.mixture[-1].bias[components : components * (1 + latent_dim)].normal_(std=0.5)
+
+    def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> MixturePrediction:
+        raw = self.mixture(self._spread_inputs(z, a, context))
+        k, d = self.components, self.latent_dim
+        log_weights = raw[..., :k].log_softmax(-1)
+        offsets = raw[..., k : k + k * d].unflatten(-1, (k, d))
+        offsets = offsets - (log_weights.exp()[..., None] * offsets).sum(-2, keepdim=True)
+        low, high = self.log_std_range
+        spread = torch.exp(2 * (low + (high - low) * torch.sigmoid(raw[..., k + k * d :])))
+        return MixturePrediction.of(log_weights, mean[..., None, :] + offsets, spread.unflatten(-1, (k, d)))
+
+    def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
+        z, z_next = z.detach(), z_next.detach()
+        mean, context, _ = self._residual(z, a, z_next)
+        law = self._law(mean, z, a, context)
+        use = law.log_weights.exp().flatten(0, -2).mean(0)
+        entropy = -(use * use.clamp(min=1e-9).log()).sum()
+        return -law.log_prob(z_next).mean() / self.latent_dim - self.entropy * entropy
+
+    def forecast(
+        self,
+        z0: Tensor,
+        a: Tensor,
+        *,
+        particles: int = 32,
+        generator: Generator | None = None,
+        past: Past | None = None,
+    ) -> Prediction:
+        """The law of z_1 .. z_H as a mixture of P Gaussians: each particle contributes the component that it moved by.
+
+        So branches stay apart in the forecast, where the Gaussian of `Dynamics.forecast` would cover both and the wall
+        between.
+        """
+        if particles < 1:
+            raise ValueError(f"a forecast needs at least one particle, got {particles}.")
+        self._check_rollout(z0, a, particles)
+        z, wide = z0[:, None].expand(-1, particles, -1), a[:, None].expand(-1, particles, -1, -1)
+        state, inputs = self._remember(past, z, (z0.shape[0], particles)), self._inputs(wide)
+        moved_by: list[Prediction] = []
+        for h in range(a.shape[1]):
+            context = None
+            if state is not None:
+                feature, state = self.memory.read(z.unsqueeze(-2), wide[:, :, h : h + 1], state)
+                context = feature.squeeze(-2)
+            law = self._law(self._step(z, inputs[:, :, h], context), z, wide[:, :, h], context)
+            moved_by.append(law.draw_component(generator))
+            z = moved_by[-1].sample(generator)
+        means, variances = (torch.stack([getattr(p, name) for p in moved_by], 1) for name in ("mean", "variance"))
+        log_weights = means.new_full(means.shape[:-1], -math.log(particles))  # (B, H, P)
+        return MixturePrediction.of(log_weights, means, variances)

@@ -1,0 +1,263 @@
+"""Laws of the next latent: one interface from a diagonal Gaussian to a mixture.
+
+Every law has a mean and a variance per dimension, samples, and answers how well a latent agrees with it. `tempered(s)` is the
+law of mean + s (x - mean), which is how recalibration widens or narrows a law of any shape by one factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+LOG_TWO_PI = math.log(2 * math.pi)
+
+
+def normal_cdf(u: Tensor) -> Tensor:
+    """P(N(0, 1) <= u), elementwise."""
+    return 0.5 * torch.erfc(-u / math.sqrt(2))
+
+
+def _expected_distance(gap: Tensor, std: Tensor) -> Tensor:
+    """E |N(gap, std^2)| = 2 s phi(m/s) + m (2 Phi(m/s) - 1), elementwise."""
+    u = gap / std
+    return std * math.sqrt(2 / math.pi) * torch.exp(-u.square() / 2) + gap * torch.erf(u / math.sqrt(2))
+
+
+def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
+    """CRPS of N(mean, std^2) in the target's units, elementwise.
+
+    E|x - y| - E|x - x'|/2 = s [u (2 Phi(u) - 1) + 2 phi(u) - 1/sqrt(pi)], u = (y - m)/s (Gneiting & Raftery, 2007).
+    """
+    return _expected_distance(target - mean, std) - std / math.sqrt(math.pi)
+
+
+def _noise(like: Tensor, generator: Generator | None, shape: Any = None) -> Tensor:
+    return torch.randn(
+        like.shape if shape is None else shape, generator=generator, device=like.device, dtype=like.dtype
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A diagonal Gaussian over the next latent: mean and variance, each (..., D)."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        """One draw, (..., D)."""
+        return self.mean + self.variance.sqrt() * _noise(self.mean, generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, of all D dimensions together: (..., D) -> (...)."""
+        squared = (z - self.mean).square() / self.variance
+        return -0.5 * (squared + self.variance.log() + LOG_TWO_PI).sum(-1)
+
+    def cdf(self, z: Tensor) -> Tensor:
+        """P(x_d <= z_d) of each dimension's marginal: (..., D) -> (..., D), uniform if z follows this law."""
+        return normal_cdf((z - self.mean) / self.variance.sqrt())
+
+    def crps(self, z: Tensor) -> Tensor:
+        """Continuous ranked probability score of each dimension's marginal, in z's units: (..., D) -> (..., D)."""
+        return gaussian_crps(self.mean, self.variance.sqrt(), z)
+
+    def mahalanobis(self, z: Tensor) -> Tensor:
+        """(z - mean)^T Cov^-1 (z - mean): (..., D) -> (...); chi^2 with D degrees of freedom if the law is Gaussian
+        and true."""
+        return ((z - self.mean).square() / self.variance).sum(-1)
+
+    def tempered(self, scale: float | Tensor) -> Prediction:
+        """The law of mean + scale (x - mean); scale broadcasts against (..., D)."""
+        return replace(self, variance=self.variance * _squared(scale))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
+        """The same law with `change` applied to each of its tensors, such as one that reshapes leading axes."""
+        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, *args: Any) -> Prediction:
+        """The same law on another device or in another dtype, without a graph."""
+        return self.map(lambda x: x.detach().to(*args))
+
+    def __getitem__(self, index: Any) -> Prediction:
+        """The law at some of the leading axes' indices; D must not be indexed."""
+        return self.map(lambda x: x[index])
+
+
+def _squared(scale: float | Tensor) -> float | Tensor:
+    return scale * scale
+
+
+@dataclass(frozen=True)
+class FullPrediction(Prediction):
+    """N(mean, L L^T), L lower triangular (..., D, D); `variance` is the diagonal of L L^T."""
+
+    scale_tril: Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, scale_tril: Tensor) -> FullPrediction:
+        """From a mean (..., D) and a Cholesky factor (..., D, D) that broadcasts against it."""
+        scale_tril = scale_tril.expand(*mean.shape, mean.shape[-1])
+        return cls(mean, scale_tril.square().sum(-1), scale_tril)
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        return self.mean + (self.scale_tril @ _noise(self.mean, generator)[..., None])[..., 0]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        log_det = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * (self.mahalanobis(z) + LOG_TWO_PI * z.shape[-1]) - log_det
+
+    def mahalanobis(self, z: Tensor) -> Tensor:
+        whitened = torch.linalg.solve_triangular(self.scale_tril, (z - self.mean)[..., None], upper=False)
+        return whitened[..., 0].square().sum(-1)
+
+    def tempered(self, scale: float | Tensor) -> FullPrediction:
+        rows = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
+        return replace(self, variance=self.variance * _squared(scale), scale_tril=self.scale_tril * rows)
+
+
+@dataclass(frozen=True)
+class LowRankPrediction(Prediction):
+    """N(mean, diag(own) + V V^T), V (..., D, r): `variance` is the covariance's diagonal. O(D r^2) through Woodbury."""
+
+    own: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, own: Tensor, factor: Tensor) -> LowRankPrediction:
+        """From a mean (..., D), the dimensions' own variances (..., D) and shared factors (..., D, r)."""
+        return cls(mean, own + factor.square().sum(-1), own, factor)
+
+    def _law(self) -> torch.distributions.LowRankMultivariateNormal:
+        return torch.distributions.LowRankMultivariateNormal(self.mean, self.factor, self.own, validate_args=False)
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        shared = _noise(self.mean, generator, (*self.mean.shape[:-1], self.factor.shape[-1], 1))
+        return self.mean + self.own.sqrt() * _noise(self.mean, generator) + (self.factor @ shared)[..., 0]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self._law().log_prob(z)
+
+    def mahalanobis(self, z: Tensor) -> Tensor:
+        return _low_rank_mahalanobis(z - self.mean, self.own, self.factor)
+
+    def tempered(self, scale: float | Tensor) -> LowRankPrediction:
+        rows = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
+        square = _squared(scale)
+        return replace(self, variance=self.variance * square, own=self.own * square, factor=self.factor * rows)
+
+
+def _low_rank_mahalanobis(x: Tensor, own: Tensor, factor: Tensor) -> Tensor:
+    """x^T (diag(own) + V V^T)^-1 x by Woodbury: x (..., D), V (..., D, r) -> (...)."""
+    weighted = factor / own[..., None]
+    core = torch.eye(factor.shape[-1], dtype=x.dtype, device=x.device) + factor.mT @ weighted
+    projected = (weighted.mT @ x[..., None])[..., 0]
+    return (x.square() / own).sum(-1) - (projected * torch.linalg.solve(core, projected)).sum(-1)
+
+
+@dataclass(frozen=True)
+class MixturePrediction(Prediction):
+    """sum_k w_k N(m_k, diag s_k^2): log weights (..., K), means and variances of the components (..., K, D).
+
+    `mean` and `variance` are the mixture's own; `within` and `between` are the two parts of its variance.
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    @classmethod
+    def of(cls, log_weights: Tensor, means: Tensor, variances: Tensor) -> MixturePrediction:
+        """From normalised log weights (..., K) and components (..., K, D)."""
+        w = log_weights.exp()[..., None]
+        mean = (w * means).sum(-2)
+        variance = (w * (variances + (means - mean[..., None, :]).square())).sum(-2)
+        return cls(mean, variance, log_weights, means, variances)
+
+    @property
+    def within(self) -> Tensor:
+        """sum_k w_k s_k^2, (..., D)."""
+        return (self.log_weights.exp()[..., None] * self.variances).sum(-2)
+
+    @property
+    def between(self) -> Tensor:
+        """sum_k w_k (m_k - mean)^2, (..., D)."""
+        return (self.log_weights.exp()[..., None] * (self.means - self.mean[..., None, :]).square()).sum(-2)
+
+    def draw_component(self, generator: Generator | None = None) -> Prediction:
+        """One component, drawn by its weight: a Gaussian law of (..., D)."""
+        # Gumbel's trick: one argmax instead of a multinomial, over any leading axes.
+        uniform = torch.rand(
+            self.log_weights.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
+        )
+        tiny = torch.finfo(uniform.dtype).tiny
+        k = (self.log_weights - (-(uniform.clamp(min=tiny)).log()).clamp(min=tiny).log()).argmax(-1)
+        k = k[..., None, None].expand(*self.mean.shape[:-1], 1, self.mean.shape[-1])
+        return Prediction(self.means.gather(-2, k)[..., 0, :], self.variances.gather(-2, k)[..., 0, :])
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        return self.draw_component(generator).sample(generator)
+
+    def component_log_prob(self, z: Tensor) -> Tensor:
+        """log w_k + log N(z; m_k, s_k^2): (..., D) -> (..., K)."""
+        squared = (z[..., None, :] - self.means).square() / self.variances
+        return self.log_weights - 0.5 * (squared + self.variances.log() + LOG_TWO_PI).sum(-1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.component_log_prob(z).logsumexp(-1)
+
+    def cdf(self, z: Tensor) -> Tensor:
+        below = normal_cdf((z[..., None, :] - self.means) / self.variances.sqrt())
+        return (self.log_weights.exp()[..., None] * below).sum(-2)
+
+    def crps(self, z: Tensor) -> Tensor:
+        """Closed form of Grimit et al. (2006); O(K^2 D)."""
+        w = self.log_weights.exp()[..., None]
+        to_target = (w * _expected_distance(z[..., None, :] - self.means, self.variances.sqrt())).sum(-2)
+        spread = torch.zeros_like(to_target)
+        for k in range(w.shape[-2]):  # one component against all: K^2 at once would not fit memory for many particles
+            gap = self.means[..., k : k + 1, :] - self.means
+            std = (self.variances[..., k : k + 1, :] + self.variances).sqrt()
+            spread = spread + w[..., k, :] * (w * _expected_distance(gap, std)).sum(-2)
+        return to_target - spread / 2
+
+    def mahalanobis(self, z: Tensor) -> Tensor:
+        factor = (self.log_weights / 2).exp()[..., None] * (self.means - self.mean[..., None, :])
+        return _low_rank_mahalanobis(z - self.mean, self.within, factor.mT)
+
+    def tempered(self, scale: float | Tensor) -> MixturePrediction:
+        inner = scale[..., None, :] if isinstance(scale, Tensor) and scale.dim() else scale
+        centre = self.mean[..., None, :]
+        return replace(
+            self,
+            variance=self.variance * _squared(scale),
+            means=centre + inner * (self.means - centre),
+            variances=self.variances * _squared(inner),
+        )
+
+
+class EnsemblePrediction(MixturePrediction):
+    """The members' Gaussians, weighted alike (K = M), with the two kinds of uncertainty apart."""
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """The noise that the members agree on: mean_m s_m^2, (..., D)."""
+        return self.within
+
+    @property
+    def epistemic(self) -> Tensor:
+        """Their disagreement about the mean: Var_m m_m, (..., D)."""
+        return self.between
+
+
+def beta_nll(prediction: Prediction, target: Tensor, beta: float = 0.5) -> Tensor:
+    """beta-NLL (Seitzer et al., 2022): mean over elements of sg(variance^beta) * NLL -> scalar.
+
+    beta = 0 is the NLL, whose variance grows on hard samples and then ignores them; beta = 1 weighs all alike.
+    """
+    nll = 0.5 * ((target - prediction.mean).square() / prediction.variance + prediction.variance.log())
+    return (prediction.variance.detach() ** beta * nll).mean()
