@@ -1,4 +1,4 @@
-"""`gjwm collect|train|evaluate|video key=value ...`: the only module that knows hydra.
+"""`gjwm collect|train|evaluate|video|study key=value ...` and `gjwm benchmark NAME`: the only module that knows hydra.
 
 Each command composes `configs/config.yaml` with the overrides, builds plain objects from it and calls the library. A run
 lives in one folder, runs/<name>/, with the resolved config beside what it made.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gjwm import __version__
+from gjwm import __version__, benchmarks
 from gjwm.behaviours import behaviour_from_weights
 from gjwm.collect import Episode, collect_dataset, collect_episodes
-from gjwm.dataset import load_buffer
+from gjwm.dataset import dataset_info, load_buffer
 from gjwm.decoder import ConvDecoder
+from gjwm.diagnostics import wilson_interval
 from gjwm.evaluate import evaluate
 from gjwm.logging import RunLogger, progress
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.rollout_video import rollout_video
+from gjwm.study import aggregate, pooled_success, rows_for_table
 from gjwm.train import train, train_decoder
 from gjwm.world_model import WorldModel, load_payload
 
@@ -100,8 +103,10 @@ def train_command(cfg: DictConfig) -> None:
                 logger.log(scalars, step)
                 bar.report(step, loss=scalars["loss"], frames_per_second=scalars["frames_per_second"])
 
+            since = time.perf_counter()
             train(model, objective, buffer, log=log, log_every=cfg.logger.every, generator=generator, **options)
-        model.save(run / "checkpoint.pt", version=__version__, config=resolved)
+            training = {"seconds": time.perf_counter() - since, "threads": torch.get_num_threads()}
+        model.save(run / "checkpoint.pt", version=__version__, config=resolved, training=training)
         if decoder_steps and len(shape) == 3:
             channels = shape[0] // cfg.env.get("frame_stack", 1)
             decoder = ConvDecoder(model.latent_dim, (channels, *shape[1:])).to(cfg.device)
@@ -172,14 +177,18 @@ def evaluate_command(cfg: DictConfig) -> None:
         notify=lambda message: print(message, flush=True),
         **options,
     )
+    report["training"] = load_payload(run / "checkpoint.pt")["extra"]["training"]
     report["version"] = __version__
     report["config"] = OmegaConf.to_container(cfg, resolve=True)
-    path = run / "evaluation.json"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.replace(path)
+    _write_json(run / "evaluation.json", report)
     print(summary(report))
-    print(path)
+    print(run / "evaluation.json")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -208,13 +217,13 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def video_command(cfg: DictConfig) -> None:
-    """Write cfg.run_dir/videos/goals.mp4."""
+    """Write cfg.run_dir/videos/goals.mp4 or .gif."""
     run = Path(cfg.run_dir)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     decoder = load_decoder(run / "decoder.pt", cfg.device)
     options = OmegaConf.to_container(cfg.evaluate, resolve=True)
     path = rollout_video(
-        run / "videos" / "goals.mp4",
+        run / "videos" / f"goals.{cfg.video.format}",
         model,
         decoder,
         cfg.env.id,
@@ -229,19 +238,83 @@ def video_command(cfg: DictConfig) -> None:
     print(path)
 
 
+# Settings that do not change what training makes.
+_AFTER_TRAINING = ("evaluate", "planner", "video", "logger", "threads", "study", "device")
+
+
+def study_command(cfg: DictConfig) -> None:
+    """Collect, train and evaluate cfg.study.seeds into runs/<name>/seed-<k>, then summarise; what is done is not done again."""
+    reports: dict[int, dict[str, Any]] = {}
+    for seed in cfg.study.seeds:
+        one = cfg.copy()
+        one.seed, one.name, one.dataset = seed, f"{cfg.name}/seed-{seed}", f"{cfg.study.dataset}-seed-{seed}"
+        one.evaluate.seed = cfg.evaluate.seed + seed
+        run, data = Path(one.run_dir), Path(one.dataset)
+        print(f"{run}", flush=True)
+        collected = dataset_info(data)["episodes"] if (data / "metadata.json").is_file() else 0
+        if collected < cfg.collect.episodes:
+            one.collect.episodes = cfg.collect.episodes - collected
+            collect_command(one)
+            one.collect.episodes = cfg.collect.episodes
+        if not (run / "checkpoint.pt").is_file():
+            train_command(one)
+        _require_same_training(one, run)
+        if not (run / "evaluation.json").is_file():
+            evaluate_command(one)
+        reports[seed] = json.loads((run / "evaluation.json").read_text())
+    figures = aggregate(reports)
+    content: dict[str, Any] = {"seeds": list(reports), "figures": figures}
+    print(benchmarks.table(rows_for_table(figures, list(reports))))
+    for policy in (None, "random", "hold", "oracle"):
+        if policy is None or all(policy in report["planning"] for report in reports.values()):
+            successes, attempts = pooled_success(reports, policy)
+            low, high = wilson_interval(successes, attempts)
+            content.setdefault("pooled_success", {})[policy or "model"] = [successes, attempts, low, high]
+            print(f"{policy or 'model':7s} success {successes} of {attempts}, 95% interval [{low:.1%}, {high:.1%}]")
+    folder = Path(cfg.run_dir)
+    _write_json(folder / "study.json", content)
+    print(folder / "study.json")
+
+
+def _require_same_training(cfg: DictConfig, run: Path) -> None:
+    def decisive(config: DictConfig) -> dict[str, Any]:
+        plain = OmegaConf.to_container(config, resolve=True)
+        return {key: value for key, value in plain.items() if key not in _AFTER_TRAINING}
+
+    before, now = decisive(OmegaConf.load(run / "config.yaml")), decisive(cfg)
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise ValueError(
+            f"{run} was trained with other settings of {', '.join(changed)}; choose another name=..., or remove the folder."
+        )
+
+
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "collect": collect_command,
     "train": train_command,
     "evaluate": evaluate_command,
     "video": video_command,
+    "study": study_command,
 }
 
+
+def benchmark_command(arguments: Sequence[str]) -> None:
+    """`NAME [quick=true]`: run one of gjwm.benchmarks and print its table."""
+    name, *options = arguments or [""]
+    if any(option not in ("quick=true", "quick=false") for option in options):
+        raise ValueError(f"a benchmark takes quick=true or nothing else, got {' '.join(options)}.")
+    print(benchmarks.table(benchmarks.run(name, quick="quick=true" in options)))
+
+
 USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
+       gjwm benchmark {"|".join(benchmarks.names())} [quick=true]
 
   collect    gather episodes into data/<task>
   train      train a world model on them into runs/<name>
   evaluate   write runs/<name>/evaluation.json
   video      write runs/<name>/videos/goals.mp4
+  study      all of that but the video for several seeds, and a table: study.seeds=[0,1,2]
+  benchmark  measure speed, ours beside a reference and the floor
 
 Common overrides: experiment=reacher|two_room|point_mass  name=...  seed=...  objective.lam=0  logger.wandb=disabled"""
 
@@ -268,13 +341,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     command = COMMANDS.get(arguments[0])
-    if command is None:
-        print(f"gjwm: unknown command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+    if command is None and arguments[0] != "benchmark":
+        print(
+            f"gjwm: unknown command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}, benchmark.", file=sys.stderr
+        )
         return 2
     try:
-        cfg = load_config(arguments[1:])
-        _prepare(cfg)
-        command(cfg)
+        if command is None:
+            benchmark_command(arguments[1:])
+        else:
+            cfg = load_config(arguments[1:])
+            _prepare(cfg)
+            command(cfg)
     except USER_ERRORS as error:
         if os.environ.get("GJWM_TRACEBACK"):
             raise

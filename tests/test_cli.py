@@ -154,18 +154,37 @@ def test_nan_in_the_data_stops_training_with_a_sentence(folder, capsys):
     assert status == 1 and "NaN" in capsys.readouterr().err
 
 
+def test_a_study_summarises_its_seeds_and_does_nothing_twice(folder, capsys):
+    study = ["study.seeds=[3,5]", "train.decoder_steps=0", "evaluate.oracle=false"]
+    assert run("study", *study) == 0
+    made = folder / "runs" / "small"
+    runs = [made / f"seed-{seed}" for seed in (3, 5)]
+    content = json.loads((made / "study.json").read_text())
+    rates = [json.loads((path / "evaluation.json").read_text())["planning"]["random"]["success_rate"] for path in runs]
+    assert content["figures"]["random"]["values"] == rates and "oracle" not in content["figures"]
+    assert content["pooled_success"]["random"][1] == 8  # two seeds of four attempts
+    assert "| success" in capsys.readouterr().out
+    written = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
+    assert run("study", *study) == 0
+    assert {path for path, at in written.items() if path.stat().st_mtime_ns != at} == {made / "study.json"}
+    assert run("study", *study, "objective.lam=0") == 1
+    assert "trained with other settings of objective" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["collect", "train", "evaluate", "video"])
+@pytest.mark.parametrize("script", ["collect", "train", "evaluate", "video", "study"])
 def test_scripts_are_doors_to_the_same_commands(script, folder):
-    for command in ("collect", "train")[: {"collect": 0, "train": 1}.get(script, 2)]:
+    for command in ("collect", "train")[: {"collect": 0, "study": 0, "train": 1}.get(script, 2)]:
         assert run(command) == 0
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / f"{script}.py", *SMALL, "logger.wandb=disabled"],
+        [sys.executable, ROOT / "scripts" / f"{script}.py", *SMALL, "logger.wandb=disabled", "study.seeds=[0,1]"],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    if script == "study":
+        assert "random  success" in done.stdout
     bad = subprocess.run(
         [sys.executable, ROOT / "scripts" / f"{script}.py", "no.such=key"], capture_output=True, text=True, timeout=300
     )

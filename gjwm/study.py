@@ -1,0 +1,77 @@
+"""One recipe over several seeds: the headline figures of each run's report, their median and their spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Report = Mapping[str, Any]
+
+# What a table of runs shows: title -> figure of an evaluation.json.
+FIGURES: dict[str, Callable[[Report], float]] = {
+    "train s": lambda r: r["training"]["seconds"],
+    "success": lambda r: r["planning"]["success_rate"],
+    "random": lambda r: r["planning"]["random"]["success_rate"],
+    "hold": lambda r: r["planning"]["hold"]["success_rate"],
+    "oracle": lambda r: r["planning"]["oracle"]["success_rate"],
+    "ms per step": lambda r: 1e3 * r["planning"]["seconds_per_step"],
+    "R2 at last step": lambda r: r["prediction"]["r2_by_horizon"][-1],
+    "copy-last R2": lambda r: r["prediction"]["copy_last_r2_by_horizon"][-1],
+    "skill nats/dim": lambda r: r["prediction"]["skill_nats_per_dim"],
+    "rank accuracy": lambda r: r["prediction"]["rank_accuracy"],
+    "linear R2": lambda r: r["probe"]["linear_r2"],
+    "kNN R2": lambda r: r["probe"]["knn_r2"],
+    "MLP R2": lambda r: r["probe"]["mlp_r2"],
+    "effective rank": lambda r: r["gaussianity"]["effective_rank"],
+    "effective rank, ideal": lambda r: r["gaussianity"]["effective_rank_ideal"],
+    "Epps-Pulley": lambda r: r["gaussianity"]["epps_pulley"],
+    "Epps-Pulley, ideal": lambda r: r["gaussianity"]["epps_pulley_null"],
+    "coverage 90%": lambda r: r["calibration"]["coverage_90"],
+}
+
+
+def aggregate(reports: Mapping[int, Report]) -> dict[str, dict[str, Any]]:
+    """{seed: report} -> {figure: {"values": one per seed, "median", "mean", "min", "max"}}.
+
+    A figure that a report lacks (an oracle that was not asked for, say) is None there, and left out of the summary.
+
+    Raises:
+        ValueError: when there is no report.
+    """
+    if not reports:
+        raise ValueError("a study needs at least one evaluated seed, got none.")
+    rows = {}
+    for title, figure in FIGURES.items():
+        values = [_or_none(figure, report) for report in reports.values()]
+        known = [value for value in values if value is not None]
+        if known:
+            rows[title] = {
+                "values": values,
+                "median": statistics.median(known),
+                "mean": statistics.fmean(known),
+                "min": min(known),
+                "max": max(known),
+            }
+    return rows
+
+
+def _or_none(figure: Callable[[Report], float], report: Report) -> float | None:
+    try:
+        return float(figure(report))
+    except KeyError:
+        return None
+
+
+def pooled_success(reports: Mapping[int, Report], policy: str | None = None) -> tuple[int, int]:
+    """(successes, attempts) over all seeds, of the model (None) or of "random", "hold" or "oracle"."""
+    rows = [r["planning"] if policy is None else r["planning"][policy] for r in reports.values()]
+    return sum(round(row["success_rate"] * row["episodes"]) for row in rows), sum(row["episodes"] for row in rows)
+
+
+def rows_for_table(figures: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """`aggregate`'s figures as rows: figure, median, then one column per seed."""
+    return [
+        {"figure": title, "median": row["median"], **{f"seed {s}": v for s, v in zip(seeds, row["values"])}}
+        for title, row in figures.items()
+    ]
