@@ -2,9 +2,9 @@
 
     gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels")
 
-Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`); "gjwm/two-room-v0" is a
-torch-native world (`gjwm.envs.two_room`), also through gymnasium.make_vec. Nothing heavy is imported until an environment is
-made.
+Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`). "gjwm/two-room-v0" and
+"gjwm/two-room-slippery-v0", which adds a shortcut over ice, are torch-native worlds (`gjwm.envs.two_room`), also through
+gymnasium.make_vec. Nothing heavy is imported until an environment is made.
 """
 
 if __name__ != "gjwm.envs":
@@ -28,6 +28,15 @@ gymnasium.register(
     "gjwm/two-room-v0",
     entry_point="gjwm.envs.two_room:TwoRoomEnv",
     vector_entry_point="gjwm.envs.two_room:TwoRoomVectorEnv",
+    order_enforce=False,
+    disable_env_checker=True,
+)
+
+gymnasium.register(
+    "gjwm/two-room-slippery-v0",
+    entry_point="gjwm.envs.two_room:TwoRoomEnv",
+    vector_entry_point="gjwm.envs.two_room:TwoRoomVectorEnv",
+    kwargs={"door": 0.8, "shortcut": 0.35, "goal": "other-room"},
     order_enforce=False,
     disable_env_checker=True,
 )

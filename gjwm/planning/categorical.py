@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
-from gjwm.planning.search import Clock, Judge, Plan, Score, check_warm_start, softened
+from gjwm.planning.search import Clock, Judge, Plan, Score, check_warm_start
 
 
 class CategoricalCEM:
@@ -85,7 +85,7 @@ class CategoricalCEM:
             candidates[:, : kept.shape[1]] = kept
             order = judge(candidates).topk(self.elites, dim=1, largest=False)
             elite = candidates.gather(1, order.indices[..., None, None].expand(-1, -1, horizon, action_dim))
-            weights = softened(order.values)
+            weights = order.values.isfinite().to(mean.dtype)
             frequency = ((weights / weights.sum(1, keepdim=True))[..., None, None] * elite).sum(1)
             p = self._smoothed(self.momentum * p + (1 - self.momentum) * frequency, groups)
             offered, cost = elite[:, :1], order.values[:, 0]

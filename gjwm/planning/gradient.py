@@ -76,7 +76,7 @@ class HybridPlanner(BoxPlanner):
     """CEM for a few rounds, then its best elites refined by Adam: sampling finds the valley, the gradient its bottom.
 
     Args:
-        samples, iterations, elites, noise_beta, init_std: of the sampling, see `CEM`.
+        samples, iterations, elites, noise_beta, init_std, covariance: of the sampling, see `CEM`.
         refined: elites that the gradient improves.
         gradient_steps: Adam steps on each.
         lr: see `GradientPlanner`.
@@ -96,6 +96,7 @@ class HybridPlanner(BoxPlanner):
         refined: int = 8,
         gradient_steps: int = 8,
         lr: float = 0.1,
+        covariance: str = "full",
         **box: Any,
     ):
         super().__init__(**box)

@@ -9,18 +9,27 @@ from torch import Generator, Tensor
 
 
 @lru_cache(maxsize=32)
-def _coloured_factor(horizon: int, beta: float) -> Tensor:
-    """Lower-triangular L (H, H) such that L @ white has power spectrum 1/f^beta along time and unit variance.
+def coloured_covariance(horizon: int, beta: float) -> Tensor:
+    """Covariance (H, H) along time of `coloured_noise`: unit variance, power spectrum 1/f^beta.
 
     The process is taken with period 2H and cut, otherwise the first and the last action would be neighbours.
     """
     with torch.inference_mode(False):  # it is cached: a later call may need it for gradients
+        if beta == 0:
+            return torch.eye(horizon)
         period = 2 * horizon
         frequency = torch.fft.rfftfreq(period, dtype=torch.float64).clamp(min=1 / period)
         autocovariance = torch.fft.irfft(frequency**-beta, n=period)[:horizon]
         lags = (torch.arange(horizon)[:, None] - torch.arange(horizon)[None]).abs()
-        covariance = (autocovariance / autocovariance[0])[lags]
-        return torch.linalg.cholesky(covariance + 1e-9 * torch.eye(horizon, dtype=torch.float64)).float()
+        return (autocovariance / autocovariance[0])[lags].float()
+
+
+@lru_cache(maxsize=32)
+def _coloured_factor(horizon: int, beta: float) -> Tensor:
+    """Lower-triangular L (H, H) such that L @ white is coloured noise."""
+    with torch.inference_mode(False):
+        covariance = coloured_covariance(horizon, beta).double()
+        return torch.linalg.cholesky(covariance + 1e-6 * torch.eye(horizon, dtype=torch.float64)).float()
 
 
 def coloured_noise(

@@ -108,11 +108,6 @@ class Judge:
         return cost
 
 
-def softened(cost: Tensor) -> Tensor:
-    """Weights (B, K) that are 1 where a cost is finite and 0 where a candidate was dropped."""
-    return cost.isfinite().to(cost.dtype)
-
-
 class BoxPlanner:
     """Base of planners over bounded, continuous actions.
 

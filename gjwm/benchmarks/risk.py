@@ -1,0 +1,114 @@
+"""Risk-aware planning where it matters: success in two-room with a near bridge over ice and a far, safe door.
+
+Hurry is the task (the cost is the mean squared distance to the goal over the horizon), so the bridge is tempting: most who
+take it arrive sooner, some fall into the water and stay there. *simulator* plans on the true stochastic simulator's outcomes,
+so that nothing but the treatment of risk differs between rows; *learned* plans on particles of a GaussianDynamics trained on
+state vectors. All rows of a model share starts, goals, planner, particles and seeds; kappa = 0 is the mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gjwm.behaviours import behaviour_from_weights
+from gjwm.collect import collect_episodes, make_env
+from gjwm.costs import CVaRCost, GoalCost, RiskCost
+from gjwm.dynamics import GaussianDynamics
+from gjwm.encoders import MLPEncoder
+from gjwm.evaluate import (
+    CostOfGoals,
+    attempt_goals,
+    copies,
+    goal_pairs_from_resets,
+    model_policy,
+    oracle_policy,
+    planning_report,
+)
+from gjwm.objectives import JointEmbeddingObjective, SIGReg
+from gjwm.planning import CEM
+from gjwm.replay import ReplayBuffer
+from gjwm.train import train
+from gjwm.world_model import WorldModel
+
+ENV_ID, ENV = "gjwm/two-room-slippery-v0", dict(obs="state", terminate_on_goal=False)
+STEPS, HORIZON, REPLAN, PARTICLES = 60, 40, 3, 8
+
+
+def hurry(goal: torch.Tensor) -> GoalCost:
+    """Mean squared distance over the horizon: every step away from the goal costs."""
+    return GoalCost(goal, nearest=0.0, mean=1.0)
+
+
+# What is done about risk -> the cost of goals, and whether outcomes are simulated at all.
+TREATMENTS: dict[str, tuple[CostOfGoals, bool]] = {
+    "no noise imagined": (hurry, False),
+    "mean": (hurry, True),
+    "mean + 0 std": (lambda goal: RiskCost(hurry(goal), kappa=0.0), True),
+    "mean + 1 std": (lambda goal: RiskCost(hurry(goal), kappa=1.0), True),
+    "mean + 2 std": (lambda goal: RiskCost(hurry(goal), kappa=2.0), True),
+    "CVaR, worst quarter": (lambda goal: CVaRCost(hurry(goal), alpha=0.25), True),
+}
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """Rows: model, risk, success, low, high (95%), episodes, drowned, ms_per_step."""
+    count = 4 if quick else 200
+    env = make_env(ENV_ID, **ENV)
+    pairs = goal_pairs_from_resets(env, count=count, seed=10_000_000)
+    envs = copies(env, count)
+    planner = CEM(samples=16 if quick else 128, iterations=2 if quick else 4, elites=8 if quick else 16, repeat=2)
+    model = _train(quick)
+    rows = []
+    for kind in ("simulator", "learned"):
+        for name, (cost, uncertain) in TREATMENTS.items():
+            options = dict(
+                horizon=HORIZON,
+                replan_every=REPLAN,
+                generator=torch.Generator().manual_seed(0),
+                cost=cost,
+                particles=PARTICLES if uncertain else None,
+            )
+            if kind == "simulator":
+                policy = oracle_policy(envs[0], planner, pairs, **options)
+            else:
+                policy = model_policy(model, planner, pairs, **options)
+            episodes = attempt_goals(envs, pairs, policy, steps=6 if quick else STEPS)
+            report = planning_report(episodes, env.unwrapped.success_radius)
+            rows.append(
+                {
+                    "model": kind,
+                    "risk": name,
+                    "success": report["success_rate"],
+                    "low": report["ci95"][0],
+                    "high": report["ci95"][1],
+                    "episodes": report["episodes"],
+                    "drowned": sum(bool(e.unwrapped.sunk) for e in envs) / count,
+                    "ms_per_step": 1e3 * report["seconds_per_step"],
+                }
+            )
+    return rows
+
+
+def _train(quick: bool) -> WorldModel:
+    """A world model of the slippery world on state vectors, from hurried and from aimless episodes."""
+    behaviour = behaviour_from_weights({"scripted": 0.6, "coloured": 0.4})
+    count = 8 if quick else 2000
+    episodes = list(collect_episodes(ENV_ID, ENV, behaviour, episodes=count, length=60, seed=0, workers=0))
+    env = make_env(ENV_ID, **ENV)
+    buffer = ReplayBuffer(61 * count, env.observation_space, env.action_space)
+    for episode in episodes:
+        buffer.add_episode(*episode[:5])
+    torch.manual_seed(0)
+    model = WorldModel(MLPEncoder(env.observation_space.shape, 12), GaussianDynamics(12, 2))
+    train(
+        model,
+        JointEmbeddingObjective(SIGReg()),
+        buffer,
+        steps=20 if quick else 4000,
+        batch=128,
+        episodes=None if quick else 16,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return model
