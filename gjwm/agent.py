@@ -118,8 +118,8 @@ class MPCAgent:
         policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts compete in each plan.
         policy_plans: rollouts of the policy; more than one only helps a policy that draws its actions.
         reuse: see `RecedingHorizon`.
-        chunk: rollouts evaluated at a time. On a CPU batches that fit the cache are faster than one large one.
-        compile: compile rollout and cost with torch.compile (CUDA graphs on a GPU). The first plan of each shape then takes
+        chunk: rollouts made and judged at a time. On a CPU batches that fit the cache are faster than one large one.
+        compile: compile the rollout with torch.compile (CUDA graphs on a GPU). The first plan of each shape then takes
             tens of seconds.
     """
 
@@ -213,17 +213,11 @@ class MPCAgent:
         return self._rollout(z0, a) if noise is None else particle_rollout(self.model, z0, a, noise)
 
     def _score(self, z0: Tensor, a: Tensor, noise: Tensor | None) -> Tensor:
-        """a (B, N, H, A) -> cost (B, N). Latents are made for a few envs or candidates at a time."""
-        rows = self.chunk // (self.particles or 1)  # candidates at a time
-        if a.shape[0] * a.shape[1] <= rows:
-            return self.cost(self.imagine(z0, a, noise), a)
-        envs = rows // a.shape[1]
-        if envs:
-            parts = zip(z0.split(envs), a.split(envs), [None] * len(a) if noise is None else noise.split(envs))
-            z = torch.cat([self.imagine(*part) for part in parts])
-        else:  # one env's candidates are too many
-            z = torch.cat([self.imagine(z0, part, noise) for part in a.split(max(1, rows // a.shape[0]), 1)], 1)
-        return self.cost(z, a)
+        """a (B, N, H, A) -> cost (B, N), a few candidates of all envs at a time."""
+        candidates = max(1, self.chunk // (a.shape[0] * (self.particles or 1)))
+        parts = a.split(candidates, 1)
+        costs = [self.cost(self.imagine(z0, part, noise), part) for part in parts]
+        return costs[0] if len(costs) == 1 else torch.cat(costs, 1)
 
     def _policy_rollouts(self, z0: Tensor) -> Tensor:
         """What the policy would do from z0 (B, D) -> (B, P, H, A)."""
