@@ -115,6 +115,8 @@ class MPCAgent:
         generator: randomness of the planner and of the particles.
         particles: None plans on the mean rollout; P on P samples of it, with the same noise for all candidates of a plan
             (common random numbers), so that plans are ranked by what they do and not by their luck.
+        rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged when particles is None, such as an
+            ensemble's members side by side; None: the model's mean rollout.
         policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts compete in each plan.
         policy_plans: rollouts of the policy; more than one only helps a policy that draws its actions.
         reuse: see `RecedingHorizon`.
@@ -133,6 +135,7 @@ class MPCAgent:
         replan_every: int = 1,
         generator: Generator | None = None,
         particles: int | None = None,
+        rollout: Callable[[Tensor, Tensor], Tensor] | None = None,
         policy: Callable[[Tensor], Tensor] | None = None,
         policy_plans: int = 1,
         reuse: float = 0.0,
@@ -152,10 +155,10 @@ class MPCAgent:
             generator=generator,
             reuse=reuse,
         )
-        self._rollout = model.rollout
+        self._rollout = model.rollout if rollout is None else rollout
         if compile:
             mode = "reduce-overhead" if model.device.type == "cuda" else None
-            self._rollout = torch.compile(model.rollout, mode=mode, dynamic=False)
+            self._rollout = torch.compile(self._rollout, mode=mode, dynamic=False)
         self._imagined: tuple[Tensor, Tensor | None] | None = None  # start and particle noise of the last plan
 
     @property
@@ -209,7 +212,7 @@ class MPCAgent:
         return {name: value[:, 0] for name, value in terms.items()}
 
     def imagine(self, z0: Tensor, a: Tensor, noise: Tensor | None = None) -> Tensor:
-        """z0 (B, D), a (B, N, H, A) -> (B, N, H+1, D), or with noise (B, 1, P, H, D) -> (B, N, P, H+1, D)."""
+        """z0 (B, D), a (B, N, H, A) -> what `rollout` gives, or with noise (B, 1, P, H, D) particles (B, N, P, H+1, D)."""
         return self._rollout(z0, a) if noise is None else particle_rollout(self.model, z0, a, noise)
 
     def _score(self, z0: Tensor, a: Tensor, noise: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gjwm.agent import MPCAgent, RecedingHorizon, particle_rollout
-from gjwm.costs import ExpectedGoalCost, GoalCost, RiskCost, SmoothnessCost, SumCost
+from gjwm.costs import DisagreementCost, ExpectedGoalCost, GoalCost, RiskCost, SmoothnessCost, SumCost
 from gjwm.dynamics import GaussianDynamics
 from gjwm.encoders import MLPEncoder
 from gjwm.planning import CEM, ICEM, GradientPlanner, HybridPlanner, Plan
@@ -165,6 +165,20 @@ def test_without_a_price_on_risk_the_plan_is_that_of_the_mean_cost():
         plans.append(agent.plan.mean)
     torch.testing.assert_close(plans[0], plans[1], atol=1e-5, rtol=0)
     assert not torch.allclose(plans[0], plans[2], atol=1e-2)
+
+
+def test_an_ensemble_can_be_judged_by_its_disagreement():
+    """Two members agree where the first action is negative: that is where the plan goes."""
+    members = [model(), model()]
+
+    def rollout(z0, a):
+        paths = torch.stack([m.rollout(z0, a) for m in members], 2)
+        paths[:, :, 1, 1:] += a[..., :1].clamp(min=0)
+        return paths
+
+    agent = MPCAgent(members[0], CEM(), DisagreementCost(), horizon=3, rollout=rollout, generator=g())
+    agent.act(torch.randn(2, 3, generator=g()))
+    assert agent.plan.mean[..., 0].max() <= 1e-3 and agent.plan.cost.max() < 1e-6
 
 
 def test_a_plan_is_explained_by_the_terms_of_its_cost():
