@@ -282,8 +282,8 @@ def equal_budget_rows(quick: bool) -> list[Row]:
         "plain MPPI (pytorch_mppi)": PlainMPPI(**budget),
         "plain MPPI (stable-worldmodel)": PlainMPPI(elites=30, **budget),
         "CEM": CEM(**budget),
-        "ICEM": ICEM(decay=1.0, **budget),
-        "MPPI": MPPI(**budget),
+        "ICEM": ICEM(decay=1.0, elites=30, **budget),
+        "MPPI": MPPI(elites=60, **budget),
     }
     with torch.no_grad():
         z0 = torch.randn(problems, 64, generator=generator)
@@ -373,12 +373,12 @@ def quick_planners() -> dict[str, Planner]:
     return {
         "plain CEM": PlainCEM(),
         "plain iCEM": PlainICEM(),
-        "CEM": CEM(samples=256, iterations=16),
-        "ICEM": ICEM(samples=256, iterations=16, decay=1.1),
-        "MPPI": MPPI(samples=256, iterations=16),
+        "CEM": CEM(iterations=16),
+        "ICEM": ICEM(iterations=24, decay=1.05),
+        "MPPI": MPPI(iterations=24),
         "RandomShooting": RandomShooting(samples=4096),
-        "GradientPlanner": GradientPlanner(iterations=60),
-        "HybridPlanner": HybridPlanner(gradient_steps=60),
+        "GradientPlanner": GradientPlanner(iterations=40),
+        "HybridPlanner": HybridPlanner(gradient_steps=40),
     }
 
 
