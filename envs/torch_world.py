@@ -14,8 +14,8 @@ at the centre of a dot, kept `AGENT_RADIUS` away from border, wall and door post
 walls grow by a square, not by a disc: corners stay sharp and collision stays exact in closed form).
 
 Shortcut. A world may have a second, wide opening around y = shortcut: a frozen bridge with water on both sides. On the
-ice, which reaches a little into both rooms, every step slips by Gaussian noise on top of the action; an agent whose
-centre leaves the bridge inside the opening lies in the water and moves no more. Where it is says all: nothing is hidden.
+ice every step slips by Gaussian noise on top of the action; an agent whose centre leaves the bridge inside the opening
+lies in the water and moves no more. Where it is says all: nothing is hidden.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ DOOR_CLEARANCE = DOOR_HALF_WIDTH - AGENT_RADIUS  # half width of the doorway
 
 BRIDGE_HALF_WIDTH = 0.04  # for the agent's centre, around y = shortcut
 SHORTCUT_HALF_WIDTH = 0.12  # of the whole opening, for the agent's centre: between bridge and posts is water
-ICE_REACH = WALL_REACH + 0.04  # the ice ends this far from wall_x, along x
 SLIP = 0.02  # world units, standard deviation per step and axis on the ice
 
 WALL_RANGE = (0.35, 0.65)  # of wall_x when it is drawn per episode
@@ -105,7 +104,7 @@ def is_sunk(x: Tensor, y: Tensor, wall_x: Tensor, shortcut: float) -> Tensor:
 def _slide(x: Tensor, y: Tensor, dx: Tensor, dy: Tensor, wall_x: Tensor, shortcut: float, slip: Tensor | None):
     """The step (dx, dy) as the ice and the water change it. slip: displacement on ice (2, ...), None for none."""
     if slip is not None:
-        on_ice = ((x - wall_x).abs() < ICE_REACH) & _at_shortcut(y, shortcut)
+        on_ice = (x > wall_x - WALL_REACH) & (x < wall_x + WALL_REACH) & _at_shortcut(y, shortcut)
         dx, dy = dx + on_ice * slip[0], dy + on_ice * slip[1]
     moves = ~is_sunk(x, y, wall_x, shortcut)
     return moves * dx, moves * dy
@@ -348,7 +347,7 @@ def background(wall_x: Tensor, door_y: Tensor, size: int, shortcut: float | None
         half = SHORTCUT_HALF_WIDTH + AGENT_RADIUS
         water = share(shortcut - half, shortcut + half)[:, None] * across[..., None, :]
         bridge = share(shortcut - BRIDGE_HALF_WIDTH, shortcut + BRIDGE_HALF_WIDTH)[:, None]
-        ice = bridge * share(wall_x - ICE_REACH, wall_x + ICE_REACH)[..., None, :]
+        ice = bridge * share(wall_x - WALL_REACH, wall_x + WALL_REACH)[..., None, :]
         for layer, colour in ((water, WATER_COLOUR), (ice, ICE_COLOUR)):
             ink = _colour(colour, pixel.device)[:, None, None]
             picture = picture + layer[..., None, :, :] * (ink - picture)

@@ -67,9 +67,9 @@ class TwoRoomEnv(gym.Env):
     from anything solid. Wall thickness 0.04, door 0.16 wide (0.09 for the centre), border 0.03.
 
     With `shortcut=y` the wall has a second opening around y, 0.24 wide for the centre: a frozen bridge, 0.08 wide, with
-    water on both sides. On the ice, which reaches 0.04 into both rooms, each step is displaced by Gaussian noise of
-    standard deviation `slip` per axis. An agent whose centre leaves the bridge inside the opening is in the water and
-    moves no more. `gjwm/two-room-slippery-v0` has the bridge at 0.35 and the safe door far off at 0.8.
+    water on both sides. Each step from the bridge is displaced by Gaussian noise of standard deviation `slip` per axis. An
+    agent whose centre leaves the bridge inside the opening is in the water and moves no more.
+    `gjwm/two-room-slippery-v0` has the bridge at 0.35 and the safe door far off at 0.8.
 
     ## Observation space
 

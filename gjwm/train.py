@@ -62,7 +62,8 @@ def train(
     model.train()
     since, frames = time.perf_counter(), 0
     for step in range(1, steps + 1):
-        windows = buffer.sample(batch, length, generator=generator, episodes=episodes).to(device)
+        few = {} if episodes is None else {"episodes": episodes}
+        windows = buffer.sample(batch, length, generator=generator, **few).to(device)
         if episodes is not None:
             windows = replace(windows, episode=torch.arange(batch, device=device))
         losses = model.loss(windows, objective, generator=generator)
