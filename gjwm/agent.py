@@ -113,8 +113,9 @@ class MPCAgent:
         horizon: H, actions per plan.
         replan_every: actions executed before planning again.
         generator: randomness of the planner and of the particles.
-        particles: None plans on the mean rollout; P on P samples of it, with the same noise for all candidates of a plan
-            (common random numbers), so that plans are ranked by what they do and not by their luck.
+        particles: None plans on the mean rollout; P on P samples of it, with the same noise for all candidates of a round
+            (common random numbers), so that plans are ranked by what they do and not by their luck. Each round draws afresh, or
+            the search would fit its plan to those few draws; planners that differentiate keep them.
         rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged when particles is None, such as an
             ensemble's members side by side; None: the model's mean rollout.
         policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts compete in each plan.
@@ -184,16 +185,18 @@ class MPCAgent:
             z0 = self.model.encode(o.clone().to(device))
             if not z0.isfinite().all():
                 raise ValueError("the encoder returned NaN or infinity for these observations; the model has diverged.")
-            noise = None
-            if self.particles is not None:
-                shape = (envs, 1, self.particles, self.controller.horizon, z0.shape[-1])
-                noise = torch.randn(shape, generator=self.controller.generator, device=device)
-            self._imagined = z0, noise
+            shape = (envs, 1, self.particles or 0, self.controller.horizon, z0.shape[-1])
+            keep = getattr(self.controller.planner, "differentiates", False)
+            self._imagined = z0, None
+
+            def score(a: Tensor) -> Tensor:
+                if self.particles is not None and (self._imagined[1] is None or not keep):
+                    noise = torch.randn(shape, generator=self.controller.generator, device=device)
+                    self._imagined = z0, noise
+                return self._score(z0, a, self._imagined[1])
+
             return self.controller.act(
-                lambda a: self._score(z0, a, noise),
-                envs,
-                device,
-                None if self.policy is None else lambda: self._policy_rollouts(z0),
+                score, envs, device, None if self.policy is None else lambda: self._policy_rollouts(z0)
             )
 
     def explain(self) -> dict[str, Tensor]:

@@ -283,7 +283,7 @@ def oracle_policy(
     A simulator has no gradient: a planner that needs one is replaced by `CEM`.
 
     Args:
-        particles: outcomes simulated of each plan, in worlds whose `simulate` draws them; the same luck for all plans.
+        particles: outcomes simulated of each plan, in worlds whose `simulate` draws them; see `MPCAgent`.
     """
     if getattr(planner, "differentiates", False):
         planner = CEM()
@@ -297,14 +297,8 @@ def oracle_policy(
     )
 
     def act(observation: np.ndarray, states: np.ndarray) -> np.ndarray:
-        luck = None
-        if particles is not None and controller.needs_plan:
-            luck = int(torch.randint(2**31, (), generator=generator))
-
         def score(a: Tensor) -> Tensor:
-            outcomes = {}
-            if luck is not None:
-                outcomes = dict(particles=particles, generator=torch.Generator().manual_seed(luck))
+            outcomes = {} if particles is None else dict(particles=particles, generator=generator)
             return of_goal(torch.as_tensor(env.unwrapped.simulate(states, a.numpy(), **outcomes)), a)
 
         return controller.act(score, len(states)).numpy()
