@@ -149,7 +149,7 @@ def optimum_rows(quick: bool) -> list[Row]:
                     problem.name,
                     name,
                     rollouts=plans[0].evaluations,
-                    cost_ratio=max(map(problem.ratio, plans)),
+                    excess_percent=100 * (max(map(problem.ratio, plans)) - 1),
                     ms=1e3 * (time.perf_counter() - since) / len(plans),
                 )
             )
@@ -162,18 +162,18 @@ def row(
     planner: str,
     *,
     rollouts: float | None = None,
-    cost_ratio: float | None = None,
+    excess_percent: float | None = None,
     ms: float | None = None,
     time_ratio: float | None = None,
     reached: float | None = None,
 ) -> Row:
-    """One line. cost_ratio: over the optimum, or over plain CEM; time_ratio: over bare rollouts, or over plain CEM."""
+    """One line. excess_percent: of cost over the optimum, or over plain CEM; time_ratio: to bare rollouts, or to plain CEM."""
     return {
         "part": part,
         "case": case,
         "planner": planner,
         "rollouts": rollouts,
-        "cost_ratio": cost_ratio,
+        "excess_percent": excess_percent,
         "ms": ms,
         "time_ratio": time_ratio,
         "reached": reached,
@@ -321,7 +321,7 @@ def equal_budget_rows(quick: bool) -> list[Row]:
             case,
             name,
             rollouts=samples * iterations,
-            cost_ratio=float(np.mean(cost[name]) / reference) if name in cost else None,
+            excess_percent=100 * (float(np.mean(cost[name]) / reference) - 1) if name in cost else None,
             ms=1e3 * median(t),
             time_ratio=median(t) / floor,
         )
@@ -469,7 +469,7 @@ def _train_on_states(env_id: str, kwargs: dict[str, Any], behaviour: Any, quick:
 
 
 def run(*, quick: bool = False) -> list[Row]:
-    """Rows: part, case, planner, rollouts, cost_ratio, ms, time_ratio, reached; see the module."""
+    """Rows: part, case, planner, rollouts, excess_percent, ms, time_ratio, reached; see the module."""
     rows = optimum_rows(quick) + equal_budget_rows(quick)
     for trained in trained_models(quick):
         rows += time_to_target_rows(trained, problems=4 if quick else 100)
