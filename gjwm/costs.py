@@ -54,6 +54,27 @@ class GoalCost:
         return (z - goal).square().mean(-1)
 
 
+class SaturatingGoalCost(GoalCost):
+    """`GoalCost` with d = 1 - exp(-|z - goal|^2 / (2 width^2)), PILCO's cost (Deisenroth & Rasmussen, 2011): there or not there.
+
+    Beyond a few widths all misses are alike, so an outcome that ends stuck near the goal is as bad as one that never left. Far
+    from the goal it leads nowhere: add a `GoalCost` to guide the search.
+
+    Args:
+        width: distance at which the cost is 0.39, in the units of z.
+        **weights: nearest, mean, final of `GoalCost`.
+    """
+
+    def __init__(self, goal: Tensor, *, width: float, **weights: float):
+        super().__init__(goal, **weights)
+        if not width > 0:
+            raise ValueError(f"SaturatingGoalCost expects width > 0, got {width}.")
+        self.width = width
+
+    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
+        return 1 - torch.exp(-0.5 * (z - goal).square().sum(-1) / self.width**2)
+
+
 class CosineGoalCost(GoalCost):
     """`GoalCost` with d = 1 - cos(z, goal): direction only, for encoders whose norm carries nothing."""
 

@@ -15,6 +15,7 @@ from gjwm.costs import (
     MahalanobisGoalCost,
     RewardCost,
     RiskCost,
+    SaturatingGoalCost,
     ShellCost,
     SmoothnessCost,
     SumCost,
@@ -39,6 +40,15 @@ def test_the_final_distance_can_count_too():
     z = torch.tensor([[[[9.0], [1.0], [3.0]]]])
     cost = GoalCost(torch.tensor([[1.0]]), nearest=0.0, mean=0.0, final=2.0)
     assert cost(z, torch.zeros(1, 1, 2, 1)).item() == 8.0
+
+
+def test_far_misses_are_alike_to_the_saturating_cost():
+    a, goal = torch.zeros(1, 1, 1, 1), torch.zeros(1, 2)
+    cost = SaturatingGoalCost(goal, width=0.5, nearest=1.0, mean=0.0)
+    at = [cost(torch.full((1, 1, 2, 2), x / math.sqrt(2)), a).item() for x in (0.0, 0.5, 5.0, 50.0)]
+    assert at == pytest.approx([0, 1 - math.exp(-0.5), 1, 1], abs=1e-6)
+    with pytest.raises(ValueError, match="width"):
+        SaturatingGoalCost(goal, width=0.0)
 
 
 def test_direction_is_all_that_the_cosine_sees():
