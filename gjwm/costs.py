@@ -55,7 +55,7 @@ class GoalCost:
 
 
 class SaturatingGoalCost(GoalCost):
-    """`GoalCost` with d = 1 - exp(-|z - goal|^2 / (2 width^2)), PILCO's cost (Deisenroth & Rasmussen, 2011): there or not there.
+    """`GoalCost` with d = 1 - exp(-|z - goal|^2 / (2 width^2)), as in PILCO (Deisenroth & Rasmussen, 2011): there or not.
 
     Beyond a few widths all misses are alike, so an outcome that ends stuck near the goal is as bad as one that never left. Far
     from the goal it leads nowhere: add a `GoalCost` to guide the search.
