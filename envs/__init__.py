@@ -2,10 +2,10 @@
 
     gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels")
 
-Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`); "gjwm/two-room-v0" is a
-torch-native world (`gjwm.envs.two_room`), also through gymnasium.make_vec; "gjwm/fork-v0" (`gjwm.envs.fork`) is a road whose
-branch nobody chooses. Nothing heavy is imported until an environment is
-made.
+Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`). "gjwm/two-room-v0" and
+"gjwm/two-room-slippery-v0", which adds a shortcut over ice, are torch-native worlds (`gjwm.envs.two_room`), also through
+gymnasium.make_vec; "gjwm/fork-v0" (`gjwm.envs.fork`) is a road whose branch nobody chooses. Nothing heavy is imported until an
+environment is made.
 """
 
 if __name__ != "gjwm.envs":
@@ -36,6 +36,15 @@ gymnasium.register(
 gymnasium.register(
     "gjwm/fork-v0",
     entry_point="gjwm.envs.fork:ForkEnv",
+    order_enforce=False,
+    disable_env_checker=True,
+)
+
+gymnasium.register(
+    "gjwm/two-room-slippery-v0",
+    entry_point="gjwm.envs.two_room:TwoRoomEnv",
+    vector_entry_point="gjwm.envs.two_room:TwoRoomVectorEnv",
+    kwargs={"door": 0.8, "shortcut": 0.35, "goal": "other-room"},
     order_enforce=False,
     disable_env_checker=True,
 )

@@ -12,6 +12,10 @@ Layout. A border of `BORDER` runs around the square. A vertical wall of thicknes
 x = wall_x; a door, a gap of half width `DOOR_HALF_WIDTH` around y = door_y, joins the two rooms. The agent is a point
 at the centre of a dot, kept `AGENT_RADIUS` away from border, wall and door posts, measured along x and along y (the
 walls grow by a square, not by a disc: corners stay sharp and collision stays exact in closed form).
+
+Shortcut. A world may have a second, wide opening around y = shortcut: a frozen bridge with water on both sides. On the
+ice every step slips by Gaussian noise on top of the action; an agent whose centre leaves the bridge inside the opening
+lies in the water and moves no more. Where it is says all: nothing is hidden.
 """
 
 from __future__ import annotations
@@ -34,6 +38,10 @@ LOW, HIGH = BORDER + AGENT_RADIUS, 1.0 - BORDER - AGENT_RADIUS
 WALL_REACH = WALL_THICKNESS / 2 + AGENT_RADIUS  # half width of the slab around wall_x that only the doorway crosses
 DOOR_CLEARANCE = DOOR_HALF_WIDTH - AGENT_RADIUS  # half width of the doorway
 
+BRIDGE_HALF_WIDTH = 0.04  # for the agent's centre, around y = shortcut
+SHORTCUT_HALF_WIDTH = 0.12  # of the whole opening, for the agent's centre: between bridge and posts is water
+SLIP = 0.025  # world units, standard deviation per step and axis on the ice
+
 WALL_RANGE = (0.35, 0.65)  # of wall_x when it is drawn per episode
 DOOR_RANGE = (0.2, 0.8)  # of door_y when it is drawn per episode
 
@@ -45,6 +53,8 @@ FLOOR_COLOUR = (236, 236, 228)
 WALL_COLOUR = (44, 52, 70)
 AGENT_COLOUR = (222, 44, 40)
 GOAL_COLOUR = (38, 150, 84)
+WATER_COLOUR = (70, 120, 190)
+ICE_COLOUR = (190, 220, 240)
 
 GOAL_CANDIDATES = 8  # per episode; see draw_episode
 EPISODE_DRAWS = 4 + 2 * GOAL_CANDIDATES  # uniform numbers that one episode consumes
@@ -63,16 +73,53 @@ def doorway(wall_x: Tensor, door_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
     return wall_x - WALL_REACH, wall_x + WALL_REACH, door_y - DOOR_CLEARANCE, door_y + DOOR_CLEARANCE
 
 
-def is_free(position: Tensor, wall_x: Tensor, door_y: Tensor) -> Tensor:
+def is_free(position: Tensor, wall_x: Tensor, door_y: Tensor, shortcut: float | None = None) -> Tensor:
     """Whether the agent may stand at `position (..., 2)` in the layout `wall_x (...)`, `door_y (...)` -> bool (...)."""
     x, y = position.unbind(-1)
     left, right, top, bottom = doorway(wall_x, door_y)
     inside = (x >= LOW) & (x <= HIGH) & (y >= LOW) & (y <= HIGH)
-    return inside & ((x <= left) | (x >= right) | ((y >= top) & (y <= bottom)))
+    opening = (y >= top) & (y <= bottom)
+    if shortcut is not None:
+        opening |= _at_shortcut(y, shortcut)
+    return inside & ((x <= left) | (x >= right) | opening)
+
+
+def _posts(shortcut: float) -> tuple[float, float]:
+    """Where the shortcut's opening begins and ends along y, for the agent's centre: one pair of numbers for all checks."""
+    return float(np.float32(shortcut - SHORTCUT_HALF_WIDTH)), float(np.float32(shortcut + SHORTCUT_HALF_WIDTH))
+
+
+def _at_shortcut(y: Tensor, shortcut: float) -> Tensor:
+    top, bottom = _posts(shortcut)
+    return (y >= top) & (y <= bottom)
+
+
+def is_sunk(x: Tensor, y: Tensor, wall_x: Tensor, shortcut: float) -> Tensor:
+    """Whether an agent at x, y (...) lies in the water beside the bridge -> bool (...)."""
+    off_bridge = (y - shortcut).abs() > BRIDGE_HALF_WIDTH
+    inside = (x > wall_x - WALL_REACH) & (x < wall_x + WALL_REACH)  # the very numbers of `doorway`
+    return inside & off_bridge & _at_shortcut(y, shortcut)
+
+
+def _slide(x: Tensor, y: Tensor, dx: Tensor, dy: Tensor, wall_x: Tensor, shortcut: float, slip: Tensor | None):
+    """The step (dx, dy) as the ice and the water change it. slip: displacement on ice (2, ...), None for none."""
+    if slip is not None:
+        on_ice = (x > wall_x - WALL_REACH) & (x < wall_x + WALL_REACH) & _at_shortcut(y, shortcut)
+        dx, dy = dx + on_ice * slip[0], dy + on_ice * slip[1]
+    moves = ~is_sunk(x, y, wall_x, shortcut)
+    return moves * dx, moves * dy
 
 
 def _advance(
-    x: Tensor, y: Tensor, dx: Tensor, dy: Tensor, left: Tensor, right: Tensor, top: Tensor, bottom: Tensor
+    x: Tensor,
+    y: Tensor,
+    dx: Tensor,
+    dy: Tensor,
+    left: Tensor,
+    right: Tensor,
+    top: Tensor,
+    bottom: Tensor,
+    shortcut: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Move by (dx, dy) along the straight line and slide: the closed form behind `move`, on split coordinates.
 
@@ -88,6 +135,10 @@ def _advance(
     # At the wall's near face: through the door, or x is blocked and y goes on.
     enters = (start <= near) & (end > near)
     y_near = y + (near - start) / run * dy
+    if shortcut is not None:  # the opening that this step is at
+        at = torch.where(enters, y_near, y)
+        other, (first, last) = _at_shortcut(at, shortcut), _posts(shortcut)
+        top, bottom = torch.where(other, first, top), torch.where(other, last, bottom)
     fits = (y_near >= top) & (y_near <= bottom)
     end = torch.where(enters & ~fits, near, end)
 
@@ -103,7 +154,15 @@ def _advance(
     return sign * end, y_end
 
 
-def move(position: Tensor, action: Tensor, wall_x: Tensor, door_y: Tensor, speed: float = 0.04) -> Tensor:
+def move(
+    position: Tensor,
+    action: Tensor,
+    wall_x: Tensor,
+    door_y: Tensor,
+    speed: float = 0.04,
+    shortcut: float | None = None,
+    slip: Tensor | None = None,
+) -> Tensor:
     """One step of the agent: displacement `speed * action`, swept exactly against walls, door posts and border.
 
     The agent travels along the straight line. What meets it first blocks one component, which is dropped for the rest
@@ -114,16 +173,28 @@ def move(position: Tensor, action: Tensor, wall_x: Tensor, door_y: Tensor, speed
         action: (..., 2); clipped to [-1, 1].
         wall_x, door_y: (...) or anything that broadcasts against `position[..., 0]`, world units.
         speed: world units per step at |action| = 1.
+        shortcut: y of the frozen bridge, None for none.
+        slip: (..., 2) displacement that ice adds, world units; None: it adds nothing.
 
     Returns:
         (..., 2) the new agent centre, which is free again.
     """
     dx, dy = (speed * action.clamp(-1.0, 1.0)).unbind(-1)
     x, y = position.unbind(-1)
-    return torch.stack(_advance(x, y, dx, dy, *doorway(wall_x, door_y)), dim=-1)
+    if shortcut is not None:
+        dx, dy = _slide(x, y, dx, dy, wall_x, shortcut, None if slip is None else slip.movedim(-1, 0))
+    return torch.stack(_advance(x, y, dx, dy, *doorway(wall_x, door_y), shortcut), dim=-1)
 
 
-def rollout(position: Tensor, actions: Tensor, wall_x: Tensor, door_y: Tensor, speed: float = 0.04) -> Tensor:
+def rollout(
+    position: Tensor,
+    actions: Tensor,
+    wall_x: Tensor,
+    door_y: Tensor,
+    speed: float = 0.04,
+    shortcut: float | None = None,
+    slip: Tensor | None = None,
+) -> Tensor:
     """`move` applied over a horizon for many candidates: what the simulator would do under each action sequence.
 
     Args:
@@ -131,6 +202,8 @@ def rollout(position: Tensor, actions: Tensor, wall_x: Tensor, door_y: Tensor, s
         actions: (B, N, H, 2); clipped to [-1, 1].
         wall_x, door_y: (B,).
         speed: world units per step at |action| = 1.
+        shortcut: y of the frozen bridge, None for none.
+        slip: (H, 2, B, N) displacement that ice adds, world units; None: it adds nothing.
 
     Returns:
         (B, N, H+1, 2) positions, index 0 the start.
@@ -142,12 +215,24 @@ def rollout(position: Tensor, actions: Tensor, wall_x: Tensor, door_y: Tensor, s
     path = position.new_empty(horizon + 1, 2, worlds, candidates)
     path[0] = position.t()[:, :, None]
     for t in range(horizon):
-        path[t + 1, 0], path[t + 1, 1] = _advance(path[t, 0], path[t, 1], steps[t, 0], steps[t, 1], *box)
+        (x, y), (dx, dy) = path[t], steps[t]
+        if shortcut is not None:
+            dx, dy = _slide(x, y, dx, dy, wall_x[:, None], shortcut, None if slip is None else slip[t])
+        path[t + 1, 0], path[t + 1, 1] = _advance(x, y, dx, dy, *box, shortcut)
     return path.permute(2, 3, 0, 1).contiguous()
 
 
-def expert_action(position: Tensor, goal: Tensor, wall_x: Tensor, door_y: Tensor, speed: float = 0.04) -> Tensor:
+def expert_action(
+    position: Tensor,
+    goal: Tensor,
+    wall_x: Tensor,
+    door_y: Tensor,
+    speed: float = 0.04,
+    shortcut: float | None = None,
+) -> Tensor:
     """Scripted policy: to the near side of the door, through it, then straight to the goal.
+
+    With a shortcut it takes whichever opening is the shorter way: it is in a hurry and not careful.
 
     Args:
         position, goal: (..., 2), world units.
@@ -160,13 +245,20 @@ def expert_action(position: Tensor, goal: Tensor, wall_x: Tensor, door_y: Tensor
     ahead = 0.01  # world units past a face: a target on the face itself would only be reached in the limit
     x, y = position.unbind(-1)
     left, right, _, _ = doorway(wall_x, door_y)
+    clearance = torch.full_like(x, DOOR_CLEARANCE)
+    if shortcut is not None:
+        ways = [(y - at).abs() + (goal[..., 1] - at).abs() for at in (door_y, shortcut)]
+        between = (x > left) & (x < right)
+        over = torch.where(between, _at_shortcut(y, shortcut), ways[1] < ways[0])
+        door_y = torch.where(over, shortcut, door_y)
+        clearance = torch.where(over, BRIDGE_HALF_WIDTH, clearance)
     goal_is_right = goal[..., 0] > wall_x
     near = torch.where(goal_is_right, left - ahead, right + ahead)  # the waypoints before and after the door
     far = torch.where(goal_is_right, right + ahead, left - ahead)
 
     arrived = torch.where(goal_is_right, x >= right, x <= left)
     between = (x > left) & (x < right)
-    aligned = between | ((y - door_y).abs() <= DOOR_CLEARANCE / 2)
+    aligned = between | ((y - door_y).abs() <= clearance / 2)
     waypoint = torch.stack([torch.where(aligned, far, near), door_y.expand_as(x)], dim=-1)
     target = torch.where(arrived[..., None], goal, waypoint)
 
@@ -230,8 +322,8 @@ def _within(interval: tuple[float, float], u: Tensor) -> Tensor:
     return low + u * (high - low)
 
 
-def background(wall_x: Tensor, door_y: Tensor, size: int) -> Tensor:
-    """Floor, border, wall and door without the agent: uint8 (..., 3, size, size) for layouts `wall_x, door_y (...)`.
+def background(wall_x: Tensor, door_y: Tensor, size: int, shortcut: float | None = None) -> Tensor:
+    """Floor, border, wall, door and bridge without the agent: uint8 (..., 3, size, size) for layouts `wall_x, door_y (...)`.
 
     Each pixel is mixed by the share of its area that wall covers, so that layouts a fraction of a pixel apart differ.
     """
@@ -250,7 +342,16 @@ def background(wall_x: Tensor, door_y: Tensor, size: int) -> Tensor:
     border = 1.0 - inner[:, None] * inner[None, :]
     cover = torch.maximum(wall, border)[..., None, :, :]  # (..., 1, size, size)
     floor, dark = (_colour(c, pixel.device)[:, None, None] for c in (FLOOR_COLOUR, WALL_COLOUR))
-    return (floor + cover * (dark - floor) + 0.5).to(torch.uint8)
+    picture = floor + cover * (dark - floor)
+    if shortcut is not None:
+        half = SHORTCUT_HALF_WIDTH + AGENT_RADIUS
+        water = share(shortcut - half, shortcut + half)[:, None] * across[..., None, :]
+        bridge = share(shortcut - BRIDGE_HALF_WIDTH, shortcut + BRIDGE_HALF_WIDTH)[:, None]
+        ice = bridge * share(wall_x - WALL_REACH, wall_x + WALL_REACH)[..., None, :]
+        for layer, colour in ((water, WATER_COLOUR), (ice, ICE_COLOUR)):
+            ink = _colour(colour, pixel.device)[:, None, None]
+            picture = picture + layer[..., None, :, :] * (ink - picture)
+    return (picture + 0.5).to(torch.uint8)
 
 
 def _colour(rgb: tuple[int, int, int], device: torch.device) -> Tensor:
@@ -296,7 +397,9 @@ def paint(backgrounds: Tensor, position: Tensor) -> Tensor:
     return draw_dot(frames.copy_(backgrounds), position)
 
 
-def render(position: Tensor, wall_x: Tensor | float, door_y: Tensor | float, size: int = 64) -> Tensor:
+def render(
+    position: Tensor, wall_x: Tensor | float, door_y: Tensor | float, size: int = 64, shortcut: float | None = None
+) -> Tensor:
     """The picture an agent sees: walls, door and itself, not the goal.
 
     Args:
@@ -308,7 +411,7 @@ def render(position: Tensor, wall_x: Tensor | float, door_y: Tensor | float, siz
         uint8 (..., 3, size, size) on `position`'s device.
     """
     wall_x, door_y = (torch.as_tensor(edge, dtype=torch.float32, device=position.device) for edge in (wall_x, door_y))
-    return paint(background(wall_x, door_y, size), position)
+    return paint(background(wall_x, door_y, size, shortcut), position)
 
 
 Seed = int | Sequence[int | None] | None
@@ -327,6 +430,8 @@ class Worlds:
         frame_stack: pictures per observation, oldest first.
         wall, door: "fixed" (0.5), "random" (drawn per episode) or a number: wall_x and door_y, world units.
         goal: "any" or "other-room".
+        shortcut: y of the frozen bridge, world units; None for none.
+        slip: standard deviation of a step's slip on the ice, world units.
         speed: world units per step at |action| = 1.
         success_radius: world units.
         max_episode_steps: steps until truncation.
@@ -347,6 +452,8 @@ class Worlds:
         wall: str | float = "fixed",
         door: str | float = "fixed",
         goal: str = "any",
+        shortcut: float | None = None,
+        slip: float = SLIP,
         speed: float = 0.04,
         success_radius: float = SUCCESS_RADIUS,
         max_episode_steps: int = 100,
@@ -372,6 +479,9 @@ class Worlds:
         self.wall = _fixed_or_random("wall", wall, WALL_RANGE)
         self.door = _fixed_or_random("door", door, DOOR_RANGE)
         self.other_room = goal == "other-room"
+        self.shortcut, self.slip = _shortcut(shortcut, self.door), float(slip)
+        if not 0.0 <= self.slip <= 0.1:
+            raise ValueError(f"slip is {slip!r}; pass a length in world units, from 0 to 0.1")
         self.speed, self.success_radius = float(speed), float(success_radius)
         self.max_episode_steps, self.terminate_on_goal = int(max_episode_steps), bool(terminate_on_goal)
         self.device = torch.device(device)
@@ -447,7 +557,14 @@ class Worlds:
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Move every world by `actions (B, 2)` -> `reached, terminated, truncated`, bool (B,) each."""
-        self.position = move(self.position, actions, self.wall_x, self.door_y, self.speed)
+        slip = None
+        if self.shortcut is not None and self.slip:
+            if not self.generators:
+                self.seed(None)
+            slip = torch.stack([torch.randn(2, generator=g) for g in self.generators]).to(self.device) * self.slip
+        self.position = move(
+            self.position, actions, self.wall_x, self.door_y, self.speed, shortcut=self.shortcut, slip=slip
+        )
         self._path = torch.cat([self._path[:, 1:], self.position[:, None]], dim=1)
         self.elapsed = self.elapsed + 1
         reached = (self.position - self.goal).square().sum(-1) < self.success_radius**2
@@ -466,12 +583,12 @@ class Worlds:
         if rows is not None and constant and self._shared_layout == (self.wall, self.door):
             return
         if rows is not None and self._shared_layout is None and self._backgrounds is not None:
-            self._backgrounds[rows] = background(self.wall_x[rows], self.door_y[rows], self.size)
+            self._backgrounds[rows] = background(self.wall_x[rows], self.door_y[rows], self.size, self.shortcut)
             return
         one = bool(((self.wall_x == self.wall_x[0]) & (self.door_y == self.door_y[0])).all())
         self._shared_layout = (float(self.wall_x[0]), float(self.door_y[0])) if one else None
         drawn = slice(0, 1) if one else slice(None)
-        self._backgrounds = background(self.wall_x[drawn], self.door_y[drawn], self.size)
+        self._backgrounds = background(self.wall_x[drawn], self.door_y[drawn], self.size, self.shortcut)
 
     def observe(self, rows: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Fresh observations of all worlds, or of the worlds `rows (n,)`: never a view of anything kept."""
@@ -500,15 +617,21 @@ class Worlds:
     def goal_images(self) -> Tensor:
         """uint8 (B, 3, size, size): each world as it looks with the agent at the goal."""
         if self._backgrounds is None:
-            return render(self.goal, self.wall_x, self.door_y, self.size)
+            return render(self.goal, self.wall_x, self.door_y, self.size, self.shortcut)
         return paint(self._backgrounds, self.goal)
 
     def frames(self, size: int) -> np.ndarray:
         """uint8 (B, size, size, 3), for people: the agent and the goal, as a green dot."""
-        pictures = background(self.wall_x, self.door_y, size)
+        pictures = background(self.wall_x, self.door_y, size, self.shortcut)
         draw_dot(pictures, self.goal, GOAL_COLOUR)
         draw_dot(pictures, self.position)
         return pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def sunk(self) -> Tensor:
+        """(B,) bool: who lies in the water; nobody where there is none."""
+        if self.shortcut is None:
+            return torch.zeros_like(self.elapsed, dtype=torch.bool)
+        return is_sunk(*self.position.unbind(-1), self.wall_x, self.shortcut)
 
     def true_state(self) -> dict[str, Tensor]:
         """What a picture shows, float64 (B, n) each: `position`, and `wall_x`, `door_y` where episodes draw them.
@@ -526,20 +649,38 @@ class Worlds:
 
     def expert_action(self, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """(B, 2) scripted actions plus `noise` times a standard normal (CPU draw), clipped to [-1, 1]."""
-        actions = expert_action(self.position, self.goal, self.wall_x, self.door_y, self.speed)
+        actions = expert_action(self.position, self.goal, self.wall_x, self.door_y, self.speed, self.shortcut)
         if noise:
             drawn = torch.randn(actions.shape, generator=generator or self.noise_generator)
             actions = (actions + noise * drawn.to(self.device)).clamp(-1.0, 1.0)
         return actions
 
-    def simulate(self, states: Tensor, actions: Tensor) -> Tensor:
-        """states (B', 6), actions (B', N, H, 2) -> positions (B', N, H+1, 2) float32; B' is free."""
+    def simulate(
+        self,
+        states: Tensor,
+        actions: Tensor,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """states (B', 6), actions (B', N, H, 2) -> positions (B', N, [P,] H+1, 2) float32; B' is free.
+
+        None: without slipping. With particles P outcomes of each plan, the same slips for all plans of a world.
+        """
         states = self.check_states(states)
         if actions.ndim != 4 or actions.shape[0] != states.shape[0] or actions.shape[-1] != 2:
             raise ValueError(
                 f"actions have shape {tuple(actions.shape)} for {len(states)} states; expected ({len(states)}, N, H, 2)"
             )
-        return rollout(states[:, :2], actions, states[:, 4], states[:, 5], self.speed)
+        start, layout = states[:, :2], (states[:, 4], states[:, 5])
+        if particles is None:
+            return rollout(start, actions, *layout, self.speed, self.shortcut)
+        if particles < 1:
+            raise ValueError(f"particles is {particles!r}; pass a whole number, 1 or more, or None")
+        (worlds, candidates, horizon, _), source = actions.shape, generator.device if generator else self.device
+        slip = self.slip * torch.randn(horizon, 2, worlds, 1, particles, generator=generator, device=source)
+        slip = slip.to(self.device).expand(-1, -1, -1, candidates, -1).flatten(3)
+        actions = actions[:, :, None].expand(-1, -1, particles, -1, -1).flatten(1, 2)
+        return rollout(start, actions, *layout, self.speed, self.shortcut, slip).unflatten(1, (-1, particles))
 
     # -- checks --------------------------------------------------------------------------------------------------
 
@@ -562,7 +703,7 @@ class Worlds:
         fits = (wall_x >= low - 1e-6) & (wall_x <= high + 1e-6)
         low, high = DOOR_RANGE
         fits &= (door_y >= low - 1e-6) & (door_y <= high + 1e-6)
-        fits &= is_free(position, wall_x, door_y) & ((goal >= 0.0) & (goal <= 1.0)).all(-1)
+        fits &= is_free(position, wall_x, door_y, self.shortcut) & ((goal >= 0.0) & (goal <= 1.0)).all(-1)
         if not bool(fits.all()):
             bad = states[int((~fits).nonzero()[0, 0])].tolist()
             raise ValueError(
@@ -588,3 +729,17 @@ def _fixed_or_random(name: str, value: str | float, interval: tuple[float, float
     if isinstance(value, str) or not interval[0] <= value <= interval[1]:
         raise ValueError(f"{name} is {value!r}; pass 'fixed', 'random' or a number in {list(interval)}")
     return float(np.float32(value))  # as the tensors hold it, so that comparing layouts is exact
+
+
+def _shortcut(shortcut: float | None, door: float | None) -> float | None:
+    """The bridge's y as the tensors hold it; ValueError unless its opening and the door's have a wall between them."""
+    if shortcut is None:
+        return None
+    apart = SHORTCUT_HALF_WIDTH + DOOR_CLEARANCE + 2 * AGENT_RADIUS
+    low, high = DOOR_RANGE
+    if not low <= shortcut <= high or door is None or abs(shortcut - door) < apart:
+        raise ValueError(
+            f"shortcut is {shortcut!r}; pass None or a number in [{low}, {high}] at least {apart:.3f} from a door that is not "
+            "'random'"
+        )
+    return float(np.float32(shortcut))

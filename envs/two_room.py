@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .torch_world import STATE, SUCCESS_RADIUS, Seed, Worlds
+from .torch_world import SLIP, STATE, SUCCESS_RADIUS, Seed, Worlds
 
 
 def _observation_space(obs: str, size: int, frame_stack: int) -> spaces.Space:
@@ -66,6 +66,11 @@ class TwoRoomEnv(gym.Env):
     blocked component for the rest of the step, and the other component goes on. The agent's centre keeps 0.035 away
     from anything solid. Wall thickness 0.04, door 0.16 wide (0.09 for the centre), border 0.03.
 
+    With `shortcut=y` the wall has a second opening around y, 0.24 wide for the centre: a frozen bridge, 0.08 wide, with
+    water on both sides. Each step from the bridge is displaced by Gaussian noise of standard deviation `slip` per axis. An
+    agent whose centre leaves the bridge inside the opening is in the water and moves no more.
+    `gjwm/two-room-slippery-v0` has the bridge at 0.35 and the safe door far off at 0.8.
+
     ## Observation space
 
     | obs        | space                                               | contents                                   |
@@ -104,6 +109,8 @@ class TwoRoomEnv(gym.Env):
     | `wall`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or wall_x              |
     | `door`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or door_y              |
     | `goal`              | `"any"`    | `"any"` or `"other-room"`                                       |
+    | `shortcut`          | None       | y of a second opening: a frozen bridge over water (see below)   |
+    | `slip`              | 0.025      | std of a step's slip on the ice, world units per axis           |
     | `speed`             | 0.04       | world units per step at full action                             |
     | `success_radius`    | 0.05       | world units                                                     |
     | `max_episode_steps` | 100        | steps until truncation (see below)                              |
@@ -131,6 +138,8 @@ class TwoRoomEnv(gym.Env):
         wall: str | float = "fixed",
         door: str | float = "fixed",
         goal: str = "any",
+        shortcut: float | None = None,
+        slip: float = SLIP,
         speed: float = 0.04,
         success_radius: float = SUCCESS_RADIUS,
         max_episode_steps: int = 100,
@@ -147,6 +156,8 @@ class TwoRoomEnv(gym.Env):
             wall=wall,
             door=door,
             goal=goal,
+            shortcut=shortcut,
+            slip=slip,
             speed=speed,
             success_radius=success_radius,
             max_episode_steps=max_episode_steps,
@@ -211,6 +222,11 @@ class TwoRoomEnv(gym.Env):
         return self._worlds.position[0].double().numpy()
 
     @property
+    def sunk(self) -> bool:
+        """Whether the agent lies in the water beside the shortcut."""
+        return bool(self._worlds.sunk()[0])
+
+    @property
     def goal(self) -> np.ndarray:
         """(2,) float64: the goal position x, y, world units."""
         return self._worlds.goal[0].double().numpy()
@@ -236,17 +252,25 @@ class TwoRoomEnv(gym.Env):
         """
         return self._worlds.expert_action(noise, generator)[0].numpy()
 
-    def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    def simulate(
+        self,
+        states: np.ndarray,
+        actions: np.ndarray,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> np.ndarray:
         """True positions under many action sequences, without changing this environment.
 
         Args:
             states: (B, 6) from `get_state`, any B.
             actions: (B, N, H, 2); clipped to [-1, 1].
+            particles: None: nobody slips. P: as many outcomes of every plan, with the same slips for all plans of a world.
+            generator: draws the slips.
 
         Returns:
-            (B, N, H+1, 2) float32 world units, index 0 the start. Goals end nothing here.
+            (B, N, [P,] H+1, 2) float32 world units, index 0 the start. Goals end nothing here.
         """
-        return self._worlds.simulate(states, self._worlds.tensor(actions)).numpy()
+        return self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator).numpy()
 
 
 class TwoRoomVectorEnv(VectorEnv):
@@ -292,6 +316,8 @@ class TwoRoomVectorEnv(VectorEnv):
         wall: str | float = "fixed",
         door: str | float = "fixed",
         goal: str = "any",
+        shortcut: float | None = None,
+        slip: float = SLIP,
         speed: float = 0.04,
         success_radius: float = SUCCESS_RADIUS,
         max_episode_steps: int = 100,
@@ -309,6 +335,8 @@ class TwoRoomVectorEnv(VectorEnv):
             wall=wall,
             door=door,
             goal=goal,
+            shortcut=shortcut,
+            slip=slip,
             speed=speed,
             success_radius=success_radius,
             max_episode_steps=max_episode_steps,
@@ -409,6 +437,11 @@ class TwoRoomVectorEnv(VectorEnv):
         return self._out(self._worlds.position.double())
 
     @property
+    def sunk(self):
+        """(B,) bool: which agents lie in the water beside the shortcut."""
+        return self._out(self._worlds.sunk())
+
+    @property
     def goal(self):
         """(B, 2) float64: the goal positions x, y, world units."""
         return self._out(self._worlds.goal.double())
@@ -425,13 +458,13 @@ class TwoRoomVectorEnv(VectorEnv):
         """(B, 2) float32: as `TwoRoomEnv.expert_action`, with independent noise in every environment."""
         return self._out(self._worlds.expert_action(noise, generator))
 
-    def simulate(self, states, actions):
+    def simulate(self, states, actions, particles: int | None = None, generator: torch.Generator | None = None):
         """As `TwoRoomEnv.simulate`, computed on this environment's device; B need not be num_envs.
 
         Returns:
-            (B, N, H+1, 2) float32: a tensor on the device if `actions` is a tensor, else a numpy array.
+            (B, N, [P,] H+1, 2) float32: a tensor on the device if `actions` is a tensor, else a numpy array.
         """
-        positions = self._worlds.simulate(states, self._worlds.tensor(actions))
+        positions = self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator)
         return positions if isinstance(actions, Tensor) else positions.cpu().numpy()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
@@ -19,6 +22,8 @@ class RecedingHorizon:
         action_dim: A.
         replan_every: actions executed before the next plan, 1..H.
         generator: the planner's randomness.
+        reuse: share of the last plan's elites that compete, shifted in time, in the next one (iCEM's 0.3; planners of
+            `gjwm.planning` only).
     """
 
     def __init__(
@@ -29,37 +34,60 @@ class RecedingHorizon:
         action_dim: int,
         replan_every: int = 1,
         generator: Generator | None = None,
+        reuse: float = 0.0,
     ):
+        if horizon < 1 or action_dim < 1:
+            raise ValueError(f"planning needs horizon >= 1 and action_dim >= 1, got {horizon} and {action_dim}.")
         if not 1 <= replan_every <= horizon:
             raise ValueError(f"expected 1 <= replan_every <= horizon, got {replan_every} and {horizon}.")
         self.planner, self.horizon, self.action_dim = planner, horizon, action_dim
-        self.replan_every, self.generator = replan_every, generator
+        if not 0 <= reuse <= 1:
+            raise ValueError(f"expected 0 <= reuse <= 1, got {reuse}.")
+        self.replan_every, self.generator, self.reuse = replan_every, generator, reuse
         self.plan: Plan | None = None
         self._mean: Tensor | None = None
+        self._runners_up: Tensor | None = None  # (B, K, H, A) the last plan's elites, shifted along with it
         self._age = 0
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Forget the warm start of all envs, or of those where mask (B,) is true (they replan at once)."""
         self._age = 0
         if mask is None or self._mean is None:
-            self._mean = None
+            self._mean = self._runners_up = None
         else:
             if mask.shape != (self._mean.shape[0],):
                 raise ValueError(f"expected a reset mask ({self._mean.shape[0]},), got {tuple(mask.shape)}.")
-            self._mean = self._mean.masked_fill(mask.to(self._mean.device)[:, None, None], 0)
+            mask = mask.to(self._mean.device)
+            self._mean = self._mean.masked_fill(mask[:, None, None], 0)
+            if self._runners_up is not None:
+                self._runners_up = self._runners_up.masked_fill(mask[:, None, None, None], 0)
 
-    def act(self, score: Score | None, envs: int, device: torch.device | str = "cpu") -> Tensor:
-        """The next actions (B, A). `score` is called only when `needs_plan`."""
+    def act(
+        self,
+        score: Score | None,
+        envs: int,
+        device: torch.device | str = "cpu",
+        proposals: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        """The next actions (B, A). `score`, and `proposals` -> (B, P, H, A), are called only when `needs_plan`."""
         if self._mean is None or self._mean.shape[0] != envs:
             self._mean = torch.zeros(envs, self.horizon, self.action_dim, device=device)
-            self._age = 0
+            self._runners_up, self._age = None, 0
         if self._age % self.replan_every == 0:
-            self.plan = self.planner.plan(score, self._mean, generator=self.generator)
+            offers = [] if proposals is None else [proposals()]
+            if self._runners_up is not None:
+                offers.append(self._runners_up)
+            extra: dict[str, Any] = {"proposals": torch.cat(offers, 1)} if offers else {}
+            self.plan = self.planner.plan(score, self._mean, generator=self.generator, **extra)
             self._mean = self.plan.mean
+            self._runners_up = None
+            if self.reuse and self.plan.elites is not None:
+                self._runners_up = self.plan.elites[:, : round(self.reuse * self.plan.elites.shape[1])]
             self._age = 0
         action = self._mean[:, 0]
-        # Shift by one; the new last action repeats the old one, as smooth plans do.
-        self._mean = torch.cat([self._mean[:, 1:], self._mean[:, -1:]], 1)
+        self._mean = _shifted(self._mean)
+        if self._runners_up is not None:
+            self._runners_up = _shifted(self._runners_up)
         self._age += 1
         return action
 
@@ -69,17 +97,33 @@ class RecedingHorizon:
         return self._mean is None or self._age % self.replan_every == 0
 
 
+def _shifted(plans: Tensor) -> Tensor:
+    """Plans (..., H, A) one step on; the new last action repeats the old one, as smooth plans do."""
+    return torch.cat([plans[..., 1:, :], plans[..., -1:, :]], -2)
+
+
 class MPCAgent:
     """Plans in the latent space of a world model.
 
     Args:
         model: a world model in evaluation mode.
         planner: see `gjwm.planning`.
-        cost: (z (B, N, H+1, D), a (B, N, H, A)) -> (B, N), such as `GoalCost(model.encode(goal))`; may be replaced at any time.
+        cost: (z (B, N, [P,] H+1, D), a (B, N, H, A)) -> (B, N), such as `GoalCost(model.encode(goal))`; may be replaced at any
+            time.
         horizon: H, actions per plan.
         replan_every: actions executed before planning again.
-        generator: randomness of the planner.
-        chunk: rollouts evaluated at a time. On a CPU batches that fit the cache are faster than one large one.
+        generator: randomness of the planner and of the particles.
+        particles: None plans on the mean rollout; P on P samples of it, with the same noise for all candidates of a round
+            (common random numbers), so that plans are ranked by what they do and not by their luck. Each round draws afresh, or
+            the search would fit its plan to those few draws; planners that differentiate keep them.
+        rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged when particles is None, such as an
+            ensemble's members side by side; None: the model's mean rollout.
+        policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts compete in each plan.
+        policy_plans: rollouts of the policy; more than one only helps a policy that draws its actions.
+        reuse: see `RecedingHorizon`.
+        chunk: rollouts made and judged at a time. On a CPU batches that fit the cache are faster than one large one.
+        compile: compile the rollout with torch.compile (CUDA graphs on a GPU). The first plan of each shape then takes
+            tens of seconds.
     """
 
     def __init__(
@@ -91,16 +135,32 @@ class MPCAgent:
         horizon: int = 12,
         replan_every: int = 1,
         generator: Generator | None = None,
+        particles: int | None = None,
+        rollout: Callable[[Tensor, Tensor], Tensor] | None = None,
+        policy: Callable[[Tensor], Tensor] | None = None,
+        policy_plans: int = 1,
+        reuse: float = 0.0,
         chunk: int = 2048,
+        compile: bool = False,
     ):
+        for name, value in (("particles", particles), ("policy_plans", policy_plans), ("chunk", chunk)):
+            if value is not None and value < 1:
+                raise ValueError(f"MPCAgent expects {name} >= 1, got {value}.")
         self.model, self.cost, self.chunk = model, cost, chunk
+        self.particles, self.policy, self.policy_plans = particles, policy, policy_plans
         self.controller = RecedingHorizon(
             planner,
             horizon=horizon,
             action_dim=model.action_dim,
             replan_every=replan_every,
             generator=generator,
+            reuse=reuse,
         )
+        self._rollout = model.rollout if rollout is None else rollout
+        if compile:
+            mode = "reduce-overhead" if model.device.type == "cuda" else None
+            self._rollout = torch.compile(self._rollout, mode=mode, dynamic=False)
+        self._imagined: tuple[Tensor, Tensor | None] | None = None  # start and particle noise of the last plan
 
     @property
     def plan(self) -> Plan | None:
@@ -111,23 +171,92 @@ class MPCAgent:
         """Start new episodes in all envs, or where mask (B,) is true."""
         self.controller.reset(mask)
 
-    @torch.inference_mode()
     def act(self, o: Tensor) -> Tensor:
-        """Observations of B envs (B, *O) -> actions (B, A) in [-1, 1].
+        """Observations of B envs (B, *O) -> actions (B, A).
 
         Raises:
             ValueError: for another observation shape, or when the encoder returns NaN.
         """
-        if not self.controller.needs_plan:
-            return self.controller.act(None, o.shape[0], self.model.device)
-        z0 = self.model.encode(o.to(self.model.device))
-        if not z0.isfinite().all():
-            raise ValueError("the encoder returned NaN or infinity for these observations; the model has diverged.")
-        return self.controller.act(lambda a: self.cost(self._rollout(z0, a), a), o.shape[0], self.model.device)
+        # A planner may differentiate the rollout, which tensors made in inference mode forbid.
+        with torch.inference_mode(False), torch.no_grad():
+            envs, device = o.shape[0], self.model.device
+            if not self.controller.needs_plan:
+                return self.controller.act(None, envs, device)
+            z0 = self.model.encode(o.clone().to(device))
+            if not z0.isfinite().all():
+                raise ValueError("the encoder returned NaN or infinity for these observations; the model has diverged.")
+            shape = (envs, 1, self.particles or 0, self.controller.horizon, z0.shape[-1])
+            keep = getattr(self.controller.planner, "differentiates", False)
+            self._imagined = z0, None
 
-    def _rollout(self, z0: Tensor, a: Tensor) -> Tensor:
-        """z0 (B, D), a (B, N, H, A) -> (B, N, H+1, D), a few envs at a time."""
-        envs = max(1, self.chunk // a.shape[1])
-        if envs >= a.shape[0]:
-            return self.model.rollout(z0, a)
-        return torch.cat([self.model.rollout(z, b) for z, b in zip(z0.split(envs), a.split(envs))])
+            def score(a: Tensor) -> Tensor:
+                if self.particles is not None and (self._imagined[1] is None or not keep):
+                    noise = torch.randn(shape, generator=self.controller.generator, device=device)
+                    self._imagined = z0, noise
+                return self._score(z0, a, self._imagined[1])
+
+            return self.controller.act(
+                score, envs, device, None if self.policy is None else lambda: self._policy_rollouts(z0)
+            )
+
+    def explain(self) -> dict[str, Tensor]:
+        """The last plan's cost in its terms, (B,) each: those of a `SumCost` by name, else under "cost".
+
+        Raises:
+            ValueError: before the first plan.
+        """
+        if self._imagined is None or self.plan is None:
+            raise ValueError("nothing has been planned yet: call act first.")
+        z0, noise = self._imagined
+        with torch.no_grad():
+            a = self.plan.mean[:, None]
+            z = self.imagine(z0, a, noise)
+            terms = self.cost.terms(z, a) if hasattr(self.cost, "terms") else {"cost": self.cost(z, a)}
+        return {name: value[:, 0] for name, value in terms.items()}
+
+    def imagine(self, z0: Tensor, a: Tensor, noise: Tensor | None = None) -> Tensor:
+        """z0 (B, D), a (B, N, H, A) -> what `rollout` gives, or with noise (B, 1, P, H, D) particles (B, N, P, H+1, D)."""
+        return self._rollout(z0, a) if noise is None else particle_rollout(self.model, z0, a, noise)
+
+    def _score(self, z0: Tensor, a: Tensor, noise: Tensor | None) -> Tensor:
+        """a (B, N, H, A) -> cost (B, N), a few candidates of all envs at a time."""
+        candidates = max(1, self.chunk // (a.shape[0] * (self.particles or 1)))
+        parts = a.split(candidates, 1)
+        costs = [self.cost(self.imagine(z0, part, noise), part) for part in parts]
+        return costs[0] if len(costs) == 1 else torch.cat(costs, 1)
+
+    def _policy_rollouts(self, z0: Tensor) -> Tensor:
+        """What the policy would do from z0 (B, D) -> (B, P, H, A)."""
+        z, actions = z0[:, None].expand(-1, self.policy_plans, -1), []
+        for _ in range(self.controller.horizon):
+            a = self.policy(z)
+            if a.shape != (*z.shape[:-1], self.model.action_dim):
+                raise ValueError(
+                    f"expected the policy to map latents {tuple(z.shape)} to actions (..., {self.model.action_dim}), "
+                    f"got {tuple(a.shape)}."
+                )
+            actions.append(a)
+            z = self.model.predict(z, a).mean
+        return torch.stack(actions, -2)
+
+
+def particle_rollout(model: WorldModel, z0: Tensor, a: Tensor, noise: Tensor) -> Tensor:
+    """Samples of p(z' | z, a) over the horizon, with given noise: the same for all candidates if its axis N is 1.
+
+    Args:
+        model: anything with `predict(z, a) -> Prediction`.
+        z0: (B, D).
+        a: (B, N, H, A).
+        noise: standard normal (B, N or 1, P, H, D).
+
+    Returns:
+        (B, N, P, H+1, D); z0 comes first.
+    """
+    shape = (*a.shape[:2], noise.shape[2])
+    z = z0[:, None, None].expand(*shape, -1)
+    path = [z]
+    for h in range(a.shape[2]):
+        prediction = model.predict(z, a[:, :, None, h].expand(*shape, -1))
+        z = prediction.mean + prediction.variance.sqrt() * noise[..., h, :]
+        path.append(z)
+    return torch.stack(path, -2)

@@ -21,11 +21,11 @@ from torch import Generator, Tensor
 from gjwm.agent import MPCAgent, RecedingHorizon
 from gjwm.calibration import calibration_report, concatenate, forecast_windows, past_of
 from gjwm.collect import Episode, make_env
-from gjwm.costs import GoalCost
+from gjwm.costs import Cost, GoalCost
 from gjwm.diagnostics import embedding_report, wilson_interval
 from gjwm.dynamics import Prediction
 from gjwm.objectives import EPPS_PULLEY_NULL_MEAN, epps_pulley, random_directions
-from gjwm.planning import Planner
+from gjwm.planning import CEM, Planner
 from gjwm.probes import knn_probe, linear_probe, mlp_probe
 from gjwm.surprise import violation_report
 from gjwm.world_model import WorldModel
@@ -228,10 +228,13 @@ class GoalEpisodes:
 def attempt_goals(
     envs: Sequence[gymnasium.Env], pairs: GoalPairs, policy: Policy, *, steps: int, record: bool = False
 ) -> GoalEpisodes:
-    """Run one attempt per pair, all at once: env i starts in pairs.start[i] and takes `steps` agent steps."""
+    """Run one attempt per pair, all at once: env i starts in pairs.start[i] and takes `steps` agent steps.
+
+    Env i is seeded with i, so that worlds with noise of their own have luck of their own.
+    """
     worlds = [env.unwrapped for env in envs]
-    for env, world, state in zip(envs, worlds, pairs.start):
-        env.reset(seed=0)
+    for i, (env, world, state) in enumerate(zip(envs, worlds, pairs.start)):
+        env.reset(seed=i)
         world.set_state(state)
     observation = np.stack([world.observe() for world in worlds])
     distance = [_distances(worlds, pairs)]
@@ -262,6 +265,10 @@ def _distances(worlds: Sequence[Any], pairs: GoalPairs) -> np.ndarray:
     return np.linalg.norm(np.stack([world.position for world in worlds]) - pairs.goal_position, axis=-1)
 
 
+# goals (B, D), in latents or in positions -> the cost of reaching them
+CostOfGoals = Callable[[Tensor], Cost]
+
+
 def model_policy(
     model: WorldModel,
     planner: Planner,
@@ -270,27 +277,51 @@ def model_policy(
     horizon: int,
     replan_every: int,
     generator: Generator,
+    cost: CostOfGoals = GoalCost,
+    **agent: Any,
 ) -> Policy:
-    """Plan in latent space towards the encoded goal image."""
-    with torch.inference_mode():
+    """Plan in latent space towards the encoded goal image; `agent` holds further arguments of `MPCAgent`."""
+    with torch.no_grad():
         goal = model.encode(torch.from_numpy(pairs.goal_observation).to(model.device))
-    agent = MPCAgent(model, planner, GoalCost(goal), horizon=horizon, replan_every=replan_every, generator=generator)
-    return lambda observation, states: agent.act(torch.from_numpy(observation)).cpu().numpy()
+    acting = MPCAgent(
+        model, planner, cost(goal), horizon=horizon, replan_every=replan_every, generator=generator, **agent
+    )
+    return lambda observation, states: acting.act(torch.from_numpy(observation)).cpu().numpy()
 
 
 def oracle_policy(
-    env: gymnasium.Env, planner: Planner, pairs: GoalPairs, *, horizon: int, replan_every: int, generator: Generator
+    env: gymnasium.Env,
+    planner: Planner,
+    pairs: GoalPairs,
+    *,
+    horizon: int,
+    replan_every: int,
+    generator: Generator,
+    cost: CostOfGoals = GoalCost,
+    particles: int | None = None,
 ) -> Policy:
-    """The same planner and cost, on the true simulator and the true goal position."""
-    cost = GoalCost(torch.from_numpy(pairs.goal_position).float())
-    action_dim = env.action_space.shape[0]
+    """The same planner and cost, on the true simulator and the true goal position.
+
+    A simulator has no gradient: a planner that needs one is replaced by `CEM`.
+
+    Args:
+        particles: outcomes simulated of each plan, in worlds whose `simulate` draws them; see `MPCAgent`.
+    """
+    if getattr(planner, "differentiates", False):
+        planner = CEM()
+    of_goal = cost(torch.from_numpy(pairs.goal_position).float())
     controller = RecedingHorizon(
-        planner, horizon=horizon, action_dim=action_dim, replan_every=replan_every, generator=generator
+        planner,
+        horizon=horizon,
+        action_dim=env.action_space.shape[0],
+        replan_every=replan_every,
+        generator=generator,
     )
 
     def act(observation: np.ndarray, states: np.ndarray) -> np.ndarray:
         def score(a: Tensor) -> Tensor:
-            return cost(torch.as_tensor(env.unwrapped.simulate(states, a.numpy())), a)
+            outcomes = {} if particles is None else dict(particles=particles, generator=generator)
+            return of_goal(torch.as_tensor(env.unwrapped.simulate(states, a.numpy(), **outcomes)), a)
 
         return controller.act(score, len(states)).numpy()
 

@@ -404,20 +404,34 @@ class ReplayBuffer:
 
     # -- sampling --------------------------------------------------------------------------------------------------
 
-    def sample(self, batch: int, length: int, stride: int = 1, generator: Generator | None = None) -> Batch:
+    def sample(
+        self,
+        batch: int,
+        length: int,
+        stride: int = 1,
+        generator: Generator | None = None,
+        episodes: int | None = None,
+    ) -> Batch:
         """`batch` windows of `length` steps, uniform over all windows stored, with replacement; none crosses an episode.
 
         With stride s a window spans length * s env steps: every s-th observation is kept, the s actions between two of
         them lie side by side (B, T, s*A) in time order, their rewards are summed, and `terminated` is any of theirs.
+        With `episodes` the windows come from at most that many episodes, drawn in proportion to their windows.
 
         Raises:
             ValueError: when no stored episode is as long as a window, or the capacity never can be.
         """
-        if batch < 1 or length < 1 or stride < 1:
-            raise ValueError(f"expected batch, length and stride >= 1, got {batch}, {length} and {stride}.")
+        if batch < 1 or length < 1 or stride < 1 or (episodes is not None and episodes < 1):
+            raise ValueError(
+                f"expected batch, length, stride and episodes >= 1, got {batch}, {length}, {stride} and {episodes}."
+            )
         starts = self._window_starts(length, stride)
         source = "cpu" if generator is None else generator.device
-        chosen = torch.randint(len(starts), (batch,), generator=generator, device=source).cpu()
+        count = batch if episodes is None else episodes
+        chosen = torch.randint(len(starts), (count,), generator=generator, device=source).cpu()
+        if episodes is not None:
+            share = torch.rand(batch, generator=generator, device=source).cpu()
+            chosen = self._spread(chosen[torch.arange(batch) % episodes], share, starts)
         start = starts[chosen]  # (B,) rows, over all lanes
         row = start % self._lane_rows
         lane = (start - row)[:, None]
@@ -446,6 +460,14 @@ class ReplayBuffer:
             terminated=terminated.any(-1),
             episode=(clock >> 32).to(self.device),
         )
+
+    def _spread(self, chosen: Tensor, share: Tensor, starts: Tensor) -> Tensor:
+        """Move each chosen index into `starts` to a share in [0, 1) of the way through its episode's run of starts."""
+        episode = torch.from_numpy(self._clock)[starts] >> 32
+        first = torch.cat([torch.zeros(1, dtype=torch.int64), (episode.diff() != 0).nonzero()[:, 0] + 1])
+        run = torch.searchsorted(first, chosen, right=True) - 1
+        low, high = first[run], torch.cat([first[1:], torch.tensor([len(starts)])])[run]
+        return low + (share * (high - low)).long()
 
     def _window_starts(self, length: int, stride: int) -> Tensor:
         """Rows from which a whole window can be read, int64; kept until something is added."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,6 +26,7 @@ def train(
     steps: int = 2500,
     batch: int = 64,
     length: int = 6,
+    episodes: int | None = None,
     lr: float = 2e-3,
     weight_decay: float = 1e-4,
     clip: float = 1.0,
@@ -40,6 +42,10 @@ def train(
         buffer: windows of `length` steps are drawn from it uniformly.
         steps: gradient steps.
         batch, length: windows per step, and T of each (the open-loop horizon).
+        episodes: draw each batch from this many episodes only, and let the discrepancy see their windows as independent.
+            What is constant within an episode but differs between them (a maze's layout, a colour) costs no alignment and
+            is as Gaussian as anything: latents that show nothing else would satisfy the objective. Among few episodes such
+            latents are few points and not a Gaussian. None: uniform over all windows.
         lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of steps spent warming up.
         truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
         log: called with scalars every `log_every` steps; keys "loss", "train/*", "frames_per_second".
@@ -62,7 +68,10 @@ def train(
     model.train()
     since, frames = time.perf_counter(), 0
     for step in range(1, steps + 1):
-        windows = buffer.sample(batch, length, generator=generator).to(device)
+        few = {} if episodes is None else {"episodes": episodes}
+        windows = buffer.sample(batch, length, generator=generator, **few).to(device)
+        if episodes is not None:
+            windows = replace(windows, episode=torch.arange(batch, device=device))
         try:
             losses = model.loss(windows, objective, truncate=truncate, generator=generator)
         except NonFiniteLatentsError as error:

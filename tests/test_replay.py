@@ -74,6 +74,27 @@ def test_every_window_is_reachable_and_starts_are_uniform():
     assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
 
 
+@pytest.mark.parametrize("steps", [40, 500])
+def test_windows_of_few_episodes_are_spread_over_those_episodes(steps):
+    buffer = ReplayBuffer(192, STATE, ACTION, num_envs=3)
+    play(buffer, steps, lengths=[3, 7, 12])
+    every = buffer.sample(4000, 2, generator=torch.Generator().manual_seed(1)).o[:, 0]
+    for seed in range(20):
+        batch = buffer.sample(300, 2, generator=torch.Generator().manual_seed(seed), episodes=4)
+        names, counts = batch.episode.unique(return_counts=True)
+        assert 1 <= len(names) <= 4 and counts.min() >= 75
+        _, episode, step = batch.o.unbind(-1)
+        assert (episode == episode[:, :1]).all() and (step == step[:, :1] + torch.arange(3)).all()
+        if steps == 500:
+            continue  # an episode that the ring's end cuts in two counts as two
+        for name in names:  # every window of a drawn episode turns up
+            mine = batch.o[batch.episode == name][:, 0]
+            same = (every[:, :2] == mine[0, :2]).all(1)
+            assert set(mine[:, 2].tolist()) == set(every[same][:, 2].tolist())
+    with pytest.raises(ValueError, match="episodes >= 1"):
+        buffer.sample(4, 2, episodes=0)
+
+
 def test_the_last_frame_of_an_episode_is_kept_with_its_termination():
     buffer = ReplayBuffer(100, STATE, ACTION)
     play(buffer, 20, lengths=[5])

@@ -476,3 +476,118 @@ def test_steps_and_states_refuse_what_has_no_meaning():
         vector.reset(seed=[1, 2, 3])
     with pytest.raises(ValueError, match="the only option"):
         vector.reset(options={"reset_mask": np.ones(2, bool)})
+
+
+# -- the slippery shortcut ---------------------------------------------------------------------------------------------
+
+
+SLIPPERY = "gjwm.envs:gjwm/two-room-slippery-v0"
+ICY = dict(door=0.8, shortcut=0.35)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("obs", ["pixels", "state", "both"])
+def test_gymnasium_checks_of_the_slippery_world_pass(obs):
+    check_env(gym.make(SLIPPERY, obs=obs, render_mode="rgb_array").unwrapped, skip_render_check=False)
+
+
+def test_the_bridge_is_crossed_and_the_water_holds():
+    """Without slips: straight over the bridge to the other side; beside it nobody moves again."""
+    env = TwoRoomEnv(obs="state", slip=0.0, terminate_on_goal=False, **ICY)
+    east = np.array([1.0, 0.0], np.float32)
+    env.reset(seed=0, options={"state": [0.4, 0.35, 0.9, 0.9, 0.5, 0.8]})
+    for _ in range(8):
+        env.step(east)
+    assert env.position[0] > 0.6 and not env.sunk
+    env.reset(seed=0, options={"state": [0.4, 0.42, 0.9, 0.9, 0.5, 0.8]})
+    for _ in range(3):
+        env.step(east)
+    assert env.sunk
+    stuck = env.position
+    for action in actions_of(0, 10):
+        env.step(action)
+    assert np.array_equal(env.position, stuck)
+    env.reset(seed=0, options={"state": [0.4, 0.55, 0.9, 0.9, 0.5, 0.8]})
+    for _ in range(8):
+        env.step(east)
+    assert env.position[0] == pytest.approx(0.5 - torch_world.WALL_REACH)  # the wall between the openings stands
+
+
+def test_agents_of_the_slippery_world_stay_in_free_space():
+    env = TwoRoomVectorEnv(num_envs=300, obs="state", terminate_on_goal=False, slip=0.05, max_episode_steps=1000, **ICY)
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        env.step(np.clip(env.expert_action(0.5) + rng.normal(size=(300, 2)), -1, 1).astype(np.float32))
+        position = torch.from_numpy(env.position).float()
+        assert torch_world.is_free(position, torch.tensor(0.5), torch.tensor(0.8), np.float32(0.35).item()).all()
+        env.simulate(env.get_state(), np.zeros((300, 1, 1, 2)))  # every state is one that set_state accepts
+    assert env.sunk.any()
+
+
+def test_slips_are_gaussian_and_only_on_the_ice():
+    n = 4000
+    env = TwoRoomVectorEnv(num_envs=n, obs="state", terminate_on_goal=False, **ICY)
+    on_ice = np.tile([0.5, 0.35, 0.9, 0.9, 0.5, 0.8], (n, 1))
+    env.reset(seed=0, options={"state": on_ice})
+    env.step(np.zeros((n, 2), np.float32))
+    moved = env.position - on_ice[:, :2]
+    assert np.allclose(moved.mean(0), 0, atol=0.002) and np.allclose(moved.std(0), torch_world.SLIP, rtol=0.05)
+    ashore = np.tile([0.3, 0.35, 0.9, 0.9, 0.5, 0.8], (n, 1))
+    env.set_state(ashore)
+    env.step(np.zeros((n, 2), np.float32))
+    assert np.allclose(env.position, ashore[:, :2], atol=1e-7)
+
+
+def test_slippery_episodes_are_seeded_and_batched_like_single_ones():
+    single, vector = TwoRoomEnv(obs="state", **ICY), TwoRoomVectorEnv(num_envs=3, obs="state", **ICY)
+    state = np.array([0.5, 0.35, 0.9, 0.9, 0.5, 0.8])
+    vector.reset(seed=5, options={"state": np.tile(state, (3, 1))})
+    paths = np.stack([vector.step(np.zeros((3, 2), np.float32))[0] for _ in range(5)], 1)
+    for i in range(3):
+        single.reset(seed=5 + i, options={"state": state})
+        path = np.stack([single.step(np.zeros(2, np.float32))[0] for _ in range(5)])
+        assert np.array_equal(path, paths[i])
+    assert not np.array_equal(paths[0], paths[1])
+
+
+def test_simulated_outcomes_share_their_luck_between_plans_and_match_the_world():
+    env = TwoRoomEnv(obs="state", terminate_on_goal=False, **ICY)
+    env.reset(seed=0)
+    states = np.tile([0.42, 0.35, 0.9, 0.9, 0.5, 0.8], (2, 1))
+    actions = np.zeros((2, 3, 6, 2), np.float32)
+    actions[..., 0] = 1.0
+    actions[:, 2] = -1.0
+
+    def outcomes(seed):
+        return env.simulate(states, actions, particles=2000, generator=torch.Generator().manual_seed(seed))
+
+    positions = outcomes(0)
+    assert positions.shape == (2, 3, 2000, 7, 2) and np.array_equal(positions, outcomes(0))
+    assert np.array_equal(positions[:, 0], positions[:, 1]) and not np.array_equal(positions[0], positions[1])
+    assert env.simulate(states, actions).shape == (2, 3, 7, 2)  # nobody slips: the plan alone
+    drowned = (np.abs(positions[0, 0, :, -1, 0] - 0.5) < torch_world.WALL_REACH).mean()
+    vector = TwoRoomVectorEnv(num_envs=2000, obs="state", terminate_on_goal=False, **ICY)
+    vector.reset(seed=0, options={"state": np.tile(states[0], (2000, 1))})
+    for t in range(6):
+        vector.step(np.tile(actions[0, 0, t], (2000, 1)))
+    assert drowned == pytest.approx(vector.sunk.mean(), abs=0.04) and 0.05 < drowned < 0.7
+
+
+def test_bridge_and_water_are_in_the_picture():
+    icy, plain = TwoRoomEnv(**ICY), TwoRoomEnv(door=0.8)
+    state = [0.2, 0.2, 0.9, 0.9, 0.5, 0.8]
+    a, b = (env.reset(seed=0, options={"state": state})[0].astype(int) for env in (icy, plain))
+    differs = np.abs(a - b).max(0) > 8
+    rows, columns = np.nonzero(differs)
+    assert differs.any() and 12 <= rows.min() and rows.max() <= 33 and 25 <= columns.min() and columns.max() <= 38
+    bridge, water = a[:, 22, 32], a[:, 17, 32]
+    assert bridge.sum() > water.sum() > 0
+
+
+@pytest.mark.parametrize("kwargs", [{"shortcut": 0.45}, {"shortcut": 0.9}, {"shortcut": 0.3, "door": "random"}])
+def test_a_shortcut_needs_wall_around_it(kwargs):
+    with pytest.raises(ValueError, match="shortcut is"):
+        TwoRoomEnv(**kwargs)
+    with pytest.raises(ValueError, match="slip is"):
+        TwoRoomEnv(slip=-0.1)

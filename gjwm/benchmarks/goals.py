@@ -1,0 +1,148 @@
+"""Goal reaching with every planner: success and time per step, on trained models and on the true simulator, pooled over seeds.
+
+Checkpoints are found where `gjwm train` and `gjwm study` leave them: runs/<task>/checkpoint.pt, runs/<task>/seed-<k>/ and
+runs/<task>-seed<k>/, for the tasks two-room-random and reacher-easy. All planners of a checkpoint get the same starts, goals
+and seeds, none of which training or tuning has seen. A task without a checkpoint is left out, and a line says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gjwm.behaviours import Coloured
+from gjwm.collect import collect_episodes, make_env
+from gjwm.diagnostics import wilson_interval
+from gjwm.evaluate import (
+    GoalPairs,
+    attempt_goals,
+    copies,
+    goal_pairs_ahead,
+    goal_pairs_from_resets,
+    model_policy,
+    oracle_policy,
+    planning_report,
+)
+from gjwm.planning import CEM, ICEM, MPPI, GradientPlanner, HybridPlanner, Planner, RandomShooting
+from gjwm.world_model import WorldModel
+
+TASKS: dict[str, dict[str, Any]] = {
+    "two-room-random": dict(
+        env_id="gjwm/two-room-v0",
+        env=dict(goal="other-room", wall="random", door="random", terminate_on_goal=False),
+        plan=dict(horizon=40, replan_every=4),
+        repeat=4,
+        steps=60,
+    ),
+    "reacher-easy": dict(
+        env_id="gjwm/reacher-easy-v0",
+        env=dict(action_repeat=2, hidden=["target"]),
+        plan=dict(horizon=12, replan_every=2),
+        repeat=1,
+        steps=25,
+        ahead=12,
+    ),
+}
+
+
+def planners(repeat: int) -> dict[str, Planner]:
+    """About a thousand rollouts each where they sample, all in blocks of `repeat` steps."""
+    return {
+        "CEM": CEM(repeat=repeat),
+        "ICEM": ICEM(repeat=repeat),
+        "MPPI": MPPI(repeat=repeat),
+        "RandomShooting": RandomShooting(repeat=repeat),
+        "GradientPlanner": GradientPlanner(repeat=repeat),
+        "HybridPlanner": HybridPlanner(repeat=repeat),
+    }
+
+
+def checkpoints(task: str, runs: Path) -> list[Path]:
+    """Every trained seed of a task."""
+    found = [runs / task / "checkpoint.pt", *runs.glob(f"{task}/seed-*/checkpoint.pt")]
+    found += runs.glob(f"{task}-seed*/checkpoint.pt")
+    return sorted(path for path in found if path.is_file())
+
+
+def run(*, quick: bool = False, runs: Path = Path("runs"), pairs: int = 34) -> list[dict[str, Any]]:
+    """Rows: task, world (model or simulator), planner, success, low, high (95%), episodes, ms_per_step."""
+    rows = []
+    for task, settings in TASKS.items():
+        found = [None] if quick else checkpoints(task, runs)
+        if not found:
+            print(
+                f"no checkpoint of {task} under {runs}/: train one with `gjwm train`; the task is left out.", flush=True
+            )
+        tried: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for seed, path in enumerate(found):
+            for key, report in _one_seed(settings, path, 2 if quick else pairs, seed, quick):
+                tried.setdefault(key, []).append(report)
+        for (world, planner), reports in tried.items():
+            count = sum(report["episodes"] for report in reports)
+            hits = round(sum(report["episodes"] * report["success_rate"] for report in reports))
+            low, high = wilson_interval(hits, count)
+            rows.append(
+                {
+                    "task": f"{task}, H={settings['plan']['horizon']}",
+                    "world": world,
+                    "planner": planner,
+                    "success": hits / count,
+                    "low": low,
+                    "high": high,
+                    "episodes": count,
+                    "ms_per_step": 1e3 * float(np.mean([report["seconds_per_step"] for report in reports])),
+                }
+            )
+    return rows
+
+
+def _one_seed(
+    settings: dict[str, Any], path: Path | None, pairs: int, seed: int, quick: bool
+) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    steps = 4 if quick else settings["steps"]
+    model = None if path is None else WorldModel.load(path)
+    env = make_env(settings["env_id"], **settings["env"], **_observation(model))
+    chosen = _pairs(env, settings, pairs, seed)
+    radius = env.unwrapped.success_radius
+    blind = copies(make_env(settings["env_id"], **dict(settings["env"], obs="state")), pairs)
+    generator = torch.Generator().manual_seed
+    for name, planner in planners(settings["repeat"]).items():
+        if quick:
+            planner = {"CEM": CEM(samples=8, elites=2), "ICEM": ICEM(samples=8, elites=2)}.get(name)
+            if planner is None:
+                continue
+        if not getattr(planner, "differentiates", False):
+            policy = oracle_policy(blind[0], planner, chosen, generator=generator(seed), **settings["plan"])
+            yield ("simulator", name), planning_report(attempt_goals(blind, chosen, policy, steps=steps), radius)
+        if model is not None:
+            policy = model_policy(model, planner, chosen, generator=generator(seed), **settings["plan"])
+            seeing = copies(env, pairs)
+            yield ("model", name), planning_report(attempt_goals(seeing, chosen, policy, steps=steps), radius)
+
+
+def _observation(model: WorldModel | None) -> dict[str, Any]:
+    """The environment's arguments for what a model sees; without a model, the state."""
+    shape = () if model is None else model.encoder.observation_shape
+    return dict(obs="pixels", size=shape[1], frame_stack=shape[0] // 3) if len(shape) == 3 else dict(obs="state")
+
+
+def _pairs(env: Any, settings: dict[str, Any], count: int, seed: int) -> GoalPairs:
+    if "ahead" not in settings:
+        return goal_pairs_from_resets(env, count=count, seed=30_000_000 + 1000 * seed)
+    episodes = list(
+        collect_episodes(
+            settings["env_id"],
+            dict(settings["env"], obs="state"),
+            Coloured(),
+            episodes=count,
+            length=60,
+            seed=3_000_000 + seed,
+            workers=0,
+            record_state=True,
+        )
+    )
+    return goal_pairs_ahead(env, episodes, offset=settings["ahead"], count=count, rng=np.random.default_rng(seed))

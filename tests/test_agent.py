@@ -1,0 +1,209 @@
+"""Claims about the agent: warm starts, segments, particles, proposals."""
+
+import pytest
+import torch
+
+from gjwm.agent import MPCAgent, RecedingHorizon, particle_rollout
+from gjwm.costs import DisagreementCost, ExpectedGoalCost, GoalCost, RiskCost, SmoothnessCost, SumCost
+from gjwm.dynamics import GaussianDynamics
+from gjwm.encoders import MLPEncoder
+from gjwm.planning import CEM, ICEM, GradientPlanner, HybridPlanner, Plan
+from gjwm.world_model import WorldModel
+
+
+def g(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Counting:
+    """A planner that returns the warm start plus one and counts its calls."""
+
+    def __init__(self):
+        self.starts = []
+
+    def plan(self, score, mean, *, generator=None):
+        self.starts.append(mean.clone())
+        steps = torch.arange(mean.shape[1], dtype=mean.dtype)[None, :, None].expand_as(mean) / 10
+        return Plan(steps, torch.ones_like(mean), torch.zeros(len(mean)))
+
+
+def test_segments_run_open_loop_and_warm_start_the_next_plan():
+    planner = Counting()
+    controller = RecedingHorizon(planner, horizon=4, action_dim=1, replan_every=2)
+    actions = [controller.act(None, 2)[0, 0].item() for _ in range(4)]
+    assert actions == pytest.approx([0.0, 0.1, 0.0, 0.1]) and len(planner.starts) == 2
+    assert planner.starts[1][0, :, 0].tolist() == pytest.approx([0.2, 0.3, 0.3, 0.3])
+
+
+def test_reset_forgets_only_the_masked_envs():
+    planner = Counting()
+    controller = RecedingHorizon(planner, horizon=3, action_dim=1)
+    controller.act(None, 2)
+    controller.reset(torch.tensor([True, False]))
+    controller.act(None, 2)
+    assert planner.starts[1][0].abs().sum() == 0 and planner.starts[1][1].abs().sum() > 0
+    controller.reset()
+    controller.act(None, 3)
+    assert planner.starts[2].shape == (3, 3, 1) and planner.starts[2].abs().sum() == 0
+
+
+def model():
+    torch.manual_seed(0)
+    return WorldModel(MLPEncoder((3,), 4, hidden=(16,)), GaussianDynamics(4, 2, hidden=16)).eval()
+
+
+def test_agent_gives_bounded_actions_that_do_not_depend_on_the_chunk():
+    world_model, o = model(), torch.randn(5, 3, generator=g())
+    goal = torch.zeros(5, 4)
+    actions = []
+    for chunk in (1, 10_000):
+        agent = MPCAgent(
+            world_model, CEM(samples=64, elites=8, iterations=3), GoalCost(goal), horizon=4, generator=g(1), chunk=chunk
+        )
+        actions.append(agent.act(o))
+    assert actions[0].shape == (5, 2) and actions[0].abs().max() <= 1
+    torch.testing.assert_close(actions[0], actions[1], atol=1e-4, rtol=0)
+
+
+def test_agent_names_nan_and_wrong_shapes():
+    agent = MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4)))
+    with pytest.raises(ValueError, match="NaN"):
+        agent.act(torch.full((1, 3), torch.nan))
+    with pytest.raises(ValueError, match="built for"):
+        agent.act(torch.zeros(1, 7))
+    with pytest.raises(ValueError, match="replan_every"):
+        MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4)), horizon=3, replan_every=4)
+    with pytest.raises(ValueError, match="horizon >= 1"):
+        MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4)), horizon=0)
+    with pytest.raises(ValueError, match="particles"):
+        MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4)), particles=0)
+    with pytest.raises(ValueError, match="act first"):
+        MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4))).explain()
+
+
+def test_the_last_plans_elites_compete_in_the_next_one_and_are_reset_with_their_env():
+    first_rounds = []
+
+    def score(a):
+        first_rounds.append(a.clone())
+        return (a - 0.3).square().sum((-2, -1))
+
+    controller = RecedingHorizon(
+        ICEM(samples=32, elites=8, iterations=1), horizon=4, action_dim=1, generator=g(), reuse=0.5
+    )
+    controller.act(score, 2)
+    kept = controller.plan.elites[:, :4]
+    controller.reset(torch.tensor([False, True]))
+    controller.act(score, 2)
+    shifted = torch.cat([kept[:, :, 1:], kept[:, :, -1:]], 2)
+    assert torch.equal(first_rounds[-1][0, 1:5], shifted[0])
+    assert (first_rounds[-1][1, :5] == 0).all()
+
+
+def test_gradient_planners_act_under_inference_mode():
+    """Encoded in inference mode, a latent could not be differentiated through."""
+    world_model, o = model(), torch.randn(3, 3, generator=g())
+    goal = torch.randn(3, 4, generator=g(1))
+    for planner in (GradientPlanner(starts=4, iterations=5), HybridPlanner(samples=16, elites=4, refined=2)):
+        agent = MPCAgent(world_model, planner, GoalCost(goal), horizon=4, generator=g(1))
+        with torch.inference_mode():
+            action = agent.act(o.clone())
+        assert action.shape == (3, 2) and action.abs().max() <= 1
+        assert all(p.grad is None for p in world_model.parameters())
+
+
+def test_a_policy_prior_is_rolled_out_and_competes():
+    world_model, o = model(), torch.randn(2, 3, generator=g())
+    with torch.no_grad():
+        z0 = world_model.encode(o)
+        policy_actions = []
+        z = z0
+        for _ in range(3):
+            policy_actions.append(torch.tanh(z[:, :2]))
+            z = world_model.predict(z, policy_actions[-1]).mean
+    # Only the policy's own plan is cheap.
+    wanted = torch.stack(policy_actions, 1)
+
+    def cost(z, a):
+        return (a - wanted[:, None]).abs().amax((-2, -1))
+
+    agent = MPCAgent(
+        world_model, CEM(samples=16, elites=2, iterations=1), cost, horizon=3, policy=lambda z: torch.tanh(z[..., :2])
+    )
+    agent.act(o)
+    torch.testing.assert_close(agent.plan.mean, wanted, atol=1e-5, rtol=0)
+    bad = MPCAgent(world_model, CEM(), cost, horizon=3, policy=lambda z: z)
+    with pytest.raises(ValueError, match="expected the policy"):
+        bad.act(o)
+
+
+def test_particles_share_their_noise_between_candidates_and_follow_the_model():
+    world_model = model()
+    z0, a = torch.randn(2, 4, generator=g()), torch.rand(2, 5, 3, 2, generator=g(1))
+    a[:, 1] = a[:, 0]
+    noise = torch.randn(2, 1, 4000, 3, 4, generator=g(2))
+    with torch.no_grad():
+        z = particle_rollout(world_model, z0, a, noise)
+        assert z.shape == (2, 5, 4000, 4, 4)
+        assert torch.equal(z[:, 0], z[:, 1]) and not torch.equal(z[:, 0], z[:, 2])
+        one = world_model.predict(z0, a[:, 0, 0])
+        torch.testing.assert_close(z[:, 0, :, 1].mean(1), one.mean, atol=0.05, rtol=0)
+        torch.testing.assert_close(z[:, 0, :, 1].var(1), one.variance, atol=0.05, rtol=0.1)
+        still = particle_rollout(world_model, z0, a, torch.zeros(2, 1, 1, 3, 4))[:, :, 0]
+        torch.testing.assert_close(still, world_model.rollout(z0, a))
+
+
+def test_without_a_price_on_risk_the_plan_is_that_of_the_mean_cost():
+    world_model, o = model(), torch.randn(3, 3, generator=g())
+    goal = torch.randn(3, 4, generator=g(1))
+    plans = []
+    for cost in (GoalCost(goal), RiskCost(GoalCost(goal), kappa=0.0), RiskCost(GoalCost(goal), kappa=3.0)):
+        agent = MPCAgent(
+            world_model, CEM(samples=64, elites=8), cost, horizon=4, generator=g(1), particles=6, chunk=100
+        )
+        agent.act(o)
+        plans.append(agent.plan.mean)
+    torch.testing.assert_close(plans[0], plans[1], atol=1e-5, rtol=0)
+    assert not torch.allclose(plans[0], plans[2], atol=1e-2)
+
+
+def test_an_ensemble_can_be_judged_by_its_disagreement():
+    """Two members agree where the first action is negative: that is where the plan goes."""
+    members = [model(), model()]
+
+    def rollout(z0, a):
+        paths = torch.stack([m.rollout(z0, a) for m in members], 2)
+        paths[:, :, 1, 1:] += a[..., :1].clamp(min=0)
+        return paths
+
+    agent = MPCAgent(members[0], CEM(), DisagreementCost(), horizon=3, rollout=rollout, generator=g())
+    agent.act(torch.randn(2, 3, generator=g()))
+    assert agent.plan.mean[..., 0].max() <= 1e-3 and agent.plan.cost.max() < 1e-6
+
+
+def test_a_plan_is_explained_by_the_terms_of_its_cost():
+    world_model, o = model(), torch.randn(2, 3, generator=g())
+    goal = torch.zeros(2, 4)
+    cost = SumCost({"goal": ExpectedGoalCost(goal), "smooth": (0.5, SmoothnessCost())})
+    agent = MPCAgent(world_model, CEM(samples=32, elites=4), cost, horizon=4, generator=g(), particles=3)
+    agent.act(o)
+    terms = agent.explain()
+    assert set(terms) == {"goal", "smooth"}
+    torch.testing.assert_close(terms["goal"] + terms["smooth"], agent.plan.cost, atol=1e-5, rtol=1e-4)
+    plain = MPCAgent(world_model, CEM(samples=32, elites=4), GoalCost(goal), horizon=4, generator=g())
+    plain.act(o)
+    torch.testing.assert_close(plain.explain()["cost"], plain.plan.cost, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_agent_plans_the_same():
+    world_model, o = model(), torch.randn(2, 3, generator=g())
+    goal = torch.zeros(2, 4)
+    plans = []
+    for compile in (False, True):
+        agent = MPCAgent(
+            world_model, CEM(samples=32, elites=4), GoalCost(goal), horizon=4, generator=g(), compile=compile
+        )
+        agent.act(o)
+        plans.append(agent.plan.mean)
+    torch.testing.assert_close(plans[0], plans[1], atol=1e-4, rtol=0)
