@@ -30,9 +30,9 @@ from gjwm.dataset import dataset_info, load_buffer
 from gjwm.decoder import ConvDecoder
 from gjwm.diagnostics import wilson_interval
 from gjwm.evaluate import encode_episodes, evaluate
+from gjwm.figures import prediction_figure
 from gjwm.logging import RunLogger, progress
 from gjwm.objectives import JointEmbeddingObjective
-from gjwm.prediction_plots import plot_predictions
 from gjwm.rollout_video import rollout_video
 from gjwm.study import aggregate, pooled_success, rows_for_table
 from gjwm.train import train, train_decoder
@@ -214,7 +214,7 @@ def evaluate_command(cfg: DictConfig) -> None:
     report["config"] = OmegaConf.to_container(cfg, resolve=True)
     _write_json(run / "evaluation.json", report)
     if importlib.util.find_spec("matplotlib"):
-        print(plot_predictions(report, run / "prediction.png"))
+        print(prediction_figure(report, run / "prediction.png"))
     print(summary(report))
     print(run / "evaluation.json")
 

@@ -27,7 +27,14 @@ FIGURES: dict[str, Callable[[Report], float]] = {
     "effective rank, ideal": lambda r: r["gaussianity"]["effective_rank_ideal"],
     "Epps-Pulley": lambda r: r["gaussianity"]["epps_pulley"],
     "Epps-Pulley, ideal": lambda r: r["gaussianity"]["epps_pulley_null"],
-    "coverage 90%": lambda r: r["calibration"]["coverage_90"],
+    "coverage 90%, 1 step": lambda r: r["calibration"]["coverage_90"],
+    "coverage 90%, 5 steps": lambda r: r["calibration"]["horizon_5"]["coverage_90"],
+    "coverage 90%, 10 steps": lambda r: r["calibration"]["horizon_10"]["coverage_90"],
+    "ECE, 1 step": lambda r: r["calibration"]["ece"],
+    "ECE, 5 steps": lambda r: r["calibration"]["horizon_5"]["ece"],
+    "ECE, 10 steps": lambda r: r["calibration"]["horizon_10"]["ece"],
+    "teleport AUROC": lambda r: r["surprise"]["teleport"]["auroc"],
+    "false alarms at 1%": lambda r: r["surprise"]["false_alarm_rate"],
 }
 
 

@@ -21,12 +21,12 @@ ENVS = {f"gjwm.envs.{p.stem}": p for p in (ROOT / "envs").glob("*.py") if p.stem
 LAYERS = [
     {"types"},
     {"objectives", "encoders", "dynamics", "decoder", "costs", "planning", "probes", "behaviours", "video", "logging"},
-    {"normality", "figures"},
+    {"normality"},
     {"heads", "interpolation", "calibration"},
-    {"diagnostics", "replay", "dataset"},
+    {"figures", "diagnostics", "replay", "dataset"},
     {"world_model", "collect"},
     {"agent", "train", "surprise"},
-    {"evaluate", "rollout_video", "study", "prediction_plots"},
+    {"evaluate", "rollout_video", "study"},
     {"benchmarks"},
     {"cli"},
 ]
@@ -34,7 +34,7 @@ LAYERS = [
 DOORS = {
     "wandb": {"gjwm.logging"},
     "imageio": {"gjwm.video"},
-    "matplotlib": {"gjwm.figures", "gjwm.prediction_plots"},
+    "matplotlib": {"gjwm.figures"},
     "hydra": {"gjwm.cli"},
     "omegaconf": {"gjwm.cli"},
     "dm_control": {"gjwm.envs.control_suite", "gjwm.benchmarks.collect"},

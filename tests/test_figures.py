@@ -5,7 +5,7 @@ import torch
 
 from gjwm.calibration import calibration_report
 from gjwm.dynamics import Prediction
-from gjwm.prediction_plots import plot_predictions
+from gjwm.figures import prediction_figure
 
 
 def test_a_report_becomes_a_picture(tmp_path):
@@ -21,6 +21,6 @@ def test_a_report_becomes_a_picture(tmp_path):
         },
         "calibration": {**law, "horizon_5": law, "temperature_by_horizon": [1.0]},
     }
-    path = plot_predictions(report, tmp_path / "pictures" / "prediction.svg")
+    path = prediction_figure(report, tmp_path / "pictures" / "prediction.svg")
     text = path.read_text()
     assert text.startswith("<?xml") and text.count("<path") > 30
