@@ -6,8 +6,11 @@ lives in one folder, runs/<name>/, with the resolved config beside what it made.
 
 from __future__ import annotations
 
+import importlib.resources
 import importlib.util
+import inspect
 import json
+import math
 import os
 import sys
 import time
@@ -18,7 +21,7 @@ from typing import Any
 import gymnasium
 import torch
 from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +32,7 @@ from gjwm.collect import Episode, collect_dataset, collect_episodes
 from gjwm.dataset import dataset_info, load_buffer
 from gjwm.decoder import ConvDecoder
 from gjwm.diagnostics import wilson_interval
-from gjwm.evaluate import encode_episodes, evaluate
+from gjwm.evaluate import check_protocol, encode_episodes, evaluate
 from gjwm.figures import prediction_figure
 from gjwm.logging import RunLogger, progress
 from gjwm.objectives import JointEmbeddingObjective
@@ -38,8 +41,8 @@ from gjwm.study import aggregate, pooled_success, rows_for_table
 from gjwm.train import train, train_decoder
 from gjwm.world_model import WorldModel, load_payload
 
-# Held-out episodes start here, so no choice of `seed` can make them meet training data; those that calibrate the model's
-# predictions start elsewhere again, so that evaluation never sees them.
+# Seeds end where held-out episodes begin, so that these never meet training data; those that calibrate the model's predictions
+# start elsewhere again, so that evaluation never sees them.
 HELD_OUT = 1_000_000
 CALIBRATION = 2_000_000
 
@@ -51,10 +54,47 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def _prepare(cfg: DictConfig) -> None:
-    torch.set_num_threads(cfg.threads or len(os.sched_getaffinity(0)))
-    if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={cfg.device} was asked for and this machine has no CUDA device; use device=cpu.")
+    for name, seed in (("seed", cfg.seed), ("evaluate.seed", cfg.evaluate.seed)):
+        if not isinstance(seed, int) or not 0 <= seed < HELD_OUT:
+            raise ValueError(f"{name} must be a whole number from 0 to {HELD_OUT - 1}, got {seed!r}.")
+    threads = cfg.threads or len(os.sched_getaffinity(0))
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads must be null or a whole number, 1 or more, got {threads!r}.")
+    torch.set_num_threads(threads)
+    _check_device(str(cfg.device))
     torch.manual_seed(cfg.seed)  # weights of new networks; everything else has a generator of its own
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name} was asked for and this machine has no CUDA device; use device=cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
+
+
+def _options(group: str, settings: DictConfig, function: Callable) -> dict[str, Any]:
+    """A config group as the keyword arguments of `function`, with wrong names and kinds told in one sentence.
+
+    Raises:
+        ValueError: for a name that `function` does not take, or no number where its default is one.
+    """
+    options = OmegaConf.to_container(settings, resolve=True)
+    parameters = {k: p for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for name, value in options.items():
+        if name not in parameters:
+            raise ValueError(f"there is no setting {group}.{name}; choose from {', '.join(parameters)}.")
+        default = parameters[name].default
+        if isinstance(default, bool | None | str) or default is inspect.Parameter.empty:
+            continue
+        whole = isinstance(default, int)
+        right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if value is not None and not (right and math.isfinite(value)):
+            raise ValueError(f"{group}.{name} must be a {'whole ' * whole}number, got {value!r}.")
+    return options
 
 
 def _env_kwargs(cfg: DictConfig) -> dict[str, Any]:
@@ -85,6 +125,14 @@ def collect_command(cfg: DictConfig) -> None:
 def train_command(cfg: DictConfig) -> None:
     """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures."""
     run = Path(cfg.run_dir)
+    _require_same_env(cfg)
+    decoder_steps = cfg.train.decoder_steps
+    options = _options("train", OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"]), train)
+    if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
+        raise ValueError(
+            f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
+            f"{cfg.calibrate.episodes}."
+        )
     buffer = load_buffer(cfg.dataset, device=cfg.device)
     shape = buffer.observation_space.shape
     model = WorldModel(
@@ -93,12 +141,9 @@ def train_command(cfg: DictConfig) -> None:
         {name: instantiate(head, action_dim=buffer.action_space.shape[0]) for name, head in cfg.heads.items()},
     ).to(cfg.device)
     objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
-    options = OmegaConf.to_container(cfg.train, resolve=True)
-    decoder_steps = options.pop("decoder_steps")
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     run.mkdir(parents=True, exist_ok=True)
     resolved = OmegaConf.to_container(cfg, resolve=True)
-    OmegaConf.save(OmegaConf.create(resolved), run / "config.yaml")
     with RunLogger(
         run, wandb_mode=cfg.logger.wandb, project=cfg.logger.project, name=cfg.name, config=resolved
     ) as logger:
@@ -111,10 +156,16 @@ def train_command(cfg: DictConfig) -> None:
             since = time.perf_counter()
             train(model, objective, buffer, log=log, log_every=cfg.logger.every, generator=generator, **options)
             training = {"seconds": time.perf_counter() - since, "threads": torch.get_num_threads()}
+        extra = {"version": __version__, "config": resolved, "training": training}
+        # What describes the run changes together with its model, and only now: a failed training leaves an older run whole.
+        model.save(run / "checkpoint.pt", **extra)
+        partial = run / "config.yaml.partial"
+        OmegaConf.save(OmegaConf.create(resolved), partial)
+        partial.replace(run / "config.yaml")
         if cfg.calibrate.episodes:
             print("calibrating predictions on held-out episodes", flush=True)
             calibrate_model(model, cfg)
-        model.save(run / "checkpoint.pt", version=__version__, config=resolved, training=training)
+            model.save(run / "checkpoint.pt", **extra)
         if decoder_steps and len(shape) == 3:
             channels = shape[0] // cfg.env.get("frame_stack", 1)
             decoder = ConvDecoder(model.latent_dim, (channels, *shape[1:])).to(cfg.device)
@@ -136,6 +187,20 @@ def train_command(cfg: DictConfig) -> None:
                 )
             save_decoder(decoder, run / "decoder.pt")
     print(f"{run}: checkpoint.pt, metrics.jsonl")
+
+
+def _require_same_env(cfg: DictConfig) -> None:
+    """Refuse data of another world: nothing later would notice."""
+    info = dataset_info(cfg.dataset)
+    made = {"id": info["env_id"], **info["env_kwargs"]}
+    wanted = OmegaConf.to_container(cfg.env, resolve=True)
+    different = sorted(key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key))
+    if different:
+        raise ValueError(
+            f"{cfg.dataset} was collected with "
+            + ", ".join(f"env.{key}={made.get(key)!r} and not {wanted.get(key)!r}" for key in different)
+            + "; pass the same settings, or another dataset=..."
+        )
 
 
 def save_decoder(decoder: ConvDecoder, path: Path) -> None:
@@ -197,15 +262,15 @@ def evaluate_command(cfg: DictConfig) -> None:
     """Write cfg.run_dir/evaluation.json."""
     run = Path(cfg.run_dir)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
-    options = OmegaConf.to_container(cfg.evaluate, resolve=True)
-    options.pop("length"), options.pop("episodes")
+    options = _evaluate_options(cfg)
+    planner = instantiate(cfg.planner)
     print("collecting held-out episodes", flush=True)
     report = evaluate(
         model,
         cfg.env.id,
         _env_kwargs(cfg),
         held_out_episodes(cfg),
-        instantiate(cfg.planner),
+        planner,
         notify=lambda message: print(message, flush=True),
         **options,
     )
@@ -217,6 +282,21 @@ def evaluate_command(cfg: DictConfig) -> None:
         print(prediction_figure(report, run / "prediction.png"))
     print(summary(report))
     print(run / "evaluation.json")
+
+
+def _evaluate_options(cfg: DictConfig) -> dict[str, Any]:
+    """cfg.evaluate as `evaluate`'s arguments, checked before minutes are spent on episodes."""
+    own = OmegaConf.masked_copy(cfg.evaluate, [k for k in cfg.evaluate if k not in ("length", "episodes")])
+    options = _options("evaluate", own, evaluate)
+    episodes, length = cfg.evaluate.episodes, cfg.evaluate.length
+    if not isinstance(episodes, int) or not isinstance(length, int) or episodes < 8 or length < 1:
+        raise ValueError(
+            f"expected evaluate.episodes >= 8, half of which fit the probes, and evaluate.length >= 1, got {episodes!r} and "
+            f"{length!r}."
+        )
+    known = inspect.signature(check_protocol).parameters
+    check_protocol(**{name: value for name, value in options.items() if name in known})
+    return options
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -261,7 +341,7 @@ def video_command(cfg: DictConfig) -> None:
     run = Path(cfg.run_dir)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     decoder = load_decoder(run / "decoder.pt", cfg.device)
-    options = OmegaConf.to_container(cfg.evaluate, resolve=True)
+    options = _evaluate_options(cfg)
     path = rollout_video(
         run / "videos" / f"goals.{cfg.video.format}",
         model,
@@ -291,15 +371,17 @@ def study_command(cfg: DictConfig) -> None:
         one.evaluate.seed = cfg.evaluate.seed + seed
         run, data = Path(one.run_dir), Path(one.dataset)
         print(f"{run}", flush=True)
+        trained = (run / "checkpoint.pt").is_file()
+        if trained:
+            _require_same_training(one, run)
         collected = dataset_info(data)["episodes"] if (data / "metadata.json").is_file() else 0
         if collected < cfg.collect.episodes:
             one.collect.episodes = cfg.collect.episodes - collected
             collect_command(one)
             one.collect.episodes = cfg.collect.episodes
-        if not (run / "checkpoint.pt").is_file():
+        if not trained:
             train_command(one)
-        _require_same_training(one, run)
-        if not (run / "evaluation.json").is_file():
+        if not trained or not _same_evaluation(one, run):
             evaluate_command(one)
         reports[seed] = json.loads((run / "evaluation.json").read_text())
     figures = aggregate(reports)
@@ -314,6 +396,15 @@ def study_command(cfg: DictConfig) -> None:
     folder = Path(cfg.run_dir)
     _write_json(folder / "study.json", content)
     print(folder / "study.json")
+
+
+def _same_evaluation(cfg: DictConfig, run: Path) -> bool:
+    """Whether the run has an evaluation with these settings of evaluate and planner."""
+    path = run / "evaluation.json"
+    if not path.is_file():
+        return False
+    before, now = json.loads(path.read_text())["config"], OmegaConf.to_container(cfg, resolve=True)
+    return all(before[group] == now[group] for group in ("evaluate", "planner"))
 
 
 def _require_same_training(cfg: DictConfig, run: Path) -> None:
@@ -346,6 +437,11 @@ def benchmark_command(arguments: Sequence[str]) -> None:
     print(benchmarks.table(benchmarks.run(name, quick="quick=true" in options)))
 
 
+def _experiments() -> str:
+    folder = importlib.resources.files("gjwm.configs") / "experiment"
+    return "|".join(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")))
+
+
 USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
        gjwm benchmark {"|".join(benchmarks.names())} [quick=true]
 
@@ -356,7 +452,7 @@ USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
   study      all of that but the video for several seeds, and a table: study.seeds=[0,1,2]
   benchmark  measure speed, ours beside a reference and the floor
 
-Common overrides: experiment=reacher|two_room|point_mass  name=...  seed=...  objective.lam=0  logger.wandb=disabled"""
+Common overrides: experiment={_experiments()}  name=...  seed=...  objective.lam=0  logger.wandb=disabled"""
 
 # What a user's input or machine can cause; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
@@ -374,7 +470,7 @@ USER_ERRORS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command -> exit status: 0, 1 after an error told in one sentence, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0 if arguments else 2
     if arguments[0] == "--version":
@@ -396,7 +492,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if os.environ.get("GJWM_TRACEBACK"):
             raise
-        print(f"gjwm {arguments[0]}: {error}", file=sys.stderr)
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        print(f"gjwm {arguments[0]}: {' '.join(str(cause).split())}", file=sys.stderr)  # hydra's come in several lines
         return 1
     except KeyboardInterrupt:
         print(f"gjwm {arguments[0]}: stopped.", file=sys.stderr)

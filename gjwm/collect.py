@@ -38,7 +38,10 @@ BATCH_BYTES = 512 * 2**20  # of observations that a torch-native world may colle
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """`gymnasium.make`, where ids "gjwm/..." need no module in front, and bounded actions are rescaled from [-1, 1]."""
-    env = gym.make(_importable(env_id), **kwargs)
+    try:
+        env = gym.make(_importable(env_id), **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}.") from error
     space = env.action_space
     if isinstance(space, spaces.Box) and space.is_bounded() and not _unit(space):
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))

@@ -25,7 +25,7 @@ from gjwm.costs import Cost, GoalCost
 from gjwm.diagnostics import embedding_report, wilson_interval
 from gjwm.dynamics import Prediction
 from gjwm.objectives import EPPS_PULLEY_NULL_MEAN, epps_pulley, random_directions
-from gjwm.planning import CEM, Planner
+from gjwm.planning import CEM, CategoricalCEM, Planner
 from gjwm.probes import knn_probe, linear_probe, mlp_probe
 from gjwm.surprise import violation_report
 from gjwm.world_model import WorldModel
@@ -117,6 +117,8 @@ def probe_report(z: Tensor, episodes: Sequence[Episode], *, generator: Generator
             "knn_r2": _r2(knn_probe(z_train, y_train, z_test, y_test)),
             "mlp_r2": _r2(mlp_probe(z_train, y_train, z_test, y_test, generator=generator)),
         }
+    if "position" not in variables:
+        raise ValueError("the held-out true_state() has no 'position' that varies, which the headline probe reads.")
     return {**variables["position"], "variables": variables}
 
 
@@ -354,6 +356,22 @@ def planning_report(episodes: GoalEpisodes, radius: float) -> dict[str, Any]:
     }
 
 
+def check_protocol(
+    *, goals: str, goal_offset: int | None, pairs: int, steps: int, horizon: int, replan_every: int
+) -> None:
+    """Raise a ValueError for arguments of `evaluate` that can only fail, before anything expensive."""
+    if goals not in ("ahead", "reset"):
+        raise ValueError(f"goals must be 'ahead' or 'reset', got {goals!r}.")
+    counts = {"pairs": pairs, "steps": steps, "horizon": horizon, "replan_every": replan_every}
+    if goals == "ahead":
+        counts["goal_offset"] = goal_offset
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}.")
+    if replan_every > horizon:
+        raise ValueError(f"a plan of horizon={horizon} actions cannot last for replan_every={replan_every} of them.")
+
+
 def evaluate(
     model: WorldModel,
     env_id: str,
@@ -385,8 +403,18 @@ def evaluate(
         seed: of everything random here.
         notify: told what is being measured.
     """
-    if goals not in ("ahead", "reset"):
-        raise ValueError(f"goals must be 'ahead' or 'reset', got {goals!r}.")
+    check_protocol(
+        goals=goals,
+        goal_offset=goal_offset,
+        pairs=pairs,
+        steps=steps,
+        horizon=horizon,
+        replan_every=replan_every,
+    )
+    if isinstance(planner, CategoricalCEM):
+        raise ValueError(
+            "CategoricalCEM plans one-hot actions; goals here are reached by actions in a box: use CEM or ICEM."
+        )
     lengths = {len(e.a) for e in episodes}
     if len(lengths) != 1:
         raise ValueError(f"evaluation needs held-out episodes of one length, got {sorted(lengths)}.")

@@ -20,7 +20,8 @@ class RunLogger:
     """Scalars of one run to `<path>/metrics.jsonl` and to wandb. A context manager.
 
     Args:
-        path: the run's folder; an existing metrics.jsonl is replaced, as the checkpoint beside it will be.
+        path: the run's folder. Lines go to metrics.jsonl.partial, which becomes metrics.jsonl when the run ends well: one that
+            fails leaves an older run's figures beside its checkpoint.
         wandb_mode: "offline" (needs no account and no network), "online" or "disabled".
         project, name, config: as wandb takes them.
     """
@@ -38,7 +39,8 @@ class RunLogger:
             raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path / "metrics.jsonl", "w", encoding="utf-8")
+        self._partial = self.path / "metrics.jsonl.partial"
+        self._file = open(self._partial, "w", encoding="utf-8")
         self._wandb = None
         if wandb_mode != "disabled":
             os.environ.setdefault("WANDB_SILENT", "true")
@@ -59,6 +61,8 @@ class RunLogger:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+        if error[0] is None:
+            self._partial.replace(self.path / "metrics.jsonl")
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error[0] is None else 1)
 

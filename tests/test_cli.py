@@ -113,16 +113,37 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         (["collect", "collect.behaviour={dancing: 1}"], 1, "dancing"),
         (["collect", "collect.episodes=0"], 1, "episodes >= 1"),
         (["train", "logger.wandb=later"], 1, "later"),
+        (["train", "train.steps=abc"], 1, "train.steps must be a whole number, got 'abc'"),
+        (["train", "train.lr=nan"], 1, "train.lr must be a number, got nan"),
+        (["train", "+train.bogus=1"], 1, "no setting train.bogus; choose from"),
+        (["train", "+env.wall=random"], 1, "env.wall=None and not 'random'"),
+        (["train", "seed=1000001"], 1, "seed must be a whole number from 0 to 999999"),
+        (["train", "threads=-1"], 1, "threads"),
+        (["train", "device=gpu"], 1, "device must be cpu, cuda or cuda:N, got 'gpu'"),
+        (["train", "dynamics=foo"], 1, "dynamics/foo"),
+        (["train", "calibrate.horizon=-2"], 1, "calibrate.horizon >= 1"),
+        (["evaluate", "evaluate.horizon=0"], 1, "horizon must be a whole number, 1 or more, got 0"),
+        (["evaluate", "evaluate.steps=0"], 1, "steps must be"),
+        (["evaluate", "evaluate.pairs=0"], 1, "pairs must be"),
+        (["evaluate", "evaluate.episodes=1"], 1, "evaluate.episodes >= 8"),
+        (["evaluate", "evaluate.replan_every=99"], 1, "replan_every=99"),
+        (["evaluate", "+evaluate.bogus=1"], 1, "no setting evaluate.bogus"),
+        (["evaluate", "planner.elites=9999"], 1, "elites"),
+        (["evaluate", "planner=categorical"], 1, "CategoricalCEM plans one-hot actions"),
+        (["collect", "env.id=Pendulum-v1"], 1, "Pendulum-v1 cannot be made with"),
     ],
 )
 def test_wrong_input_gets_one_clear_message_and_a_failing_status(arguments, status, said, folder, capsys):
-    if arguments[0] == "train" and "wandb" in arguments[1]:
+    small = ("wandb", "train.", "wall", "calibrate", "evaluate.", "planner")
+    if arguments[0] in ("train", "evaluate") and any(word in arguments[1] for word in small):
         run("collect")
-        arguments = ["train", *SMALL, *arguments[1:]]
+        if arguments[0] == "evaluate":
+            run("train", "train.decoder_steps=0", "calibrate.episodes=0")
+        arguments = [arguments[0], *SMALL, *arguments[1:]]
     capsys.readouterr()
     assert main(arguments) == status
     error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
+    assert said in error and "Traceback" not in error and len(error.splitlines()) == 1
     assert error.startswith("gjwm")
 
 
@@ -170,8 +191,26 @@ def test_a_study_summarises_its_seeds_and_does_nothing_twice(folder, capsys):
     written = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
     assert run("study", *study) == 0
     assert {path for path, at in written.items() if path.stat().st_mtime_ns != at} == {made / "study.json"}
-    assert run("study", *study, "objective.lam=0") == 1
-    assert "trained with other settings of objective" in capsys.readouterr().err
+    shards = sorted((folder / "data").rglob("*.npz"))
+    assert run("study", *study, "objective.lam=0", "collect.episodes=20") == 1
+    assert "trained with other settings of collect, objective" in capsys.readouterr().err
+    assert sorted((folder / "data").rglob("*.npz")) == shards  # refused before anything was collected
+    assert run("study", *study, "planner=mppi", "evaluate.pairs=3", "planner.samples=32") == 0
+    assert json.loads((made / "study.json").read_text())["pooled_success"]["random"][1] == 6
+
+
+def test_a_training_that_fails_leaves_the_run_before_it_whole(folder, capsys):
+    run("collect"), run("train")
+    made = folder / "runs" / "small"
+    before = {name: (made / name).read_bytes() for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt")}
+    for bad in ("train.lr=-1", "train.length=100", "train.lr=1e20"):
+        assert run("train", bad) == 1
+        assert {name: (made / name).read_bytes() for name in before} == before
+
+
+def test_help_is_help_after_a_command_too(capsys):
+    assert main(["train", "--help"]) == 0
+    assert "two_room_random" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -7,16 +7,27 @@ import pytest
 from gjwm.logging import RunLogger, progress
 
 
-def rows(path):
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+def rows(path, name="metrics.jsonl"):
+    return [json.loads(line) for line in (path / name).read_text().splitlines()]
 
 
 def test_metrics_are_lines_of_valid_json_at_once(tmp_path):
     with RunLogger(tmp_path, wandb_mode="disabled") as logger:
         logger.log({"loss": 1.5, "r2": float("nan")}, 1)
-        assert rows(tmp_path) == [{"step": 1, "loss": 1.5, "r2": None}]
+        assert rows(tmp_path, "metrics.jsonl.partial") == [{"step": 1, "loss": 1.5, "r2": None}]
         logger.log({"loss": 0.5}, 2)
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_a_run_that_fails_leaves_the_figures_of_the_one_before(tmp_path):
+    with RunLogger(tmp_path, wandb_mode="disabled") as logger:
+        logger.log({"loss": 1.0}, 1)
+    with pytest.raises(FloatingPointError):
+        with RunLogger(tmp_path, wandb_mode="disabled") as logger:
+            logger.log({"loss": 7.0}, 1)
+            raise FloatingPointError
+    assert rows(tmp_path) == [{"step": 1, "loss": 1.0}]
+    assert rows(tmp_path, "metrics.jsonl.partial") == [{"step": 1, "loss": 7.0}]
 
 
 @pytest.mark.slow
