@@ -452,6 +452,54 @@ def test_step_weights_and_masks_choose_the_errors_that_count():
     torch.testing.assert_close(alignment(align="smooth_l1"), smooth)
 
 
+@pytest.mark.parametrize("align", ["mse", "smooth_l1", "joint"])
+def test_masked_latents_reach_neither_the_value_nor_the_gradient(align):
+    z, z_hat = randn(8, 4, 3), randn(8, 3, 3, seed=1)
+    mask = torch.ones(8, 4, dtype=torch.bool)
+    mask[2, 2:] = False
+    o, found = JointEmbeddingObjective(VICReg(), 1.0, align=align), []
+    for filler in (0.0, torch.nan):
+        given, predicted = z.clone(), z_hat.clone()
+        given[2, 2:], predicted[2, 1:] = filler, filler
+        given.requires_grad_(), predicted.requires_grad_()
+        loss = o(predicted, given[:, 1:], given, mask=mask)["loss"]
+        found.append((loss, *torch.autograd.grad(loss, (given, predicted))))
+    torch.testing.assert_close(found[1], found[0])
+    assert found[0][1].abs().sum() > 0
+
+
+def test_what_leaves_nothing_to_align_is_named():
+    z, mask = randn(4, 4, 3), torch.ones(4, 4, dtype=torch.bool)
+    mask[:, 2:] = False  # one target is left, and its weight is 0
+    with pytest.raises(ValueError, match="step_weights"):
+        JointEmbeddingObjective(VICReg(), step_weights=[0, 0, 1])(z[:, 1:], z[:, 1:], z, mask=mask)
+
+
+def test_bad_predictions_and_dimensions_are_named():
+    z, z_hat = randn(4, 4, 3), randn(4, 3, 3, seed=1)
+    z_hat[0, 0, :2] = torch.nan
+    with pytest.raises(ValueError, match="2 NaN or infinite values in z_hat"):
+        JointEmbeddingObjective(VICReg())(z_hat, z[:, 1:], z)
+    with pytest.raises(ValueError, match="one dimension"):
+        JointEmbeddingObjective(VICReg())(z[:, 1:], z[:, 1:], randn(4, 4, 5))
+    with pytest.raises(ValueError, match="one dimension"):
+        JointEmbeddingObjective(VICReg())(z[:, 1:, :0], z[:, 1:, :0], z[..., :0])
+
+
+def test_any_module_of_z_alone_is_a_discrepancy():
+    class Energy(torch.nn.Module):
+        def forward(self, z):
+            return z.square().mean()
+
+    z, o = randn(4, 4, 3), JointEmbeddingObjective(Energy(), 2.0)
+    ids = torch.arange(4)
+    losses = o(z[:, 1:], z[:, 1:], z, clusters=ids, generator=g())
+    assert losses["loss"].item() == pytest.approx(2 * z.square().mean().item())
+    assert o.views(z, generator=g())["discrepancy"].item() == pytest.approx(z.square().mean().item())
+    with pytest.raises(ValueError, match="takes no mask"):
+        o(z[:, 1:], z[:, 1:], z, mask=torch.ones(4, 4, dtype=torch.bool))
+
+
 def test_stop_gradients_and_their_errors():
     z, z_hat = randn(8, 4, 3).requires_grad_(), randn(8, 3, 3, seed=1).requires_grad_()
     JointEmbeddingObjective(NoRegularizer(), lam=0, detach_prediction=True)(z_hat, z[:, 1:], z)["loss"].backward()
