@@ -265,7 +265,7 @@ class Calibration(nn.Module):
         scores: surprise (see `WorldModel.surprise`) of ordinary held-out steps.
     """
 
-    def __init__(self, temperature: Sequence[float], scores: Sequence[float]):
+    def __init__(self, temperature: Sequence[float] | Tensor, scores: Sequence[float] | Tensor):
         super().__init__()
         self.register_buffer("temperature", torch.as_tensor(temperature, dtype=torch.float32).clone())
         self.register_buffer("scores", torch.as_tensor(scores, dtype=torch.float32).sort().values)
@@ -273,11 +273,6 @@ class Calibration(nn.Module):
             raise ValueError(f"temperatures must be positive numbers, one per horizon, got {list(temperature)}.")
         if not len(self.scores) or not self.scores.isfinite().all():
             raise ValueError("a calibration needs finite held-out scores, got none or NaN.")
-
-    @property
-    def config(self) -> dict[str, list[float]]:
-        """Keyword arguments that rebuild it."""
-        return {"temperature": self.temperature.tolist(), "scores": self.scores.tolist()}
 
     def factors(self, horizon: int) -> Tensor:
         """(H, 1) factors for steps 1..H."""
