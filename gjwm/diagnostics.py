@@ -103,8 +103,9 @@ def embedding_report(
         below 0.01), mean_norm, variance_error; epps_pulley (mean over slices of N * T), epps_pulley_reject_rate
         (share of slices over the 95% line) and epps_pulley_min_p; mean and variance of |z|^2 over those of chi^2_D,
         norm_ks_p; Mardia's skewness and kurtosis with p-values (on at most 16 principal axes d; the kurtosis divided by its
-        Gaussian value d (d + 2)); henze_zirkler (any mean and covariance). Every figure has its counterpart *_ideal, what a Gaussian batch of this
-        size shows; participation_ratio_ideal is the known limit DN / (N + D), and epps_pulley_null the exact mean.
+        Gaussian value d (d + 2)); henze_zirkler (any mean and covariance). Every figure has its counterpart *_ideal, what a
+        Gaussian batch of this size shows; participation_ratio_ideal is the known limit DN / (N + D), and epps_pulley_null the
+        exact mean.
 
     Raises:
         ValueError: for other shapes, NaN or infinite values, or fewer than 8 independent samples.

@@ -98,7 +98,9 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
         WorldModel.load(tmp_path / "cut.pt")
 
 
-@pytest.mark.parametrize("damage", ["no state", "no encoder", "wrong sizes", "unknown argument", "refused argument", "text"])
+@pytest.mark.parametrize(
+    "damage", ["no state", "no encoder", "wrong sizes", "unknown argument", "refused argument", "text"]
+)
 def test_damaged_contents_are_one_error_that_names_the_file(damage, tmp_path):
     path = tmp_path / "model.pt"
     world_model().save(path)
@@ -116,7 +118,7 @@ def test_damaged_contents_are_one_error_that_names_the_file(damage, tmp_path):
     else:
         payload["heads"] = "none"
     torch.save(payload, path)
-    with pytest.raises(ValueError, match="model.pt"):
+    with pytest.raises(ValueError, match=r"model\.pt"):
         WorldModel.load(path)
 
 

@@ -158,7 +158,7 @@ class Dynamics(nn.Module):
     ) -> list[Tensor]:
         """z (..., D) and the H latents after it; a (..., H, A) broadcasts against z's leading axes.
 
-        `draw` takes the next latent from each step's law; None follows the mean. `truncate` cuts the gradient every so many steps.
+        `draw` takes the next latent from each step's law; None follows the mean. Every `truncate` steps the gradient is cut.
         """
         inputs = self._inputs(a)  # all steps at once: only the latent part is left in the loop
         path = [z]

@@ -23,9 +23,9 @@ class JointEmbeddingObjective(nn.Module):
     lam by 1/D), so with unit-variance latents the mean squared error lies in [0, 1] and reads as 1 - R^2.
 
     Args:
-        discrepancy: D, a module z -> scalar; None is `SIGReg()`. Applied to *encoded* latents, never to predictions: a predicted
-            mean must have a smaller variance than what it predicts. Its `forward` may leave out the keyword arguments `clusters`
-            and `generator`, and `mask` where none is given.
+        discrepancy: D, a module z -> scalar; None is `SIGReg()`. Applied to *encoded* latents, never to predictions: a
+            predicted mean must have a smaller variance than what it predicts. Its `forward` may leave out the keyword arguments
+            `clusters` and `generator`, and `mask` where none is given.
         lam: weight of D, independent of the batch size.
         detach_target, detach_prediction: stop the gradient of the alignment into one side. Both off by default: D is what
             prevents collapse. With `detach_prediction` only the encoder of the targets learns from the alignment.
@@ -104,7 +104,8 @@ class JointEmbeddingObjective(nn.Module):
         """
         if z.shape[-1] != z_next.shape[-1] or not z.shape[-1]:
             raise ValueError(
-                f"expected latents z and targets z_next of one dimension D >= 1, got {tuple(z.shape)} and {tuple(z_next.shape)}."
+                f"expected latents z and targets z_next of one dimension D >= 1, got {tuple(z.shape)} and "
+                f"{tuple(z_next.shape)}."
             )
         if z_hat.shape[-z_next.dim() :] != z_next.shape:
             raise ValueError(

@@ -121,7 +121,9 @@ def test_counted_residuals_are_the_training_residuals_covariance():
 
 
 KINDS = pytest.mark.parametrize(
-    "kind", [lambda: GaussianDynamics(3, 2, covariance="full"), lambda: DeterministicDynamics(3, 2)], ids=["full", "one"]
+    "kind",
+    [lambda: GaussianDynamics(3, 2, covariance="full"), lambda: DeterministicDynamics(3, 2)],
+    ids=["full", "one"],
 )
 
 
