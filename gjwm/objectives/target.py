@@ -22,10 +22,10 @@ class GaussianTarget(nn.Module):
     """N(0, Sigma) with tr Sigma = D and eigenvalues >= min_eig.
 
     Args:
-        kind: "isotropic": Sigma = I. "diagonal": fixed `variances`, rescaled to mean 1, after which none may
-            lie below min_eig. "shrunk": (1 - a) S + a I, where S is a detached running covariance of the latents rescaled to
-            trace D and a = min_eig: near-isotropic, as far as the data ask for it. "learned": U diag(l) U^T with l = min_eig + (1 - min_eig) * D * softmax: put `parameters()` in
-            the optimizer (`gjwm.train.train` does).
+        kind: "isotropic": Sigma = I. "diagonal": fixed `variances`, rescaled to mean 1, after which none may lie below
+            min_eig. "shrunk": (1 - a) S + a I, where S is a detached running covariance of the latents rescaled to trace D and
+            a = min_eig: near-isotropic, as far as the data ask for it. "learned": U diag(l) U^T with l = min_eig +
+            (1 - min_eig) * D * softmax: put `parameters()` in the optimizer (`gjwm.train.train` does).
         dim: D, needed by "learned" only; the others read it from what they see.
         variances: of "diagonal", D positive numbers.
         min_eig: floor of the eigenvalues, in (0, 1]; 1 makes "shrunk" and "learned" isotropic.
