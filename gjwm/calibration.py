@@ -36,11 +36,26 @@ UNIT_GAUSSIAN_NATS = 0.5 * math.log(
 _ECE_LEVELS = torch.arange(0.05, 0.951, 0.05, dtype=torch.float64)
 
 
+def report_generator(generator: Generator | None) -> Generator:
+    """The generator of a report, which is computed on the CPU: never torch's global one, which a report must not advance."""
+    if generator is None:
+        return torch.Generator().manual_seed(0)  # a report of the same figures reads the same
+    return generator if generator.device.type == "cpu" else torch.Generator().manual_seed(generator.initial_seed())
+
+
 def _check(prediction: Prediction, target: Tensor) -> None:
+    if target.dim() < 2 or not target.numel():
+        raise ValueError(f"calibration needs at least one target, in rows (..., D), got shape {tuple(target.shape)}.")
     if prediction.mean.shape != target.shape or prediction.variance.shape != target.shape:
         raise ValueError(
             f"expected a prediction of the target's shape {tuple(target.shape)}, got mean {tuple(prediction.mean.shape)} and "
             f"variance {tuple(prediction.variance.shape)}."
+        )
+    values = (prediction.mean, prediction.variance, target)
+    bad = sum(x.numel() - int(x.isfinite().sum()) for x in values)
+    if bad:
+        raise ValueError(
+            f"calibration got {bad} NaN or infinite values in the mean, variance and target of shape {tuple(target.shape)}."
         )
     if not (prediction.variance > 0).all():
         raise ValueError(
@@ -58,6 +73,10 @@ def energy_score(
     prediction: Prediction, target: Tensor, *, samples: int = 32, generator: Generator | None = None
 ) -> Tensor:
     """E|x - y| - E|x - x'|/2 of all D dimensions together, in z's units: (..., D) -> (...) (Gneiting & Raftery, 2007)."""
+    if prediction.mean.shape != target.shape:
+        raise ValueError(
+            f"expected a prediction of the target's shape {tuple(target.shape)}, got mean {tuple(prediction.mean.shape)}."
+        )
     draws = torch.stack([prediction.sample(generator) for _ in range(samples)])
     to_target = (draws - target).norm(dim=-1).mean(0)
     # Neighbouring draws are as independent as any two, and cost S distances instead of S^2.
@@ -75,7 +94,7 @@ def calibration_report(
         prediction: a law of (..., D), see `gjwm.dynamics.Prediction`.
         target: what happened, (..., D).
         bins: of the PIT histogram.
-        generator: draws the energy score's samples.
+        generator: draws the energy score's samples; None: one seeded alike for every report.
 
     Returns:
         nll (nats per dimension), skill (what it gains on the latents' marginal N(0, 1), nats per dimension), crps,
@@ -85,7 +104,7 @@ def calibration_report(
         factor on std that makes squared errors right on average).
 
     Raises:
-        ValueError: for other shapes, or a variance that is not positive.
+        ValueError: for other shapes, no targets, NaN or infinite values, or a variance that is not positive.
     """
     _check(prediction, target)
     prediction, target = prediction.to("cpu", torch.float64), target.detach().to("cpu", torch.float64)
@@ -97,12 +116,9 @@ def calibration_report(
     ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
     squared = (target - prediction.mean).square()
     lead = target.shape[:-1].numel()
-    rows = torch.arange(0, lead, max(1, lead // 2000))
+    rows = torch.arange(0, lead, -(-lead // 2000))
     flat = prediction if len(target.shape) == 2 else _flattened(prediction, len(target.shape) - 1)
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)  # a report of the same figures reads the same
-    elif generator.device.type != "cpu":
-        generator = torch.Generator().manual_seed(generator.initial_seed())
+    generator = report_generator(generator)
     return {
         "nll": nll,
         "skill": UNIT_GAUSSIAN_NATS - nll,
@@ -249,7 +265,7 @@ class Calibration(nn.Module):
         scores: surprise (see `WorldModel.surprise`) of ordinary held-out steps.
     """
 
-    def __init__(self, temperature: Sequence[float], scores: Sequence[float]):
+    def __init__(self, temperature: Sequence[float] | Tensor, scores: Sequence[float] | Tensor):
         super().__init__()
         self.register_buffer("temperature", torch.as_tensor(temperature, dtype=torch.float32).clone())
         self.register_buffer("scores", torch.as_tensor(scores, dtype=torch.float32).sort().values)
@@ -257,11 +273,6 @@ class Calibration(nn.Module):
             raise ValueError(f"temperatures must be positive numbers, one per horizon, got {list(temperature)}.")
         if not len(self.scores) or not self.scores.isfinite().all():
             raise ValueError("a calibration needs finite held-out scores, got none or NaN.")
-
-    @property
-    def config(self) -> dict[str, list[float]]:
-        """Keyword arguments that rebuild it."""
-        return {"temperature": self.temperature.tolist(), "scores": self.scores.tolist()}
 
     def factors(self, horizon: int) -> Tensor:
         """(H, 1) factors for steps 1..H."""

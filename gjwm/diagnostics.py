@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from gjwm.calibration import calibration_report as calibration_report
 from gjwm.calibration import gaussian_crps as gaussian_crps
+from gjwm.calibration import report_generator
 from gjwm.normality import epps_pulley_p_value, henze_zirkler, mardia
 from gjwm.objectives import EPPS_PULLEY_NULL_95, EPPS_PULLEY_NULL_MEAN, epps_pulley, random_directions
 
@@ -43,7 +44,7 @@ def _spectrum(z: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(centred.T @ centred / len(z)).flip(0).clamp(min=0)
 
 
-def _samples(z: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+def _samples(z: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """All samples (M, D), and independent ones (N, D): one random step of each trajectory."""
     if z.dim() not in (2, 3):
         raise ValueError(f"expected finite latents (N, D) or (B, T, D), got {tuple(z.shape)}.")
@@ -59,7 +60,7 @@ def _samples(z: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
     return z.flatten(0, 1), z[torch.arange(len(z)), steps]
 
 
-def _figures(samples: Tensor, independent: Tensor, slices: int, generator: Generator | None) -> dict[str, float]:
+def _figures(samples: Tensor, independent: Tensor, slices: int, generator: Generator) -> dict[str, float]:
     n, d = independent.shape
     spectrum, norms = _spectrum(samples), independent.square().sum(1)
     statistic = n * epps_pulley(independent @ random_directions(d, slices, generator, like=independent))
@@ -95,19 +96,21 @@ def embedding_report(
             assumes independence (Epps-Pulley, Mardia, Henze-Zirkler, norms) see one random step of each trajectory.
         slices: random projections of the Epps-Pulley test.
         ideals: true Gaussian batches of the same sizes that are measured for comparison, and averaged.
-        generator: draws slices, steps and the ideal batches.
+        generator: draws slices, steps and the ideal batches; None: one seeded alike for every report.
 
     Returns:
         effective_rank, rank_me (uncentred), participation_ratio, condition_number, min_eigenvalue, dead_directions (eigenvalues
         below 0.01), mean_norm, variance_error; epps_pulley (mean over slices of N * T), epps_pulley_reject_rate
         (share of slices over the 95% line) and epps_pulley_min_p; mean and variance of |z|^2 over those of chi^2_D,
-        norm_ks_p; Mardia's skewness and kurtosis with p-values (on at most 16 principal axes); henze_zirkler (any
-        mean and covariance). Every figure has its counterpart *_ideal, what a Gaussian batch of this
-        size shows; participation_ratio_ideal is the known limit DN / (N + D), and epps_pulley_null the exact mean.
+        norm_ks_p; Mardia's skewness and kurtosis with p-values (on at most 16 principal axes d; the kurtosis divided by its
+        Gaussian value d (d + 2)); henze_zirkler (any mean and covariance). Every figure has its counterpart *_ideal, what a
+        Gaussian batch of this size shows; participation_ratio_ideal is the known limit DN / (N + D), and epps_pulley_null the
+        exact mean.
 
     Raises:
         ValueError: for other shapes, NaN or infinite values, or fewer than 8 independent samples.
     """
+    generator = report_generator(generator)
     samples, independent = _samples(z, generator)
     found = _figures(samples, independent, slices, generator)
     gaussian = []
@@ -142,6 +145,7 @@ def draw_embedding_report(
     """
     from gjwm.figures import gaussianity_figure  # matplotlib is optional
 
+    generator = report_generator(generator)
     samples, independent = _samples(z, generator)
     ideal = torch.randn(samples.shape, generator=generator, dtype=torch.float64)
     directions = random_directions(samples.shape[1], slices, generator, like=independent)

@@ -144,9 +144,13 @@ class WorldModel(nn.Module):
             z, a: latents (E, T+1, D) and actions (E, T, A) of episodes that training never saw.
             horizon: factors are fitted for 1..horizon steps.
             particles, generator: of the forecasts.
+
+        Raises:
+            ValueError: for NaN, or no episodes; the calibration is then the one before.
         """
-        self.calibration = None
-        self.calibration = fit_calibration(self, z, a, horizon=horizon, particles=particles, generator=generator)
+        # Of the dynamics, whose laws no earlier calibration has changed.
+        found = fit_calibration(self.dynamics, z, a, horizon=horizon, particles=particles, generator=generator)
+        self.calibration = found.to(z.device)
         return self.calibration
 
     def loss(
@@ -191,7 +195,6 @@ class WorldModel(nn.Module):
             "encoder": _describe(self.encoder),
             "dynamics": _describe(self.dynamics),
             "heads": {name: _describe(head) for name, head in self.heads.items()},
-            "calibration": None if self.calibration is None else _describe(self.calibration),
             "state": self.state_dict(),
             "extra": extra,
         }
@@ -210,11 +213,17 @@ class WorldModel(nn.Module):
             FileNotFoundError, ValueError: when the file is missing, damaged or not a world model.
         """
         payload = load_payload(path, device)
-        heads = {name: _rebuild(head, path) for name, head in payload.get("heads", {}).items()}
-        model = WorldModel(_rebuild(payload["encoder"], path), _rebuild(payload["dynamics"], path), heads)
-        if payload.get("calibration"):
-            model.calibration = _rebuild(payload["calibration"], path)
-        model.load_state_dict(payload["state"])
+        try:
+            heads = {name: _rebuild(head, path) for name, head in payload["heads"].items()}
+            model = WorldModel(_rebuild(payload["encoder"], path), _rebuild(payload["dynamics"], path), heads)
+            state = payload["state"]
+            if "calibration.scores" in state:
+                model.calibration = Calibration(state["calibration.temperature"], state["calibration.scores"])
+            model.load_state_dict(state)
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{path} is a gjwm checkpoint whose contents do not fit ({type(error).__name__}: {error}); train it again."
+            ) from error
         return model.to(device).eval()
 
 
@@ -247,4 +256,7 @@ def _rebuild(description: dict[str, Any], path: str | Path) -> nn.Module:
         raise ValueError(f"{path} needs {description['class']}, which cannot be imported: {error}.") from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f"{path} names {description['class']}, which is not a torch module.")
-    return cls(**description["config"])
+    try:
+        return cls(**description["config"])
+    except ValueError as error:
+        raise ValueError(f"{path} has arguments that {description['class']} refuses: {error}") from error

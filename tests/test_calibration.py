@@ -121,6 +121,30 @@ def test_p_values_of_ordinary_steps_are_uniform_and_of_absurd_ones_small():
     assert calibration.p_value(torch.tensor([-100.0])).item() == 1.0
 
 
+@pytest.mark.parametrize("judge", [calibration_report, fit_temperature])
+def test_what_cannot_be_judged_is_one_sentence(judge):
+    mean, variance, y = randn(6, 2), torch.ones(6, 2), randn(6, 2, seed=1)
+    for spoiled in range(3):
+        given = [mean.clone(), variance.clone(), y.clone()]
+        given[spoiled][:3, 0] = torch.tensor([torch.nan, torch.inf, 1.0])
+        with pytest.raises(ValueError, match="2 NaN or infinite values"):
+            judge(Prediction(*given[:2]), given[2])
+    with pytest.raises(ValueError, match="at least one target"):
+        judge(Prediction(mean[:0], variance[:0]), y[:0])
+    with pytest.raises(ValueError, match="rows"):
+        judge(Prediction(mean[0], variance[0]), y[0])
+
+
+def test_the_energy_score_draws_for_at_most_2000_rows_and_never_broadcasts(monkeypatch):
+    drawn = []
+    sample = Prediction.sample
+    monkeypatch.setattr(Prediction, "sample", lambda law, g=None: drawn.append(len(law.mean)) or sample(law, g))
+    calibration_report(Prediction(torch.zeros(3999, 2), torch.ones(3999, 2)), randn(3999, 2))
+    assert set(drawn) == {2000}
+    with pytest.raises(ValueError, match="target's shape"):
+        energy_score(Prediction(torch.zeros(5, 2), torch.ones(5, 2)), torch.zeros(2))
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="deterministic"):
         fit_temperature(Prediction(torch.zeros(3, 2), torch.zeros(3, 2)), torch.zeros(3, 2))

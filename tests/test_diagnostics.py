@@ -95,6 +95,25 @@ def test_the_null_law_of_epps_pulley_has_its_known_quantiles():
     np.testing.assert_allclose(epps_pulley_p_value(list(known)), list(known.values()), rtol=0.02)
 
 
+def test_the_tail_of_the_null_law_falls_without_a_floor():
+    p = epps_pulley_p_value(np.concatenate([np.linspace(0, 60, 1201), np.geomspace(61, 1e4, 400)]))
+    assert (np.diff(p) <= 0).all() and p[-1] < 1e-300
+    np.testing.assert_allclose(epps_pulley_p_value([10.0, 12.0]), [7.0e-5, 1.13e-5], rtol=0.03)
+
+
+def test_a_report_without_a_generator_leaves_the_global_one_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    z = randn(50, 4, 3)
+    assert embedding_report(z, slices=8) == embedding_report(z, slices=8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_report_takes_a_generator_of_another_device():
+    assert embedding_report(randn(50, 3), slices=8, generator=torch.Generator("cuda"))["samples"] == 50
+
+
 def test_rank_me_counts_equal_directions():
     q = torch.linalg.qr(randn(40, 5))[0]
     assert rank_me(q @ torch.eye(5, 9, dtype=q.dtype)) == pytest.approx(5, rel=1e-4)

@@ -15,6 +15,7 @@ from gjwm.objectives import (
     GaussianTarget,
     JointEmbeddingObjective,
     JointGaussian,
+    NonFiniteLatentsError,
     NoRegularizer,
     SIGReg,
     SlicedEnergy,
@@ -26,6 +27,7 @@ from gjwm.objectives import (
     energy_1d,
     energy_factor,
     epps_pulley,
+    epps_pulley_exact,
     epps_pulley_gaussian,
     joint_gaussian_nll,
     predictive_information,
@@ -336,7 +338,7 @@ def test_presets_are_the_published_codes():
 @pytest.mark.parametrize(
     "target",
     [
-        GaussianTarget("diagonal", variances=[4.0, 1.0, 1.0, 0.5]),
+        GaussianTarget("diagonal", variances=[4.0, 1.0, 1.0, 0.5], min_eig=0.3),
         GaussianTarget("learned", dim=4, min_eig=0.3),
         GaussianTarget("shrunk", min_eig=0.3, momentum=1.0),
         GaussianTarget(),
@@ -352,7 +354,7 @@ def test_a_target_has_trace_d_a_floor_and_is_matched_by_its_own_law(target):
     target.eval()
     values, _ = target.eigen()
     assert values.sum().item() == pytest.approx(4)
-    assert target.kind == "diagonal" or values.min() >= target.min_eig - 1e-9
+    assert values.min() >= target.min_eig - 1e-9
     z = randn(4000, 4) @ torch.linalg.cholesky(target.covariance().detach()).T
     assert SIGReg(256, target=target)(z, generator=g()).abs() < 2e-3
     assert target.kind == "isotropic" or SIGReg(256)(z, generator=g()) > 4e-3
@@ -370,6 +372,35 @@ def test_collapse_costs_something_under_any_target_that_can_be_built():
     for floor in (0.0, -1.0):
         with pytest.raises(ValueError, match="collapsed encoder"):
             GaussianTarget("learned", dim=4, min_eig=floor)
+
+
+def test_a_diagonal_target_keeps_its_floor():
+    with pytest.raises(ValueError, match=r"variance 0.5 of dimension 3 is 0.308 .* min_eig=0.5"):
+        GaussianTarget("diagonal", variances=[4.0, 1.0, 1.0, 0.5])
+    with pytest.raises(ValueError, match="positive variances"):
+        GaussianTarget("diagonal", variances=[1.0, -1.0])
+
+
+@pytest.mark.parametrize("kind", ["shrunk", "learned"])
+def test_subspaces_refuse_a_target_that_would_blend_their_bases(kind):
+    with pytest.raises(ValueError, match=f"base with a {kind} target"):
+        Subspaces(SIGReg(4, target=GaussianTarget(kind, dim=2)), dim=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Subspaces(SIGReg(8), dim=2), lambda: SIGReg(8, target=GaussianTarget("shrunk", momentum=0.5))],
+    ids=["subspaces", "shrunk"],
+)
+def test_what_is_built_on_first_use_survives_the_state_dict(make):
+    used, fresh, z = make(), make(), randn(32, 4) * torch.tensor([2.0, 1.0, 1.0, 0.5])
+    used(z, generator=g())
+    fresh.load_state_dict(used.state_dict())
+    if isinstance(used, Subspaces):
+        assert torch.equal(fresh.projections, used.projections)
+    else:
+        assert fresh.target.dim == 4 and torch.equal(fresh.target.covariance(), used.target.covariance())
+    torch.testing.assert_close(fresh.eval()(z, generator=g()), used.eval()(z, generator=g()))
 
 
 def test_a_learned_target_trains_with_the_latents():
@@ -404,7 +435,7 @@ def test_the_mahalanobis_trace_trap():
     torch.testing.assert_close(loss(1.0)[1], loss(1.0, detach=True)[1])  # detaching is no cure
 
     objective = JointEmbeddingObjective(NoRegularizer(), lam=0, align="joint")
-    big, small = (objective(s * c[:, :1], s * t[:, :1], s * t)["alignment"] for s in (1.0, 0.1))
+    big, small = (objective(s * c[:, :1], s * t[:, :1], s * t[:, :1])["alignment"] for s in (1.0, 0.1))
     torch.testing.assert_close(big, small)
     (gradient,) = torch.autograd.grad(big, c)
     assert gradient.abs().max() > 1e-4  # and there is something to learn
@@ -452,6 +483,54 @@ def test_step_weights_and_masks_choose_the_errors_that_count():
     torch.testing.assert_close(alignment(align="smooth_l1"), smooth)
 
 
+@pytest.mark.parametrize("align", ["mse", "smooth_l1", "joint"])
+def test_masked_latents_reach_neither_the_value_nor_the_gradient(align):
+    z, z_hat = randn(8, 4, 3), randn(8, 3, 3, seed=1)
+    mask = torch.ones(8, 4, dtype=torch.bool)
+    mask[2, 2:] = False
+    o, found = JointEmbeddingObjective(VICReg(), 1.0, align=align), []
+    for filler in (0.0, torch.nan):
+        given, predicted = z.clone(), z_hat.clone()
+        given[2, 2:], predicted[2, 1:] = filler, filler
+        given.requires_grad_(), predicted.requires_grad_()
+        loss = o(predicted, given[:, 1:], given, mask=mask)["loss"]
+        found.append((loss, *torch.autograd.grad(loss, (given, predicted))))
+    torch.testing.assert_close(found[1], found[0])
+    assert found[0][1].abs().sum() > 0
+
+
+def test_what_leaves_nothing_to_align_is_named():
+    z, mask = randn(4, 4, 3), torch.ones(4, 4, dtype=torch.bool)
+    mask[:, 2:] = False  # one target is left, and its weight is 0
+    with pytest.raises(ValueError, match="step_weights"):
+        JointEmbeddingObjective(VICReg(), step_weights=[0, 0, 1])(z[:, 1:], z[:, 1:], z, mask=mask)
+
+
+def test_bad_predictions_and_dimensions_are_named():
+    z, z_hat = randn(4, 4, 3), randn(4, 3, 3, seed=1)
+    z_hat[0, 0, :2] = torch.nan
+    with pytest.raises(ValueError, match="2 NaN or infinite values in z_hat"):
+        JointEmbeddingObjective(VICReg())(z_hat, z[:, 1:], z)
+    with pytest.raises(ValueError, match="one dimension"):
+        JointEmbeddingObjective(VICReg())(z[:, 1:], z[:, 1:], randn(4, 4, 5))
+    with pytest.raises(ValueError, match="one dimension"):
+        JointEmbeddingObjective(VICReg())(z[:, 1:, :0], z[:, 1:, :0], z[..., :0])
+
+
+def test_any_module_of_z_alone_is_a_discrepancy():
+    class Energy(torch.nn.Module):
+        def forward(self, z):
+            return z.square().mean()
+
+    z, o = randn(4, 4, 3), JointEmbeddingObjective(Energy(), 2.0)
+    ids = torch.arange(4)
+    losses = o(z[:, 1:], z[:, 1:], z, clusters=ids, generator=g())
+    assert losses["loss"].item() == pytest.approx(2 * z.square().mean().item())
+    assert o.views(z, generator=g())["discrepancy"].item() == pytest.approx(z.square().mean().item())
+    with pytest.raises(ValueError, match="takes no mask"):
+        o(z[:, 1:], z[:, 1:], z, mask=torch.ones(4, 4, dtype=torch.bool))
+
+
 def test_stop_gradients_and_their_errors():
     z, z_hat = randn(8, 4, 3).requires_grad_(), randn(8, 3, 3, seed=1).requires_grad_()
     JointEmbeddingObjective(NoRegularizer(), lam=0, detach_prediction=True)(z_hat, z[:, 1:], z)["loss"].backward()
@@ -477,12 +556,40 @@ def test_bad_latents_are_one_clear_error(discrepancy):
             discrepancy(spoiled)
     with pytest.raises(ValueError, match="two samples"):
         discrepancy(z[:1])
+    with pytest.raises(ValueError, match="at least one dimension"):
+        discrepancy(z[:, :0])
     with pytest.raises(ValueError, match="leaves no sample"):
         discrepancy(z, mask=torch.zeros(6, dtype=torch.bool))
     with pytest.raises(ValueError, match="bool mask"):
         discrepancy(z, mask=torch.ones(5, dtype=torch.bool))
     with pytest.raises(ValueError, match="clusters"):
         discrepancy(z, clusters=torch.zeros(5, dtype=torch.long))
+
+
+@EACH
+def test_huge_latents_are_an_error_or_have_a_finite_discrepancy(discrepancy):
+    z = 1e20 * randn(6, 4, dtype=torch.float32)
+    try:
+        assert discrepancy(z, generator=g()).isfinite()
+    except NonFiniteLatentsError as error:
+        assert "finite latents as large as" in str(error)
+
+
+@pytest.mark.parametrize("discrepancy", [BHEP(), VICReg(), SlicedWasserstein(4), GaussianKL()])
+def test_latents_that_overflow_are_named(discrepancy):
+    with pytest.raises(NonFiniteLatentsError, match="finite latents as large as"):
+        discrepancy(1e20 * randn(6, 4, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("statistic", [epps_pulley, epps_pulley_exact])
+def test_epps_pulley_needs_floating_point_samples_and_ignores_autocast(statistic):
+    for bad in (torch.zeros(0, 3), torch.zeros(4, 3, dtype=torch.long), torch.zeros(4)):
+        with pytest.raises(ValueError, match="floating-point samples"):
+            statistic(bad)
+    x = randn(40, 3, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(statistic(x), statistic(x.double()).float(), atol=2e-6, rtol=0)
+        assert statistic(x.bfloat16()).dtype == torch.float32
 
 
 def test_a_wrong_dimension_is_named():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -71,12 +72,45 @@ def results(rows, wrap, seed):
     return found
 
 
+def edges(rank):
+    """What happens where processes differ: per case a value, or the error's first words."""
+    x = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    spoiled = x.clone()
+    spoiled[0, 0] = torch.nan
+    every = {"energy": SlicedEnergy(8), "bhep": BHEP(), "sigreg": SIGReg(8), "kl": GaussianKL()}
+    none = torch.zeros(ROWS, dtype=torch.bool)
+    given = {
+        "NaN on one": (spoiled if rank else x, None),
+        "one sample": (x[: 1 - rank], None),
+        "no sample": (x, none),
+        "samples on one": (x, none if rank else ~none),
+    }
+    found = {}
+    for name, discrepancy in every.items():
+        for case, (z, mask) in given.items():
+            try:
+                value = discrepancy(z, mask=mask, generator=torch.Generator().manual_seed(0)).item()
+            except ValueError as error:
+                value = str(error).replace(str(tuple(z.shape)), "(N, D)")
+            found[f"{name}, {case}"] = value
+    apart = SIGReg(8, target=GaussianTarget("shrunk", momentum=0.5), distributed=False)
+    apart((1 + 4 * rank) * x[rank:] * torch.arange(1, 5), generator=torch.Generator().manual_seed(0))
+    found["target"] = apart.target.running
+    return found
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
     # Another seed on the other process: its slices must be those of the first all the same.
     found = results(slice(0, 6) if rank == 0 else slice(6, ROWS), DistributedDataParallel, seed=3 + rank)
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save((found, edges(rank)), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -85,12 +119,30 @@ def test_two_processes_equal_one(tmp_path):
     workers = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(2)]
     alone = results(slice(None), lambda model: model, seed=3)
     assert [process.wait(timeout=120) for process in workers] == [0, 0]
+    (_, ours), (_, theirs) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    expected, target = edges(0), theirs.pop("target")
+    torch.testing.assert_close(
+        ours.pop("target"), expected.pop("target")
+    )  # distributed=False sees its own samples only
+    torch.testing.assert_close(target, edges(1)["target"])
+    assert ours == theirs
+    for case, value in ours.items():
+        words = {"NaN": "1 NaN or infinite", "one": "at least two samples", "no ": "leaves no sample"}
+        if "samples on one" in case:
+            assert value == pytest.approx(expected[case], abs=1e-9)
+        else:
+            assert words[case.split(", ")[1][:3]] in value
     for rank in range(2):
-        together = torch.load(tmp_path / f"{rank}.pt")
+        together = torch.load(tmp_path / f"{rank}.pt")[0]
         assert together.keys() == alone.keys()
         for name, tensors in alone.items():
             for got, expected in zip(together[name], tensors):
                 torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6, msg=f"{name} on process {rank}")
+
+
+def test_subspaces_share_or_not_as_their_base_does():
+    """The joint alignment reads the flag there, so that both sums run over the same samples."""
+    assert Subspaces(SIGReg()).distributed and not Subspaces(SIGReg(distributed=False)).distributed
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Claims about paths between latents: they keep their ends, and all but the linear one keep the law N(0, I)."""
+"""Claims about paths between latents: they keep their ends, all but the linear one the variance, and one the law N(0, I)."""
 
 import pytest
 import torch
@@ -30,6 +30,17 @@ def test_the_variance_on_the_way(path):
     variance = path(z0, z1, t).var(0).mean(-1)
     expected = t.square() + (1 - t).square() if path is linear else torch.ones(3)
     torch.testing.assert_close(variance, expected, atol=0.05, rtol=0)
+
+
+def test_only_the_variance_preserving_path_keeps_the_law_of_the_norm():
+    z0, z1 = ends(40_000, 4)
+    midway = torch.tensor([0.5])
+    spread = {path: path(z0, z1, midway).square().sum(-1).var().item() / 8 for path in PATHS}  # over chi-squared's
+    assert spread[variance_preserving] == pytest.approx(1, abs=0.05)
+    assert spread[slerp] == pytest.approx(0.46, abs=0.03)
+    radii = torch.stack([z0.norm(dim=-1), z1.norm(dim=-1)])
+    between = slerp(z0, z1, midway)[:, 0].norm(dim=-1)
+    assert (between >= radii.amin(0) - 1e-4).all() and (between <= radii.amax(0) + 1e-4).all()
 
 
 def test_slerp_turns_at_constant_speed_on_the_shell():

@@ -98,6 +98,30 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
         WorldModel.load(tmp_path / "cut.pt")
 
 
+@pytest.mark.parametrize(
+    "damage", ["no state", "no encoder", "wrong sizes", "unknown argument", "refused argument", "text"]
+)
+def test_damaged_contents_are_one_error_that_names_the_file(damage, tmp_path):
+    path = tmp_path / "model.pt"
+    world_model().save(path)
+    payload = torch.load(path, weights_only=True)
+    if damage == "no state":
+        del payload["state"]
+    elif damage == "no encoder":
+        del payload["encoder"]
+    elif damage == "wrong sizes":
+        payload["state"]["dynamics.from_latent.weight"] = torch.zeros(3, 3)
+    elif damage == "unknown argument":
+        payload["dynamics"]["config"]["colour"] = 1
+    elif damage == "refused argument":
+        payload["dynamics"]["config"]["depth"] = 0
+    else:
+        payload["heads"] = "none"
+    torch.save(payload, path)
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        WorldModel.load(path)
+
+
 def test_mismatched_parts_are_named():
     with pytest.raises(ValueError, match="latent_dim"):
         WorldModel(MLPEncoder((3,), 4), GaussianDynamics(5, 2))
@@ -195,6 +219,26 @@ def test_calibration_is_saved_with_the_model(tmp_path):
         ours, theirs = model.surprise(batch.o, batch.a), loaded.surprise(batch.o, batch.a)
     assert torch.equal(ours.score, theirs.score) and torch.equal(ours.p_value, theirs.p_value)
     assert world_model().calibration is None
+
+
+def test_a_calibration_that_fails_leaves_the_old_one_and_a_second_does_not_build_on_the_first():
+    model, batch, z = calibrated()
+    first = model.calibration
+    with pytest.raises(ValueError, match="NaN"):
+        model.calibrate(z * torch.nan, batch.a, horizon=4)
+    assert model.calibration is first
+    second = model.calibrate(z, batch.a, horizon=4, generator=g())
+    assert torch.equal(second.temperature, first.temperature) and torch.equal(second.scores, first.scores)
+
+
+def test_a_calibration_lives_where_the_latents_do_and_is_stored_once(monkeypatch, tmp_path):
+    model, _, z = calibrated()
+    model.save(tmp_path / "model.pt")
+    payload = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert torch.equal(payload["state"]["calibration.scores"], model.calibration.scores)
+    assert "calibration" not in payload
+    monkeypatch.setattr("gjwm.world_model.fit_calibration", lambda *args, **kwargs: model.calibration)
+    assert model.calibrate(z.to("meta"), z.to("meta")).scores.device.type == "meta"
 
 
 def test_surprise_is_the_nll_per_dimension_and_its_p_value_falls_with_it():

@@ -6,6 +6,8 @@ particles at once, in one loop over time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -102,7 +104,8 @@ class Dynamics(nn.Module):
             a = a.unsqueeze(-3)
         lead = a.shape[:-2] if particles is None else (*a.shape[:-3], particles)
         z = z0.view(z0.shape[0], *[1] * (len(lead) - 1), z0.shape[1]).expand(*lead, -1)
-        return torch.stack(self._path(z, a, self._remember(past, z, lead), particles is not None, generator), -2)
+        draw = None if particles is None else lambda law: law.sample(generator)
+        return torch.stack(self._path(z, a, self._remember(past, z, lead), draw), -2)
 
     def forecast(
         self,
@@ -140,7 +143,7 @@ class Dynamics(nn.Module):
         one_step = self._step(z[:, :-1], self._inputs(a), self._sequence_context(z[:, :-1], a))
         read = a.shape[1] // 2 if self.has_memory else 0
         state = self._remember((z[:, :read], a[:, :read]) if read else None, z[:, 0], (z.shape[0],))
-        path = torch.stack(self._path(z[:, read], a[:, read:], state, False, None, truncate)[1:], -2)
+        path = torch.stack(self._path(z[:, read], a[:, read:], state, truncate=truncate)[1:], -2)
         return torch.stack([torch.cat([one_step[..., :read, :], path], -2), one_step])
 
     # -- shared machinery --------------------------------------------------------------------------------------------
@@ -150,23 +153,26 @@ class Dynamics(nn.Module):
         z: Tensor,
         a: Tensor,
         state: tuple[Tensor, ...] | None,
-        sample: bool,
-        generator: Generator | None,
+        draw: Callable[[Prediction], Tensor] | None = None,
         truncate: int | None = None,
     ) -> list[Tensor]:
-        """z (..., D) and the H latents after it; a (..., H, A) broadcasts against z's leading axes."""
+        """z (..., D) and the H latents after it; a (..., H, A) broadcasts against z's leading axes.
+
+        `draw` takes the next latent from each step's law; None follows the mean. Every `truncate` steps the gradient is cut.
+        """
         inputs = self._inputs(a)  # all steps at once: only the latent part is left in the loop
         path = [z]
         for h in range(a.shape[-2]):
             if truncate is not None and h and h % truncate == 0:
                 z = z.detach()
+                state = None if state is None else tuple(s.detach() for s in state)
             action = a[..., h, :]
             context = None
             if state is not None:
                 feature, state = self.memory.read(z.unsqueeze(-2), self._spread(action, z).unsqueeze(-2), state)
                 context = feature.squeeze(-2)
             mean = self._step(z, inputs[..., h, :], context)
-            z = self._law(mean, z, self._spread(action, z), context).sample(generator) if sample else mean
+            z = mean if draw is None else draw(self._law(mean, z, self._spread(action, z), context))
             path.append(z)
         return path
 

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gjwm.dynamics.base import Dynamics, Past
-from gjwm.dynamics.prediction import EnsemblePrediction, Prediction
+from gjwm.dynamics.prediction import EnsemblePrediction, Prediction, beta_nll
 
 
 class BatchedLinear(nn.Module):
@@ -105,7 +105,8 @@ class EnsembleDynamics(Dynamics):
     def _each(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Apply batched layers to (M, ..., in), or to (...) shared by all members when the first axis is 1."""
         x = x.expand(self.members, *x.shape[1:])
-        return layer(x.reshape(self.members, -1, x.shape[-1])).view(*x.shape[:-1], -1)
+        y = layer(x.reshape(self.members, x.shape[1:-1].numel(), x.shape[-1]))
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     def _inputs(self, a: Tensor) -> Tensor:
         return self._each(self.from_action, a)
@@ -141,7 +142,7 @@ class EnsembleDynamics(Dynamics):
         """Every member's mean path: z0 (B, D), a (B, [N,] H, A) -> (B, [N,] M, H+1, D)."""
         self._check_rollout(z0, a, None)
         z = z0.view(z0.shape[0], *[1] * (a.dim() - 3), z0.shape[1]).expand(self.members, *a.shape[:-2], -1)
-        return torch.stack(self._path(z, a[None], None, False, None), -2).movedim(0, -3)
+        return torch.stack(self._path(z, a[None], None), -2).movedim(0, -3)
 
     def rollout(
         self,
@@ -159,13 +160,16 @@ class EnsembleDynamics(Dynamics):
         each = -(-particles // self.members)
         z = z0.view(z0.shape[0], *[1] * (a.dim() - 2), z0.shape[1])
         z = z.expand(self.members, *a.shape[:-2], each, -1)
-        path = torch.stack(self._path(z, a[None].unsqueeze(-3), None, True, generator), -2)  # (M, ..., P/M, H+1, D)
+        a = a[None].unsqueeze(-3)
+        if self.resample:
+            path = self._resampled_path(z, a, generator)
+        else:
+            path = self._path(z, a, None, lambda law: law.sample(generator))
+        path = torch.stack(path, -2)  # (M, ..., P/M, H+1, D)
         return path.movedim(0, -3).flatten(-4, -3)[..., :particles, :, :]
 
-    def _path(self, z, a, state, sample, generator, truncate=None):
-        if not (sample and self.resample):
-            return super()._path(z, a, state, sample, generator, truncate)
-        # TS-1: a particle takes a new member at each step, by shuffling particles among the members.
+    def _resampled_path(self, z: Tensor, a: Tensor, generator: Generator | None) -> list[Tensor]:
+        """TS-1: a particle takes a new member at each step, by shuffling particles among the members."""
         inputs, path = self._inputs(a), [z]
         for h in range(a.shape[-2]):
             law = self._law(self._step(z, inputs[..., h, :], None), z, a[..., h, :], None)
@@ -181,16 +185,14 @@ class EnsembleDynamics(Dynamics):
         """Each member's means, (2, M, B, T, D): every member is aligned by itself."""
         start = z.expand(self.members, *z.shape)
         one_step = self._step(start[..., :-1, :], self._inputs(a[None]), None)
-        path = torch.stack(super()._path(start[..., 0, :], a[None], None, False, None, truncate)[1:], -2)
+        path = torch.stack(self._path(start[..., 0, :], a[None], None, truncate=truncate)[1:], -2)
         return torch.stack([path, one_step])
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
         z, a, z_next = z.detach().expand(self.members, *z.shape), a[None], z_next.detach()
         with torch.no_grad():
             mean = self._step(z, self._inputs(a), None)
-        variance = self._member_variance(z, a)
-        nll = 0.5 * ((z_next - mean).square() / variance + variance.log())
-        return (variance.detach() ** self.beta * nll).mean()
+        return beta_nll(self._law(mean, z, a, None), z_next, self.beta)
 
 
 def _shuffled(z: Tensor, order: Tensor) -> Tensor:

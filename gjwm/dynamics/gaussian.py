@@ -34,9 +34,20 @@ class ResidualMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, residual: Tensor) -> None:
-        """Count the residuals (..., D) of one batch."""
-        rows = residual.reshape(-1, residual.shape[-1])
-        new = rows.T @ rows / len(rows) if self.full else rows.square().mean(0)
+        """Count the residuals (..., D) of one batch, in the moments' own precision also under autocast.
+
+        Raises:
+            ValueError: for NaN or infinite residuals, which would stay in the average for good.
+        """
+        rows = residual.reshape(-1, residual.shape[-1]).to(self.moment.dtype)
+        bad = rows.numel() - int(rows.isfinite().sum())
+        if bad or not len(rows):
+            raise ValueError(
+                f"the residuals' moments were given {bad} NaN or infinite values in {tuple(residual.shape)}; "
+                "check the encoder's latents."
+            )
+        with torch.autocast(rows.device.type, enabled=False):
+            new = rows.T @ rows / len(rows) if self.full else rows.square().mean(0)
         self.batches += 1
         self.moment.lerp_(new, 1 / self.batches.clamp(max=self.span))
 

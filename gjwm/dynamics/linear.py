@@ -63,8 +63,8 @@ class LinearGaussianDynamics(Dynamics):
         self.register_buffer("sum_yx", torch.zeros(d, x, dtype=torch.float64))
         self.register_buffer("sum_yy", torch.zeros(d, d, dtype=torch.float64))
         self.register_buffer("gain", torch.zeros(d, x))  # K = [F G c]
-        self.register_buffer("noise", torch.eye(d))  # Q
-        self.register_buffer("noise_tril", torch.eye(d))
+        self.register_buffer("Q", torch.eye(d))  # noise covariance
+        self.register_buffer("noise_tril", torch.eye(d))  # its Cholesky factor
         self.register_buffer("precision_inverse", torch.zeros(x, x))  # P
 
     @property
@@ -76,11 +76,6 @@ class LinearGaussianDynamics(Dynamics):
     def G(self) -> Tensor:
         """(D, A) of a."""
         return self.gain[:, self.latent_dim : -1]
-
-    @property
-    def Q(self) -> Tensor:
-        """(D, D) noise covariance."""
-        return self.noise
 
     def _features(self, z: Tensor, a: Tensor) -> Tensor:
         return torch.cat([z, a, torch.ones_like(z[..., :1])], -1)
@@ -111,14 +106,22 @@ class LinearGaussianDynamics(Dynamics):
         """Solve for F, G, c, Q and their uncertainty from the counted moments.
 
         Raises:
-            ValueError: before any data.
+            ValueError: before any data, and for data that do not determine K where ridge is 0.
         """
         if self.count == 0:
             raise ValueError("a linear-Gaussian model was fitted without data; call update(z, a, z_next) first.")
         n = self.count
         scale = (self.sum_xx / n).diagonal()
         regular = self.sum_xx + n * self.ridge * torch.diag(scale.clamp(min=1e-12))
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
+        factor, failed = torch.linalg.cholesky_ex(regular)
+        # A pivot is the share of a feature's square that those before it do not explain; rounding alone leaves this much.
+        lost = len(scale) * n.clamp(min=1) ** 0.5 * torch.finfo(torch.float64).eps
+        if failed or (factor.diagonal().square() <= lost * regular.diagonal()).any():
+            raise ValueError(
+                f"{int(n)} transitions with ridge={self.ridge} do not determine the {len(scale)} columns of K: some latents or "
+                "actions are constant or linearly dependent; use ridge > 0."
+            )
+        inverse = torch.cholesky_inverse(factor)
         gain = self.sum_yx @ inverse
         # The residuals' own sum of squares, right also when ridge moves K off the least-squares solution.
         residual = self.sum_yy - gain @ self.sum_yx.T - self.sum_yx @ gain.T + gain @ self.sum_xx @ gain.T
@@ -126,7 +129,7 @@ class LinearGaussianDynamics(Dynamics):
         noise = (1 - self.shrinkage) * noise + self.shrinkage * torch.diag(noise.diagonal())
         noise = (noise + noise.T) / 2 + self.min_std**2 * torch.eye(len(noise), dtype=noise.dtype, device=noise.device)
         # New tensors, not new values: a training step's graph may still hold the old ones.
-        self.gain, self.noise = gain.to(self.gain.dtype), noise.to(self.noise.dtype)
+        self.gain, self.Q = gain.to(self.gain.dtype), noise.to(self.Q.dtype)
         self.noise_tril = torch.linalg.cholesky(noise).to(self.noise_tril.dtype)
         self.precision_inverse = inverse.to(self.precision_inverse.dtype)
         return self
@@ -139,7 +142,7 @@ class LinearGaussianDynamics(Dynamics):
         mean = self.sum_yx[:, -1] / self.count
         covariance = self.sum_yy / self.count - torch.outer(mean, mean)
         floor = self.min_std**2 * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
-        return 0.5 * (torch.logdet(covariance + floor) - torch.logdet(self.noise.double()))
+        return 0.5 * (torch.logdet(covariance + floor) - torch.logdet(self.Q.double()))
 
     def _inputs(self, a: Tensor) -> Tensor:
         return a @ self.G.T + self.gain[:, -1]
@@ -166,7 +169,7 @@ class LinearGaussianDynamics(Dynamics):
             x = self._features(mean, a[:, h])
             inflation = 1 + ((x @ self.precision_inverse) * x).sum(-1)
             inflation = inflation + (self.precision_inverse[:d, :d] * covariance).sum((-2, -1))
-            covariance = self.F @ covariance @ self.F.T + self.noise * inflation[:, None, None]
+            covariance = self.F @ covariance @ self.F.T + self.Q * inflation[:, None, None]
             mean = self._step(mean, inputs[:, h], None)
             means.append(mean)
             factors.append(torch.linalg.cholesky((covariance + covariance.mT) / 2))
@@ -202,7 +205,7 @@ class LinearGaussianDynamics(Dynamics):
         radius = torch.linalg.eigvals(self.F).abs().max().item()
         if radius >= 1:
             raise ValueError(f"the fitted F has spectral radius {radius:.4f} >= 1: its latents do not settle.")
-        power, total = self.F.double(), (self.G @ action_covariance @ self.G.T + self.noise).double()
+        power, total = self.F.double(), (self.G @ action_covariance @ self.G.T + self.Q).double()
         for _ in range(40):  # F^(2^40) is zero for any radius below 1 that a float32 can tell from it
             total, power = total + power @ total @ power.T, power @ power
         return total.to(self.gain.dtype)

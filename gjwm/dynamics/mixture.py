@@ -19,7 +19,8 @@ class MixtureDynamics(ResidualDynamics):
 
     The components are placed around the regression mean m such that the mixture's mean is m exactly. So m learns from
     the alignment with the encoder, like every other dynamics' mean, and the components from the likelihood on
-    detached latents; with one component this is `GaussianDynamics`. A rollout of the mean runs between the branches
+    detached latents. One component has the law of `GaussianDynamics`, learned by the plain likelihood instead of the
+    beta-NLL and with another floor of the spread. A rollout of the mean runs between the branches
     of a fork: use particles there.
 
     Args:
@@ -104,17 +105,14 @@ class MixtureDynamics(ResidualDynamics):
         if particles < 1:
             raise ValueError(f"a forecast needs at least one particle, got {particles}.")
         self._check_rollout(z0, a, particles)
-        z, wide = z0[:, None].expand(-1, particles, -1), a[:, None].expand(-1, particles, -1, -1)
-        state, inputs = self._remember(past, z, (z0.shape[0], particles)), self._inputs(wide)
+        z = z0[:, None].expand(-1, particles, -1)
         moved_by: list[Prediction] = []
-        for h in range(a.shape[1]):
-            context = None
-            if state is not None:
-                feature, state = self.memory.read(z.unsqueeze(-2), wide[:, :, h : h + 1], state)
-                context = feature.squeeze(-2)
-            law = self._law(self._step(z, inputs[:, :, h], context), z, wide[:, :, h], context)
+
+        def draw(law: MixturePrediction) -> Tensor:
             moved_by.append(law.draw_component(generator))
-            z = moved_by[-1].sample(generator)
+            return moved_by[-1].sample(generator)
+
+        self._path(z, a[:, None], self._remember(past, z, (z0.shape[0], particles)), draw)
         means, variances = (torch.stack([getattr(p, name) for p in moved_by], 1) for name in ("mean", "variance"))
         log_weights = means.new_full(means.shape[:-1], -math.log(particles))  # (B, H, P)
         return MixturePrediction.of(log_weights, means, variances)

@@ -14,7 +14,7 @@ TIMES = ("cluster", "per_step", "pooled")
 
 
 class NonFiniteLatentsError(ValueError, FloatingPointError):
-    """Latents with NaN or infinite entries."""
+    """Latents with NaN or infinite entries, or so large that a discrepancy of them is."""
 
 
 def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -34,8 +34,8 @@ class Discrepancy(nn.Module):
         distributed: under torch.distributed, take the samples of all processes as one batch. Every process then returns the
             same value; see `gjwm.objectives.distributed` for gradients.
 
-    Calling it raises ValueError for other shapes, fewer than two samples, NaN or infinite values, a mask that leaves nothing,
-    and a dimension that is not the target's.
+    Calling it raises ValueError for other shapes, fewer than two samples (of all processes), NaN or infinite values, latents
+    whose discrepancy overflows, a mask that leaves nothing, and a dimension that is not the target's.
     """
 
     times: tuple[str, ...] = TIMES
@@ -71,13 +71,21 @@ class Discrepancy(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = z if z.dtype == torch.float64 else z.float()
             if self.target is not None:
-                z = self.target.whiten(z, mask)
-            return self._discrepancy(z, mask, clusters, generator)
+                z = self.target.whiten(z, mask, synchronize=self.distributed)
+            value = self._discrepancy(z, mask, clusters, generator)
+        if not value.isfinite():
+            raise NonFiniteLatentsError(
+                f"{type(self).__name__} is {value.item()} for finite latents as large as {z.detach().abs().max().item():.3g} "
+                f"in z of shape {tuple(z.shape)}: normalise the encoder's output."
+            )
+        return value
 
     def _admit(self, z: Tensor, mask: Tensor | None, clusters: Tensor | None) -> tuple[Tensor, Tensor | None]:
         name, shape = type(self).__name__, tuple(z.shape)
         if z.dim() not in (2, 3):
             raise ValueError(f"{name} expected latents z (N, D) or (B, T, D), got shape {shape}.")
+        if not shape[-1]:
+            raise ValueError(f"{name} expected latents of at least one dimension D, got shape {shape}.")
         if clusters is not None and clusters.shape != z.shape[:1]:
             raise ValueError(
                 f"{name} expected clusters ({shape[0]},), one id per row of z {shape}, got {tuple(clusters.shape)}."
@@ -89,16 +97,18 @@ class Discrepancy(nn.Module):
                     f"{name} expected a bool mask {shape[:-1]} for z {shape}, got {mask.dtype} {tuple(mask.shape)}."
                 )
             samples = int(mask.sum())
-            if samples == 0:
-                raise ValueError(f"{name} got a mask {shape[:-1]} that leaves no sample of z {shape}.")
             z = torch.where(mask.unsqueeze(-1), z, 0)
-        if not self.synchronize and samples < 2:
-            raise ValueError(
-                f"{name} needs at least two samples to see a distribution, got {samples} in z of shape {shape}."
-            )
-        bad = z.numel() - int(z.isfinite().sum())
+        bad, where = z.numel() - int(z.isfinite().sum()), f"z of shape {shape}"
+        if self.synchronize:
+            # Every process must raise, or none: one that went on alone would wait for the others for ever.
+            samples, bad = distributed.sum_(torch.tensor([samples, bad], device=z.device)).tolist()
+            where += f", {distributed.world_size()} processes together"
         if bad:
-            raise NonFiniteLatentsError(f"{name} got {bad} NaN or infinite values in z of shape {shape}.")
+            raise NonFiniteLatentsError(f"{name} got {bad} NaN or infinite values in {where}.")
+        if mask is not None and samples == 0:
+            raise ValueError(f"{name} got a mask {shape[:-1]} that leaves no sample of {where}.")
+        if samples < 2:
+            raise ValueError(f"{name} needs at least two samples to see a distribution, got {samples} in {where}.")
         return z, mask
 
     def _discrepancy(

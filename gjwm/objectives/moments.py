@@ -84,6 +84,8 @@ class GaussianKL(_Moments):
         d = len(mean)
         eye = torch.eye(d, dtype=torch.float64, device=mean.device)
         covariance = (1 - self.shrinkage) * scatter.double() / n + self.shrinkage * eye
+        if not covariance.isfinite().all():  # float32 overflowed in the sums: one error for that, not "singular"
+            return mean.new_tensor(torch.inf)
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if failed:
             raise ValueError(

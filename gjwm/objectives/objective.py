@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 
 from gjwm.objectives import distributed
-from gjwm.objectives.base import check_choice
+from gjwm.objectives.base import NonFiniteLatentsError, check_choice
 from gjwm.objectives.joint import predictive_information
 from gjwm.objectives.sigreg import SIGReg
 
@@ -22,9 +23,9 @@ class JointEmbeddingObjective(nn.Module):
     lam by 1/D), so with unit-variance latents the mean squared error lies in [0, 1] and reads as 1 - R^2.
 
     Args:
-        discrepancy: D, a module z -> scalar; None is `SIGReg()`. Applied to *encoded* latents, never to predictions:
-        a predicted
-            mean must have a smaller variance than what it predicts.
+        discrepancy: D, a module z -> scalar; None is `SIGReg()`. Applied to *encoded* latents, never to predictions: a
+            predicted mean must have a smaller variance than what it predicts. Its `forward` may leave out the keyword arguments
+            `clusters` and `generator`, and `mask` where none is given.
         lam: weight of D, independent of the batch size.
         detach_target, detach_prediction: stop the gradient of the alignment into one side. Both off by default: D is what
             prevents collapse. With `detach_prediction` only the encoder of the targets learns from the alignment.
@@ -96,14 +97,23 @@ class JointEmbeddingObjective(nn.Module):
 
         Returns:
             scalars {"loss", "alignment", "discrepancy"}.
+
+        Raises:
+            ValueError: for shapes that do not fit, NaN or infinite values that count, and masks and step_weights that leave
+                nothing.
         """
+        if z.shape[-1] != z_next.shape[-1] or not z.shape[-1]:
+            raise ValueError(
+                f"expected latents z and targets z_next of one dimension D >= 1, got {tuple(z.shape)} and "
+                f"{tuple(z_next.shape)}."
+            )
         if z_hat.shape[-z_next.dim() :] != z_next.shape:
             raise ValueError(
                 f"expected predictions (..., {', '.join(map(str, z_next.shape))}) for those targets, "
                 f"got {tuple(z_hat.shape)}."
             )
-        alignment = self._alignment(z_hat, z_next, self._weights(z_next, mask))
-        return self._losses(alignment, self.discrepancy(z, **_given(mask=mask), clusters=clusters, generator=generator))
+        discrepancy = self._discrepancy(z, mask=mask, clusters=clusters, generator=generator)
+        return self._losses(self._alignment(z_hat, z_next, self._weights(z_next, mask)), discrepancy)
 
     def views(self, z: Tensor, *, generator: Generator | None = None) -> dict[str, Tensor]:
         """Losses of augmentations of the same observations, without a predictor (LeJEPA).
@@ -116,9 +126,22 @@ class JointEmbeddingObjective(nn.Module):
         """
         if z.dim() != 3 or z.shape[1] < 2:
             raise ValueError(f"expected at least two views of each observation, z (N, V, D), got {tuple(z.shape)}.")
+        discrepancy = self._discrepancy(z, generator=generator)
         centre = z.mean(1, keepdim=True)
         alignment = self._alignment(z.transpose(0, 1), centre.transpose(0, 1).expand(z.shape[1], -1, -1), None)
-        return self._losses(alignment, self.discrepancy(z, generator=generator))
+        return self._losses(alignment, discrepancy)
+
+    def _discrepancy(self, z: Tensor, **given: Tensor | Generator | None) -> Tensor:
+        """D of z with those of the given arguments that it accepts."""
+        accepted = inspect.signature(self.discrepancy.forward).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            if given.get("mask") is not None and "mask" not in accepted:
+                raise ValueError(
+                    f"{type(self.discrepancy).__name__}.forward takes no mask, and masked latents must not count: give it one, "
+                    "or leave the mask out."
+                )
+            given = {name: value for name, value in given.items() if name in accepted}
+        return self.discrepancy(z, **{name: value for name, value in given.items() if value is not None})
 
     def _losses(self, alignment: Tensor, discrepancy: Tensor) -> dict[str, Tensor]:
         loss = alignment if self.alignment_weight == 1 else self.alignment_weight * alignment
@@ -147,11 +170,25 @@ class JointEmbeddingObjective(nn.Module):
                     f"the mask {tuple(mask.shape)} leaves no target with everything before it in its window."
                 )
             weights = valid if weights is None else valid * weights
+            if not weights.sum() > 0:
+                raise ValueError(
+                    f"the mask {tuple(mask.shape)} leaves only targets whose step_weights {self.step_weights} are 0."
+                )
         return weights
 
     def _alignment(self, z_hat: Tensor, z_next: Tensor, weights: Tensor | None) -> Tensor:
         target = z_next.detach() if self.detach_target else z_next
         z_hat = z_hat.detach() if self.detach_prediction else z_hat
+        if weights is not None:
+            # What does not count may hold anything, NaN too. Cut before the arithmetic: 0 * NaN would let it into the gradient.
+            counts = (weights > 0).expand(z_next.shape[:-1]).unsqueeze(-1)
+            z_hat, target = torch.where(counts, z_hat, 0), torch.where(counts, target, 0)
+        for name, x in (("z_hat", z_hat), ("z_next", target)):
+            bad = x.numel() - int(x.isfinite().sum())
+            if bad:
+                raise NonFiniteLatentsError(
+                    f"the alignment got {bad} NaN or infinite values in {name} of shape {tuple(x.shape)}."
+                )
         if self.align == "joint":
             return self._joint(z_hat, target.expand_as(z_hat), weights)
         if self.align == "smooth_l1":
@@ -161,8 +198,7 @@ class JointEmbeddingObjective(nn.Module):
         if weights is None:
             return error.mean()
         weights = weights.expand(z_next.shape[:-1])
-        # Masked latents may hold anything, NaN too: 0 * NaN would let them in.
-        error = torch.where(weights > 0, error.mean(-1), 0)
+        error = error.mean(-1)
         return (error * weights).sum() / (weights.sum() * error[..., 0, 0].numel())
 
     def _joint(self, z_hat: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
@@ -180,8 +216,3 @@ class JointEmbeddingObjective(nn.Module):
                 synchronize=getattr(self.discrepancy, "distributed", False) and distributed.world_size() > 1,
             )
         return -(information / d).to(z_hat.dtype)
-
-
-def _given(**arguments):
-    """The arguments that are not None: a discrepancy without that argument can then still be used."""
-    return {name: value for name, value in arguments.items() if value is not None}

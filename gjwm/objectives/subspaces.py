@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -15,7 +17,8 @@ class Subspaces(Discrepancy):
     Independent subspaces need not span R^D evenly; the directions that they leave out are free. That is the relaxation.
 
     Args:
-        base: discrepancy inside each subspace; None is `SIGReg()`. Its `time`, `target` and `distributed` apply.
+        base: discrepancy inside each subspace; None is `SIGReg()`. Its `time`, `target` and `distributed` apply. A shrunk or
+            learned target would see the coordinates of all subspaces as one law's, and is refused.
         dim: d of each subspace; at most D. Sub-JEPA has 6 at D = 192.
         count: number of subspaces; None is D // dim, at least 1.
         mode: "independent": a random subspace each (Sub-JEPA); "partition": blocks of one random orthonormal basis, count * dim
@@ -32,13 +35,26 @@ class Subspaces(Discrepancy):
         mode: str = "independent",
         seed: int = 0,
     ):
-        super().__init__()
+        base = SIGReg() if base is None else base
+        super().__init__(distributed=getattr(base, "distributed", False))
         check_choice("Subspaces", "mode", mode, ("independent", "partition"))
         if dim < 1 or (count is not None and count < 1):
             raise ValueError(f"Subspaces needs dim >= 1 and count >= 1, got dim={dim} and count={count}.")
-        self.base = SIGReg() if base is None else base
+        kind = getattr(getattr(base, "target", None), "kind", None)
+        if kind in ("shrunk", "learned"):
+            raise ValueError(
+                f"Subspaces cannot use a base with a {kind} target: subspaces of different bases would share one covariance; "
+                "use an isotropic target."
+            )
+        self.base = base
         self.dim, self.count, self.mode, self.seed = dim, count, mode, seed
         self.register_buffer("projections", None)  # (count, D, d)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args) -> None:
+        saved = state_dict.get(prefix + "projections")
+        if self.projections is None and saved is not None:
+            self.projections = torch.empty_like(saved)  # filled by what follows
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _draw(self, z: Tensor) -> Tensor:
         total = z.shape[-1]

@@ -8,7 +8,7 @@ the metric of alignment and goals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,10 @@ class GaussianTarget(nn.Module):
     """N(0, Sigma) with tr Sigma = D and eigenvalues >= min_eig.
 
     Args:
-        kind: "isotropic": Sigma = I. "diagonal": fixed `variances`, rescaled to mean 1. "shrunk": (1 - a) S + a I, where S is a
-            detached running covariance of the latents rescaled to trace D and a = min_eig: near-isotropic, as far as the data
-            ask for it. "learned": U diag(l) U^T with l = min_eig + (1 - min_eig) * D * softmax: put `parameters()` in
-            the optimizer (`gjwm.train.train` does).
+        kind: "isotropic": Sigma = I. "diagonal": fixed `variances`, rescaled to mean 1, after which none may lie below
+            min_eig. "shrunk": (1 - a) S + a I, where S is a detached running covariance of the latents rescaled to trace D and
+            a = min_eig: near-isotropic, as far as the data ask for it. "learned": U diag(l) U^T with l = min_eig +
+            (1 - min_eig) * D * softmax: put `parameters()` in the optimizer (`gjwm.train.train` does).
         dim: D, needed by "learned" only; the others read it from what they see.
         variances: of "diagonal", D positive numbers.
         min_eig: floor of the eigenvalues, in (0, 1]; 1 makes "shrunk" and "learned" isotropic.
@@ -58,8 +58,14 @@ class GaussianTarget(nn.Module):
                 )
             values = torch.as_tensor(list(variances), dtype=torch.float64)
             values = values / values.mean()
-            if not (values >= 1e-6).all() or dim not in (None, len(values)):
+            if not (torch.as_tensor(list(variances)) > 0).all() or dim not in (None, len(values)):
                 raise ValueError(f"expected {dim or 'D'} positive variances, got {list(variances)}.")
+            if values.min() < min_eig * (1 - 1e-9):
+                least = int(values.argmin())
+                raise ValueError(
+                    f"variance {list(variances)[least]} of dimension {least} is {values[least]:.3g} once their mean is 1, "
+                    f"below the floor min_eig={min_eig}: raise it or lower min_eig."
+                )
             self.dim = len(values)
             self.register_buffer("variances", values)
         elif kind == "learned":
@@ -69,6 +75,12 @@ class GaussianTarget(nn.Module):
             self.turn = nn.Parameter(torch.zeros(dim, dim))
         elif kind == "shrunk":
             self.register_buffer("running", None if dim is None else torch.eye(dim, dtype=torch.float64))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args) -> None:
+        saved = state_dict.get(prefix + "running")
+        if self.kind == "shrunk" and self.running is None and saved is not None:
+            self.running, self.dim = torch.empty_like(saved), len(saved)  # filled by what follows
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (D,) and eigenvectors (D, D) as columns, in float64; differentiable where learned.
@@ -96,10 +108,11 @@ class GaussianTarget(nn.Module):
         values, vectors = self.eigen()
         return vectors * values @ vectors.T
 
-    def whiten(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
+    def whiten(self, z: Tensor, mask: Tensor | None = None, *, synchronize: bool = True) -> Tensor:
         """Sigma^{-1/2} z for z (..., D): a standard Gaussian exactly when z is N(0, Sigma).
 
-        In training mode "shrunk" first moves its running covariance towards that of z, where `mask` (...) is true.
+        In training mode "shrunk" first moves its running covariance towards that of z, where `mask` (...) is true, over the
+        samples of all processes unless `synchronize` is false.
 
         Raises:
             ValueError: when D is not the target's.
@@ -115,15 +128,16 @@ class GaussianTarget(nn.Module):
         if self.kind == "diagonal":
             return z * self.variances.rsqrt().to(z)
         if self.kind == "shrunk" and self.training:
-            self._follow(z.detach() if mask is None else z.detach()[mask])
+            self.running = self.running.to(z.device)  # a loaded one may be elsewhere
+            self._follow(z.detach() if mask is None else z.detach()[mask], synchronize)
         values, vectors = self.eigen()
         return z @ ((vectors * values.rsqrt()) @ vectors.T).to(z)
 
     @torch.no_grad()
-    def _follow(self, z: Tensor) -> None:
+    def _follow(self, z: Tensor, synchronize: bool) -> None:
         flat = z.reshape(-1, self.dim).double()
         sums = torch.cat([flat.T @ flat, flat.sum(0)[None], flat.new_full((1, self.dim), len(flat))])
-        if distributed.world_size() > 1:
+        if synchronize and distributed.world_size() > 1:
             sums = distributed.sum_(sums)
         n = sums[-1, 0]
         mean = sums[-2] / n

@@ -30,6 +30,14 @@ def member(ensemble, m, z, a):
     return z + x
 
 
+@pytest.mark.parametrize("resample", [False, True])
+def test_a_rollout_of_no_steps_is_its_start(resample):
+    model, z0, a = EnsembleDynamics(4, 2, members=3, resample=resample), randn(5, 4), torch.zeros(5, 0, 2)
+    torch.testing.assert_close(model.rollout(z0, a), z0[:, None])
+    torch.testing.assert_close(model.rollout_members(z0, a), z0[:, None, None].expand(5, 3, 1, 4))
+    torch.testing.assert_close(model.rollout(z0, a, 6), z0[:, None, None].expand(5, 6, 1, 4))
+
+
 def test_each_member_is_a_network_of_its_own(ensemble):
     z, a = randn(6, 5, 4), randn(6, 5, 2, seed=1)
     law = ensemble.predict(z, a)

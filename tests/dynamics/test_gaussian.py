@@ -120,6 +120,39 @@ def test_counted_residuals_are_the_training_residuals_covariance():
     assert torch.equal(before, deterministic.residuals.moment)
 
 
+KINDS = pytest.mark.parametrize(
+    "kind",
+    [lambda: GaussianDynamics(3, 2, covariance="full"), lambda: DeterministicDynamics(3, 2)],
+    ids=["full", "one"],
+)
+
+
+@KINDS
+def test_residuals_are_counted_in_full_precision_under_autocast(kind):
+    torch.manual_seed(0)
+    dynamics, z, a = kind(), randn(8, 4, 3), randn(8, 4, 2, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):  # the encoder's output under autocast is the second
+            assert dynamics.nll(z.to(dtype), a, (z + 1).to(dtype)).isfinite()
+        mean = dynamics.mean(z, a)
+    rows = ((z + 1).float() - mean.float()).flatten(0, 1)
+    expected = rows.T @ rows / 32
+    moment = dynamics.residuals.moment
+    torch.testing.assert_close(moment, expected if moment.dim() == 2 else expected.diagonal(), atol=0.02, rtol=0.02)
+    assert moment.dtype == torch.float32
+
+
+@KINDS
+def test_a_spoiled_batch_is_an_error_and_leaves_the_counted_residuals(kind):
+    dynamics, z, a = kind(), randn(8, 4, 3), randn(8, 4, 2, seed=1)
+    dynamics.nll(z, a, z + 1)
+    before, spoiled = dynamics.residuals.moment.clone(), z + 1
+    spoiled[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="1 NaN or infinite values"):
+        dynamics.nll(z, a, spoiled)
+    assert torch.equal(dynamics.residuals.moment, before) and dynamics.residuals.batches == 1
+
+
 def test_a_low_rank_covariance_learns_correlated_noise_that_a_diagonal_cannot():
     direction = torch.tensor([1.0, -1.0, 1.0, 0.0])
     nats = {}

@@ -134,6 +134,11 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="shrinkage"):
         LinearGaussianDynamics(D, A, shrinkage=2.0)
     data, *_ = system(100)
+    for a in (torch.ones(100, A), data[0][:, :A]):  # constant as c is, and a copy of latents
+        singular = LinearGaussianDynamics(D, A, ridge=0.0)
+        singular.update(data[0], a, data[2])
+        with pytest.raises(ValueError, match="ridge > 0"):
+            singular.fit()
     model.update(data[0], data[1], 2 * data[0])
     with pytest.raises(ValueError, match="spectral radius"):
         model.fit().stationary(torch.eye(A))
