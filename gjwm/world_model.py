@@ -97,10 +97,11 @@ class WorldModel(nn.Module):
     ) -> Tensor:
         """Open-loop latents, see the dynamics' `rollout`: z0 (B, D), a (B, [N,] H, A) -> (B, [N,] [P,] H+1, D).
 
-        A calibrated model moves its particles away from or towards their mean by the horizon's factor.
+        A calibrated model moves its particles away from or towards their mean by the horizon's factor, but not those
+        of a mixture: between its branches there may be nothing.
         """
         path = self.dynamics.rollout(z0, a, particles, generator, past=past)
-        if particles is None or self.calibration is None:
+        if particles is None or self.calibration is None or self.dynamics.branches:
             return path
         centre = path.mean(-3, keepdim=True)
         factors = torch.cat([path.new_ones(1, 1), self.calibration.factors(a.shape[-2])])

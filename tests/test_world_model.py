@@ -211,6 +211,17 @@ def test_calibration_rescales_predictions_forecasts_and_particles_alike():
         assert torch.equal(model.rollout(z[:, 0], batch.a), plain.rollout(z[:, 0], batch.a))
 
 
+def test_calibration_never_moves_particles_off_a_branch():
+    torch.manual_seed(0)
+    model = WorldModel(MLPEncoder((6,), 2, hidden=(16,)), MixtureDynamics(2, 2, hidden=16, mixture_hidden=16)).eval()
+    batch = LinearSystem().sample(32, 8, g(1))
+    with torch.no_grad():
+        z = model.encode(batch.o)
+        model.calibrate(z, batch.a, horizon=3, particles=8, generator=g())
+        path = model.rollout(z[:, 0], batch.a, 8, g())
+        assert torch.equal(path, model.dynamics.rollout(z[:, 0], batch.a, 8, g()))
+
+
 def test_calibration_is_saved_with_the_model(tmp_path):
     model, batch, _ = calibrated()
     model.save(tmp_path / "model.pt")

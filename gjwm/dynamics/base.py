@@ -25,6 +25,8 @@ class Dynamics(nn.Module):
     distribution around it), and `nll`. Without a memory, a `past` is accepted and changes nothing.
     """
 
+    branches = False  # whether the law may have several modes, which particles must not be moved off
+
     def __init__(self, latent_dim: int, action_dim: int):
         super().__init__()
         if latent_dim < 1 or action_dim < 1:

@@ -31,6 +31,8 @@ class MixtureDynamics(ResidualDynamics):
         entropy: weight of the entropy of the batch's mean weights, which keeps components in use. 0 for a pure likelihood.
     """
 
+    branches = True
+
     def __init__(
         self,
         latent_dim: int,

@@ -1,7 +1,7 @@
 """Laws of the next latent: one interface from a diagonal Gaussian to a mixture.
 
-Every law has a mean and a variance per dimension, samples, and answers how well a latent agrees with it. `tempered(s)` is the
-law of mean + s (x - mean), which is how recalibration widens or narrows a law of any shape by one factor.
+Every law has a mean and a variance per dimension, samples, and answers how well a latent agrees with it. `tempered(s)` is how
+recalibration widens or narrows a law by one factor: the law of mean + s (x - mean), or the same about each branch of a mixture.
 """
 
 from __future__ import annotations
@@ -230,6 +230,21 @@ class MixturePrediction(Prediction):
         return _low_rank_mahalanobis(z - self.mean, self.within, factor.mT)
 
     def tempered(self, scale: float | Tensor) -> MixturePrediction:
+        """Each component widened about its own mean: branches stay where they are, unlike under scaling about the
+        mixture's mean."""
+        inner = scale[..., None, :] if isinstance(scale, Tensor) and scale.dim() else scale
+        return replace(
+            self,
+            variance=self.between + self.within * _squared(scale),
+            variances=self.variances * _squared(inner),
+        )
+
+
+class EnsemblePrediction(MixturePrediction):
+    """The members' Gaussians, weighted alike (K = M), with the two kinds of uncertainty apart."""
+
+    def tempered(self, scale: float | Tensor) -> EnsemblePrediction:
+        """The law of mean + scale (x - mean): disagreement is uncertainty like any other, so it is widened too."""
         inner = scale[..., None, :] if isinstance(scale, Tensor) and scale.dim() else scale
         centre = self.mean[..., None, :]
         return replace(
@@ -238,10 +253,6 @@ class MixturePrediction(Prediction):
             means=centre + inner * (self.means - centre),
             variances=self.variances * _squared(inner),
         )
-
-
-class EnsemblePrediction(MixturePrediction):
-    """The members' Gaussians, weighted alike (K = M), with the two kinds of uncertainty apart."""
 
     @property
     def aleatoric(self) -> Tensor:

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from gjwm.dynamics import FullPrediction, LowRankPrediction, MixturePrediction, Prediction, gaussian_crps
+from gjwm.dynamics import (
+    EnsemblePrediction,
+    FullPrediction,
+    LowRankPrediction,
+    MixturePrediction,
+    Prediction,
+    gaussian_crps,
+)
 
 D = 4
 
@@ -31,6 +38,11 @@ def low_rank(*lead):
 def mixture(*lead):
     log_weights = randn(*lead, 3).log_softmax(-1)
     return MixturePrediction.of(log_weights, 2 * randn(*lead, 3, D, seed=1), randn(*lead, 3, D, seed=2).exp() / 2)
+
+
+def ensemble(*lead):
+    log_weights = torch.full((*lead, 3), -math.log(3), dtype=torch.float64)
+    return EnsemblePrediction.of(log_weights, randn(*lead, 3, D, seed=1), randn(*lead, 3, D, seed=2).exp())
 
 
 LAWS = {"diagonal": diagonal, "full": full, "low_rank": low_rank, "mixture": mixture}
@@ -90,7 +102,7 @@ def test_cdf_is_the_share_of_samples_below_and_crps_the_sample_formula(law):
     torch.testing.assert_close(p.crps(z), expected, atol=0.02, rtol=0.02)
 
 
-@every_law
+@pytest.mark.parametrize("law", [diagonal, full, low_rank, ensemble], ids=["diagonal", "full", "low_rank", "ensemble"])
 def test_tempering_scales_deviations_and_keeps_the_mean(law):
     p, scale = law(6), torch.full((6, 1), 1.7, dtype=torch.float64)
     tempered = p.tempered(scale)
@@ -100,6 +112,18 @@ def test_tempering_scales_deviations_and_keeps_the_mean(law):
     inner = p.mean + (z - p.mean) / 1.7  # change of variables
     torch.testing.assert_close(tempered.log_prob(z), p.log_prob(inner) - D * math.log(1.7))
     torch.testing.assert_close(p.tempered(1.7).log_prob(z), tempered.log_prob(z))
+
+
+def test_tempering_a_mixture_leaves_its_branches_where_they_are():
+    p, scale = mixture(6), torch.full((6, 1), 1.7, dtype=torch.float64)
+    tempered = p.tempered(scale)
+    torch.testing.assert_close(tempered.means, p.means)
+    again = MixturePrediction.of(p.log_weights, p.means, p.variances * 1.7**2)
+    torch.testing.assert_close(tempered.variance, again.variance)
+    torch.testing.assert_close(tempered.mean, again.mean)
+    z = randn(6, D, seed=9)
+    torch.testing.assert_close(tempered.log_prob(z), again.log_prob(z))
+    torch.testing.assert_close(p.tempered(1.7).variance, tempered.variance)
 
 
 def test_log_prob_is_that_of_independent_normals():
