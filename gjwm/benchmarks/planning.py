@@ -129,7 +129,7 @@ def precise_planners(bound: float) -> dict[str, Planner]:
         "MPPI": MPPI(elites=128, **sampling),
         "GradientPlanner": GradientPlanner(starts=16, iterations=300, lr=0.1, survivors=4, **box),
         "HybridPlanner": HybridPlanner(
-            samples=512, iterations=20, elites=64, noise_beta=1.0, refined=8, gradient_steps=150, lr=0.02, **box
+            samples=512, iterations=20, elites=64, noise_beta=1.0, refined=8, gradient_steps=250, lr=0.05, **box
         ),
     }
 
