@@ -170,6 +170,13 @@ def test_planning_beats_plain_cem_at_the_same_budget_on_a_smooth_problem():
 PLANNERS = [CEM, ICEM, MPPI, RandomShooting, GradientPlanner, HybridPlanner]
 
 
+@pytest.mark.parametrize("planner", [*PLANNERS, CategoricalCEM])
+def test_the_generator_may_be_given_by_position(planner):
+    score, start = bowl(torch.full((1, 6, 4), 0.3)), torch.zeros(1, 6, 4)
+    by_position, by_name = planner().plan(score, start, g(3)), planner().plan(score, start, generator=g(3))
+    assert torch.equal(by_position.mean, by_name.mean)
+
+
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_bounds_scale_the_whole_search(planner):
     """Wide and shifted bounds give the same plan as the unit box on the same problem in other units."""

@@ -55,7 +55,7 @@ class CategoricalCEM:
         self.smoothing, self.momentum, self.exhaustive, self.budget_ms = smoothing, momentum, exhaustive, budget_ms
 
     def plan(
-        self, score: Score, mean: Tensor, *, generator: Generator | None = None, proposals: Tensor | None = None
+        self, score: Score, mean: Tensor, generator: Generator | None = None, *, proposals: Tensor | None = None
     ) -> Plan:
         """Minimise `score` over one-hot plans from the warm start `mean` (B, H, A) -> Plan with a one-hot mean.
 

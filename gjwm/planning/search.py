@@ -42,7 +42,7 @@ class Planner(Protocol):
     The planners of this package also take `proposals` (B, P, H, A): plans that compete in the first round, such as a policy's.
     """
 
-    def plan(self, score: Score, mean: Tensor, *, generator: Generator | None = None) -> Plan:
+    def plan(self, score: Score, mean: Tensor, generator: Generator | None = None) -> Plan:
         """Search around mean (B, H, A) for the actions of least `score`."""
         ...
 
@@ -145,7 +145,7 @@ class BoxPlanner:
         self._unit = bool((self._centre == 0).all() and (self._half == 1).all())
 
     def plan(
-        self, score: Score, mean: Tensor, *, generator: Generator | None = None, proposals: Tensor | None = None
+        self, score: Score, mean: Tensor, generator: Generator | None = None, *, proposals: Tensor | None = None
     ) -> Plan:
         """Minimise `score` from the warm start `mean` (B, H, A) -> Plan.
 
