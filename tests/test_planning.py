@@ -283,6 +283,20 @@ def test_mppi_follows_the_best_when_cold_and_averages_when_hot():
     assert cold.std.max() < 1e-3 and hot.std.min() > 0.3
 
 
+@pytest.mark.parametrize("planner", [*PLANNERS, CategoricalCEM])
+def test_a_plan_requires_no_grad_though_the_score_has_parameters(planner):
+    w, graphs = torch.nn.Parameter(torch.ones(())), []
+
+    def score(a):
+        cost = (w * (a - 0.3)).square().sum((-2, -1))
+        graphs.append(cost.requires_grad)
+        return cost
+
+    plan = planner().plan(score, torch.zeros(1, 6, 4), g())
+    assert not any(x.requires_grad for x in (plan.mean, plan.std, plan.cost, plan.elites) if x is not None)
+    assert any(graphs) == getattr(planner, "differentiates", False) and w.grad is None
+
+
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +343,22 @@ def test_categorical_cem_finds_the_shortest_path_of_a_grid_maze():
     )
     assert plan.cost.item() == 7
     assert (plan.mean.sum(-1) == 1).all() and ((plan.mean == 0) | (plan.mean == 1)).all()
+
+
+def test_a_cold_env_is_planned_alike_whatever_its_neighbours_warm_start():
+    weights, seen = torch.randn(2, 6, 4, generator=g()), []
+
+    def score(a):
+        seen.append(a[1].clone())
+        return (a * weights[:, None]).sum((-2, -1))
+
+    warm = torch.zeros(2, 6, 4)
+    warm[0, :, 2] = 1
+    for start in (torch.zeros(2, 6, 4), warm):
+        CategoricalCEM(samples=16, elites=4, iterations=1).plan(score, start, g(1))
+    assert torch.equal(seen[0], seen[1])
+    CategoricalCEM(samples=16, elites=4, iterations=1).plan(lambda a: seen.append(a.clone()) or score(a), warm, g(1))
+    assert torch.equal(seen[-2][0, 0], warm[0])
 
 
 def test_short_discrete_problems_are_enumerated_and_solved_exactly():

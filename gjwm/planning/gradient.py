@@ -59,7 +59,7 @@ class GradientPlanner(BoxPlanner):
     def search(
         self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             knots = knots.clone()
             offered = knots[:, None] if proposals is None else torch.cat([knots[:, None], proposals.clone()], 1)
             offered = offered[:, : self.starts]
@@ -114,7 +114,7 @@ class HybridPlanner(BoxPlanner):
         best, std, cost, elite = self._cem.search(judge, knots, proposals, generator, clock)
         if not clock.another_round():
             return best, std, cost, elite
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             plans, cost = descend(
                 judge, elite[:, : self.refined].clone(), iterations=self.gradient_steps, lr=self.lr, clock=clock
             )
@@ -125,6 +125,8 @@ def descend(
     judge: Judge, plans: Tensor, *, iterations: int, lr: float, survivors: int | None = None, clock: Clock
 ) -> tuple[Tensor, Tensor]:
     """Improve plans (B, S, K, A) by projected Adam -> the best that each start saw, sorted: (B, S', K, A), cost (B, S').
+
+    Call it under `torch.no_grad`.
 
     Raises:
         ValueError: when the score does not depend on the actions through differentiable operations.
@@ -160,8 +162,7 @@ def descend(
             plans, best, first, second = (t.gather(1, chosen) for t in (plans, best, first, second))
         if not clock.another_round():
             break
-    with torch.no_grad():
-        cost = judge(plans)
+    cost = judge(plans)
     better = cost < best_cost
     best, best_cost = torch.where(better[..., None, None], plans, best), torch.where(better, cost, best_cost)
     order = best_cost.argsort(1)

@@ -147,10 +147,10 @@ class BoxPlanner:
     def plan(
         self, score: Score, mean: Tensor, generator: Generator | None = None, *, proposals: Tensor | None = None
     ) -> Plan:
-        """Minimise `score` from the warm start `mean` (B, H, A) -> Plan.
+        """Minimise `score` from the warm start `mean` (B, H, A) -> Plan, none of whose tensors require grad.
 
         Args:
-            score: (B, N, H, A) -> (B, N).
+            score: (B, N, H, A) -> (B, N); called under `torch.no_grad`, but for the steps of planners that differentiate.
             generator: of the candidates' noise.
             proposals: (B, P, H, A) plans that compete in the first round.
 
@@ -172,17 +172,18 @@ class BoxPlanner:
                 f"got {tuple(proposals.shape)}."
             )
         judge = Judge(lambda knots: score(self._actions(knots, horizon)))
-        knots = self._knots(mean)
-        proposals = None if proposals is None else self._knots(proposals.to(mean))
-        best, std, cost, elites = self.search(judge, knots, proposals, generator, clock)
-        half = 1.0 if self._unit else self._half.to(mean)
-        return Plan(
-            self._actions(best, horizon),
-            half * self._held(std, horizon),
-            cost,
-            None if elites is None else self._actions(elites, horizon),
-            judge.evaluations,
-        )
+        with torch.no_grad():  # a model's parameters would make every round's graph; `descend` asks for its own
+            knots = self._knots(mean)
+            proposals = None if proposals is None else self._knots(proposals.to(mean))
+            best, std, cost, elites = self.search(judge, knots, proposals, generator, clock)
+            half = 1.0 if self._unit else self._half.to(mean)
+            return Plan(
+                self._actions(best, horizon),
+                half * self._held(std, horizon),
+                cost,
+                None if elites is None else self._actions(elites, horizon),
+                judge.evaluations,
+            )
 
     def search(
         self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
