@@ -200,6 +200,13 @@ def test_action_blocks_hold_each_action(planner):
     assert all((block == block[:, :1]).all() for block in blocks)
 
 
+@pytest.mark.parametrize("planner", [*PLANNERS, CategoricalCEM])
+def test_a_double_precision_warm_start_gives_a_double_precision_plan(planner):
+    target = torch.rand(1, 6, 4, generator=g(), dtype=torch.float64)
+    plan = planner().plan(bowl(target), torch.zeros(1, 6, 4, dtype=torch.float64), g())
+    assert {plan.mean.dtype, plan.std.dtype, plan.cost.dtype} == {torch.float64}
+
+
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_a_time_budget_ends_the_search_with_the_best_plan_so_far(planner):
     def slow(a):
@@ -321,6 +328,45 @@ def test_a_score_without_gradient_is_named():
             planner.plan(lambda a: a.detach().square().sum((-2, -1)), torch.zeros(1, 3, 1), generator=g())
 
 
+@pytest.mark.parametrize(
+    "planner",
+    [
+        GradientPlanner(starts=8, survivors=2, init_std=0.1),
+        HybridPlanner(init_std=0.1),
+        GradientPlanner(survivors=None),
+    ],
+)
+def test_a_finite_plan_survives_a_descent_into_nan(planner):
+    """The cost falls to the right and is NaN beyond 0.2: all descents step into it, what they saw before still counts."""
+
+    def cliff(a):
+        cost = 2 - a.mean((-2, -1))
+        return torch.where(a.mean((-2, -1)) > 0.2, torch.nan, cost)
+
+    with pytest.warns(RuntimeWarning, match="dropped"):
+        plan = planner.plan(cliff, torch.zeros(2, 4, 1), g())
+    assert plan.cost.isfinite().all() and plan.mean.mean((-2, -1)).max() <= 0.2
+
+
+def test_the_hybrid_samples_with_the_covariance_that_it_is_given():
+    target = torch.rand(2, 6, 2, generator=g())
+    diagonal, full = (
+        HybridPlanner(covariance=c, gradient_steps=1).plan(bowl(target), torch.zeros(2, 6, 2), g()).mean
+        for c in ("diagonal", "full")
+    )
+    assert not torch.equal(diagonal, full)
+    with pytest.raises(ValueError, match="covariance"):
+        HybridPlanner(covariance="dense")
+
+
+@pytest.mark.parametrize("planner", [GradientPlanner, HybridPlanner])
+def test_a_planner_made_in_inference_mode_differentiates(planner):
+    target = torch.rand(2, 4, 1, generator=g())
+    with torch.inference_mode():
+        made = planner(low=-2.0, high=torch.tensor([3.0]))
+    assert made.plan(bowl(target), torch.zeros(2, 4, 1), g()).cost.max() < 1e-1
+
+
 # -- discrete actions --------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +447,8 @@ def test_bad_settings_are_named():
             ({"low": 1.0, "high": -1.0}, "low < high"),
             ({"low": [-1, 1], "high": [1, 1]}, "low < high"),
             ({"low": [-1, -1], "high": [1, 1, 1]}, "low < high"),
+            ({"high": float("inf")}, "finite bounds, got low=-1.0 and high=inf"),
+            ({"low": float("nan")}, "finite bounds"),
             ({"repeat": 0}, "repeat"),
             ({"budget_ms": 0}, "budget_ms"),
         ):
@@ -424,6 +472,9 @@ def test_bad_calls_are_named(planner):
             planner().plan(score, start)
     with pytest.raises(ValueError, match="NaN"):
         planner().plan(score, torch.full((1, 3, 2), torch.nan))
+    for dtype in (torch.int64, torch.float16):
+        with pytest.raises(ValueError, match="float32 or float64, got torch"):
+            planner().plan(score, torch.zeros(1, 3, 2, dtype=dtype))
     with pytest.raises(ValueError, match=r"\(B, N\)"):
         planner().plan(lambda a: a.square().sum(-1), torch.zeros(1, 3, 2))
     with pytest.raises(ValueError, match="proposals"):

@@ -96,7 +96,7 @@ class HybridPlanner(BoxPlanner):
         refined: int = 4,
         gradient_steps: int = 12,
         lr: float = 0.3,
-        covariance: str = "full",
+        covariance: str = "diagonal",
         **box: Any,
     ):
         super().__init__(**box)
@@ -106,7 +106,17 @@ class HybridPlanner(BoxPlanner):
                 f"elites={elites}, gradient_steps={gradient_steps}, lr={lr}."
             )
         self.refined, self.gradient_steps, self.lr = refined, gradient_steps, lr
-        self._cem = CEM(samples=samples, iterations=iterations, elites=elites, noise_beta=noise_beta, init_std=init_std)
+        self._cem = CEM(
+            samples=samples,
+            iterations=iterations,
+            elites=elites,
+            noise_beta=noise_beta,
+            init_std=init_std,
+            min_std=0.05,
+            momentum=0.1,
+            covariance=covariance,
+            memory=0.1,
+        )
 
     def search(
         self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
@@ -136,7 +146,7 @@ def descend(
     for step in range(iterations):
         with torch.enable_grad():
             x = plans.detach().requires_grad_()
-            cost = judge(x)
+            cost = judge(x, best_cost.isfinite().any(1))
             if not cost.requires_grad:
                 raise ValueError(
                     "this planner needs a score that is differentiable in the actions, and this one is not (a simulator, or "
@@ -162,7 +172,7 @@ def descend(
             plans, best, first, second = (t.gather(1, chosen) for t in (plans, best, first, second))
         if not clock.another_round():
             break
-    cost = judge(plans)
+    cost = judge(plans, best_cost.isfinite().any(1))
     better = cost < best_cost
     best, best_cost = torch.where(better[..., None, None], plans, best), torch.where(better, cost, best_cost)
     order = best_cost.argsort(1)

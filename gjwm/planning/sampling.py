@@ -53,7 +53,7 @@ class _Full:
     def fill(self, out: Tensor, mean: Tensor, generator: Generator | None) -> None:
         envs, samples = out.shape[:2]
         source = generator.device if generator is not None else out.device
-        white = torch.randn(envs, samples, self.floor.shape[0], generator=generator, device=source).to(out.device)
+        white = torch.randn(envs, samples, self.floor.shape[0], generator=generator, device=source).to(out)
         factor, _ = torch.linalg.cholesky_ex(self.covariance + self.floor)
         out.copy_(torch.baddbmm(mean.reshape(envs, 1, -1), white, factor.mT).view_as(out))
 
