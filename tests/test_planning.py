@@ -101,12 +101,12 @@ def test_dropped_candidates_have_no_say_in_the_refit():
         return cost
 
     with pytest.warns(RuntimeWarning, match="dropped"):
-        plan = CEM(samples=64, elites=16, iterations=1, momentum=0.0, memory=0.0, min_std=0.0).plan(
-            mostly_broken, torch.zeros(1, 4, 1), generator=g()
-        )
+        plan = CEM(
+            samples=64, elites=16, iterations=1, momentum=0.0, memory=0.0, min_std=0.0, covariance="diagonal"
+        ).plan(mostly_broken, torch.zeros(1, 4, 1), generator=g())
     seen = []
     with pytest.warns(RuntimeWarning, match="dropped"):
-        CEM(samples=64, elites=16, iterations=1).plan(
+        CEM(samples=64, elites=16, iterations=1, covariance="diagonal").plan(
             lambda a: seen.append(a.clone()) or mostly_broken(a), torch.zeros(1, 4, 1), generator=g()
         )
     torch.testing.assert_close(plan.std[0], seen[0][0, :3].std(0, correction=0))
@@ -137,6 +137,22 @@ def test_planners_find_known_optima(name, problem):
     tolerance = 1e-3 if name in ("GradientPlanner", "HybridPlanner") else 1e-2
     ratio = plan.cost / problem.optimum
     assert ratio.max() <= 1 + tolerance and ratio.min() >= 1 - 1e-4
+
+
+@pytest.mark.parametrize("planner", [CEM, ICEM, MPPI])
+def test_the_defaults_of_sampling_find_optima(planner):
+    """No argument but the bounds: within 1% on random bowls of 24 actions, whose targets change sign from step to step, and
+    on LQR."""
+    for seed in range(2):
+        target = 2 * torch.rand(4, 12, 2, generator=g(seed)) - 1
+        plan = planner().plan(lambda a, t=target: bowl(t)(a) + 1, torch.zeros(4, 12, 2), g(10 + seed))
+        assert 1 <= plan.cost.min() and plan.cost.max() < 1.01
+        problem = lqr()
+        assert 1 - 1e-4 <= problem.ratio(problem.solve(planner(low=-problem.bound, high=problem.bound), seed)) < 1.01
+
+
+def test_the_defaults_of_random_shooting_explore_as_those_of_the_others_do():
+    assert RandomShooting().noise_beta == CEM().noise_beta and RandomShooting().init_std == CEM().init_std
 
 
 @pytest.mark.parametrize("name", ["CEM", "ICEM", "MPPI"])

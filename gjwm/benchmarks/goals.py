@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from gjwm.behaviours import Coloured
+from gjwm.benchmarks.planning import FEW_ROUNDS
 from gjwm.collect import collect_episodes, make_env
 from gjwm.diagnostics import wilson_interval
 from gjwm.evaluate import (
@@ -52,10 +53,10 @@ TASKS: dict[str, dict[str, Any]] = {
 def planners(repeat: int) -> dict[str, Planner]:
     """About a thousand rollouts each where they sample, all in blocks of `repeat` steps."""
     return {
-        "CEM": CEM(repeat=repeat),
-        "ICEM": ICEM(repeat=repeat),
-        "MPPI": MPPI(repeat=repeat),
-        "RandomShooting": RandomShooting(repeat=repeat),
+        "CEM": CEM(repeat=repeat, **FEW_ROUNDS["CEM"]),
+        "ICEM": ICEM(repeat=repeat, **FEW_ROUNDS["ICEM"]),
+        "MPPI": MPPI(repeat=repeat, **FEW_ROUNDS["MPPI"]),
+        "RandomShooting": RandomShooting(repeat=repeat, **FEW_ROUNDS["RandomShooting"]),
         "GradientPlanner": GradientPlanner(repeat=repeat),
         "HybridPlanner": HybridPlanner(repeat=repeat),
     }
@@ -120,7 +121,10 @@ def _one_seed(
     generator = torch.Generator().manual_seed
     for name, planner in planners(settings["repeat"]).items():
         if quick:
-            planner = {"CEM": CEM(samples=8, elites=2), "ICEM": ICEM(samples=8, elites=2)}.get(name)
+            planner = {
+                "CEM": CEM(samples=8, iterations=4, elites=2),
+                "ICEM": ICEM(samples=8, iterations=6, elites=2),
+            }.get(name)
             if planner is None:
                 continue
         if name in simulate:

@@ -69,6 +69,9 @@ def run(*, quick: bool = False, models: Sequence[str] = ("simulator", "learned")
         repeat=4,
         noise_beta=1.0,
         init_std=1.0,
+        min_std=0.05,
+        covariance="diagonal",
+        memory=0.1,
     )
     model = _train(quick) if "learned" in models else None
     rows = []
