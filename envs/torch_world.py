@@ -40,7 +40,7 @@ DOOR_CLEARANCE = DOOR_HALF_WIDTH - AGENT_RADIUS  # half width of the doorway
 
 BRIDGE_HALF_WIDTH = 0.04  # for the agent's centre, around y = shortcut
 SHORTCUT_HALF_WIDTH = 0.12  # of the whole opening, for the agent's centre: between bridge and posts is water
-SLIP = 0.025  # world units, standard deviation per step and axis on the ice
+SLIP = 0.04  # world units, standard deviation per step and axis on the ice
 
 WALL_RANGE = (0.35, 0.65)  # of wall_x when it is drawn per episode
 DOOR_RANGE = (0.2, 0.8)  # of door_y when it is drawn per episode

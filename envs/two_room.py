@@ -110,7 +110,7 @@ class TwoRoomEnv(gym.Env):
     | `door`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or door_y              |
     | `goal`              | `"any"`    | `"any"` or `"other-room"`                                       |
     | `shortcut`          | None       | y of a second opening: a frozen bridge over water (see below)   |
-    | `slip`              | 0.025      | std of a step's slip on the ice, world units per axis           |
+    | `slip`              | 0.04       | std of a step's slip on the ice, world units per axis           |
     | `speed`             | 0.04       | world units per step at full action                             |
     | `success_radius`    | 0.05       | world units                                                     |
     | `max_episode_steps` | 100        | steps until truncation (see below)                              |

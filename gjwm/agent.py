@@ -6,15 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
 from gjwm.costs import Cost
+from gjwm.dynamics import Prediction
 from gjwm.planning import Plan, Planner, Score
 from gjwm.world_model import WorldModel
 
 
 class RecedingHorizon:
     """Warm starts and open-loop segments for any score function, over a batch of envs.
+
+    The rest of the last plan, shifted by the actions executed, is the next warm start and competes as it is. With a planner
+    of action blocks (`repeat` > 1) that holds only if `replan_every` is a multiple of `repeat`: otherwise the shifted plan
+    changes within blocks, is averaged over them, and the new plan may cost more than the old one's rest.
 
     Args:
         planner: see `gjwm.planning`.
@@ -49,14 +55,28 @@ class RecedingHorizon:
         self._runners_up: Tensor | None = None  # (B, K, H, A) the last plan's elites, shifted along with it
         self._age = 0
 
-    def reset(self, mask: Tensor | None = None) -> None:
-        """Forget the warm start of all envs, or of those where mask (B,) is true (they replan at once)."""
+    def reset(self, mask: ArrayLike | None = None) -> None:
+        """Forget the warm start of all envs, or of those where mask (B,), true or 1, says so.
+
+        Envs are planned as one batch, so that the next `act` replans all of them: open-loop segments of the others end early
+        and they keep their warm starts. An all-false mask changes nothing.
+
+        Raises:
+            ValueError: for a mask of another shape or with other values than true, false, 1 and 0.
+        """
+        if mask is not None:
+            mask = torch.as_tensor(mask)
+            if self._mean is not None and mask.shape != self._mean.shape[:1]:
+                raise ValueError(f"expected a reset mask ({self._mean.shape[0]},), got {tuple(mask.shape)}.")
+            if not ((mask == 0) | (mask == 1)).all():
+                raise ValueError(f"a reset mask holds true or false (or 1 and 0) for each env, got {mask.tolist()}.")
+            mask = mask.bool()
+            if not mask.any():
+                return
         self._age = 0
         if mask is None or self._mean is None:
             self._mean = self._runners_up = None
         else:
-            if mask.shape != (self._mean.shape[0],):
-                raise ValueError(f"expected a reset mask ({self._mean.shape[0]},), got {tuple(mask.shape)}.")
             mask = mask.to(self._mean.device)
             self._mean = self._mean.masked_fill(mask[:, None, None], 0)
             if self._runners_up is not None:
@@ -84,7 +104,7 @@ class RecedingHorizon:
             if self.reuse and self.plan.elites is not None:
                 self._runners_up = self.plan.elites[:, : round(self.reuse * self.plan.elites.shape[1])]
             self._age = 0
-        action = self._mean[:, 0]
+        action = self._mean[:, 0].clone()  # the caller's to change: `plan` keeps its own
         self._mean = _shifted(self._mean)
         if self._runners_up is not None:
             self._runners_up = _shifted(self._runners_up)
@@ -115,9 +135,12 @@ class MPCAgent:
         generator: randomness of the planner and of the particles.
         particles: None plans on the mean rollout; P on P samples of it, with the same noise for all candidates of a round
             (common random numbers), so that plans are ranked by what they do and not by their luck. Each round draws afresh, or
-            the search would fit its plan to those few draws; planners that differentiate keep them.
+            the search would fit its plan to those few draws; planners that differentiate keep them. For dynamics without a
+            memory whose law is a diagonal Gaussian; for others pass a `rollout` that samples.
         rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged when particles is None, such as an
-            ensemble's members side by side; None: the model's mean rollout.
+            ensemble's members side by side (`model.dynamics.rollout_members`) or samples of any law, with noise of their own
+            for each candidate (`lambda z0, a: model.rollout(z0, a, particles=16, generator=generator)`); None: the model's
+            mean rollout.
         policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts compete in each plan.
         policy_plans: rollouts of the policy; more than one only helps a policy that draws its actions.
         reuse: see `RecedingHorizon`.
@@ -146,6 +169,8 @@ class MPCAgent:
         for name, value in (("particles", particles), ("policy_plans", policy_plans), ("chunk", chunk)):
             if value is not None and value < 1:
                 raise ValueError(f"MPCAgent expects {name} >= 1, got {value}.")
+        if particles is not None:
+            _check_particles(model)
         self.model, self.cost, self.chunk = model, cost, chunk
         self.particles, self.policy, self.policy_plans = particles, policy, policy_plans
         self.controller = RecedingHorizon(
@@ -167,16 +192,24 @@ class MPCAgent:
         """The last plan made."""
         return self.controller.plan
 
-    def reset(self, mask: Tensor | None = None) -> None:
-        """Start new episodes in all envs, or where mask (B,) is true."""
+    def reset(self, mask: ArrayLike | None = None) -> None:
+        """Start new episodes in all envs, or where mask (B,) is true: see `RecedingHorizon.reset`."""
         self.controller.reset(mask)
 
-    def act(self, o: Tensor) -> Tensor:
-        """Observations of B envs (B, *O) -> actions (B, A).
+    def act(self, o: ArrayLike) -> Tensor:
+        """Observations of B envs (B, *O), tensor or numpy array -> actions (B, A).
 
         Raises:
-            ValueError: for another observation shape, or when the encoder returns NaN.
+            ValueError: for another observation shape, such as that of one env without the axis B, or when the encoder returns
+                NaN.
         """
+        o = torch.as_tensor(o)
+        expected = getattr(self.model.encoder, "observation_shape", None)
+        if o.dim() == 0 or (expected is not None and o.dim() != 1 + len(expected)):
+            raise ValueError(
+                f"the agent acts in a batch of envs and expects observations (B, {', '.join(map(str, expected or ['...']))}), "
+                f"got {tuple(o.shape)}: add the axis B with o[None]."
+            )
         # A planner may differentiate the rollout, which tensors made in inference mode forbid.
         with torch.inference_mode(False), torch.no_grad():
             envs, device = o.shape[0], self.model.device
@@ -240,11 +273,31 @@ class MPCAgent:
         return torch.stack(actions, -2)
 
 
+def _check_particles(model: WorldModel) -> None:
+    """Raise unless a mean and a variance per latent dimension are all that the model's prediction depends on and says."""
+    with torch.no_grad():
+        device = model.device
+        law = model.predict(
+            torch.zeros(1, model.latent_dim, device=device), torch.zeros(1, model.action_dim, device=device)
+        )
+    reason = None
+    if getattr(model.dynamics, "has_memory", False):
+        reason = "have a memory"
+    elif type(law) is not Prediction:
+        reason = f"predict a {type(law).__name__}"
+    if reason is not None:
+        raise ValueError(
+            f"MPCAgent(particles=...) samples independent Gaussians per latent dimension, and these "
+            f"{type(model.dynamics).__name__} {reason}: pass rollout=lambda z0, a: model.rollout(z0, a, particles=P), or for "
+            f"an ensemble rollout=model.dynamics.rollout_members, instead."
+        )
+
+
 def particle_rollout(model: WorldModel, z0: Tensor, a: Tensor, noise: Tensor) -> Tensor:
     """Samples of p(z' | z, a) over the horizon, with given noise: the same for all candidates if its axis N is 1.
 
     Args:
-        model: anything with `predict(z, a) -> Prediction`.
+        model: anything with `predict(z, a) -> Prediction`, whose mean and variance are all that is read: a diagonal Gaussian.
         z0: (B, D).
         a: (B, N, H, A).
         noise: standard normal (B, N or 1, P, H, D).

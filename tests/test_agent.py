@@ -1,11 +1,12 @@
 """Claims about the agent: warm starts, segments, particles, proposals."""
 
+import numpy as np
 import pytest
 import torch
 
 from gjwm.agent import MPCAgent, RecedingHorizon, particle_rollout
 from gjwm.costs import DisagreementCost, ExpectedGoalCost, GoalCost, RiskCost, SmoothnessCost, SumCost
-from gjwm.dynamics import GaussianDynamics
+from gjwm.dynamics import EnsembleDynamics, GaussianDynamics, LinearGaussianDynamics, MixtureDynamics
 from gjwm.encoders import MLPEncoder
 from gjwm.planning import CEM, ICEM, GradientPlanner, HybridPlanner, Plan
 from gjwm.world_model import WorldModel
@@ -47,6 +48,58 @@ def test_reset_forgets_only_the_masked_envs():
     assert planner.starts[2].shape == (3, 3, 1) and planner.starts[2].abs().sum() == 0
 
 
+def test_a_masked_reset_makes_all_envs_replan_and_an_all_false_one_none():
+    planner = Counting()
+    controller = RecedingHorizon(planner, horizon=4, action_dim=1, replan_every=4)
+    controller.act(None, 2)
+    controller.reset([False, False])
+    assert not controller.needs_plan
+    controller.reset(np.array([0, 1]))
+    assert controller.needs_plan
+    controller.act(None, 2)
+    assert planner.starts[1][0, :, 0].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.3])
+    assert planner.starts[1][1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("mask", [[True, False], np.array([1, 0]), np.array([True, False]), torch.tensor([1, 0])])
+def test_a_reset_mask_may_be_a_list_or_an_array_of_bools_or_ints(mask):
+    planner = Counting()
+    controller = RecedingHorizon(planner, horizon=3, action_dim=1)
+    controller.act(None, 2)
+    controller.reset(mask)
+    controller.act(None, 2)
+    assert planner.starts[1][0].abs().sum() == 0 and planner.starts[1][1].abs().sum() > 0
+    with pytest.raises(ValueError, match="expected a reset mask"):
+        controller.reset([True])
+    with pytest.raises(ValueError, match="true or false"):
+        controller.reset([0, 2])
+
+
+def test_an_action_is_the_callers_to_change():
+    controller = RecedingHorizon(Counting(), horizon=3, action_dim=1)
+    action = controller.act(None, 2)
+    action += 5
+    assert controller.plan.mean[:, 0].abs().max() == 0
+
+
+def test_the_rest_of_a_plan_in_blocks_competes_when_blocks_stay_whole():
+    def score(a):
+        seen.append(a[0, 0].clone())
+        return (a - torch.linspace(-1, 1, 6)[:, None]).square().sum((-2, -1))
+
+    for replan_every, same in ((2, True), (1, False)):
+        seen = []
+        controller = RecedingHorizon(
+            CEM(iterations=1, repeat=2), horizon=6, action_dim=1, replan_every=replan_every, generator=g()
+        )
+        for _ in range(replan_every):
+            controller.act(score, 1)
+        plan = controller.plan.mean[0]
+        controller.act(score, 1)
+        rest = torch.cat([plan[replan_every:], plan[-1:].expand(replan_every, -1)])
+        assert torch.allclose(seen[-1], rest) == same
+
+
 def model():
     torch.manual_seed(0)
     return WorldModel(MLPEncoder((3,), 4, hidden=(16,)), GaussianDynamics(4, 2, hidden=16)).eval()
@@ -71,6 +124,9 @@ def test_agent_names_nan_and_wrong_shapes():
         agent.act(torch.full((1, 3), torch.nan))
     with pytest.raises(ValueError, match="built for"):
         agent.act(torch.zeros(1, 7))
+    for unbatched in (torch.zeros(3), np.zeros(3), 0.0):
+        with pytest.raises(ValueError, match=r"expects observations \(B, 3\), got .*o\[None\]"):
+            agent.act(unbatched)
     with pytest.raises(ValueError, match="replan_every"):
         MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4)), horizon=3, replan_every=4)
     with pytest.raises(ValueError, match="horizon >= 1"):
@@ -79,6 +135,15 @@ def test_agent_names_nan_and_wrong_shapes():
         MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4)), particles=0)
     with pytest.raises(ValueError, match="act first"):
         MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4))).explain()
+
+
+def test_observations_may_be_numpy_arrays():
+    o = np.random.default_rng(0).normal(size=(2, 3))
+    from_numpy, from_torch = (
+        MPCAgent(model(), CEM(), GoalCost(torch.zeros(2, 4)), horizon=3, generator=g()).act(x)
+        for x in (o, torch.from_numpy(o).float())
+    )
+    torch.testing.assert_close(from_numpy, from_torch)
 
 
 def test_the_last_plans_elites_compete_in_the_next_one_and_are_reset_with_their_env():
@@ -151,6 +216,35 @@ def test_particles_share_their_noise_between_candidates_and_follow_the_model():
         torch.testing.assert_close(z[:, 0, :, 1].var(1), one.variance, atol=0.05, rtol=0.1)
         still = particle_rollout(world_model, z0, a, torch.zeros(2, 1, 1, 3, 4))[:, :, 0]
         torch.testing.assert_close(still, world_model.rollout(z0, a))
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "said"),
+    [
+        (lambda: MixtureDynamics(4, 2, hidden=16), "MixturePrediction"),
+        (lambda: EnsembleDynamics(4, 2, members=2, hidden=16), "EnsemblePrediction"),
+        (lambda: LinearGaussianDynamics(4, 2), "FullPrediction"),
+        (lambda: GaussianDynamics(4, 2, hidden=16, covariance="low_rank", rank=2), "LowRankPrediction"),
+        (lambda: GaussianDynamics(4, 2, hidden=16, backbone="gru", memory_width=8), "memory"),
+    ],
+)
+def test_particles_of_other_laws_are_refused_and_the_models_own_samples_take_their_place(dynamics, said):
+    torch.manual_seed(0)
+    world_model = WorldModel(MLPEncoder((3,), 4, hidden=(16,)), dynamics()).eval()
+    cost = RiskCost(GoalCost(torch.zeros(2, 4)), kappa=1.0)
+    planner = CEM(samples=16, elites=4, iterations=2)
+    with pytest.raises(ValueError, match=f"{said}.*pass rollout="):
+        MPCAgent(world_model, planner, cost, horizon=3, particles=4)
+    generator = g()
+    agent = MPCAgent(
+        world_model,
+        planner,
+        cost,
+        horizon=3,
+        generator=generator,
+        rollout=lambda z0, a: world_model.rollout(z0, a, particles=4, generator=generator),
+    )
+    assert agent.act(torch.randn(2, 3, generator=g())).shape == (2, 2)
 
 
 def test_without_a_price_on_risk_the_plan_is_that_of_the_mean_cost():

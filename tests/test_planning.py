@@ -101,12 +101,12 @@ def test_dropped_candidates_have_no_say_in_the_refit():
         return cost
 
     with pytest.warns(RuntimeWarning, match="dropped"):
-        plan = CEM(samples=64, elites=16, iterations=1, momentum=0.0, memory=0.0, min_std=0.0).plan(
-            mostly_broken, torch.zeros(1, 4, 1), generator=g()
-        )
+        plan = CEM(
+            samples=64, elites=16, iterations=1, momentum=0.0, memory=0.0, min_std=0.0, covariance="diagonal"
+        ).plan(mostly_broken, torch.zeros(1, 4, 1), generator=g())
     seen = []
     with pytest.warns(RuntimeWarning, match="dropped"):
-        CEM(samples=64, elites=16, iterations=1).plan(
+        CEM(samples=64, elites=16, iterations=1, covariance="diagonal").plan(
             lambda a: seen.append(a.clone()) or mostly_broken(a), torch.zeros(1, 4, 1), generator=g()
         )
     torch.testing.assert_close(plan.std[0], seen[0][0, :3].std(0, correction=0))
@@ -137,6 +137,22 @@ def test_planners_find_known_optima(name, problem):
     tolerance = 1e-3 if name in ("GradientPlanner", "HybridPlanner") else 1e-2
     ratio = plan.cost / problem.optimum
     assert ratio.max() <= 1 + tolerance and ratio.min() >= 1 - 1e-4
+
+
+@pytest.mark.parametrize("planner", [CEM, ICEM, MPPI])
+def test_the_defaults_of_sampling_find_optima(planner):
+    """No argument but the bounds: within 1% on random bowls of 24 actions, whose targets change sign from step to step, and
+    on LQR."""
+    for seed in range(2):
+        target = 2 * torch.rand(4, 12, 2, generator=g(seed)) - 1
+        plan = planner().plan(lambda a, t=target: bowl(t)(a) + 1, torch.zeros(4, 12, 2), g(10 + seed))
+        assert 1 <= plan.cost.min() and plan.cost.max() < 1.01
+        problem = lqr()
+        assert 1 - 1e-4 <= problem.ratio(problem.solve(planner(low=-problem.bound, high=problem.bound), seed)) < 1.01
+
+
+def test_the_defaults_of_random_shooting_explore_as_those_of_the_others_do():
+    assert RandomShooting().noise_beta == CEM().noise_beta and RandomShooting().init_std == CEM().init_std
 
 
 @pytest.mark.parametrize("name", ["CEM", "ICEM", "MPPI"])
@@ -170,6 +186,13 @@ def test_planning_beats_plain_cem_at_the_same_budget_on_a_smooth_problem():
 PLANNERS = [CEM, ICEM, MPPI, RandomShooting, GradientPlanner, HybridPlanner]
 
 
+@pytest.mark.parametrize("planner", [*PLANNERS, CategoricalCEM])
+def test_the_generator_may_be_given_by_position(planner):
+    score, start = bowl(torch.full((1, 6, 4), 0.3)), torch.zeros(1, 6, 4)
+    by_position, by_name = planner().plan(score, start, g(3)), planner().plan(score, start, generator=g(3))
+    assert torch.equal(by_position.mean, by_name.mean)
+
+
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_bounds_scale_the_whole_search(planner):
     """Wide and shifted bounds give the same plan as the unit box on the same problem in other units."""
@@ -191,6 +214,13 @@ def test_action_blocks_hold_each_action(planner):
     assert plan.mean.shape == plan.std.shape == (2, 7, 1)
     blocks = [plan.mean[:, 0:3], plan.mean[:, 3:6], plan.mean[:, 6:]]
     assert all((block == block[:, :1]).all() for block in blocks)
+
+
+@pytest.mark.parametrize("planner", [*PLANNERS, CategoricalCEM])
+def test_a_double_precision_warm_start_gives_a_double_precision_plan(planner):
+    target = torch.rand(1, 6, 4, generator=g(), dtype=torch.float64)
+    plan = planner().plan(bowl(target), torch.zeros(1, 6, 4, dtype=torch.float64), g())
+    assert {plan.mean.dtype, plan.std.dtype, plan.cost.dtype} == {torch.float64}
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
@@ -276,6 +306,20 @@ def test_mppi_follows_the_best_when_cold_and_averages_when_hot():
     assert cold.std.max() < 1e-3 and hot.std.min() > 0.3
 
 
+@pytest.mark.parametrize("planner", [*PLANNERS, CategoricalCEM])
+def test_a_plan_requires_no_grad_though_the_score_has_parameters(planner):
+    w, graphs = torch.nn.Parameter(torch.ones(())), []
+
+    def score(a):
+        cost = (w * (a - 0.3)).square().sum((-2, -1))
+        graphs.append(cost.requires_grad)
+        return cost
+
+    plan = planner().plan(score, torch.zeros(1, 6, 4), g())
+    assert not any(x.requires_grad for x in (plan.mean, plan.std, plan.cost, plan.elites) if x is not None)
+    assert any(graphs) == getattr(planner, "differentiates", False) and w.grad is None
+
+
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +344,45 @@ def test_a_score_without_gradient_is_named():
             planner.plan(lambda a: a.detach().square().sum((-2, -1)), torch.zeros(1, 3, 1), generator=g())
 
 
+@pytest.mark.parametrize(
+    "planner",
+    [
+        GradientPlanner(starts=8, survivors=2, init_std=0.1),
+        HybridPlanner(init_std=0.1),
+        GradientPlanner(survivors=None),
+    ],
+)
+def test_a_finite_plan_survives_a_descent_into_nan(planner):
+    """The cost falls to the right and is NaN beyond 0.2: all descents step into it, what they saw before still counts."""
+
+    def cliff(a):
+        cost = 2 - a.mean((-2, -1))
+        return torch.where(a.mean((-2, -1)) > 0.2, torch.nan, cost)
+
+    with pytest.warns(RuntimeWarning, match="dropped"):
+        plan = planner.plan(cliff, torch.zeros(2, 4, 1), g())
+    assert plan.cost.isfinite().all() and plan.mean.mean((-2, -1)).max() <= 0.2
+
+
+def test_the_hybrid_samples_with_the_covariance_that_it_is_given():
+    target = torch.rand(2, 6, 2, generator=g())
+    diagonal, full = (
+        HybridPlanner(covariance=c, gradient_steps=1).plan(bowl(target), torch.zeros(2, 6, 2), g()).mean
+        for c in ("diagonal", "full")
+    )
+    assert not torch.equal(diagonal, full)
+    with pytest.raises(ValueError, match="covariance"):
+        HybridPlanner(covariance="dense")
+
+
+@pytest.mark.parametrize("planner", [GradientPlanner, HybridPlanner])
+def test_a_planner_made_in_inference_mode_differentiates(planner):
+    target = torch.rand(2, 4, 1, generator=g())
+    with torch.inference_mode():
+        made = planner(low=-2.0, high=torch.tensor([3.0]))
+    assert made.plan(bowl(target), torch.zeros(2, 4, 1), g()).cost.max() < 1e-1
+
+
 # -- discrete actions --------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +405,22 @@ def test_categorical_cem_finds_the_shortest_path_of_a_grid_maze():
     )
     assert plan.cost.item() == 7
     assert (plan.mean.sum(-1) == 1).all() and ((plan.mean == 0) | (plan.mean == 1)).all()
+
+
+def test_a_cold_env_is_planned_alike_whatever_its_neighbours_warm_start():
+    weights, seen = torch.randn(2, 6, 4, generator=g()), []
+
+    def score(a):
+        seen.append(a[1].clone())
+        return (a * weights[:, None]).sum((-2, -1))
+
+    warm = torch.zeros(2, 6, 4)
+    warm[0, :, 2] = 1
+    for start in (torch.zeros(2, 6, 4), warm):
+        CategoricalCEM(samples=16, elites=4, iterations=1).plan(score, start, g(1))
+    assert torch.equal(seen[0], seen[1])
+    CategoricalCEM(samples=16, elites=4, iterations=1).plan(lambda a: seen.append(a.clone()) or score(a), warm, g(1))
+    assert torch.equal(seen[-2][0, 0], warm[0])
 
 
 def test_short_discrete_problems_are_enumerated_and_solved_exactly():
@@ -364,6 +463,8 @@ def test_bad_settings_are_named():
             ({"low": 1.0, "high": -1.0}, "low < high"),
             ({"low": [-1, 1], "high": [1, 1]}, "low < high"),
             ({"low": [-1, -1], "high": [1, 1, 1]}, "low < high"),
+            ({"high": float("inf")}, "finite bounds, got low=-1.0 and high=inf"),
+            ({"low": float("nan")}, "finite bounds"),
             ({"repeat": 0}, "repeat"),
             ({"budget_ms": 0}, "budget_ms"),
         ):
@@ -387,6 +488,9 @@ def test_bad_calls_are_named(planner):
             planner().plan(score, start)
     with pytest.raises(ValueError, match="NaN"):
         planner().plan(score, torch.full((1, 3, 2), torch.nan))
+    for dtype in (torch.int64, torch.float16):
+        with pytest.raises(ValueError, match="float32 or float64, got torch"):
+            planner().plan(score, torch.zeros(1, 3, 2, dtype=dtype))
     with pytest.raises(ValueError, match=r"\(B, N\)"):
         planner().plan(lambda a: a.square().sum(-1), torch.zeros(1, 3, 2))
     with pytest.raises(ValueError, match="proposals"):

@@ -129,7 +129,7 @@ def precise_planners(bound: float) -> dict[str, Planner]:
         "MPPI": MPPI(elites=128, **sampling),
         "GradientPlanner": GradientPlanner(starts=16, iterations=300, lr=0.1, survivors=4, **box),
         "HybridPlanner": HybridPlanner(
-            samples=512, iterations=20, elites=64, noise_beta=1.0, refined=8, gradient_steps=150, lr=0.02, **box
+            samples=512, iterations=20, elites=64, noise_beta=1.0, refined=8, gradient_steps=250, lr=0.05, **box
         ),
     }
 
@@ -281,9 +281,9 @@ def equal_budget_rows(quick: bool) -> list[Row]:
         "plain iCEM (stable-worldmodel)": PlainICEM(**budget),
         "plain MPPI (pytorch_mppi)": PlainMPPI(**budget),
         "plain MPPI (stable-worldmodel)": PlainMPPI(elites=30, **budget),
-        "CEM": CEM(**budget),
-        "ICEM": ICEM(decay=1.0, elites=30, **budget),
-        "MPPI": MPPI(elites=60, **budget),
+        "CEM": CEM(**FEW_ROUNDS["CEM"] | budget),
+        "ICEM": ICEM(**FEW_ROUNDS["ICEM"] | budget | {"decay": 1.0, "elites": 30}),
+        "MPPI": MPPI(**FEW_ROUNDS["MPPI"] | budget | {"elites": 60}),
     }
     with torch.no_grad():
         z0 = torch.randn(problems, 64, generator=generator)
@@ -368,15 +368,24 @@ def seconds_to_target(planner: Planner, score: Score, start: Tensor, target: flo
     return None
 
 
+# What an agent that replans often uses, as in configs/planner; the classes' defaults look for the optimum instead.
+FEW_ROUNDS: dict[str, dict[str, Any]] = {
+    "CEM": dict(samples=256, iterations=4, elites=24, noise_beta=2.0, min_std=0.05, covariance="diagonal", memory=0.1),
+    "ICEM": dict(samples=128, iterations=6, elites=16, noise_beta=2.0, min_std=0.01, decay=1.1),
+    "MPPI": dict(samples=128, iterations=6, elites=24, min_std=0.01),
+    "RandomShooting": dict(noise_beta=2.0),
+}
+
+
 def quick_planners() -> dict[str, Planner]:
     """Every planner, with enough rounds that it is the target and not the settings that ends it."""
     return {
         "plain CEM": PlainCEM(),
         "plain iCEM": PlainICEM(),
-        "CEM": CEM(iterations=16),
-        "ICEM": ICEM(iterations=24, decay=1.05),
-        "MPPI": MPPI(iterations=24),
-        "RandomShooting": RandomShooting(samples=4096),
+        "CEM": CEM(**FEW_ROUNDS["CEM"] | {"iterations": 16}),
+        "ICEM": ICEM(**FEW_ROUNDS["ICEM"] | {"iterations": 24, "decay": 1.05}),
+        "MPPI": MPPI(**FEW_ROUNDS["MPPI"] | {"iterations": 24}),
+        "RandomShooting": RandomShooting(**FEW_ROUNDS["RandomShooting"] | {"samples": 4096}),
         "GradientPlanner": GradientPlanner(iterations=40),
         "HybridPlanner": HybridPlanner(gradient_steps=40),
     }

@@ -54,8 +54,9 @@ class CategoricalCEM:
         self.groups = None if groups is None else tuple(groups)
         self.smoothing, self.momentum, self.exhaustive, self.budget_ms = smoothing, momentum, exhaustive, budget_ms
 
+    @torch.no_grad()
     def plan(
-        self, score: Score, mean: Tensor, *, generator: Generator | None = None, proposals: Tensor | None = None
+        self, score: Score, mean: Tensor, generator: Generator | None = None, *, proposals: Tensor | None = None
     ) -> Plan:
         """Minimise `score` over one-hot plans from the warm start `mean` (B, H, A) -> Plan with a one-hot mean.
 
@@ -76,12 +77,15 @@ class CategoricalCEM:
         if self._sequences(groups, horizon) <= self.exhaustive:
             return self._enumerate(judge, mean, groups)
         p = self._smoothed(mean.clamp(min=0), groups)
-        offered = _most_likely(mean, groups)[:, None] if mean.any() else mean.new_zeros(envs, 0, horizon, action_dim)
+        warm = (mean != 0).flatten(1).any(1)[:, None, None, None]
+        offered = _most_likely(mean, groups)[:, None]
         if proposals is not None:
             offered = torch.cat([offered, proposals.to(mean)], 1)
         for round_ in range(self.iterations):
             candidates = self._sample(p, groups, generator)
             kept = offered[:, : self.samples]
+            if round_ == 0:  # an env without a warm start has no plan to offer
+                kept = torch.cat([torch.where(warm, kept[:, :1], candidates[:, :1]), kept[:, 1:]], 1)
             candidates[:, : kept.shape[1]] = kept
             order = judge(candidates).topk(self.elites, dim=1, largest=False)
             elite = candidates.gather(1, order.indices[..., None, None].expand(-1, -1, horizon, action_dim))

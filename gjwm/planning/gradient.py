@@ -59,7 +59,7 @@ class GradientPlanner(BoxPlanner):
     def search(
         self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             knots = knots.clone()
             offered = knots[:, None] if proposals is None else torch.cat([knots[:, None], proposals.clone()], 1)
             offered = offered[:, : self.starts]
@@ -96,7 +96,7 @@ class HybridPlanner(BoxPlanner):
         refined: int = 4,
         gradient_steps: int = 12,
         lr: float = 0.3,
-        covariance: str = "full",
+        covariance: str = "diagonal",
         **box: Any,
     ):
         super().__init__(**box)
@@ -106,7 +106,17 @@ class HybridPlanner(BoxPlanner):
                 f"elites={elites}, gradient_steps={gradient_steps}, lr={lr}."
             )
         self.refined, self.gradient_steps, self.lr = refined, gradient_steps, lr
-        self._cem = CEM(samples=samples, iterations=iterations, elites=elites, noise_beta=noise_beta, init_std=init_std)
+        self._cem = CEM(
+            samples=samples,
+            iterations=iterations,
+            elites=elites,
+            noise_beta=noise_beta,
+            init_std=init_std,
+            min_std=0.05,
+            momentum=0.1,
+            covariance=covariance,
+            memory=0.1,
+        )
 
     def search(
         self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
@@ -114,7 +124,7 @@ class HybridPlanner(BoxPlanner):
         best, std, cost, elite = self._cem.search(judge, knots, proposals, generator, clock)
         if not clock.another_round():
             return best, std, cost, elite
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.no_grad():
             plans, cost = descend(
                 judge, elite[:, : self.refined].clone(), iterations=self.gradient_steps, lr=self.lr, clock=clock
             )
@@ -126,6 +136,8 @@ def descend(
 ) -> tuple[Tensor, Tensor]:
     """Improve plans (B, S, K, A) by projected Adam -> the best that each start saw, sorted: (B, S', K, A), cost (B, S').
 
+    Call it under `torch.no_grad`.
+
     Raises:
         ValueError: when the score does not depend on the actions through differentiable operations.
     """
@@ -134,7 +146,7 @@ def descend(
     for step in range(iterations):
         with torch.enable_grad():
             x = plans.detach().requires_grad_()
-            cost = judge(x)
+            cost = judge(x, best_cost.isfinite().any(1))
             if not cost.requires_grad:
                 raise ValueError(
                     "this planner needs a score that is differentiable in the actions, and this one is not (a simulator, or "
@@ -160,8 +172,7 @@ def descend(
             plans, best, first, second = (t.gather(1, chosen) for t in (plans, best, first, second))
         if not clock.another_round():
             break
-    with torch.no_grad():
-        cost = judge(plans)
+    cost = judge(plans, best_cost.isfinite().any(1))
     better = cost < best_cost
     best, best_cost = torch.where(better[..., None, None], plans, best), torch.where(better, cost, best_cost)
     order = best_cost.argsort(1)

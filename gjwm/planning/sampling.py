@@ -53,7 +53,7 @@ class _Full:
     def fill(self, out: Tensor, mean: Tensor, generator: Generator | None) -> None:
         envs, samples = out.shape[:2]
         source = generator.device if generator is not None else out.device
-        white = torch.randn(envs, samples, self.floor.shape[0], generator=generator, device=source).to(out.device)
+        white = torch.randn(envs, samples, self.floor.shape[0], generator=generator, device=source).to(out)
         factor, _ = torch.linalg.cholesky_ex(self.covariance + self.floor)
         out.copy_(torch.baddbmm(mean.reshape(envs, 1, -1), white, factor.mT).view_as(out))
 
@@ -150,11 +150,16 @@ class CEM(_Refitting):
     Each round draws candidates around the mean, clips them to the bounds and refits mean and spread to the elites. The warm
     start and the best plan so far always compete, so no round makes the returned plan worse.
 
+    The defaults of `CEM`, `ICEM` and `MPPI` are set to find an optimum: 512 candidates and 32 rounds (iCEM, whose
+    population shrinks: 40) reach that of a bowl or of LQR, 24 to 30 numbers, within 1%. An agent that replans at every
+    step from a warm start can do with far fewer: `configs/planner` holds such settings.
+
     Args:
         samples: candidates per round.
         iterations: rounds of sampling and refitting.
         elites: candidates that the distribution is refitted to.
-        noise_beta: exponent of the noise's spectrum along time, see `coloured_noise`.
+        noise_beta: exponent of the noise's spectrum along time, see `coloured_noise`. 2 explores far with few candidates, but
+            with a diagonal covariance every round keeps to plans that drift slowly and never reaches one that does not.
         init_std: first standard deviation, in units of the action range's half width.
         min_std: floor of the standard deviation: how far the last rounds still look around.
         momentum: share of the old mean kept at each refit.
@@ -170,15 +175,15 @@ class CEM(_Refitting):
     def __init__(
         self,
         *,
-        samples: int = 256,
-        iterations: int = 4,
-        elites: int = 24,
-        noise_beta: float = 2.0,
+        samples: int = 512,
+        iterations: int = 32,
+        elites: int = 64,
+        noise_beta: float = 1.0,
         init_std: float = 0.7,
-        min_std: float = 0.05,
+        min_std: float = 1e-3,
         momentum: float = 0.1,
-        covariance: str = "diagonal",
-        memory: float = 0.1,
+        covariance: str = "full",
+        memory: float = 0.3,
         tolerance: float = 0.0,
         **box: Any,
     ):
@@ -213,17 +218,17 @@ class ICEM(_Refitting):
     def __init__(
         self,
         *,
-        samples: int = 128,
-        iterations: int = 6,
-        elites: int = 16,
-        noise_beta: float = 2.0,
+        samples: int = 512,
+        iterations: int = 40,
+        elites: int = 64,
+        noise_beta: float = 1.0,
         init_std: float = 0.7,
-        min_std: float = 0.01,
+        min_std: float = 1e-3,
         momentum: float = 0.1,
         covariance: str = "full",
         memory: float = 0.3,
         tolerance: float = 0.0,
-        decay: float = 1.1,
+        decay: float = 1.02,
         keep: float = 0.3,
         **box: Any,
     ):
@@ -263,13 +268,13 @@ class MPPI(_Refitting):
     def __init__(
         self,
         *,
-        samples: int = 128,
-        iterations: int = 6,
-        elites: int = 24,
+        samples: int = 512,
+        iterations: int = 32,
+        elites: int = 128,
         temperature: float = 0.3,
         noise_beta: float = 1.0,
         init_std: float = 1.0,
-        min_std: float = 0.01,
+        min_std: float = 1e-3,
         momentum: float = 0.0,
         covariance: str = "full",
         memory: float = 0.3,
@@ -307,7 +312,7 @@ class RandomShooting(BoxPlanner):
         **box: low, high, repeat, budget_ms of `BoxPlanner`.
     """
 
-    def __init__(self, *, samples: int = 1024, noise_beta: float = 2.0, init_std: float = 0.7, **box: Any):
+    def __init__(self, *, samples: int = 1024, noise_beta: float = 1.0, init_std: float = 0.7, **box: Any):
         super().__init__(**box)
         _check_sampling("RandomShooting", samples, 1, 1, init_std, 0.0)
         self.samples, self.noise_beta, self.init_std = samples, noise_beta, init_std

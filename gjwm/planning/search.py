@@ -42,15 +42,17 @@ class Planner(Protocol):
     The planners of this package also take `proposals` (B, P, H, A): plans that compete in the first round, such as a policy's.
     """
 
-    def plan(self, score: Score, mean: Tensor, *, generator: Generator | None = None) -> Plan:
+    def plan(self, score: Score, mean: Tensor, generator: Generator | None = None) -> Plan:
         """Search around mean (B, H, A) for the actions of least `score`."""
         ...
 
 
 def check_warm_start(mean: Tensor) -> None:
-    """Raise unless `mean` is a finite plan (B, H, A)."""
+    """Raise unless `mean` is a finite plan (B, H, A) of float32 or float64."""
     if mean.dim() != 3 or 0 in mean.shape:
         raise ValueError(f"a planner expects a warm start mean (B, H, A), got shape {tuple(mean.shape)}.")
+    if mean.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"a planner expects a warm start of float32 or float64, got {mean.dtype}: use mean.float().")
     if not mean.isfinite().all():
         raise ValueError("a planner's warm start holds NaN or infinity; reset it to zeros.")
 
@@ -82,11 +84,15 @@ class Judge:
     def __init__(self, score: Score):
         self.score, self.evaluations, self._told = score, 0, False
 
-    def __call__(self, candidates: Tensor) -> Tensor:
+    def __call__(self, candidates: Tensor, known: Tensor | None = None) -> Tensor:
         """candidates (B, N, H, A) -> cost (B, N), never NaN.
 
+        Args:
+            known: (B,) whether a finite plan is already known; None: in no problem.
+
         Raises:
-            ValueError: when the score has another shape, or is NaN or infinite for every candidate of some problem.
+            ValueError: when the score has another shape, or is NaN or infinite for every candidate of some problem of which
+                no finite plan is known.
         """
         cost = self.score(candidates)
         if not isinstance(cost, Tensor) or cost.shape != candidates.shape[:2]:
@@ -95,7 +101,8 @@ class Judge:
         self.evaluations += candidates.shape[1]
         finite = cost.isfinite()
         if not finite.all():
-            if not finite.any(1).all():
+            useful = finite.any(1) if known is None else finite.any(1) | known
+            if not useful.all():
                 raise ValueError("every candidate's cost is NaN or infinite: check the model's latents for divergence.")
             if not self._told and cost.isnan().any():
                 self._told = True
@@ -117,7 +124,8 @@ class BoxPlanner:
 
     Args:
         low, high: bounds of the actions, a number or one per action dimension.
-        repeat: steps for which each planned action is held (action blocks).
+        repeat: steps for which each planned action is held (action blocks). A warm start is averaged over each block, so that
+            it competes unchanged only if it is constant in these blocks.
         budget_ms: stop before the round that would overrun this wall time; the best plan so far is returned. One round is
             always made. None: no limit.
     """
@@ -132,8 +140,14 @@ class BoxPlanner:
         repeat: int = 1,
         budget_ms: float | None = None,
     ):
-        lows, highs = (torch.as_tensor(x, dtype=torch.float32).reshape(-1) for x in (low, high))
+        # Constants made in inference mode, such as those of a planner built within it, could not be differentiated through.
+        with torch.inference_mode(False), torch.no_grad():
+            lows, highs = (torch.as_tensor(x, dtype=torch.float32).reshape(-1).clone() for x in (low, high))
         sizes = {len(lows), len(highs)} - {1}
+        if not (lows.isfinite().all() and highs.isfinite().all()):
+            raise ValueError(
+                f"a planner searches within finite bounds, got low={low} and high={high}: give the action range."
+            )
         if len(sizes) > 1 or not (lows < highs).all():
             raise ValueError(f"a planner expects bounds low < high for every action, got low={low} and high={high}.")
         if repeat < 1:
@@ -141,22 +155,23 @@ class BoxPlanner:
         if budget_ms is not None and not budget_ms > 0:
             raise ValueError(f"budget_ms must be above 0, or None for no limit, got {budget_ms}.")
         self.low, self.high, self.repeat, self.budget_ms = low, high, repeat, budget_ms
-        self._centre, self._half = (lows + highs) / 2, (highs - lows) / 2
+        with torch.inference_mode(False):
+            self._centre, self._half = (lows + highs) / 2, (highs - lows) / 2
         self._unit = bool((self._centre == 0).all() and (self._half == 1).all())
 
     def plan(
-        self, score: Score, mean: Tensor, *, generator: Generator | None = None, proposals: Tensor | None = None
+        self, score: Score, mean: Tensor, generator: Generator | None = None, *, proposals: Tensor | None = None
     ) -> Plan:
-        """Minimise `score` from the warm start `mean` (B, H, A) -> Plan.
+        """Minimise `score` from the warm start `mean` (B, H, A) -> Plan, none of whose tensors require grad.
 
         Args:
-            score: (B, N, H, A) -> (B, N).
+            score: (B, N, H, A) -> (B, N); called under `torch.no_grad`, but for the steps of planners that differentiate.
             generator: of the candidates' noise.
             proposals: (B, P, H, A) plans that compete in the first round.
 
         Raises:
-            ValueError: for a warm start that is no finite (B, H, A) or has another number of actions than the bounds, for
-                proposals of another shape, and for a score that returns another shape or nothing finite.
+            ValueError: for a warm start that is no finite (B, H, A) of float32 or float64, or has another number of actions
+                than the bounds, for proposals of another shape, and for a score that returns another shape or nothing finite.
         """
         clock = Clock(self.budget_ms)
         check_warm_start(mean)
@@ -172,17 +187,18 @@ class BoxPlanner:
                 f"got {tuple(proposals.shape)}."
             )
         judge = Judge(lambda knots: score(self._actions(knots, horizon)))
-        knots = self._knots(mean)
-        proposals = None if proposals is None else self._knots(proposals.to(mean))
-        best, std, cost, elites = self.search(judge, knots, proposals, generator, clock)
-        half = 1.0 if self._unit else self._half.to(mean)
-        return Plan(
-            self._actions(best, horizon),
-            half * self._held(std, horizon),
-            cost,
-            None if elites is None else self._actions(elites, horizon),
-            judge.evaluations,
-        )
+        with torch.no_grad():  # a model's parameters would make every round's graph; `descend` asks for its own
+            knots = self._knots(mean)
+            proposals = None if proposals is None else self._knots(proposals.to(mean))
+            best, std, cost, elites = self.search(judge, knots, proposals, generator, clock)
+            half = 1.0 if self._unit else self._half.to(mean)
+            return Plan(
+                self._actions(best, horizon),
+                half * self._held(std, horizon),
+                cost,
+                None if elites is None else self._actions(elites, horizon),
+                judge.evaluations,
+            )
 
     def search(
         self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
