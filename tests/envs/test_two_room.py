@@ -566,12 +566,13 @@ def test_simulated_outcomes_share_their_luck_between_plans_and_match_the_world()
     assert positions.shape == (2, 3, 2000, 7, 2) and np.array_equal(positions, outcomes(0))
     assert np.array_equal(positions[:, 0], positions[:, 1]) and not np.array_equal(positions[0], positions[1])
     assert env.simulate(states, actions).shape == (2, 3, 7, 2)  # nobody slips: the plan alone
-    drowned = (np.abs(positions[0, 0, :, -1, 0] - 0.5) < torch_world.WALL_REACH).mean()
+    x, y = torch.from_numpy(positions[0, 0, :, -1]).unbind(-1)
+    drowned = torch_world.is_sunk(x, y, torch.tensor(0.5), np.float32(0.35).item()).float().mean().item()
     vector = TwoRoomVectorEnv(num_envs=2000, obs="state", terminate_on_goal=False, **ICY)
     vector.reset(seed=0, options={"state": np.tile(states[0], (2000, 1))})
     for t in range(6):
         vector.step(np.tile(actions[0, 0, t], (2000, 1)))
-    assert drowned == pytest.approx(vector.sunk.mean(), abs=0.04) and 0.05 < drowned < 0.7
+    assert drowned == pytest.approx(vector.sunk.mean(), abs=0.05) and 0.3 < drowned < 0.7
 
 
 def test_bridge_and_water_are_in_the_picture():
