@@ -310,7 +310,7 @@ def oracle_policy(
         particles: outcomes simulated of each plan, in worlds whose `simulate` draws them; see `MPCAgent`.
     """
     if getattr(planner, "differentiates", False):
-        planner = CEM()
+        planner = CEM(samples=256, iterations=4, covariance="diagonal", noise_beta=2.0, min_std=0.05)
     of_goal = cost(torch.from_numpy(pairs.goal_position).float())
     controller = RecedingHorizon(
         planner,

@@ -505,3 +505,10 @@ def test_another_number_of_actions_than_bounds_is_named():
 def test_a_plan_unpacks():
     mean, std, cost = Plan(torch.zeros(1, 2, 3), torch.ones(1, 2, 3), torch.zeros(1))
     assert mean.shape == std.shape == (1, 2, 3) and cost.shape == (1,)
+
+
+@pytest.mark.parametrize("planner", [CEM, ICEM, MPPI])
+def test_the_elites_follow_the_number_of_samples_unless_named(planner):
+    assert planner(samples=16).elites in (2, 4) and planner(samples=16, elites=5).elites == 5
+    plan = planner(samples=16, iterations=2).plan(lambda a: a.square().sum((-1, -2)), torch.ones(1, 3, 2))
+    assert plan.cost < 6
