@@ -190,7 +190,7 @@ class CEM(_Refitting):
         super().__init__(
             samples=samples,
             iterations=iterations,
-            elites=samples // 8 if elites is None else elites,
+            elites=max(1, samples // 8) if elites is None else elites,
             noise_beta=noise_beta,
             init_std=init_std,
             min_std=min_std,
@@ -235,7 +235,7 @@ class ICEM(_Refitting):
         super().__init__(
             samples=samples,
             iterations=iterations,
-            elites=samples // 8 if elites is None else elites,
+            elites=max(1, samples // 8) if elites is None else elites,
             noise_beta=noise_beta,
             init_std=init_std,
             min_std=min_std,
@@ -284,7 +284,7 @@ class MPPI(_Refitting):
         super().__init__(
             samples=samples,
             iterations=iterations,
-            elites=samples // 4 if elites is None else elites,
+            elites=max(1, samples // 4) if elites is None else elites,
             noise_beta=noise_beta,
             init_std=init_std,
             min_std=min_std,
