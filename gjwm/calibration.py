@@ -157,7 +157,7 @@ def fit_temperature(prediction: Prediction, target: Tensor) -> float:
         inside = 2 * (prediction.tempered(math.exp(log_factor)).cdf(target) - 0.5).abs()
         return sum(((inside <= level).float().mean().item() - level) ** 2 for level in LEVELS)
 
-    low, high = math.log(1 / 30), math.log(30)
+    low, high = math.log(1 / 5), math.log(5)  # a factor beyond these would hide a broken model
     for _ in range(4):  # a grid, then finer ones around its best: coverage is a staircase in the factor
         grid = torch.linspace(low, high, 17).tolist()
         best = min(grid, key=miscoverage)

@@ -1,23 +1,25 @@
 """Where do models send the dot at the forking road? Shares of probability per branch, and a picture.
 
+    python scripts/compare_branches.py state SEED [picture.png]             # latents are the standardised position
     gjwm collect experiment=fork && gjwm train experiment=fork
-    python scripts/compare_branches.py runs/fork data/fork docs/assets/fork.png
+    python scripts/compare_branches.py runs/fork data/fork [picture.png]    # latents of a trained encoder, from pixels
 
-The run's encoder stays as it is; each kind of dynamics is fitted to its latents. Positions are read from latents by a
-`StateHead`.
+Each kind of dynamics is fitted to the latents, which stay as they are. In the first form nothing but the law is tested; in the
+second, positions are read from latents by a `StateHead`. Prints one JSON object per kind.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
 from gjwm.behaviours import behaviour_from_weights
 from gjwm.calibration import calibration_report, concatenate, forecast_windows
@@ -38,41 +40,96 @@ KINDS = {
 }
 
 
-def main(run: Path, data: Path, picture: Path | None) -> None:
-    torch.set_num_threads(1)
-    cfg = OmegaConf.load(run / "config.yaml")
+BEHAVIOUR = {"coloured": 1.0}
+UP = 0.3
+
+
+class Standardised(nn.Module):
+    """The dot's position, standardised: an encoder that shows the state and nothing else, and its inverse."""
+
+    latent_dim, config = 2, {}
+
+    def __init__(self, position: Tensor):
+        super().__init__()
+        self.register_buffer("mean", position.mean((0, 1)))
+        self.register_buffer("std", position.std((0, 1)))
+
+    def forward(self, o: Tensor) -> Tensor:
+        return (o - self.mean) / self.std
+
+    def position(self, z: Tensor) -> Tensor:
+        """(..., 2) -> (..., 2) world units."""
+        return z * self.std + self.mean
+
+
+def fork_episodes(count: int, seed: int, **env_kwargs) -> tuple[Tensor, Tensor, Tensor]:
+    """Observations (E, T+1, *O), actions (E, T, 1) and positions (E, T+1, 2)."""
+    episodes = collect_episodes(
+        "gjwm/fork-v0",
+        {"up_probability": UP, **env_kwargs},
+        behaviour_from_weights(BEHAVIOUR),
+        episodes=count,
+        length=40,
+        seed=seed,
+        workers=0,
+        record_state=True,
+    )
+    o, a, position = zip(*((e.o, e.a, e.position) for e in episodes))
+    return tuple(torch.from_numpy(np.stack(x)) for x in (o, a, position))
+
+
+def from_state(seed: int, picture: Path | None) -> None:
+    """Dynamics of the position itself."""
+    o, a, _ = fork_episodes(600, seed, obs="state")
+    encoder = Standardised(o)
+    compare("state", seed, encoder, encoder.position, encoder(o), a, dict(obs="state"), picture)
+
+
+def from_run(run: Path, data: Path, picture: Path | None) -> None:
+    """Dynamics of a trained encoder's latents."""
+    seed = OmegaConf.load(run / "config.yaml").seed
     trained = WorldModel.load(run / "checkpoint.pt")
-    env_kwargs = OmegaConf.to_container(cfg.env, resolve=True)
-    env_id = env_kwargs.pop("id")
-    behaviour = behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour))
-
-    def generator() -> torch.Generator:
-        return torch.Generator().manual_seed(cfg.seed)
-
-    def fresh(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        episodes = list(
-            collect_episodes(
-                env_id, env_kwargs, behaviour, episodes=count, length=40, seed=seed, workers=0, record_state=True
-            )
-        )
-        a, position = (torch.from_numpy(np.stack([getattr(e, x) for e in episodes])).float() for x in ("a", "position"))
-        return encode_episodes(trained, episodes).clone(), a, position
-
     recorded = list(read_episodes(data))
     z, a = encode_episodes(trained, recorded).clone(), torch.from_numpy(np.stack([e.a for e in recorded]))
-    z_held, a_held, position_held = fresh(300, CALIBRATION + cfg.seed)
-    z_test, a_test, position = fresh(400, HELD_OUT + 1)
-    torch.manual_seed(cfg.seed)
+    o, _, position = fork_episodes(300, CALIBRATION + seed)
+    torch.manual_seed(seed)
     head = StateHead(z.shape[-1], 2)
-    train_state_head(head, z_held.flatten(0, 1), position_held.flatten(0, 1), generator=generator())
+    with torch.no_grad():
+        z_head = torch.cat([trained.encode(part) for part in o.flatten(0, 1).split(1024)])
+    train_state_head(head, z_head, position.flatten(0, 1), generator=torch.Generator().manual_seed(seed))
+    compare(str(run), seed, trained.encoder, head, z, a, {}, picture)
+
+
+def compare(
+    name: str,
+    seed: int,
+    encoder: nn.Module,
+    read: Callable[[Tensor], Tensor],
+    z: Tensor,
+    a: Tensor,
+    env_kwargs: dict,
+    picture: Path | None,
+) -> None:
+    """Fit each kind to latents z (E, T+1, D) under actions a (E, T, 1); `read` tells positions from latents."""
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    def encoded(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        o, a, position = fork_episodes(count, seed, **env_kwargs)
+        with torch.no_grad():
+            return torch.stack([encoder(episode) for episode in o]), a, position.float()
+
+    z_held, a_held, _ = encoded(300, CALIBRATION + seed)
+    z_test, a_test, position = encoded(400, HELD_OUT + 1)
     fitted: dict[str, Dynamics] = {}
     for kind, build in KINDS.items():
-        torch.manual_seed(cfg.seed)
-        dynamics = fitted[kind] = build(z.shape[-1], a.shape[-1])
+        torch.manual_seed(seed)
+        dynamics = fitted[kind] = build(z.shape[-1], a.shape[-1], min_std=0.01)
         train_dynamics(dynamics, z, a, steps=2000, generator=generator())
-        model = WorldModel(trained.encoder, dynamics).eval()
+        model = WorldModel(encoder, dynamics).eval()
         model.calibrate(z_held, a_held, horizon=10, generator=generator())
-        report: dict = {"run": str(run), "kind": kind, "seed": cfg.seed}
+        report: dict = {"run": name, "kind": kind, "seed": seed}
         with torch.no_grad():
             report["horizon_1"] = _short(
                 calibration_report(model.predict_sequence(z_test[:, :-1], a_test), z_test[:, 1:])
@@ -82,10 +139,10 @@ def main(run: Path, data: Path, picture: Path | None) -> None:
             for k in (5, 10):
                 report[f"horizon_{k}"] = _short(calibration_report(law[:, k - 1], truth[:, k - 1]))
             for steps in (3, 6):
-                report[f"branches_{steps}"] = branches(model, head, z_test, a_test, position, steps, generator())
+                report[f"branches_{steps}"] = branches(model, read, z_test, a_test, position, steps, generator())
         print(json.dumps(report), flush=True)
     if picture is not None:
-        draw(picture, make_env(env_id, **env_kwargs), trained, fitted, head, generator())
+        draw(picture, encoder, env_kwargs, fitted, read, generator())
 
 
 def _short(report: dict) -> dict[str, float]:
@@ -94,7 +151,13 @@ def _short(report: dict) -> dict[str, float]:
 
 
 def branches(
-    model: WorldModel, head: StateHead, z: Tensor, a: Tensor, position: Tensor, steps: int, generator: torch.Generator
+    model: WorldModel,
+    read: Callable[[Tensor], Tensor],
+    z: Tensor,
+    a: Tensor,
+    position: Tensor,
+    steps: int,
+    generator: torch.Generator,
 ) -> dict[str, float]:
     """Shares of particles on either branch, from starts before the fork that in truth ended well on a branch."""
     starts = range(a.shape[1] - steps)
@@ -103,8 +166,8 @@ def branches(
     actions = torch.cat([a[:, s : s + steps] for s in starts])
     use = ((before[:, 1] - 0.5).abs() < 1e-3) & ((after[:, 1] - 0.5).abs() > 0.15)
     z0, actions, after = z0[use], actions[use], after[use]
-    y = head(model.rollout(z0, actions, 64, generator)[:, :, -1])[..., 1] - 0.5
-    mean = head(model.rollout(z0, actions)[:, -1])[:, 1] - 0.5
+    y = read(model.rollout(z0, actions, 64, generator)[:, :, -1])[..., 1] - 0.5
+    mean = read(model.rollout(z0, actions)[:, -1])[:, 1] - 0.5
     return {
         "starts": len(z0),
         "true_up": (after[:, 1] < 0.5).float().mean().item(),
@@ -117,13 +180,19 @@ def branches(
 
 @torch.no_grad()
 def draw(
-    path: Path, env, trained: WorldModel, fitted: dict[str, Dynamics], head: StateHead, generator: torch.Generator
+    path: Path,
+    encoder: nn.Module,
+    env_kwargs: dict,
+    fitted: dict[str, Dynamics],
+    read: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
 ) -> None:
     """Side by side: 60 true futures, and 60 particles of three models with their mean path, after 7 full steps forward."""
     steps, count, scale, start = 7, 60, 4, np.array([0.3, 0.0])
-    env.reset(seed=0, options={"state": start})
-    background = env.unwrapped.observe()
-    z0 = trained.encode(torch.from_numpy(background)[None])
+    env = make_env("gjwm/fork-v0", up_probability=UP, render_mode="rgb_array", **env_kwargs)
+    observation, _ = env.reset(seed=0, options={"state": start})
+    background = np.moveaxis(env.render(), -1, 0)
+    z0 = encoder(torch.from_numpy(observation)[None])
     futures = []
     for _ in range(count):
         env.unwrapped.set_state(start)
@@ -134,8 +203,8 @@ def draw(
     panels = {"what happens": (np.array(futures), None)}
     for kind in ("deterministic", "gaussian", "mixture"):
         a = torch.ones(1, steps, 1)
-        particles = head(fitted[kind].rollout(z0, a, count, generator))[0].numpy()
-        panels[kind] = (particles, head(fitted[kind].rollout(z0, a))[0].numpy())
+        particles = read(fitted[kind].rollout(z0, a, count, generator))[0].numpy()
+        panels[kind] = (particles, read(fitted[kind].rollout(z0, a))[0].numpy())
     side = background.shape[-1] * scale
     sheet = Image.new("RGB", (len(panels) * (side + 4) - 4, side + 16), "white")
     for i, (name, (points, mean)) in enumerate(panels.items()):
@@ -155,4 +224,9 @@ def draw(
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    torch.set_num_threads(1)
+    picture_path = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    if sys.argv[1] == "state":
+        from_state(int(sys.argv[2]), picture_path)
+    else:
+        from_run(Path(sys.argv[1]), Path(sys.argv[2]), picture_path)
