@@ -11,7 +11,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/gjwm collect
+	test -f data/reacher-easy/metadata.json || $(BIN)/gjwm collect
 	$(BIN)/gjwm train
 	$(BIN)/gjwm evaluate
 	$(BIN)/gjwm video

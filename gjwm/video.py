@@ -69,9 +69,23 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8) -> Path
             raise ValueError(f"h264 needs an even height and width, got {frames.shape[1:3]}.")
         iio.imwrite(partial, frames, fps=fps, codec="libx264", macro_block_size=2, output_params=["-crf", "20"])
     else:
-        images = [Image.fromarray(frame).quantize(64, dither=Image.Dither.NONE) for frame in frames]
+        palette = _palette(frames)
+        images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
         images[0].save(
             partial, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, optimize=True
         )
     partial.replace(path)
     return path
+
+
+def _palette(frames: np.ndarray, colours: int = 64) -> Image.Image:
+    """One palette for a whole film: half its commonest colours, exact, so that a background keeps still; half spread over
+    all that occur, so that a small moving body, which is rare, keeps its own."""
+    codes = frames.reshape(-1, 3).astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    found, counts = np.unique(codes, return_counts=True)
+    rgb = np.stack([found >> 16, found >> 8 & 255, found & 255], -1).astype(np.uint8)
+    common = rgb[counts.argsort()[::-1][: colours // 2]]
+    spread = Image.fromarray(rgb[None]).quantize(colours // 2, method=Image.Quantize.MAXCOVERAGE).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*common.ravel().tolist(), *spread[: 3 * (colours // 2)]])
+    return palette

@@ -1,0 +1,47 @@
+"""The README tells the truth: its snippet runs and does what it says, its commands exist."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gjwm.cli import COMMANDS, load_config
+from gjwm.collect import make_env
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_snippet_is_short_and_swings_a_pendulum_up(tmp_path, monkeypatch):
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippet.strip().splitlines()) < 20
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {}
+    exec(snippet, names)
+    agent, env = names["agent"], make_env("Pendulum-v1")
+    o, _ = env.reset(seed=0)
+    heights = []
+    for _ in range(120):
+        o, *_ = env.step(agent.act(torch.from_numpy(o)[None])[0].numpy())
+        heights.append(o[0])
+    assert np.mean(heights[-30:]) > 0.9  # cosine of the angle from upright
+
+
+SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+COMMAND_LINES = re.findall(r"^gjwm (\w+) ?(.*?)(?:#.*)?$", SHELL, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("command", "overrides"), COMMAND_LINES)
+def test_a_command_line_is_one_the_package_takes(command, overrides):
+    assert command in {*COMMANDS, "benchmark"}
+    if command in COMMANDS:
+        load_config(overrides.split())
+
+
+def test_links_and_pictures_exist():
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert targets and all((ROOT / target).exists() for target in targets)
