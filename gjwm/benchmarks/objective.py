@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from gjwm.benchmarks import median_seconds
 from gjwm.objectives import SIGReg, random_directions
 
 KNOTS, T_MAX = 17, 5.0
+# Inductor's compiling processes start in the background, and would share the cores with what is timed.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 def _plain(x: Tensor, directions: Tensor) -> Tensor:
