@@ -3,7 +3,7 @@
 The cost wants the goal reached, and soon, so the bridge is tempting: most who take it arrive earlier, some fall into the water
 and stay there. *simulator* plans on the true stochastic simulator's outcomes, so that nothing but the treatment of risk differs
 between rows; *learned* plans on particles of a GaussianDynamics trained on state vectors. All rows of a model share starts,
-goals, planner, particles and seeds; kappa = 0 is the mean. Takes about a quarter of an hour on one core.
+goals, planner, particles and seeds; kappa = 0 is the mean. Takes half an hour and more on one core.
 """
 
 from __future__ import annotations
