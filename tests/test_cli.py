@@ -43,8 +43,6 @@ SMALL = [
     "evaluate.pairs=4",
     "evaluate.steps=6",
     "evaluate.horizon=6",
-    "calibrate.episodes=12",
-    "calibrate.particles=8",
     "video.episodes=2",
 ]
 
