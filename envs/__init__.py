@@ -4,12 +4,14 @@
 
 Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`). "gjwm/two-room-v0" and
 "gjwm/two-room-slippery-v0", which adds a shortcut over ice, are torch-native worlds (`gjwm.envs.two_room`), also through
-gymnasium.make_vec; "gjwm/fork-v0" (`gjwm.envs.fork`) is a road whose branch nobody chooses. Nothing heavy is imported until an
-environment is made.
+gymnasium.make_vec; "gjwm/fork-v0" (`gjwm.envs.fork`) is a road whose branch nobody chooses. `make_vec(id, n)` makes many environments of
+any id at once (`gjwm.envs.vector`). Nothing heavy is imported until an environment is made.
 """
 
 if __name__ != "gjwm.envs":
     raise ImportError(f"import gjwm.envs, not {__name__!r}: the folder envs/ is installed as gjwm.envs.")
+
+from typing import Any
 
 import gymnasium
 
@@ -48,3 +50,11 @@ gymnasium.register(
     order_enforce=False,
     disable_env_checker=True,
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "make_vec":  # imports torch
+        from gjwm.envs.vector import make_vec
+
+        return make_vec
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
