@@ -117,23 +117,26 @@ def _serve(connection: Connection, environment: dict[str, str], factory: Callabl
     torch.set_num_threads(1)  # the processes share the cores
     served = None
     try:
-        method, arguments = None, args
+        good, value = _attempt(factory, args)
+        if good:
+            served, value = value, None
         while True:
-            try:
-                if method is None:
-                    served = factory(*arguments)
-                    reply = True, None
-                else:
-                    reply = True, getattr(served, method)(*arguments)
-            except Exception as error:
-                reply = False, (_portable(error), traceback.format_exc())
-            connection.send(reply)
+            connection.send((good, value))
             method, arguments = connection.recv()
+            if served is not None:  # else why there is no object is the answer to everything
+                good, value = _attempt(getattr(served, method), arguments)
     except (EOFError, OSError):  # the other side closed, or is gone
         pass
     finally:
         if hasattr(served, "close"):
             served.close()
+
+
+def _attempt(function: Callable[..., Any], arguments: tuple) -> tuple[bool, Any]:
+    try:
+        return True, function(*arguments)
+    except Exception as error:
+        return False, (_portable(error), traceback.format_exc())
 
 
 def _portable(error: Exception) -> Exception:
