@@ -4,8 +4,8 @@
 
 Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`). "gjwm/two-room-v0" and
 "gjwm/two-room-slippery-v0", which adds a shortcut over ice, are torch-native worlds (`gjwm.envs.two_room`), also through
-gymnasium.make_vec; "gjwm/fork-v0" (`gjwm.envs.fork`) is a road whose branch nobody chooses. `make_vec(id, n)` makes many environments of
-any id at once (`gjwm.envs.vector`). Nothing heavy is imported until an environment is made.
+gymnasium.make_vec; "gjwm/fork-v0" (`gjwm.envs.fork`) is a road whose branch nobody chooses. `make_vec(id, n)` makes many
+environments of any id at once (`gjwm.envs.vector`). Nothing heavy is imported until an environment is made.
 """
 
 if __name__ != "gjwm.envs":
