@@ -36,9 +36,7 @@ class ControlSuiteVectorEnv(BatchedEnv):
         RuntimeError: when the physics of an environment diverges, naming it.
     """
 
-    def __init__(
-        self, first: gym.Env, n: int, *, device: str | torch.device | None = None, threads: int | None = None
-    ):
+    def __init__(self, first: gym.Env, n: int, *, device: str | torch.device | None = None, threads: int | None = None):
         super().__init__(first, n, device)
         env: ControlSuiteEnv = first.unwrapped
         if env.obs != "state":

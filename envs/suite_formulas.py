@@ -1,7 +1,7 @@
 """Observations and rewards of dm_control tasks as formulas over a batch of simulators, in numpy or torch.
 
-dm_control computes them in Python for one simulator at a time, which takes longer than the physics. In numpy these formulas give
-the same numbers to the last bit (`tests/envs/test_vector.py` holds them to that); in torch they serve simulators on an
+dm_control computes them in Python for one simulator at a time, which takes longer than the physics. In numpy these formulas
+give the same numbers to the last bit (`tests/envs/test_vector.py` holds them to that); in torch they serve simulators on an
 accelerator. Tasks without a formula are asked one by one. All arrays are (N, ...); `xp` is numpy or torch.
 
 Source: dm_control.suite (Tassa et al., 2018, arXiv:1801.00690), whose definitions these are.
@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 Array = Any  # numpy.ndarray or torch.Tensor
 
@@ -45,23 +47,31 @@ def tolerance(
     sigmoid: str = "gaussian",
     value_at_margin: float = 0.1,
 ) -> Array:
-    """dm_control's soft indicator: 1 inside `bounds`, falling to `value_at_margin` at a distance of `margin`, elementwise."""
+    """dm_control's soft indicator: 1 inside `bounds`, falling to `value_at_margin` at a distance of `margin`, elementwise.
+
+    x: (N,) for what is one number in dm_control, (N, k) for what is an array there: numpy squares the two differently.
+    """
     lower, upper = bounds
     inside = (lower <= x) & (x <= upper)
     if isinstance(margin, float | int) and margin == 0:
         return xp.where(inside, 1.0, 0.0)
     distance = xp.where(x < lower, lower - x, x - upper) / margin
     if sigmoid == "gaussian":
-        outside = xp.exp(-0.5 * (distance * math.sqrt(-2 * math.log(value_at_margin))) ** 2)
+        outside = xp.exp(-0.5 * _square(xp, distance * math.sqrt(-2 * math.log(value_at_margin))))
     elif sigmoid == "linear":
         scaled = distance * (1 - value_at_margin)
         outside = xp.where(abs(scaled) < 1, 1 - scaled, 0.0)
     elif sigmoid == "quadratic":
         scaled = distance * math.sqrt(1 - value_at_margin)
-        outside = xp.where(abs(scaled) < 1, 1 - scaled**2, 0.0)
+        outside = xp.where(abs(scaled) < 1, 1 - _square(xp, scaled), 0.0)
     else:
         raise ValueError(f"no formula for the sigmoid {sigmoid!r}.")
     return xp.where(inside, 1.0, outside)
+
+
+def _square(xp: Any, x: Array) -> Array:
+    """x^2: of numpy's lone numbers by C's pow, which in one of a thousand differs from the product in the last bit."""
+    return xp.array([value**2 for value in x.tolist()]) if xp is np and x.ndim == 1 else x * x
 
 
 def _norm(xp: Any, x: Array) -> Array:
@@ -81,7 +91,7 @@ def _cartpole_dense(s: Simulators) -> Array:
     xp, cosine = s.xp, s.data("xmat").reshape(len(s.data("qpos")), -1, 9)[:, 2:, ZZ]
     upright = (cosine + 1) / 2
     centred = (1 + tolerance(xp, s.data("qpos")[:, 0], margin=2)) / 2
-    control = tolerance(xp, s.data("ctrl")[:, 0], margin=1, value_at_margin=0, sigmoid="quadratic")
+    control = tolerance(xp, s.data("ctrl")[:, :1], margin=1, value_at_margin=0, sigmoid="quadratic")[:, 0]
     velocity = xp.amin(tolerance(xp, s.data("qvel")[:, 1:], margin=5), 1)
     return upright.mean(1) * ((4 + control) / 5) * ((1 + velocity) / 2) * centred
 

@@ -111,10 +111,11 @@ def make_vec(
     if not isinstance(n, int | np.integer) or n < 1 or (workers is not None and workers < 0):
         raise ValueError(f"expected n >= 1 and workers >= 0 or None, got {n!r} and {workers!r}.")
     spec = spec_of(env_id)
-    ours = spec.entry_point == "gjwm.envs.control_suite:ControlSuiteEnv"
     if physics == "warp":
-        if not ours:
+        if spec.entry_point != "gjwm.envs.control_suite:ControlSuiteEnv":
             raise ValueError(f"physics='warp' is for dm_control's tasks, not for {env_id}.")
+        if workers:
+            raise ValueError("physics='warp' is one batch in this process; leave workers out.")
         from gjwm.envs.warp import WarpVectorEnv
 
         return WarpVectorEnv(n, device=device, **{**spec.kwargs, **kwargs})
@@ -127,12 +128,13 @@ def make_vec(
             importable(env_id), num_envs=n, vectorization_mode="vector_entry_point", device=device, **kwargs
         )
     first = make_env(env_id, **kwargs)  # says what is wrong before any process is started
-    if ours and not workers and first.unwrapped.obs == "state":
+    suite = [kind.__name__ for kind in type(first.unwrapped).__mro__ if kind.__module__ == "gjwm.envs.control_suite"]
+    if suite and not workers and first.unwrapped.obs == "state" and type(first.unwrapped).__name__ == suite[0]:
         from gjwm.envs.control_vector import ControlSuiteVectorEnv
 
         return ControlSuiteVectorEnv(first, n, device=device)
     if workers is None:
-        workers = cores() if ours else 0
+        workers = cores() if suite and first.unwrapped.obs != "state" else 0
     return EnvVector(first, n, env_id, kwargs, device=device, workers=workers)
 
 

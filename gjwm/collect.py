@@ -394,9 +394,7 @@ def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[E
 def _record_batch(
     job: _Job, kwargs: dict[str, Any], length: int, numbers: range, frame_stack: int
 ) -> Iterator[Episode]:
-    env = gym.make_vec(
-        importable(job.env_id), num_envs=len(numbers), vectorization_mode="vector_entry_point", **kwargs
-    )
+    env = gym.make_vec(importable(job.env_id), num_envs=len(numbers), vectorization_mode="vector_entry_point", **kwargs)
     try:
         space = env.single_observation_space
         if not is_unit(env.single_action_space):
