@@ -118,7 +118,10 @@ def make_vec(
             raise ValueError("physics='warp' is one batch in this process; leave workers out.")
         from gjwm.envs.warp import WarpVectorEnv
 
-        return WarpVectorEnv(n, device=device, **{**spec.kwargs, **kwargs})
+        try:
+            return WarpVectorEnv(n, device=device, **{**spec.kwargs, **kwargs})
+        except TypeError as error:
+            raise ValueError(f"{env_id} cannot be made with {kwargs} and physics='warp': {error}.") from error
     if physics != "mujoco":
         raise ValueError(f"physics must be 'mujoco' or 'warp', got {physics!r}.")
     if torch_native(spec):
