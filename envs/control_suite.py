@@ -13,8 +13,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from gjwm.envs.generator_words import WORDS, from_words, to_words
 from gjwm.envs.goal_spaces import goal_space
-from gjwm.envs.rendering import FaithfulRenderer, FastRenderer, NoContexts, choose_backend
+from gjwm.envs.rendering import FaithfulRenderer, FastRenderer, NoContexts, prepare_backend
 from gjwm.envs.task_names import TASKS
 
 # Arrays of the *model* that some task redraws at each reset (targets, damping, terrain); part of an environment's state.
@@ -34,7 +35,6 @@ _TERRAIN = ("hfield_data",)  # 40,000 numbers, which one task redraws
 
 _RENDERERS = {"fast": FastRenderer, "faithful": FaithfulRenderer}
 _UNBOUNDED = 1e10  # what dm_control writes as the bound of an actuator without one
-_WORDS = 10  # of a PCG64 generator, 32 bits each
 
 
 class ControlSuiteEnv(gym.Env):
@@ -268,7 +268,7 @@ class ControlSuiteEnv(gym.Env):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         physics = np.empty(mujoco.mj_stateSize(self._model, kind))
         mujoco.mj_getState(self._model, self._data, physics, kind)
-        return np.concatenate([physics, *map(np.ravel, self._fields()), _words(self.np_random)])
+        return np.concatenate([physics, *map(np.ravel, self._fields()), to_words(self.np_random)])
 
     def _fields(self) -> list[np.ndarray]:
         return [*(getattr(self._model, name) for name in self._drawn), self._data.sensordata]
@@ -280,7 +280,7 @@ class ControlSuiteEnv(gym.Env):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         count = mujoco.mj_stateSize(self._model, kind)
         fields = self._fields()
-        expected = count + sum(field.size for field in fields) + _WORDS
+        expected = count + sum(field.size for field in fields) + WORDS
         state = np.asarray(state, np.float64)
         if state.shape != (expected,) or not np.isfinite(state).all():
             raise ValueError(f"{self.domain} expects a finite state ({expected},) from get_state, got {state.shape}.")
@@ -295,7 +295,7 @@ class ControlSuiteEnv(gym.Env):
         # force and acceleration anew, where a step leaves them as they were before it.
         mujoco.mj_setState(self._model, self._data, physics, kind)
         sensors[...] = state[count : count + sensors.size]
-        _from_words(self.np_random, state[-_WORDS:])
+        from_words(self.np_random, state[-WORDS:])
         self._frames.clear()
 
     @property
@@ -360,40 +360,13 @@ class ControlSuiteEnv(gym.Env):
         self._viewer = self._renderer if shared else kind(self._viewer.size, self._viewer.camera_id)
 
 
-def _words(generator: np.random.Generator) -> np.ndarray:
-    """The state of a PCG64 generator as whole numbers below 2^32, which float64 holds exactly -> (10,)."""
-    state = generator.bit_generator.state
-    long = [state["state"]["state"], state["state"]["inc"]]
-    words = [number >> 32 * i & 0xFFFFFFFF for number in long for i in range(4)]
-    return np.array([*words, state["has_uint32"], state["uinteger"]], np.float64)
-
-
-def _from_words(generator: np.random.Generator, words: np.ndarray) -> None:
-    """The inverse of `_words`, into `generator`."""
-    *low, has_uint32, uinteger = (int(word) for word in words)
-    state, inc = (sum(word << 32 * i for i, word in enumerate(low[at : at + 4])) for at in (0, 4))
-    generator.bit_generator.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": state, "inc": inc},
-        "has_uint32": has_uint32,
-        "uinteger": uinteger,
-    }
-
-
 def _load(domain: str, task: str, *, draws: bool):
     """dm_control's environment, with the OpenGL choice made before dm_control is imported."""
     if (domain, task) not in TASKS:
         names = ["-".join(names) for names in TASKS]
         near = get_close_matches(f"{domain}-{task}", names, n=3, cutoff=0.4) or names
         raise ValueError(f"dm_control's suite has no task '{domain}-{task}'; the nearest are {', '.join(near)}.")
-    if draws:
-        choose_backend()
-    elif "MUJOCO_GL" not in os.environ:
-        # dm_control tries every OpenGL on import, and a machine without any must still serve state vectors.
-        try:
-            choose_backend()
-        except RuntimeError:
-            os.environ["MUJOCO_GL"] = "disable"
+    prepare_backend(draws)
     from dm_control import suite
 
     env = suite.load(domain, task, task_kwargs={"random": 0})

@@ -42,6 +42,20 @@ def choose_backend() -> str:
     )
 
 
+def prepare_backend(draws: bool) -> None:
+    """`choose_backend`, where a machine without OpenGL is an error only if something is to be drawn.
+
+    Simulators try OpenGL on import, and such a machine must still serve state vectors.
+    """
+    if draws:
+        choose_backend()
+    elif "MUJOCO_GL" not in os.environ:
+        try:
+            choose_backend()
+        except RuntimeError:
+            os.environ["MUJOCO_GL"] = "disable"
+
+
 def _works(backend: str) -> bool:
     """Whether PyOpenGL can load this platform and make a context on it."""
     previous = os.environ.get("PYOPENGL_PLATFORM")

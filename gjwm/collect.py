@@ -37,8 +37,14 @@ BATCH_BYTES = 512 * 2**20  # of observations that a torch-native world may colle
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """`gymnasium.make`, where ids "gjwm/..." need no module in front, and bounded actions are rescaled from [-1, 1]."""
+    """`gymnasium.make` for the pipeline: every environment takes the same arguments and actions in [-1, 1], or one-hot ones.
+
+    Ids "gjwm/..." need no module in front. Environments that offer `get_state` are made as they are, bounded actions rescaled;
+    all others are wrapped in `gjwm.envs.gym_env.GymEnv`.
+    """
     try:
+        if _foreign(env_id):
+            return gym.make("gjwm.envs:gjwm/gym-v0", name=env_id, **kwargs)
         env = gym.make(_importable(env_id), **kwargs)
     except TypeError as error:
         raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}.") from error
@@ -46,6 +52,16 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     if isinstance(space, spaces.Box) and space.is_bounded() and not _unit(space):
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     return env
+
+
+def _foreign(env_id: str) -> bool:
+    """Whether the env knows nothing of this package's protocol, of which `get_state` is the mark."""
+    entry = _spec(env_id).entry_point
+    if isinstance(entry, str):
+        if entry.startswith(("gymnasium.", "gjwm.")):  # known without importing a simulator
+            return entry.startswith("gymnasium.")
+        entry = load_env_creator(entry)
+    return not hasattr(entry, "get_state")
 
 
 def _unit(space: spaces.Box) -> bool:
@@ -159,6 +175,8 @@ def collect_dataset(
         record_state=record_state,
     )
     source = {"behaviour": repr(job.behaviour), "seed": seed, "length": length}
+    # Pictures of different renderers must not be mixed, so the default is written down too.
+    source["renderer"] = {**_spec(env_id).kwargs, **job.env_kwargs}.get("renderer")
     pending: list[Episode] = []
     begin, done, frames = time.perf_counter(), 0, 0
     with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
@@ -202,11 +220,12 @@ def _describe(job: _Job) -> tuple[spaces.Space, spaces.Box, int]:
     try:
         observation_space, action_space = env.observation_space, env.action_space
         frame_stack = _frame_stack(env)
+        discrete = bool(getattr(env.unwrapped, "action_groups", ()))
     finally:
         env.close()
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise ValueError(f"{job.env_id} has the action space {action_space}; expected a Box (A,).")
-    if not _unit(action_space):
+    if not discrete and not _unit(action_space):
         raise ValueError(
             f"{job.env_id} has unbounded actions, [{action_space.low}, {action_space.high}]; bound them where it is registered."
         )
@@ -224,7 +243,7 @@ def _frame_stack(env: gym.Env) -> int:
 
 def _collect(job: _Job, episodes: int, workers: int | None, first_episode: int) -> Iterator[Episode]:
     """Episodes in order, with single frames where the env stacks them."""
-    if _spec(job.env_id).vector_entry_point is not None:
+    if _spec(job.env_id).vector_entry_point is not None and not _foreign(job.env_id):
         return _collect_batched(job, episodes, first_episode)
     if workers is None:
         # macOS and Windows cannot say what this process may use.
@@ -254,6 +273,8 @@ class _Recorder:
         frames, simulator, a, r, terminated, truncated = [observation], [self._simulator()], [], [], [], []
         for t in range(job.length):
             action = policy(env, t)[0]
+            if hasattr(env.unwrapped, "executed"):
+                action = env.unwrapped.executed(action)
             # The env gets a copy: it may clip or rescale in place.
             observation, reward, end, cut, _ = env.step(action.copy())
             frames.append(observation)
