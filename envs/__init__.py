@@ -21,11 +21,18 @@ for _domain, _task in TASKS:
     gymnasium.register(
         f"gjwm/{_domain}-{_task}-v0",
         entry_point="gjwm.envs.control_suite:ControlSuiteEnv",
-        kwargs={"domain": _domain, "task": _task},
+        kwargs={"domain": _domain, "task": _task, "renderer": "fast"},
         # The env checks actions itself, and its own time limit survives set_state and action repeat.
         order_enforce=False,
         disable_env_checker=True,
     )
+
+gymnasium.register(
+    "gjwm/gym-v0",
+    entry_point="gjwm.envs.gym_env:GymEnv",
+    order_enforce=False,
+    disable_env_checker=True,
+)
 
 gymnasium.register(
     "gjwm/two-room-v0",

@@ -1,4 +1,5 @@
-"""Headless MuJoCo pictures, fast: which OpenGL to use, and a renderer that asks it for no more than small images need."""
+"""Headless MuJoCo pictures: which OpenGL to use, a fast renderer that asks it for no more than small images need, and a
+faithful one that draws what dm_control draws."""
 
 from __future__ import annotations
 
@@ -39,6 +40,20 @@ def choose_backend() -> str:
         "no headless OpenGL was found, so pixel observations cannot be drawn: install EGL or OSMesa "
         "(Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6)."
     )
+
+
+def prepare_backend(draws: bool) -> None:
+    """`choose_backend`, where a machine without OpenGL is an error only if something is to be drawn.
+
+    Simulators try OpenGL on import, and such a machine must still serve state vectors.
+    """
+    if draws:
+        choose_backend()
+    elif "MUJOCO_GL" not in os.environ:
+        try:
+            choose_backend()
+        except RuntimeError:
+            os.environ["MUJOCO_GL"] = "disable"
 
 
 def _works(backend: str) -> bool:
@@ -126,8 +141,80 @@ class FastRenderer:
         return np.ascontiguousarray(self._pixels[::-1].transpose(2, 0, 1))  # OpenGL's first row is the lowest
 
 
-def _free(gl, context) -> None:
+class FaithfulRenderer:
+    """dm_control's own picture, equal to `physics.render` in every bit: shadows, reflections, skybox, multisampling.
+
+    As `FastRenderer`, it opens OpenGL at the first picture and serves all copies of an environment.
+
+    Args:
+        size: side of the picture, pixels.
+        camera: id of a fixed camera, or -1 for the free one.
+    """
+
+    def __init__(self, size: int, camera: int):
+        self.size, self.camera_id = size, camera
+        self._contexts = None
+
+    def picture(self, physics) -> np.ndarray:
+        """The scene of a `dm_control.mujoco.Physics` -> uint8 (3, size, size), a fresh array.
+
+        All calls must come with one physics or copies of it: meshes and textures are those of the first.
+        """
+        choose_backend()
+        import mujoco
+
+        screen = physics.model.vis.global_  # read when the context is made, which is at the first `physics.contexts`
+        screen.offwidth, screen.offheight = max(screen.offwidth, self.size), max(screen.offheight, self.size)
+        # dm_control opens one context per physics, and it may be shut off by NoContexts; ours is lent for the picture.
+        before, physics._contexts = physics._contexts, self._contexts
+        try:
+            contexts = physics.contexts
+            if self._contexts is None:
+                self._contexts = contexts
+                weakref.finalize(self, _free, contexts.gl, contexts.mujoco, current=False)
+            with contexts.gl.make_current() as thread:
+                # dm_control remembers which of its contexts is current, and does not know of those of FastRenderer.
+                thread.call(contexts.gl._platform_make_current)
+                for terrain in range(physics.model.nhfield):
+                    thread.call(mujoco.mjr_uploadHField, physics.model.ptr, contexts.mujoco.ptr, terrain)
+            pixels = physics.render(self.size, self.size, camera_id=self.camera_id)
+        finally:
+            physics._contexts = before
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+class NoContexts:
+    """In the place of a physics' OpenGL contexts: what is sent to them goes nowhere, and none is ever opened.
+
+    A task that redraws its terrain sends it to OpenGL at every reset, also where nothing is drawn; renderers here read the
+    terrain from the model themselves.
+    """
+
+    ptr = None
+
+    @property
+    def gl(self) -> NoContexts:
+        return self
+
+    @property
+    def mujoco(self) -> NoContexts:
+        return self
+
+    @contextlib.contextmanager
+    def make_current(self):
+        """A thread's stand-in, whose `call` does nothing."""
+        yield self
+
+    def call(self, *_: object) -> None:
+        """Nothing."""
+
+    def free(self) -> None:
+        """Nothing."""
+
+
+def _free(gl, context, current: bool = True) -> None:
     with contextlib.suppress(Exception):  # a driver that is going down may refuse; there is nothing left to save
-        gl.make_current()
+        if current:
+            gl.make_current()
         context.free()
         gl.free()

@@ -17,10 +17,7 @@ replay buffer (on steps where an episode ended).
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import multiprocessing
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,58 +26,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from gjwm.envs.workers import Worker, WorkerDied, start_method
+from gjwm.envs.making import importable, make_env, spec_of, torch_native
+from gjwm.envs.workers import Worker, WorkerDied, cores, start_method
 
+CONTROL_SUITE = "gjwm.envs.control_suite:ControlSuiteEnv"
 Observations = Any  # an array (N, *O), or a (nested) dict of them
-
-
-def importable(env_id: str) -> str:
-    """The id with the module that registers it in front, where it is one of ours."""
-    return f"gjwm.envs:{env_id}" if env_id.startswith("gjwm/") else env_id
-
-
-def spec_of(env_id: str) -> gym.envs.registration.EnvSpec:
-    """What Gymnasium's registry says about an id, "module:" in front or not."""
-    module, _, name = importable(env_id).rpartition(":")
-    if module:
-        importlib.import_module(module)
-    return gym.spec(name)
-
-
-def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """`gymnasium.make`, where ids "gjwm/..." need no module in front, and bounded actions are rescaled from [-1, 1]."""
-    try:
-        env = gym.make(importable(env_id), **kwargs)
-    except TypeError as error:
-        raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}.") from error
-    space = env.action_space
-    if isinstance(space, spaces.Box) and space.is_bounded() and not is_unit(space):
-        env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-    return env
-
-
-def is_unit(space: spaces.Box) -> bool:
-    """Whether a box is [-1, 1] in every component."""
-    return bool((space.low == -1).all() and (space.high == 1).all())
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    # macOS and Windows cannot say what this process may use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def torch_native(spec: gym.envs.registration.EnvSpec) -> bool:
-    """Whether an id has a vector environment on tensors: one that takes a `device`, which Gymnasium's own numpy ones do not."""
-    creator = spec.vector_entry_point
-    if creator is None:
-        return False
-    return "device" in inspect.signature(creator if callable(creator) else load_env_creator(creator)).parameters
 
 
 def make_vec(
@@ -95,10 +49,10 @@ def make_vec(
     """`n` environments of one id as one Gymnasium `VectorEnv`; see the module for what they have in common.
 
     Args:
-        env_id: any id of `gymnasium.make`; those of this package need no module in front.
+        env_id: any id of `make_env`: of this package, without a module in front, or any other of Gymnasium's.
         n: how many, N.
         device: of the tensors returned; None: numpy arrays. Torch-native worlds and `physics="warp"` also compute there.
-        workers: processes; 0: this one. None: one per core where pictures are drawn by OpenGL, else 0. Scripts that use
+        workers: processes; 0: this one. None: one per core where pictures are drawn one by one, else 0. Scripts that use
             processes need the usual `if __name__ == "__main__":`.
         physics: "mujoco", or "warp" for MuJoCo Warp (`gjwm.envs.warp`), which a few of dm_control's tasks have.
         kwargs: of the environment.
@@ -112,7 +66,7 @@ def make_vec(
         raise ValueError(f"expected n >= 1 and workers >= 0 or None, got {n!r} and {workers!r}.")
     spec = spec_of(env_id)
     if physics == "warp":
-        if spec.entry_point != "gjwm.envs.control_suite:ControlSuiteEnv":
+        if spec.entry_point != CONTROL_SUITE:
             raise ValueError(f"physics='warp' is for dm_control's tasks, not for {env_id}.")
         if workers:
             raise ValueError("physics='warp' is one batch in this process; leave workers out.")
@@ -131,13 +85,13 @@ def make_vec(
             importable(env_id), num_envs=n, vectorization_mode="vector_entry_point", device=device, **kwargs
         )
     first = make_env(env_id, **kwargs)  # says what is wrong before any process is started
-    suite = [kind.__name__ for kind in type(first.unwrapped).__mro__ if kind.__module__ == "gjwm.envs.control_suite"]
-    if suite and not workers and first.unwrapped.obs == "state" and type(first.unwrapped).__name__ == suite[0]:
+    obs = getattr(first.unwrapped, "obs", "state")
+    if spec.entry_point == CONTROL_SUITE and obs == "state" and not workers:
         from gjwm.envs.control_vector import ControlSuiteVectorEnv
 
         return ControlSuiteVectorEnv(first, n, device=device)
     if workers is None:
-        workers = cores() if suite and first.unwrapped.obs != "state" else 0
+        workers = 0 if obs == "state" else cores()
     return EnvVector(first, n, env_id, kwargs, device=device, workers=workers)
 
 
@@ -158,6 +112,7 @@ class BatchedEnv(VectorEnv):
         self.render_mode = single.render_mode
         self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
         self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
+        self.action_groups = tuple(getattr(single.unwrapped, "action_groups", ()))  # sizes of one-hot actions
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -170,24 +125,39 @@ class BatchedEnv(VectorEnv):
         return [None if one is None else int(one) for one in seed]
 
     def _checked(self, actions: Any) -> np.ndarray:
-        """Actions as an array (N, ...); ValueError naming the environment whose action cannot be taken."""
+        """Actions as an array (N, ...); ValueError naming the environment whose action cannot be taken.
+
+        Where actions are one-hot, whole numbers are taken too: (N,), or (N, groups).
+        """
         actions = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
         space = self.single_action_space
+        if self.action_groups and actions.dtype.kind in "iu" and actions.shape != (self.num_envs, *space.shape):
+            actions = self._one_hot(actions)
         if actions.shape != (self.num_envs, *space.shape):
             raise ValueError(
                 f"{self.name} expects actions {(self.num_envs, *space.shape)}, one for each of {self.num_envs} envs, "
                 f"got {actions.shape}."
             )
-        if isinstance(space, spaces.Box):
-            if not np.isfinite(actions).all():
-                i = int(np.argwhere(~np.isfinite(actions))[0, 0])
-                raise ValueError(f"the action of env {i} of {self.name} holds NaN or infinity: {actions[i]}.")
-        else:
-            actions = actions.astype(space.dtype, copy=False)
-            for i, action in enumerate(actions):
-                if not space.contains(action):
-                    raise ValueError(f"the action of env {i} of {self.name} is {action}; expected one of {space}.")
+        if not np.isfinite(actions).all():
+            i = int(np.argwhere(~np.isfinite(actions))[0, 0])
+            raise ValueError(f"the action of env {i} of {self.name} holds NaN or infinity: {actions[i]}.")
         return actions
+
+    def _one_hot(self, numbers: np.ndarray) -> np.ndarray:
+        """Numbers (N,) or (N, groups) -> (N, A)."""
+        columns = numbers.reshape(self.num_envs, -1) if len(numbers) == self.num_envs else numbers
+        if columns.shape != (self.num_envs, len(self.action_groups)):
+            raise ValueError(
+                f"{self.name} expects actions {(self.num_envs, len(self.action_groups))}, or one-hot "
+                f"{(self.num_envs, *self.single_action_space.shape)}, got {numbers.shape}."
+            )
+        for i, row in enumerate(columns):
+            if not all(0 <= number < size for number, size in zip(row, self.action_groups)):
+                raise ValueError(
+                    f"the action of env {i} of {self.name} is {row.tolist()}; expected numbers below {self.action_groups}."
+                )
+        parts = [np.eye(size, dtype=np.float32)[column] for size, column in zip(self.action_groups, columns.T)]
+        return np.concatenate(parts, 1)
 
     def _results(
         self,

@@ -124,10 +124,18 @@ class WarpVectorEnv(BatchedEnv):
                     raise ValueError(f"{domain} has {model.ncam} cameras; camera={camera} cannot be drawn by Warp.")
                 self._camera = _Camera(model, self._model, self._data, camera, size)
             self._frames = torch.zeros(
-                self.num_envs if obs != "state" else 0, frame_stack, 3, size, size, dtype=torch.uint8, device=self._where
+                self.num_envs if obs != "state" else 0,
+                frame_stack,
+                3,
+                size,
+                size,
+                dtype=torch.uint8,
+                device=self._where,
             )
         overflows = mujoco_warp.OverflowType
-        self._full = int(overflows.NEFC | overflows.NJMAX_NNZ | overflows.BROADPHASE | overflows.NARROWPHASE | overflows.CCD)
+        self._full = int(
+            overflows.NEFC | overflows.NJMAX_NNZ | overflows.BROADPHASE | overflows.NARROWPHASE | overflows.CCD
+        )
         self._generators: list[np.random.Generator | None] = [None] * self.num_envs
         self._steps = np.zeros(self.num_envs, np.int64)  # of the running episodes
 
@@ -220,7 +228,7 @@ class WarpVectorEnv(BatchedEnv):
         """Put the simulators at `rows` (n,) where the single environments' next episodes begin."""
         env, parts = self._single, []
         for i in rows:
-            env._np_random, env._seeded = self._generators[i], False
+            env._np_random = self._generators[i]
             env.reset()
             data = env._data
             parts.append([np.array(x) for x in (data.qpos, data.qvel, data.qacc_warmstart, env._model.geom_pos)])
@@ -230,7 +238,13 @@ class WarpVectorEnv(BatchedEnv):
     def _put(self, rows: np.ndarray, qpos: Any, qvel: Any, warmstart: Any, geom_pos: Any) -> None:
         at = torch.from_numpy(rows).to(self._where)
         f = self._fields
-        for field, value in (("qpos", qpos), ("qvel", qvel), ("qacc_warmstart", warmstart), ("ctrl", None), ("time", None)):
+        for field, value in (
+            ("qpos", qpos),
+            ("qvel", qvel),
+            ("qacc_warmstart", warmstart),
+            ("ctrl", None),
+            ("time", None),
+        ):
             f.data(field)[at] = 0 if value is None else torch.as_tensor(value, dtype=torch.float32, device=self._where)
         geom_pos = torch.as_tensor(geom_pos, dtype=torch.float32, device=self._where)
         f.geom_pos[at] = geom_pos

@@ -25,6 +25,12 @@ def start_method() -> str:
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    # macOS and Windows cannot say what this process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Worker:
     """A process in which `factory(*args)` lives, and whose methods are called from here.
 

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from gjwm.behaviours import Behaviour, Uniform
 from gjwm.dataset import Arrays, Episode, newest_frames, open_dataset, restack, write_shard
-from gjwm.envs.vector import cores, importable, is_unit, make_env, spec_of
-from gjwm.envs.workers import Worker, WorkerDied
+from gjwm.envs.making import importable, is_unit, make_env, spec_of, torch_native
+from gjwm.envs.workers import Worker, WorkerDied, cores
 
 CHUNK = 5  # episodes per message between processes: few enough to balance, many enough to hide the overhead
 BATCH_BYTES = 512 * 2**20  # of observations that a torch-native world may collect at once
@@ -129,6 +129,8 @@ def collect_dataset(
         record_state=record_state,
     )
     source = {"behaviour": repr(job.behaviour), "seed": seed, "length": length}
+    # Pictures of different renderers must not be mixed, so the default is written down too.
+    source["renderer"] = {**spec_of(env_id).kwargs, **job.env_kwargs}.get("renderer")
     pending: list[Episode] = []
     begin, done, frames = time.perf_counter(), 0, 0
     with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
@@ -172,11 +174,12 @@ def _describe(job: _Job) -> tuple[spaces.Space, spaces.Box, int]:
     try:
         observation_space, action_space = env.observation_space, env.action_space
         frame_stack = _frame_stack(env)
+        discrete = bool(getattr(env.unwrapped, "action_groups", ()))
     finally:
         env.close()
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise ValueError(f"{job.env_id} has the action space {action_space}; expected a Box (A,).")
-    if not is_unit(action_space):
+    if not discrete and not is_unit(action_space):
         raise ValueError(
             f"{job.env_id} has unbounded actions, [{action_space.low}, {action_space.high}]; bound them where it is registered."
         )
@@ -194,7 +197,7 @@ def _frame_stack(env: gym.Env) -> int:
 
 def _collect(job: _Job, episodes: int, workers: int | None, first_episode: int) -> Iterator[Episode]:
     """Episodes in order, with single frames where the env stacks them."""
-    if spec_of(job.env_id).vector_entry_point is not None:
+    if torch_native(spec_of(job.env_id)):
         return _collect_batched(job, episodes, first_episode)
     workers = cores() if workers is None else workers
     numbers = range(first_episode, first_episode + episodes)
@@ -222,6 +225,8 @@ class _Recorder:
         frames, simulator, a, r, terminated, truncated = [observation], [self._simulator()], [], [], [], []
         for t in range(job.length):
             action = policy(env, t)[0]
+            if hasattr(env.unwrapped, "executed"):
+                action = env.unwrapped.executed(action)
             # The env gets a copy: it may clip or rescale in place.
             observation, reward, end, cut, _ = env.step(action.copy())
             frames.append(observation)

@@ -174,12 +174,29 @@ def test_impossible_requests_are_one_sentence(tmp_path):
         collect(episodes=0)
     with pytest.raises(ValueError, match="unbounded actions"):
         collect(env_kwargs={"largest": np.inf})
-    with pytest.raises(ValueError, match=r"Discrete\(2\); expected a Box"):
-        collect(env_id="CartPole-v1")
     with pytest.raises(RuntimeError, match="no expert_action"):
         collect(env_id="MountainCarContinuous-v0", behaviour=Scripted(), episodes=1)
-    with pytest.raises(RuntimeError, match="record_state=False"):
-        collect(env_id="MountainCarContinuous-v0", record_state=True, episodes=1)
+
+
+def test_discrete_actions_are_recorded_one_hot_as_they_were_carried_out():
+    (episode,) = collect(env_id="CartPole-v1", behaviour=Coloured(), episodes=1, length=8, record_state=True)
+    assert set(episode.a.ravel().tolist()) == {0.0, 1.0} and (episode.a.sum(1) == 1).all()
+    env = gym.make("CartPole-v1").unwrapped
+    env.reset(seed=0)
+    env.state = tuple(episode.sim_state[0, :4])
+    for t, action in enumerate(episode.a):
+        np.testing.assert_array_equal(env.step(int(action.argmax()))[0], episode.o[t + 1])
+
+
+@pytest.mark.parametrize("renderer", [None, "faithful"])
+def test_a_dataset_keeps_the_renderer(tmp_path, renderer):
+    kwargs = {"obs": "pixels", "size": 16} | ({"renderer": renderer} if renderer else {})
+    arguments = dict(episodes=1, length=2, workers=0, progress=False)
+    collect_dataset(tmp_path, "gjwm/pendulum-swingup-v0", kwargs, **arguments)
+    assert dataset_info(tmp_path)["shards"][0]["renderer"] == (renderer or "fast")
+    with pytest.raises(ValueError, match="cannot be extended"):
+        other = {"obs": "pixels", "size": 16, "renderer": "fast" if renderer else "faithful"}
+        collect_dataset(tmp_path, "gjwm/pendulum-swingup-v0", other, **arguments)
 
 
 def test_actions_lie_in_the_unit_box_whatever_the_bounds_of_the_env():
