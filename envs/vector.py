@@ -73,7 +73,7 @@ def make_vec(
         from gjwm.envs.warp import WarpVectorEnv
 
         try:
-            return WarpVectorEnv(n, device=device, **{**spec.kwargs, **kwargs})
+            return WarpVectorEnv(n, domain=spec.kwargs["domain"], task=spec.kwargs["task"], device=device, **kwargs)
         except TypeError as error:
             raise ValueError(f"{env_id} cannot be made with {kwargs} and physics='warp': {error}.") from error
     if physics != "mujoco":

@@ -265,7 +265,7 @@ class WarpVectorEnv(BatchedEnv):
                 self._frames = torch.cat([self._frames[:, 1:], frame], 1)
             else:
                 self._frames[at] = frame[at].expand(-1, self.frame_stack, -1, -1, -1)
-            found["pixels"] = self._frames[at].flatten(1, 2)
+            found["pixels"] = self._frames[at].flatten(1, 2).clone()  # not a view of what the next reset writes into
         return found if self.obs == "both" else found[self.obs]
 
     def _check_physics(self, rows: np.ndarray) -> None:

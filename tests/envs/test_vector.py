@@ -483,6 +483,9 @@ def test_impossible_requests_are_one_sentence(monkeypatch):
         make_vec("gjwm/reacher-easy-v0", 2, physics="moon")
     with pytest.raises(ValueError, match="not for CartPole"):
         make_vec("CartPole-v1", 2, physics="warp")
+    monkeypatch.setitem(sys.modules, "mujoco_warp", None)
+    with pytest.raises(ImportError, match=r"gjwm\[warp\]"):
+        make_vec("gjwm/cheetah-run-v0", 2, physics="warp")
     with pytest.raises(ArithmeticError, match="no walk today"):
         make_vec(WALK, 2, workers=2, broken="fails")
     monkeypatch.delenv("MUJOCO_GL", raising=False)
