@@ -1,11 +1,12 @@
 """Environments at work: pictures against dm_control's own, many environments at once against one after the other.
 
 Stock dm_control, a plain loop over single environments, and `make_vec` are timed in turn in one process (workers apart). Rates
-are of 64x64 pixels unless a row says state. The torch-native worlds are timed in `gjwm benchmark worlds`.
+are of 64x64 pixels unless a row says state. Rows for a GPU and for MuJoCo Warp are there where these are.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable
 from typing import Any
@@ -48,10 +49,20 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     loop = _loop("gjwm/two-room-v0", 4, seconds, obs="pixels")
     rate = _vector("gjwm/two-room-v0", count, seconds, obs="pixels")
     rows.append(_row(f"two-room: pixels, {count} envs", "env steps/s", None, loop, rate))
-    if torch.cuda.is_available():
+    cuda, warp = torch.cuda.is_available(), importlib.util.find_spec("mujoco_warp") is not None
+    if cuda:
         count = 64 if quick else 4096
         rate = _vector("gjwm/two-room-v0", count, seconds, device="cuda", obs="pixels")
         rows.append(_row(f"two-room: pixels, {count} envs on the GPU", "env steps/s", None, loop, rate))
+    if warp:
+        device, count = ("cuda", 64 if quick else 4096) if cuda else (None, 4 if quick else 256)
+        for obs, repeat in (("state", 1), ("pixels", REPEAT)):
+            options = {"obs": obs, "action_repeat": repeat}
+            stock = _stock("cheetah", "run", seconds, pixels=obs == "pixels")
+            loop = _loop("gjwm/cheetah-run-v0", 2, seconds, **options)
+            rate = _vector("gjwm/cheetah-run-v0", count, seconds, device=device, physics="warp", **options)
+            where = "GPU" if cuda else "CPU"
+            rows.append(_row(f"cheetah: {obs}, Warp, {count} envs on the {where}", "env steps/s", stock, loop, rate))
     return rows
 
 
