@@ -38,7 +38,7 @@ DOORS = {
     "hydra": {"gjwm.cli"},
     "omegaconf": {"gjwm.cli"},
     "dm_control": {"gjwm.envs.control_suite", "gjwm.benchmarks.collect"},
-    "mujoco": {"gjwm.envs.control_suite", "gjwm.envs.gym_env", "gjwm.envs.rendering"},
+    "mujoco": {"gjwm.envs.control_suite", "gjwm.envs.gym_env", "gjwm.envs.rendering", "gjwm.envs.variation"},
 }
 
 
