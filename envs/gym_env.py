@@ -17,6 +17,9 @@ from PIL import Image
 from gjwm.envs.generator_words import WORDS, from_words, to_words
 from gjwm.envs.rendering import prepare_backend
 
+# What classic control keeps beside `state`: the torque that Pendulum draws, and how long CartPole has been over.
+_BESIDE = ("last_u", "steps_beyond_terminated")
+
 
 class GymEnv(gym.Env):
     """A Gymnasium environment with actions in [-1, 1] or one-hot, pixels from its `render()`, action repeat and frame stack.
@@ -337,7 +340,13 @@ def _read(world: gym.Env, name: str) -> np.ndarray:
             "do so of themselves. Give it get_state, set_state, position, success_radius, observe and true_state, as "
             "docs/environments.md tells."
         )
-    return np.asarray(state, np.float64).ravel()
+    return np.concatenate([np.asarray(state, np.float64).ravel(), *(_optional(world, name) for name in _BESIDE)])
+
+
+def _optional(world: gym.Env, name: str) -> list[float]:
+    """A number that may be None, or missing -> (whether it is there, its value or 0)."""
+    value = getattr(world, name, None)
+    return [0.0, 0.0] if value is None else [1.0, float(value)]
 
 
 def _write(world: gym.Env, state: np.ndarray) -> None:
@@ -349,7 +358,12 @@ def _write(world: gym.Env, state: np.ndarray) -> None:
         mujoco.mj_forward(world.model, world.data)
         mujoco.mj_setState(world.model, world.data, state, kind)  # mj_forward leaves traces in the solver's warm start
     else:
-        old = world.state
+        old, size = world.state, np.size(world.state)
+        for i, name in enumerate(_BESIDE):
+            if hasattr(world, name):
+                there, value = state[size + 2 * i : size + 2 * i + 2]
+                setattr(world, name, value if there else None)
+        state = state[:size]
         # Floats stay in double precision: some worlds begin an episode in single and go on in double.
         new = state.reshape(np.shape(old))
         new = new if np.asarray(old).dtype.kind == "f" else new.astype(np.asarray(old).dtype)
