@@ -56,7 +56,7 @@ class ControlSuiteEnv(gym.Env):
 
     After a reset or `set_state` the frame stack repeats the first frame. Pictures of the fast renderer have no shadows,
     reflections, skybox or multisampling (`gjwm.envs.rendering`); those of the faithful one are dm_control's to the last bit,
-    and take about 20 times as long. The two look different: never mix them in one dataset, which keeps the choice.
+    and take 9 to 27 times as long. The two look different: never mix them in one dataset, which keeps the choice.
 
     ## Reward
 

@@ -315,6 +315,17 @@ def test_copies_share_a_faithful_renderer_and_draw_their_own_scenes():
         make("reacher-easy", renderer="pretty")
 
 
+@pytest.mark.parametrize("renderer", ["fast", "faithful"])
+def test_copies_draw_their_own_terrain(renderer):
+    env = make("quadruped-escape", obs="pixels", size=24, renderer=renderer)
+    first = env.reset(seed=0)[0]
+    other = copy.deepcopy(env)
+    other.reset(seed=1)
+    env._frames.clear()
+    np.testing.assert_array_equal(env.observe(), first)
+    env.close()
+
+
 def test_cameras():
     assert (make("quadruped-walk")._renderer.camera_id, make("walker-walk")._renderer.camera_id) == (2, 0)
     free, fixed = (make("walker-walk", obs="pixels", camera=camera).reset(seed=0)[0] for camera in (-1, 0))
