@@ -107,7 +107,7 @@ class Variation:
 
         scale = 2 ** (strength * rng.uniform(-1, 1, len(self._base["body_mass"])))
         # Derived on a copy that no episode has touched, or it would depend on where the last one left its targets.
-        pristine = self._pristine
+        pristine = copy.copy(self._pristine)
         pristine.body_mass[:] = self._base["body_mass"] * scale
         pristine.body_inertia[:] = self._base["body_inertia"] * scale[:, None]
         mujoco.mj_setConst(pristine, mujoco.MjData(pristine))
