@@ -4,10 +4,9 @@
 
 Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`), and with goals
 "gjwm/<domain>-<task>-goal-v0" (`gjwm.envs.goals`). Any other Gymnasium environment is "gjwm/gym-v0" with its id as `name`
-(`gjwm.envs.gym_env`). "gjwm/two-room-v0" and
-"gjwm/two-room-slippery-v0", which adds a shortcut over ice, are torch-native worlds (`gjwm.envs.two_room`), also through
-gymnasium.make_vec; "gjwm/fork-v0" (`gjwm.envs.fork`) is a road whose branch nobody chooses. Nothing heavy is imported until an
-environment is made.
+(`gjwm.envs.gym_env`). "gjwm/two-room-v0" and "gjwm/two-room-slippery-v0", which adds a shortcut over ice, are torch-native
+worlds (`gjwm.envs.two_room`), also through gymnasium.make_vec; "gjwm/fork-v0" (`gjwm.envs.fork`) is a road whose branch nobody
+chooses. Nothing heavy is imported until an environment is made.
 """
 
 if __name__ != "gjwm.envs":

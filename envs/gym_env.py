@@ -15,7 +15,7 @@ from gymnasium import spaces
 from PIL import Image
 
 from gjwm.envs.generator_words import WORDS, from_words, to_words
-from gjwm.envs.rendering import prepare_backend
+from gjwm.envs.rendering import choose_backend, prepare_backend
 
 # What classic control keeps beside `state`: the torque that Pendulum draws, and how long CartPole has been over.
 _BESIDE = ("last_u", "steps_beyond_terminated")
@@ -75,6 +75,7 @@ class GymEnv(gym.Env):
 
     Raises:
         ValueError: for spaces that do not fit, actions of another shape or with NaN, or states it cannot read.
+        RuntimeError: when MuJoCo is to draw and the machine has no headless OpenGL.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
@@ -112,6 +113,8 @@ class GymEnv(gym.Env):
         self._env = gym.make(
             name, **({"render_mode": "rgb_array"} if draws else {}), disable_env_checker=True, **kwargs
         )
+        if draws and _on_mujoco(self._env.unwrapped):
+            choose_backend()
         if draws:
             weakref.finalize(self, self._env.close)  # some take their window down only after its library has gone
         self.action_space, self.action_groups = self._actions(self._env.action_space)

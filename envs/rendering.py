@@ -12,6 +12,7 @@ from importlib import import_module
 import numpy as np
 
 _BACKENDS = ("egl", "osmesa")
+_INSTALL = "install EGL or OSMesa (Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6)"
 _OFF = ("disable", "disabled", "off", "false", "0")
 
 
@@ -25,7 +26,9 @@ def choose_backend() -> str:
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if chosen in _OFF:
-        raise RuntimeError(f"MUJOCO_GL={chosen} leaves no OpenGL to draw with: unset it, or observe obs='state'.")
+        raise RuntimeError(
+            f"MUJOCO_GL={chosen} leaves no OpenGL to draw with: unset it and {_INSTALL}; obs='state' needs neither."
+        )
     if chosen:
         return chosen
     # mujoco itself picks an OpenGL on import and fails where that one is missing; it is not needed, each backend is a module.
@@ -37,8 +40,7 @@ def choose_backend() -> str:
             os.environ["MUJOCO_GL"] = name
             return name
     raise RuntimeError(
-        "no headless OpenGL was found, so pixel observations cannot be drawn: install EGL or OSMesa "
-        "(Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6)."
+        f"no headless OpenGL was found, so pixel observations cannot be drawn: {_INSTALL}; obs='state' needs none."
     )
 
 
