@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,6 +17,7 @@ from gjwm.envs.generator_words import WORDS, from_words, to_words
 from gjwm.envs.goal_spaces import goal_space
 from gjwm.envs.rendering import FaithfulRenderer, FastRenderer, NoContexts, prepare_backend
 from gjwm.envs.task_names import TASKS
+from gjwm.envs.variation import Variation
 
 # Arrays of the *model* that some task redraws at each reset (targets, damping, terrain); part of an environment's state.
 _EPISODE_FIELDS = (
@@ -55,7 +56,7 @@ class ControlSuiteEnv(gym.Env):
 
     After a reset or `set_state` the frame stack repeats the first frame. Pictures of the fast renderer have no shadows,
     reflections, skybox or multisampling (`gjwm.envs.rendering`); those of the faithful one are dm_control's to the last bit,
-    and take about 20 times as long. The two look different: never mix them in one dataset, which keeps the choice.
+    and take 9 to 27 times as long. The two look different: never mix them in one dataset, which keeps the choice.
 
     ## Reward
 
@@ -97,6 +98,7 @@ class ControlSuiteEnv(gym.Env):
     | `render_mode`       | None         | `"rgb_array"` for `render()`                                    |
     | `render_size`       | `size`       | side of `render()`'s picture, pixels                            |
     | `renderer`          | `"fast"`     | `"fast"`, or `"faithful"`: dm_control's own pictures            |
+    | `variation`         | None         | what differs between episodes: factors of `gjwm.envs.variation` |
 
     Raises:
         ValueError: for an unknown task or hidden name, an action of another shape or with NaN, a state of another size.
@@ -120,6 +122,7 @@ class ControlSuiteEnv(gym.Env):
         render_mode: str | None = None,
         render_size: int | None = None,
         renderer: str = "fast",
+        variation: Mapping[str, bool | float] | Sequence[str] | None = None,
     ):
         if obs not in ("state", "pixels", "both"):
             raise ValueError(f"obs must be 'state', 'pixels' or 'both', got {obs!r}.")
@@ -146,6 +149,8 @@ class ControlSuiteEnv(gym.Env):
             raise ValueError(
                 f"{domain} has the cameras 0 to {self._model.ncam - 1} and the free one, -1; camera={camera} does not exist."
             )
+        self._variation = Variation(variation, self._model, camera) if variation else None
+        self._word = 0
         self.renderer = renderer
         self._renderer = _RENDERERS[renderer](size, camera)
         self._viewer = self._renderer if render_size in (None, size) else _RENDERERS[renderer](render_size, camera)
@@ -192,8 +197,11 @@ class ControlSuiteEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> (observation, info). `options={"state": s}` starts from a state of `get_state`."""
         super().reset(seed=seed)
-        # A generator of its own for each episode: one word then says all that the task will draw, see `get_state`.
-        self._task._random = np.random.RandomState(self.np_random.integers(2**32, dtype=np.uint32))
+        # A generator of its own for each episode: one word then says all that it will draw, see `get_state`.
+        self._word = int(self.np_random.integers(2**32, dtype=np.uint32))
+        self._task._random = np.random.RandomState(self._word)
+        if self._variation is not None:
+            self._variation.apply(self._model, self._word)
         with self._physics.reset_context():
             self._task.initialize_episode(self._physics)
         self._steps = 0
@@ -254,21 +262,24 @@ class ControlSuiteEnv(gym.Env):
 
     def _picture(self, renderer: FastRenderer | FaithfulRenderer) -> np.ndarray:
         if isinstance(renderer, FaithfulRenderer):
-            return renderer.picture(self._physics)
-        return renderer.picture(self._model, self._data)
+            picture = renderer.picture(self._physics)
+        else:
+            picture = renderer.picture(self._model, self._data)
+        return picture if self._variation is None else self._variation.draw_over(picture, self._word, self._data.time)
 
     def get_state(self) -> np.ndarray:
         """(X,) float64, everything the future depends on.
 
         MuJoCo's integration state; what this episode drew in the model (targets, damping, ...); the sensors' readings, which
-        are of the last step; and the generator of the episodes to come, 32 bits to an entry. Tasks draw at resets only.
+        are of the last step; the episode's seed, from which its variation comes; and the generator of the episodes to come,
+        32 bits to an entry. Tasks draw at resets only.
         """
         import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         physics = np.empty(mujoco.mj_stateSize(self._model, kind))
         mujoco.mj_getState(self._model, self._data, physics, kind)
-        return np.concatenate([physics, *map(np.ravel, self._fields()), to_words(self.np_random)])
+        return np.concatenate([physics, *map(np.ravel, self._fields()), [float(self._word)], to_words(self.np_random)])
 
     def _fields(self) -> list[np.ndarray]:
         return [*(getattr(self._model, name) for name in self._drawn), self._data.sensordata]
@@ -280,10 +291,13 @@ class ControlSuiteEnv(gym.Env):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         count = mujoco.mj_stateSize(self._model, kind)
         fields = self._fields()
-        expected = count + sum(field.size for field in fields) + WORDS
+        expected = count + sum(field.size for field in fields) + 1 + WORDS
         state = np.asarray(state, np.float64)
         if state.shape != (expected,) or not np.isfinite(state).all():
             raise ValueError(f"{self.domain} expects a finite state ({expected},) from get_state, got {state.shape}.")
+        self._word = int(state[-WORDS - 1])
+        if self._variation is not None:
+            self._variation.apply(self._model, self._word)
         physics = np.ascontiguousarray(state[:count])
         *fields, sensors = fields
         for field in fields:
@@ -416,14 +430,17 @@ class _Simulator:
         repeat = env.action_repeat * env._substeps
         # What an episode drew in the model differs between envs: one rollout call per set of fields.
         fields = states[:, count : count + sum(getattr(self.model, name).size for name in env._drawn)]
+        masses = env._variation is not None and "mass" in env._variation.strength
         groups = (
             [np.arange(envs)]
-            if (fields == fields[0]).all() or not self._moves(fields)
+            if not masses and ((fields == fields[0]).all() or not self._moves(fields))
             else np.split(np.arange(envs), envs)
         )
         qpos = np.empty((envs, candidates, horizon + 1, self.model.nq))
         qpos[:, :, 0] = start[:, None, 1 : 1 + self.model.nq]  # FULLPHYSICS begins with time, then qpos
         for group in groups:
+            if masses:
+                env._variation.apply(self.model, int(states[group[0], -WORDS - 1]))
             self._set_fields(fields[group[0]])
             flat = controls[group].reshape(-1, horizon, controls.shape[-1])
             begin, heat = (np.repeat(x[group], candidates, 0) for x in (start, warm))

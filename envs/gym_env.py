@@ -15,7 +15,10 @@ from gymnasium import spaces
 from PIL import Image
 
 from gjwm.envs.generator_words import WORDS, from_words, to_words
-from gjwm.envs.rendering import prepare_backend
+from gjwm.envs.rendering import choose_backend, prepare_backend
+
+# What classic control keeps beside `state`: the torque that Pendulum draws, and how long CartPole has been over.
+_BESIDE = ("last_u", "steps_beyond_terminated")
 
 
 class GymEnv(gym.Env):
@@ -72,6 +75,7 @@ class GymEnv(gym.Env):
 
     Raises:
         ValueError: for spaces that do not fit, actions of another shape or with NaN, or states it cannot read.
+        RuntimeError: when MuJoCo is to draw and the machine has no headless OpenGL.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
@@ -109,6 +113,8 @@ class GymEnv(gym.Env):
         self._env = gym.make(
             name, **({"render_mode": "rgb_array"} if draws else {}), disable_env_checker=True, **kwargs
         )
+        if draws and _on_mujoco(self._env.unwrapped):
+            choose_backend()
         if draws:
             weakref.finalize(self, self._env.close)  # some take their window down only after its library has gone
         self.action_space, self.action_groups = self._actions(self._env.action_space)
@@ -337,7 +343,13 @@ def _read(world: gym.Env, name: str) -> np.ndarray:
             "do so of themselves. Give it get_state, set_state, position, success_radius, observe and true_state, as "
             "docs/environments.md tells."
         )
-    return np.asarray(state, np.float64).ravel()
+    return np.concatenate([np.asarray(state, np.float64).ravel(), *(_optional(world, name) for name in _BESIDE)])
+
+
+def _optional(world: gym.Env, name: str) -> list[float]:
+    """A number that may be None, or missing -> (whether it is there, its value or 0)."""
+    value = getattr(world, name, None)
+    return [0.0, 0.0] if value is None else [1.0, float(value)]
 
 
 def _write(world: gym.Env, state: np.ndarray) -> None:
@@ -349,7 +361,12 @@ def _write(world: gym.Env, state: np.ndarray) -> None:
         mujoco.mj_forward(world.model, world.data)
         mujoco.mj_setState(world.model, world.data, state, kind)  # mj_forward leaves traces in the solver's warm start
     else:
-        old = world.state
+        old, size = world.state, np.size(world.state)
+        for i, name in enumerate(_BESIDE):
+            if hasattr(world, name):
+                there, value = state[size + 2 * i : size + 2 * i + 2]
+                setattr(world, name, value if there else None)
+        state = state[:size]
         # Floats stay in double precision: some worlds begin an episode in single and go on in double.
         new = state.reshape(np.shape(old))
         new = new if np.asarray(old).dtype.kind == "f" else new.astype(np.asarray(old).dtype)

@@ -43,7 +43,13 @@ DOORS = {
         "gjwm.benchmarks.collect",
         "gjwm.benchmarks.envs",
     },
-    "mujoco": {"gjwm.envs.control_suite", "gjwm.envs.control_vector", "gjwm.envs.gym_env", "gjwm.envs.rendering"},
+    "mujoco": {
+        "gjwm.envs.control_suite",
+        "gjwm.envs.control_vector",
+        "gjwm.envs.gym_env",
+        "gjwm.envs.rendering",
+        "gjwm.envs.variation",
+    },
     "mujoco_warp": {"gjwm.envs.warp"},
     "warp": {"gjwm.envs.warp"},
 }

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -40,6 +41,14 @@ def checked(env):
 DOMAINS = sorted({domain for domain, _ in TASKS})
 
 
+def documented():
+    """(domain, task) -> state and action sizes and milliseconds of a control step, as docs/environments.md has them."""
+    text = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    rows = [row for row in rows if len(row) == 7 and row[2].isdigit()]
+    return {(row[0], task): tuple(int(x) for x in row[2:5]) for row in rows for task in row[1].split(", ")}
+
+
 def test_task_names_are_those_of_the_suite():
     rendering.choose_backend()  # dm_control looks for a screen otherwise
     from dm_control import suite
@@ -47,6 +56,7 @@ def test_task_names_are_those_of_the_suite():
     assert set(TASKS) == set(suite.ALL_TASKS)
     assert all(f"gjwm/{domain}-{task}-v0" in gym.registry for domain, task in TASKS)
     assert gjwm.envs.TASKS is TASKS
+    assert set(documented()) == set(TASKS)
 
 
 @pytest.mark.parametrize("obs", ["state", "pixels", "both"])
@@ -72,6 +82,8 @@ def test_every_task_is_dm_controls_own(domain):
         word = np_random(3)[0].integers(2**32, dtype=np.uint32)
         theirs.task._random = np.random.RandomState(word)
         timestep = theirs.reset()
+        sizes = *env.observation_space.shape, *env.action_space.shape, round(1000 * theirs.control_timestep())
+        assert documented()[name, task] == sizes
         np.testing.assert_array_equal(env.reset(seed=3)[0], flat(timestep.observation))
         np.testing.assert_array_equal(repeated.reset(seed=3)[0], flat(timestep.observation))
         spec = theirs.action_spec()
@@ -301,6 +313,17 @@ def test_copies_share_a_faithful_renderer_and_draw_their_own_scenes():
     env.close()
     with pytest.raises(ValueError, match="'fast' or 'faithful', got 'pretty'"):
         make("reacher-easy", renderer="pretty")
+
+
+@pytest.mark.parametrize("renderer", ["fast", "faithful"])
+def test_copies_draw_their_own_terrain(renderer):
+    env = make("quadruped-escape", obs="pixels", size=24, renderer=renderer)
+    first = env.reset(seed=0)[0]
+    other = copy.deepcopy(env)
+    other.reset(seed=1)
+    env._frames.clear()
+    np.testing.assert_array_equal(env.observe(), first)
+    env.close()
 
 
 def test_cameras():

@@ -172,6 +172,13 @@ def test_position_is_what_success_is_measured_on():
     assert env.success_radius == 0.2 and set(env.true_state()) == {"position", "observation"}
 
 
+def test_without_opengl_pictures_of_mujoco_are_refused_with_the_fix(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "off")
+    assert make_env("InvertedPendulum-v5").reset(seed=0)[0].shape == (4,)
+    with pytest.raises(RuntimeError, match=r"MUJOCO_GL=off leaves no OpenGL.*libegl1"):
+        make_env("InvertedPendulum-v5", obs="pixels")
+
+
 def test_bad_input_is_named():
     env = make_env("Pendulum-v1").unwrapped
     env.reset(seed=0)

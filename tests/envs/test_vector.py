@@ -164,6 +164,25 @@ def test_the_tasks_own_time_limit_cuts_an_action_repeat_short():
     assert [bool(step[3].all()) for step in played[1:] if len(step) == 4] == [False, False, False, True] * 2 + [False]
 
 
+def test_what_varies_between_episodes_varies_in_a_batch_too():
+    env_id, kwargs = "gjwm/reacher-easy-v0", {"variation": ["mass", "colour"], "max_episode_steps": 5}
+    env = make_vec(env_id, 3, **kwargs)
+    actions = random_actions(env, 12)
+    played = play(env, actions)
+    assert_same(played, one_by_one(env_id, 3, actions, **kwargs))
+    plain = make_vec(env_id, 3, max_episode_steps=5)
+    assert any(not np.array_equal(a, b) for x, y in zip(played, play(plain, actions)) for a, b in zip(x, y))
+
+
+def test_goals_come_along():
+    env_id, kwargs = "gjwm/point_mass-easy-goal-v0", {"offset": 3, "max_episode_steps": 4}
+    env = make_vec(env_id, 2, **kwargs)
+    observation, infos = env.reset(seed=0)
+    assert observation.keys() == {"observation", "achieved_goal", "desired_goal"} and "goal_state" in infos
+    actions = random_actions(env, 9)
+    assert_same(play(env, actions), one_by_one(env_id, 2, actions, **kwargs))
+
+
 def test_threads_change_nothing():
     from gjwm.envs.control_vector import ControlSuiteVectorEnv
 
