@@ -3,10 +3,12 @@ faithful one that draws what dm_control draws."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
 import weakref
+from collections.abc import Callable
 from importlib import import_module
 
 import numpy as np
@@ -121,8 +123,7 @@ class FastRenderer:
             mujoco.mjv_defaultFreeCamera(model, self._camera)
         self._rectangle = mujoco.MjrRect(0, 0, self.size, self.size)
         self._pixels = np.empty((self.size, self.size, 3), np.uint8)
-        # A finalizer, not __del__: it runs before the interpreter takes the OpenGL library down.
-        weakref.finalize(self, _free, self._gl, self._context)
+        _free_with(self, _free, self._gl, self._context)
 
     def picture(self, model, data) -> np.ndarray:
         """The scene of a `mujoco.MjModel` and its `mujoco.MjData` -> uint8 (3, size, size), a fresh array.
@@ -178,7 +179,7 @@ class FaithfulRenderer:
             contexts = physics.contexts
             if self._contexts is None:
                 self._contexts = contexts
-                weakref.finalize(self, _free, contexts.gl, contexts.mujoco, current=False)
+                _free_with(self, _free_faithful, contexts.gl, contexts.mujoco)
             with contexts.gl.make_current() as thread:
                 # dm_control remembers which of its contexts is current, and does not know of those of FastRenderer.
                 thread.call(contexts.gl._platform_make_current)
@@ -221,9 +222,36 @@ class NoContexts:
         """Nothing."""
 
 
-def _free(gl, context, current: bool = True) -> None:
+_finalizers: set[weakref.finalize] = set()  # of the OpenGL contexts that are open
+
+
+def _free_with(renderer: object, free: Callable[..., None], gl, context) -> None:
+    """Free an OpenGL context with its renderer, or at the interpreter's exit before the OpenGL library goes down.
+
+    The exit has its own entry: a finalizer's turn there is that of the first finalizer of all, which torch makes on import.
+    """
+    if not _finalizers:
+        atexit.register(_free_all)
+    _finalizers.difference_update([finalizer for finalizer in _finalizers if not finalizer.alive])
+    _finalizers.add(weakref.finalize(renderer, free, gl, context))
+
+
+def _free_all() -> None:
+    for finalizer in _finalizers:
+        finalizer()
+
+
+def _free(gl, context) -> None:
     with contextlib.suppress(Exception):  # a driver that is going down may refuse; there is nothing left to save
-        if current:
-            gl.make_current()
+        gl.make_current()
+        context.free()
+        gl.free()
+
+
+def _free_faithful(gl, context) -> None:
+    with contextlib.suppress(Exception):
+        # Else dm_control, which does not know of FastRenderer's contexts, deletes what has these numbers in one of them.
+        with gl.make_current() as thread:
+            thread.call(gl._platform_make_current)
         context.free()
         gl.free()

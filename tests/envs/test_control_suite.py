@@ -268,8 +268,9 @@ def test_frame_stack_keeps_the_newest_frame_last():
 
 FAITHFUL = """
 import numpy as np, gymnasium as gym
-import gjwm.envs
+from gjwm.envs.rendering import choose_backend
 from gymnasium.utils.seeding import np_random
+choose_backend()  # before dm_control is imported
 from dm_control import suite
 
 for name, camera in (("reacher-easy", 0), ("quadruped-escape", 2), ("cartpole-swingup", 0)):
@@ -415,8 +416,22 @@ def test_a_copy_has_the_same_future_and_leaves_the_original_alone():
         np.testing.assert_array_equal(futures[1], futures[3])
 
 
-def test_environments_left_open_end_in_silence():
-    code = """
+@pytest.mark.parametrize("closed", ["fast", "faithful"])
+def test_closing_one_renderer_leaves_the_pictures_of_the_others(closed):
+    env = make("cheetah-run", obs="pixels", size=32, renderer="fast" if closed == "faithful" else "faithful")
+    expected = [env.reset(seed=seed)[0] for seed in range(3)]
+    other = make("reacher-easy", obs="pixels", size=32, renderer=closed)
+    other.reset(seed=0)
+    env.reset(seed=0)  # its context is current now
+    other.close()
+    np.testing.assert_array_equal([env.reset(seed=seed)[0] for seed in range(3)], expected)
+    env.close()
+
+
+@pytest.mark.parametrize("before", ["", "import torch"])
+def test_environments_left_open_end_in_silence(before):
+    code = f"""
+{before}
 import gymnasium
 kinds = ("fast", "faithful")
 envs = [gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels", renderer=kind) for kind in kinds]
