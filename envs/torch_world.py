@@ -43,12 +43,15 @@ def uniforms(key: Tensor, counter: Tensor, count: int) -> Planes:
     return tuple(((_mixed(seed + step) >> 40) & 0xFFFFFF).float() * 2.0**-24 for step in steps)
 
 
+def gaussian(u: Tensor, v: Tensor) -> Tensor:
+    """Two planes of uniform numbers in [0, 1) -> one of standard normals (Box & Muller, 1958)."""
+    return torch.sqrt(-2.0 * torch.log1p(-u)) * torch.cos(2 * math.pi * v)
+
+
 def normals(key: Tensor, counter: Tensor, count: int) -> Planes:
-    """`count` standard normal float32 planes from `uniforms` (Box & Muller, 1958)."""
+    """`count` standard normal float32 planes, as `uniforms`."""
     u = uniforms(key, counter, 2 * count)
-    return tuple(
-        torch.sqrt(-2.0 * torch.log1p(-u[2 * k])) * torch.cos(2 * math.pi * u[2 * k + 1]) for k in range(count)
-    )
+    return tuple(gaussian(u[2 * k], u[2 * k + 1]) for k in range(count))
 
 
 def within(low: float, high: float, u: Tensor) -> Tensor:
@@ -131,6 +134,7 @@ class World:
         self.elapsed = torch.zeros_like(self.key, dtype=torch.int32)  # control steps in this episode
         self._planes: Planes | None = None
         self.history: list[Planes] = []  # states of the stacked frames, oldest first
+        self._backdrops: dict[int, Tensor] = {}
 
     # -- what a kind of world says ---------------------------------------------------------------------------------------
 
@@ -175,6 +179,17 @@ class World:
     def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
         """Pictures of planes (n, K) of all worlds, or of the worlds `rows (n,)` -> fresh uint8 (n, K, 3, size, size)."""
         raise NotImplementedError
+
+    def backdrop(self, size: int) -> Tensor:
+        """What stands still in every picture, without what moves -> uint8 (3, size, size)."""
+        raise NotImplementedError
+
+    def canvas(self, size: int, *batch: int) -> Tensor:
+        """Fresh copies of the backdrop -> uint8 (*batch, 3, size, size)."""
+        if size not in self._backdrops:
+            self._backdrops[size] = self.backdrop(size)
+        frames = torch.empty(*batch, 3, size, size, dtype=torch.uint8, device=self.device)
+        return frames.copy_(self._backdrops[size])
 
     def scenes(self, state: Planes, size: int) -> Tensor:
         """Pictures for people, with the goal in them where that is not seen: planes (n,) -> uint8 (n, 3, size, size)."""
