@@ -8,7 +8,7 @@ package, most of them torch-native: many episodes are one batch of tensors, thro
     gjwm/two-room-v0                  a dot, a wall and a door (`gjwm.envs.two_room`)
     gjwm/two-room-slippery-v0         the same with a shortcut over ice
     gjwm/two-room-noisy-v0            the same with wind along the wall
-    gjwm/point-maze-v0                a ball with momentum in a maze (`gjwm.envs.point_maze`); maze="medium" unless said otherwise
+    gjwm/point-maze-v0                a ball with momentum in a maze (`gjwm.envs.point_maze`); maze="medium" by default
     gjwm/point-maze-<maze>-v0         open, u, cross, rooms, medium, spiral
     gjwm/push-v0                      a disc pushes a block to a pose (`gjwm.envs.push`)
     gjwm/torch-pendulum-swingup-v0    dm_control's pendulum in torch (`gjwm.envs.pendulum`)

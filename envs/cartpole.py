@@ -43,6 +43,7 @@ STIFFNESS, DAMPING = 1 / (IMPEDANCE[1] * TIME_CONSTANT) ** 2, 2 / (IMPEDANCE[1] 
 INVERSE_MASS = INERTIA / (MASS * INERTIA - COUPLING**2)  # 1/kg, of the cart with the pole upright
 
 SUCCESS_RADIUS = 0.1
+FASTEST = 100.0  # m/s and rad/s that a state may have
 
 VIEW = 4.8  # m, side of the picture, the rail across its middle
 CART_HALF_SIZE, DRAWN_POLE_RADIUS = (0.25, 0.13), 0.06  # m, as drawn
@@ -71,7 +72,7 @@ def accelerations(angle: Tensor, x: Tensor, velocity: Tensor, angular: Tensor, f
     determinant = MASS * INERTIA - couple * couple
 
     # The rail's end: a force that only pushes back, in closed form because there is one of them.
-    side = torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    side = torch.where(x >= 0, 1.0, -1.0)
     depth = (side * x - RAIL).clamp(min=0.0)
     impedance = _impedance(depth)
     wanted = -DAMPING * -side * velocity + STIFFNESS * impedance * depth  # inwards, m/s^2
@@ -92,8 +93,9 @@ class CartpoleWorld(World):
 
     state_names = ("x", "angle", "velocity", "angular_velocity")
     vector_names = ("x", "cos", "sin", "velocity", "angular_velocity")
+    vector_bounds = (-RAIL - 1, -1.0, -1.0, -FASTEST, -FASTEST), (RAIL + 1, 1.0, 1.0, FASTEST, FASTEST)
     actions, draws, limit = 1, 8, 1000
-    invalid = "has the cart more than 0.5 m beyond the rail's end, or holds NaN"
+    invalid = f"has the cart more than 1 m beyond the rail's end, a velocity above {FASTEST}, or holds NaN"
 
     def __init__(self, *, reward: str = "smooth", success_radius: float = SUCCESS_RADIUS, **common):
         super().__init__(success_radius=success_radius, **common)
@@ -150,7 +152,12 @@ class CartpoleWorld(World):
         return shown | {"velocity": state[2:]} if self.frame_stack > 1 else shown
 
     def valid(self, state: Planes) -> Tensor:
-        return super().valid(state) & (state[0].abs() <= RAIL + 0.5)
+        return (
+            super().valid(state)
+            & (state[0].abs() <= RAIL + 1)
+            & (state[2].abs() <= FASTEST)
+            & (state[3].abs() <= FASTEST)
+        )
 
     @functools.cached_property
     def _gains(self) -> list[float]:
@@ -229,7 +236,7 @@ class CartpoleEnv(TorchEnv):
     | obs        | space                                               | contents                                              |
     |------------|-----------------------------------------------------|-------------------------------------------------------|
     | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames of 4.8 m x 4.8 m, oldest first             |
-    | `"state"`  | `Box(-inf, inf, (5,), float32)`                     | cart m, cos, sin of the angle, cart m/s, pole rad/s   |
+    | `"state"`  | `Box([-2.8, 2.8], [-1, 1], [-100, 100], (5,))`      | cart m, cos, sin of the angle, cart m/s, pole rad/s   |
     | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                                       |
 
     The angle is from upright; a positive one leans to the right.

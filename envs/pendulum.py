@@ -21,6 +21,7 @@ DAMPING = 0.1  # N m s
 GRAVITY = 9.81  # m/s^2
 UPRIGHT = math.cos(math.radians(8))  # cosine from which the task rewards
 SUCCESS_RADIUS = 0.1
+FASTEST = 100.0  # rad/s that a state may have; the motor alone brings it to about 12
 
 VIEW = 1.4  # m, side of the picture, the pivot at its centre
 POLE_RADIUS, MASS_RADIUS = 0.03, 0.07  # m, as drawn
@@ -34,8 +35,9 @@ class PendulumWorld(World):
 
     state_names = ("angle", "velocity")
     vector_names = ("cos", "sin", "velocity")
+    vector_bounds = (-1.0, -1.0, -FASTEST), (1.0, 1.0, FASTEST)
     actions, draws, limit = 1, 1, 1000
-    invalid = "holds NaN or infinity"
+    invalid = f"has a velocity above {FASTEST} rad/s, or holds NaN"
 
     def __init__(self, *, reward: str = "sparse", success_radius: float = SUCCESS_RADIUS, **common):
         super().__init__(success_radius=success_radius, **common)
@@ -64,6 +66,9 @@ class PendulumWorld(World):
 
     def goal_state_of(self, state: Planes) -> Planes:
         return torch.zeros_like(state[0]), torch.zeros_like(state[0])
+
+    def valid(self, state: Planes) -> Tensor:
+        return super().valid(state) & (state[1].abs() <= FASTEST)
 
     def vectors_of(self, state: Planes) -> Planes:
         return *self.position_of(state), state[1]
@@ -137,7 +142,7 @@ class PendulumEnv(TorchEnv):
     | obs        | space                                               | contents                                            |
     |------------|-----------------------------------------------------|-----------------------------------------------------|
     | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames of 1.4 m x 1.4 m, oldest first           |
-    | `"state"`  | `Box(-inf, inf, (3,), float32)`                     | cos and sin of the angle from upright, rad/s        |
+    | `"state"`  | `Box([-1, 1] and [-100, 100], (3,), float32)`       | cos and sin of the angle from upright, rad/s        |
     | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                                     |
 
     A positive angle leans to the right.

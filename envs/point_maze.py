@@ -20,6 +20,7 @@ from .torch_world import Planes, World
 RADIUS = 0.03  # of the ball, world units
 ACCELERATION = 0.01  # world units per step^2 at |action| = 1
 DRAG = 0.25  # share of the velocity lost per step: at full action the ball settles at 0.04 world units per step
+TOP_SPEED = 0.041  # world units per step, more than the ball ever reaches
 GAP = 1e-5  # world units between a ball at rest against a wall and the wall: more than float32 rounds off
 SUCCESS_RADIUS = 0.05
 
@@ -68,10 +69,11 @@ class PointMazeWorld(World):
     """The maze as a `World`. A state is `x, y, vx, vy, goal_x, goal_y`."""
 
     state_names = ("x", "y", "vx", "vy", "goal_x", "goal_y")
+    vector_bounds = (0.0, 0.0, -TOP_SPEED, -TOP_SPEED, 0.0, 0.0), (1.0, 1.0, TOP_SPEED, TOP_SPEED, 1.0, 1.0)
     actions, limit = 2, 200
     candidates = 4  # goal cells drawn per episode, of which the first that is not the start's is taken
     draws = 4 + 3 * candidates
-    invalid = "puts the ball or the goal into a wall, or holds NaN"
+    invalid = f"puts the ball or the goal into a wall, has a velocity above {TOP_SPEED}, or holds NaN"
 
     def __init__(
         self,
@@ -139,7 +141,7 @@ class PointMazeWorld(World):
         Returns:
             the new coordinate, and whether a wall stopped it.
         """
-        sign = torch.where(step >= 0, 1.0, -1.0).to(step.dtype)
+        sign = torch.where(step >= 0, 1.0, -1.0)
         edge = along + step + sign * (RADIUS + GAP)
         hit = torch.zeros_like(edge, dtype=torch.bool)
         for side in (low, high):
@@ -176,7 +178,7 @@ class PointMazeWorld(World):
 
     def valid(self, state: Planes) -> Tensor:
         x, y, vx, vy, goal_x, goal_y = state
-        fits = super().valid(state) & (vx.abs() <= 0.05) & (vy.abs() <= 0.05)
+        fits = super().valid(state) & (vx.abs() <= TOP_SPEED) & (vy.abs() <= TOP_SPEED)
         for px, py, reach in ((x, y, RADIUS), (goal_x, goal_y, 0.0)):
             fits = fits & (px > 0) & (px < 1) & (py > 0) & (py < 1)
             for sx in (-reach, reach):
@@ -262,7 +264,7 @@ class PointMazeEnv(TorchEnv):
     | obs        | space                                               | contents                                 |
     |------------|-----------------------------------------------------|------------------------------------------|
     | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames, oldest first, newest last    |
-    | `"state"`  | `Box(-inf, inf, (6,), float32)`                     | `x, y, vx, vy, goal_x, goal_y`           |
+    | `"state"`  | `Box([0, 1] and [-0.041, 0.041], (6,), float32)`     | `x, y, vx, vy, goal_x, goal_y`           |
     | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                          |
 
     ## Reward

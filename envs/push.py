@@ -84,7 +84,7 @@ def shove(p: Tensor, q: Tensor, nx: Tensor, ny: Tensor, depth: Tensor, along: Te
     fx, fy = wx + q * turn, wy - p * turn
     normal, tangent = fx * nx + fy * ny, fy * nx - fx * ny
     # The cone's edge on the side of the slip, scaled so that the block just gets out of the disc's way.
-    side = torch.where(tangent >= 0, FRICTION, -FRICTION).to(normal.dtype)
+    side = torch.copysign(torch.full_like(tangent, FRICTION), tangent)
     ex, ey = nx - side * ny, ny + side * nx
     scale = depth / (1.0 + _across(p, q, nx, ny) * _across(p, q, ex, ey) * inverse)
     sticks = tangent.abs() <= FRICTION * normal
@@ -155,6 +155,7 @@ class PushWorld(World):
         "goal_cos",
         "goal_sin",
     )
+    vector_bounds = (-1.0, 1.0)
     actions, limit, least_size = 2, 100, 24
     candidates = 8  # goals drawn per episode, of which the first that is not reached already is taken
     draws = 5 + 3 * candidates
@@ -246,7 +247,7 @@ class PushWorld(World):
         The way to a place leads round the block. Places that border keeps the disc from are left out.
         """
         x, y, bx, by, angle, *goal = (plane[..., None] for plane in state)
-        p, q, nx, ny = self._pushes  # (K,) each, in the block's frame
+        p, q, nx, ny, along_x, along_y, rate = self._pushes  # (K,) each, in the block's frame
         cos, sin = torch.cos(angle), torch.sin(angle)
         to_world = lambda u, v: (u * cos - v * sin, u * sin + v * cos)  # noqa: E731
 
@@ -254,15 +255,13 @@ class PushWorld(World):
         start_x, start_y = bx + start_x, by + start_y
         travel = torch.sqrt((start_x - x) ** 2 + (start_y - y) ** 2)
         possible = (start_x - 0.5).abs().maximum((start_y - 0.5).abs()) < 0.5 - RADIUS
-        moment = _across(p, q, nx, ny)
-        rate = 1.0 / (1.0 + moment**2 / MOMENT_ARM**2)  # displacement of the block per advance of the disc
         now = _pose_distance((bx, by, angle), goal)
         best_value, best_length = torch.full_like(travel, math.inf), torch.zeros_like(travel)
         for length in (0.01, 0.03, 0.06, 0.12):
-            turned = length * rate * moment / MOMENT_ARM**2
+            turned = length * rate
             middle_cos, middle_sin = torch.cos(angle + turned / 2), torch.sin(angle + turned / 2)
-            ahead_x = bx + length * rate * (nx * middle_cos - ny * middle_sin)
-            ahead_y = by + length * rate * (nx * middle_sin + ny * middle_cos)
+            ahead_x = bx + length * (along_x * middle_cos - along_y * middle_sin)
+            ahead_y = by + length * (along_x * middle_sin + along_y * middle_cos)
             value = _pose_distance((ahead_x, ahead_y, angle + turned), goal)
             better = value < best_value
             best_value, best_length = torch.where(better, value, best_value), torch.where(better, length, best_length)
@@ -354,13 +353,14 @@ def _room(u: Tensor, v: Tensor) -> Planes:
 
 
 def _pushes(device: torch.device) -> Planes:
-    """Places on the block's outline to push at: point and inward normal, (K,) each."""
+    """Places on the block's outline to push at: point, inward normal, and how the block moves per advance, (K,) each."""
     places = []
     for share in (-0.85, -0.5, -0.2, 0.2, 0.5, 0.85):
         for end in (-1.0, 1.0):
             places.append((end * HALF_LENGTH, share * HALF_WIDTH, -end, 0.0))
             places.append((share * HALF_LENGTH, end * HALF_WIDTH, 0.0, -end))
-    return tuple(torch.tensor(places, device=device).T.contiguous())
+    p, q, nx, ny = torch.tensor(places, device=device).T.contiguous()
+    return p, q, nx, ny, *shove(p, q, nx, ny, torch.ones_like(p), torch.zeros_like(p))
 
 
 class PushEnv(TorchEnv):
@@ -391,7 +391,7 @@ class PushEnv(TorchEnv):
     | obs        | space                                               | contents                                             |
     |------------|-----------------------------------------------------|------------------------------------------------------|
     | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames, oldest first, newest last                |
-    | `"state"`  | `Box(-inf, inf, (10,), float32)`                    | disc x, y; block x, y, cos, sin; goal x, y, cos, sin |
+    | `"state"`  | `Box(-1, 1, (10,), float32)`                        | disc x, y; block x, y, cos, sin; goal x, y, cos, sin |
     | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                                      |
 
     ## Reward

@@ -23,8 +23,9 @@ from .torch_world import Seed, World
 
 def _observation_space(world: World) -> spaces.Space:
     pixels = spaces.Box(0, 255, (3 * world.frame_stack, world.size, world.size), np.uint8)
-    low, high = world.vector_bounds
-    state = spaces.Box(low, high, (len(world.vector_names or world.state_names),), np.float32)
+    shape = (len(world.vector_names or world.state_names),)
+    low, high = (np.broadcast_to(np.float32(bound), shape) for bound in world.vector_bounds)
+    state = spaces.Box(low, high, dtype=np.float32)
     return {"pixels": pixels, "state": state, "both": spaces.Dict({"pixels": pixels, "state": state})}[world.obs]
 
 

@@ -5,9 +5,9 @@ shape; an action likewise. Rules written so work over any batch shape, in any fl
 wherever the physics has them. `World` keeps the planes of B running episodes and does all that worlds have in common: seeds,
 clocks, time limits, action repeat, frame stacks, restarts under a mask, checks, and rollouts for planners.
 
-Nothing in `World.step`, `World.begin` and `World.observe` waits for an accelerator, except drawing backgrounds that differ
-from episode to episode. What is random is a hash of (seed, episode, number): it depends neither on the device nor on the other
-worlds of the batch, and drawing it is a few integer operations on tensors.
+Nothing in `World.step`, `World.begin` and `World.observe` waits for an accelerator. What is random is a hash of (seed, episode,
+number): it depends neither on the device nor on the other worlds of the batch, and drawing it is a few integer operations on
+tensors.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class World:
 
     state_names: ClassVar[tuple[str, ...]] = ()  # what get_state, set_state and simulate mean by X
     vector_names: ClassVar[tuple[str, ...]] = ()  # what "state" observations hold
-    vector_bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    vector_bounds: ClassVar[tuple[float | Sequence[float], float | Sequence[float]]] = (-math.inf, math.inf)
     actions: ClassVar[int] = 1  # A
     draws: ClassVar[int] = 0  # uniform numbers that an episode begins with
     noises: ClassVar[int] = 0  # normal numbers that a control step takes
@@ -195,8 +195,11 @@ class World:
         """Pictures for people, with the goal in them where that is not seen: planes (n,) -> uint8 (n, 3, size, size)."""
         return self.pictures(tuple(plane[:, None] for plane in state), size)[:, 0]
 
-    def begun(self, mask: Tensor | None) -> None:
-        """Called after states were put in place, in all worlds (None) or where mask (B,): for what follows from them."""
+    def begun(self, mask: Tensor | None, drawn: bool) -> None:
+        """Called after states were put in place, in all worlds (None) or where mask (B,): for what follows from them.
+
+        drawn: they are from `draw`, not from outside.
+        """
 
     def expert(self, state: Planes) -> Planes:
         """The scripted policy's action -> A planes."""
@@ -206,7 +209,7 @@ class World:
     def planes(self) -> Planes:
         """The running episodes' states: X planes (B,). Before the first episode, where one with seed 0 would begin."""
         if self._planes is None:
-            self._put(self.draw(uniforms(self.key, self.episode, self.draws)), None)
+            self._put(self.draw(uniforms(self.key, self.episode, self.draws)), None, drawn=True)
         return self._planes
 
     # -- episodes --------------------------------------------------------------------------------------------------------
@@ -247,16 +250,16 @@ class World:
             self.episode, self.luck = self.episode + 1, luck
         else:
             self.episode, self.luck = self.episode + mask, torch.where(mask, luck, self.luck)
-        self._put(state, mask)
+        self._put(state, mask, drawn=True)
 
     def set_state(self, states: Any) -> None:
         """Put the worlds into `states (B, X)`, with a new clock; the frame stack repeats the picture."""
         planes, luck = self.check_states(states)
         if luck is not None:
             self.luck = luck
-        self._put(planes, None)
+        self._put(planes, None, drawn=False)
 
-    def _put(self, state: Planes, mask: Tensor | None) -> None:
+    def _put(self, state: Planes, mask: Tensor | None, *, drawn: bool) -> None:
         if mask is None:
             self._planes = tuple(plane.contiguous() for plane in state)
             self.elapsed = torch.zeros_like(self.elapsed)
@@ -265,7 +268,7 @@ class World:
             self._planes = select(mask, state, self.planes)
             self.elapsed = torch.where(mask, 0, self.elapsed)
             self.history = [select(mask, state, past) for past in self.history]
-        self.begun(mask)
+        self.begun(mask, drawn)
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Apply `actions (B, A)` -> rewards (B,) float32, and success, terminated, truncated (B,) bool."""

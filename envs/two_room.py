@@ -56,6 +56,7 @@ class TwoRoomWorld(World):
         self.slip, self.corridor, self.wind = float(slip), corridor, float(wind)
         self.noises = 2 if (shortcut is not None and slip) or (corridor is not None and wind) else 0
         self._backgrounds: Tensor | None = None  # (1 or B, 3, size, size), see `begun`
+        self._usual = False  # whether they show the layout that all episodes have
 
     def draw(self, u: Planes) -> Planes:
         episode = layout.draw_episode(
@@ -123,19 +124,23 @@ class TwoRoomWorld(World):
         """Layouts (...) without the agent -> uint8 (..., 3, size, size)."""
         return layout.background(wall_x, door_y, size, self.shortcut, self.corridor)
 
-    def begun(self, mask: Tensor | None) -> None:
+    def begun(self, mask: Tensor | None, drawn: bool) -> None:
         """Redraw walls where layouts changed. Worlds of one layout share one background, kept as long as it holds."""
         if self.obs == "state":
             return  # drawn when a picture is asked for
         wall_x, door_y = self.planes[4:6]
-        if self._backgrounds is None or mask is None or len(self._backgrounds) != self.worlds:
-            if mask is not None and self.wall is not None and self.door is not None:
-                return  # the one layout there is
-            one = bool(((wall_x == wall_x[0]) & (door_y == door_y[0])).all())
-            drawn = slice(0, 1) if one else slice(None)
-            self._backgrounds = self.background(wall_x[drawn], door_y[drawn], self.size)
+        constant = self.wall is not None and self.door is not None
+        if mask is None:
+            one = constant if drawn else bool(((wall_x == wall_x[0]) & (door_y == door_y[0])).all())
+            rows = slice(0, 1) if one else slice(None)
+            if not (drawn and constant and self._usual):
+                self._backgrounds = self.background(wall_x[rows], door_y[rows], self.size)
+            self._usual = drawn and constant
+        elif self._usual:
+            return
         elif self.device.type == "cpu":
             rows = mask.nonzero()[:, 0]
+            self._backgrounds = self._backgrounds.repeat(self.worlds // len(self._backgrounds), 1, 1, 1)
             self._backgrounds[rows] = self.background(wall_x[rows], door_y[rows], self.size)
         else:
             fresh = self.background(wall_x, door_y, self.size)
