@@ -591,3 +591,48 @@ def test_a_shortcut_needs_wall_around_it(kwargs):
         TwoRoomEnv(**kwargs)
     with pytest.raises(ValueError, match="slip is"):
         TwoRoomEnv(slip=-0.1)
+
+
+# -- the noisy corridor ------------------------------------------------------------------------------------------------
+
+
+def test_wind_blows_in_the_corridor_and_nowhere_else():
+    n = 4000
+    env = TwoRoomVectorEnv(num_envs=n, obs="state", terminate_on_goal=False, corridor=0.2)
+    inside, outside = [0.35, 0.3, 0.9, 0.9, 0.5, 0.5], [0.2, 0.3, 0.9, 0.9, 0.5, 0.5]
+    env.reset(seed=0, options={"state": np.tile(inside, (n, 1))})
+    east = np.tile(np.float32([0.5, 0.0]), (n, 1))
+    env.step(east)
+    moved = env.position - inside[:2]
+    assert np.allclose(moved.mean(0), [0.02, 0], atol=0.002) and np.allclose(moved.std(0), layout.WIND, rtol=0.05)
+    env.set_state(np.tile(outside, (n, 1)))
+    env.step(east)
+    assert np.allclose(env.position, [0.22, 0.3], atol=1e-6)
+
+
+def test_walls_hold_against_the_wind_and_the_corridor_shows():
+    env = TwoRoomVectorEnv(num_envs=300, obs="state", terminate_on_goal=False, corridor=0.2, wind=0.1, wall="random")
+    env.reset(seed=0)
+    for action in actions_of(0, 60, 300):
+        env.step(action)
+        state = torch.from_numpy(env.get_state()).float()
+        assert layout.is_free(state[:, :2], state[:, 4], state[:, 5]).all()
+    windy, still = (TwoRoomEnv(corridor=c).reset(seed=0)[0].astype(int) for c in (0.2, None))
+    columns = np.nonzero((windy != still).any((0, 1)))[0]
+    assert (columns.min(), columns.max()) == (19, 44)  # 0.3 to 0.7 of 64 pixels
+
+
+def test_a_state_carries_its_luck_and_a_bare_one_leaves_it():
+    env = TwoRoomEnv(obs="state", terminate_on_goal=False, corridor=0.3)
+    env.reset(seed=0, options={"state": [0.4, 0.4, 0.9, 0.9, 0.5, 0.5]})
+    state, still = env.get_state(), np.zeros(2, np.float32)
+    assert state.shape == (7,)
+
+    def outcome():
+        return env.step(still)[0][:2]
+
+    first = outcome()
+    env.set_state(state)
+    assert np.array_equal(outcome(), first)
+    env.set_state(state[:6])
+    assert not np.array_equal(outcome(), first)
