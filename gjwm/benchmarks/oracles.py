@@ -29,12 +29,15 @@ from gjwm.planning import CEM, GradientPlanner, Planner
 # world: (id, arguments, steps, horizon, steps between plans, steps per planned action)
 GOALS: dict[str, tuple[str, dict[str, Any], int, int, int, int]] = {
     "two-room": ("gjwm/two-room-v0", {"goal": "other-room"}, 60, 24, 4, 1),
-    **{f"point-maze, {maze}": (f"gjwm/point-maze-{maze}-v0", {}, 80, 48, 4, 4) for maze in ("u", "rooms", "medium")},
+    **{
+        f"point-maze, {maze}": (f"gjwm/point-maze-{maze}-v0", {}, 80, 48, 4, 4)
+        for maze in ("u", "rooms", "medium", "spiral")
+    },
     "push": ("gjwm/push-v0", {}, 80, 24, 2, 2),
 }
 SWINGUPS: dict[str, tuple[str, int, int, int]] = {  # id, action repeat, horizon, steps between plans
-    "pendulum-swingup": ("gjwm/torch-pendulum-swingup-v0", 4, 32, 2),
-    "cartpole-swingup": ("gjwm/torch-cartpole-swingup-v0", 4, 32, 2),
+    "pendulum-swingup": ("gjwm/torch-pendulum-swingup-v0", 4, 32, 4),
+    "cartpole-swingup": ("gjwm/torch-cartpole-swingup-v0", 4, 32, 4),
 }
 
 
@@ -53,10 +56,13 @@ def run(*, quick: bool = False, count: int = 100, only: str = "") -> list[dict[s
     return rows
 
 
-def _cem(quick: bool, repeat: int) -> Planner:
-    if quick:
-        return CEM(samples=8, iterations=2, elites=2, repeat=repeat)
-    return CEM(samples=384, iterations=5, elites=32, repeat=repeat, noise_beta=1.0, init_std=1.0, memory=0.1)
+def _cem(quick: bool, repeat: int, samples: int = 384, iterations: int = 5) -> Planner:
+    size = (
+        dict(samples=8, iterations=2, elites=2)
+        if quick
+        else dict(samples=samples, iterations=iterations, elites=samples // 12)
+    )
+    return CEM(repeat=repeat, noise_beta=1.0, init_std=1.0, memory=0.1, **size)
 
 
 def _goals(world: str, quick: bool, count: int) -> list[dict[str, Any]]:
@@ -104,11 +110,11 @@ def _swingup(world: str, quick: bool, count: int) -> list[dict[str, Any]]:
         return lambda envs, states: controller.act(score(states), len(states)).numpy()
 
     gradient = GradientPlanner(
-        **(dict(starts=2, iterations=2, survivors=1) if quick else dict(starts=24, iterations=15))
+        **(dict(starts=2, iterations=2, survivors=1) if quick else dict(starts=12, iterations=10))
     )
     rng = np.random.default_rng(0)
     policies: dict[str, Any] = {
-        "CEM on the simulator": planning(_cem(quick, 2)),
+        "CEM on the simulator": planning(_cem(quick, 2, samples=240, iterations=2)),
         "GradientPlanner on the simulator": planning(gradient),
         "scripted": lambda env, states: env.unwrapped.expert_action(),
         "random": lambda env, states: rng.uniform(-1, 1, (count, 1)).astype(np.float32),
