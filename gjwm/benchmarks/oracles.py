@@ -35,9 +35,10 @@ GOALS: dict[str, tuple[str, dict[str, Any], int, int, int, int]] = {
     },
     "push": ("gjwm/push-v0", {}, 80, 24, 2, 2),
 }
-SWINGUPS: dict[str, tuple[str, int, int, int]] = {  # id, action repeat, horizon, steps between plans
-    "pendulum-swingup": ("gjwm/torch-pendulum-swingup-v0", 4, 32, 4),
-    "cartpole-swingup": ("gjwm/torch-cartpole-swingup-v0", 4, 32, 4),
+# world: (id, action repeat, horizon, steps between plans, samples and rounds of CEM; the cartpole's cost ten times as much)
+SWINGUPS: dict[str, tuple[str, int, int, int, int, int]] = {
+    "pendulum-swingup": ("gjwm/torch-pendulum-swingup-v0", 4, 32, 2, 384, 5),
+    "cartpole-swingup": ("gjwm/torch-cartpole-swingup-v0", 4, 32, 4, 240, 2),
 }
 
 
@@ -92,7 +93,7 @@ def _scripted(envs: list[Any], starts: np.ndarray) -> Policy:
 
 
 def _swingup(world: str, quick: bool, count: int) -> list[dict[str, Any]]:
-    env_id, action_repeat, horizon, replan_every = SWINGUPS[world]
+    env_id, action_repeat, horizon, replan_every, samples, rounds = SWINGUPS[world]
     kwargs = dict(obs="state", action_repeat=action_repeat)
     simulator = make_env(env_id, reward="smooth", **kwargs).unwrapped
 
@@ -110,11 +111,11 @@ def _swingup(world: str, quick: bool, count: int) -> list[dict[str, Any]]:
         return lambda envs, states: controller.act(score(states), len(states)).numpy()
 
     gradient = GradientPlanner(
-        **(dict(starts=2, iterations=2, survivors=1) if quick else dict(starts=12, iterations=10))
+        **(dict(starts=2, iterations=2, survivors=1) if quick else dict(starts=24, iterations=15))
     )
     rng = np.random.default_rng(0)
     policies: dict[str, Any] = {
-        "CEM on the simulator": planning(_cem(quick, 2, samples=240, iterations=2)),
+        "CEM on the simulator": planning(_cem(quick, 2, samples, rounds)),
         "GradientPlanner on the simulator": planning(gradient),
         "scripted": lambda env, states: env.unwrapped.expert_action(),
         "random": lambda env, states: rng.uniform(-1, 1, (count, 1)).astype(np.float32),
