@@ -1,14 +1,12 @@
 """Every observation carries its env, episode and step, so that any mixed-up window shows."""
 
 import json
-import zipfile
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from gjwm.dataset import Episode, dataset_info, load_buffer, open_dataset, read_episodes, write_shard
 from gjwm.replay import ReplayBuffer, describe_space, rebuild_space, stack_frames
 
 torch.set_num_threads(1)
@@ -312,75 +310,3 @@ def test_spaces_survive_json():
     space = spaces.Dict({"a": spaces.Box(low, low + 9, dtype=np.float32), "b": spaces.Box(0, 255, (3, 2, 2), np.uint8)})
     text = json.dumps(describe_space(space), allow_nan=False)
     assert rebuild_space(json.loads(text)) == space
-
-
-# -- the dataset folder ------------------------------------------------------------------------------------------------
-
-
-def header(**changes):
-    space = spaces.Box(0, 255, (2, 4, 4), np.uint8)
-    return (
-        dict(env_id="x", env_kwargs={"size": 4}, observation_space=space, action_space=ACTION, frame_stack=2) | changes
-    )
-
-
-def episode(number, length):
-    o = stack_frames(images(number, length), 2)
-    return Episode(
-        o, np.full((length, 2), number / 10, np.float32), np.ones(length, np.float32), ends(length), ends(9)[:length]
-    )
-
-
-def test_a_dataset_returns_the_episodes_it_was_given(tmp_path):
-    open_dataset(tmp_path, **header())
-    write_shard(tmp_path, [episode(0, 5), episode(1, 3)], behaviour="b")
-    open_dataset(tmp_path, **header())
-    write_shard(tmp_path, [episode(2, 7)], behaviour="c")
-    info = dataset_info(tmp_path)
-    assert (info["episodes"], info["steps"]) == (3, 15)
-    assert [s["behaviour"] for s in info["shards"]] == ["b", "c"]
-    assert not list(tmp_path.glob("*.partial"))
-    for i, (read, length) in enumerate(zip(read_episodes(tmp_path), (5, 3, 7))):
-        for a, b in zip(read[:5], episode(i, length)[:5]):
-            np.testing.assert_array_equal(a, b)
-    with np.load(tmp_path / "shard-00000.npz") as columns:
-        assert columns["o"].shape == (10, 1, 4, 4)  # single frames
-    buffer = load_buffer(tmp_path)
-    assert len(buffer) == 15 and buffer.frame_stack == 2
-    assert buffer.sample(10, 7).o.unique(dim=0).shape == (1, 8, 2, 4, 4)
-
-
-def test_another_env_cannot_extend_a_dataset(tmp_path):
-    open_dataset(tmp_path, **header())
-    for change in (dict(env_id="y"), dict(env_kwargs={"size": 8}), dict(action_space=spaces.Box(-1, 1, (3,)))):
-        with pytest.raises(ValueError, match=f"cannot be extended with {next(iter(change))}"):
-            open_dataset(tmp_path, **header(**change))
-    with pytest.raises(ValueError, match="plain JSON"):
-        open_dataset(tmp_path / "other", **header(env_kwargs={"size": object()}))
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
-def test_a_damaged_shard_is_named(tmp_path, damage):
-    open_dataset(tmp_path, **header())
-    write_shard(tmp_path, [episode(0, 5)])
-    file = write_shard(tmp_path, [episode(1, 5)])
-    content = bytearray(file.read_bytes())
-    if damage == "truncated":
-        file.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped":
-        with zipfile.ZipFile(file) as archive:
-            offset = archive.getinfo("o.npy").header_offset
-        content[offset + 250] ^= 255
-        file.write_bytes(content)
-    else:
-        file.unlink()
-    with pytest.raises(ValueError, match=r"shard-00001\.npz is missing or damaged"):
-        load_buffer(tmp_path)
-
-
-def test_a_folder_without_metadata_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no metadata\.json"):
-        dataset_info(tmp_path)
-    (tmp_path / "metadata.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
-        dataset_info(tmp_path)
