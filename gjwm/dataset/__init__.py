@@ -7,7 +7,7 @@ format is described in docs/data.md. Nothing here knows how the episodes were co
 
 from gjwm.dataset.episodes import Arrays, Episode, newest_frames, restack
 from gjwm.dataset.folder import SHARD_BYTES, DatasetWriter, dataset_info, load_buffer, read_episodes
-from gjwm.dataset.stream import DiskWindows, open_windows
+from gjwm.dataset.stream import DiskWindows, bytes_in_memory, open_windows
 from gjwm.dataset.verify import verify
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "DatasetWriter",
     "DiskWindows",
     "Episode",
+    "bytes_in_memory",
     "dataset_info",
     "load_buffer",
     "newest_frames",
