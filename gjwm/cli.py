@@ -142,7 +142,7 @@ def collect_command(cfg: DictConfig) -> None:
 
 
 def train_command(cfg: DictConfig) -> None:
-    """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures; with cfg.resume go on with a training."""
+    """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures; with cfg.resume go on."""
     run = Path(cfg.run_dir)
     _require_same_env(cfg)
     decoder_steps = cfg.train.decoder_steps
@@ -184,18 +184,22 @@ def train_command(cfg: DictConfig) -> None:
                 logger.log(scalars, step)
                 bar.report(step, loss=scalars["loss"], frames_per_second=scalars["frames_per_second"])
 
-            train(
-                model,
-                objective,
-                buffer,
-                log=log,
-                log_every=cfg.logger.every,
-                generator=generator,
-                prefetch=2 if isinstance(buffer, DiskWindows) else 0,
-                checkpoints=checkpoints,
-                checkpoint_every=cfg.checkpoint.every,
-                **options,
-            )
+            try:
+                train(
+                    model,
+                    objective,
+                    buffer,
+                    log=log,
+                    log_every=cfg.logger.every,
+                    generator=generator,
+                    prefetch=2 if isinstance(buffer, DiskWindows) else 0,
+                    checkpoints=checkpoints,
+                    checkpoint_every=cfg.checkpoint.every,
+                    **options,
+                )
+            except FloatingPointError:
+                checkpoints.clear()  # going on would end the same way
+                raise
             seconds = checkpoints.latest().content["seconds"]
             training = {"seconds": seconds, "threads": torch.get_num_threads()}
         extra = {"version": __version__, "config": resolved, "training": training}
@@ -246,8 +250,8 @@ def _begin(cfg: DictConfig, run: Path, checkpoints: Checkpoints) -> tuple[int | 
         return found.step, before["episodes"]
     if unfinished:
         raise ValueError(
-            f"{run} holds a training that stopped after step {found.step}: go on with resume=true, or remove {run / 'state'} to "
-            "start anew."
+            f"{run} holds a training that stopped after step {found.step}: go on with resume=true, or remove "
+            f"{checkpoints.folder} to start anew."
         )
     checkpoints.clear()
     episodes = dataset_info(cfg.dataset)["episodes"]

@@ -84,7 +84,12 @@ def train(
         found = None if checkpoints is None else checkpoints.latest()
         if found is not None:
             first, state = found
-            for name, part in (("model", model), ("objective", objective), ("optimizer", optimizer), ("schedule", schedule)):
+            for name, part in (
+                ("model", model),
+                ("objective", objective),
+                ("optimizer", optimizer),
+                ("schedule", schedule),
+            ):
                 part.load_state_dict(state[name])
             draw.restore(state["windows"])
             if generator is not None:

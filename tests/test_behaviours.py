@@ -3,7 +3,15 @@ import types
 import numpy as np
 import pytest
 
-from gjwm.behaviours import Coloured, Mixture, OrnsteinUhlenbeck, Scripted, Uniform, behaviour_from_weights, coloured_noise
+from gjwm.behaviours import (
+    Coloured,
+    Mixture,
+    OrnsteinUhlenbeck,
+    Scripted,
+    Uniform,
+    behaviour_from_weights,
+    coloured_noise,
+)
 
 T, A = 64, 2
 
@@ -37,7 +45,9 @@ def test_actions_are_float32_within_bounds(behaviour):
     assert np.abs(a).max() <= 1 and a.std() > 0.3
 
 
-@pytest.mark.parametrize("behaviour", [Uniform(), Coloured(), OrnsteinUhlenbeck(), Mixture({Uniform(): 1, Coloured(): 1})])
+@pytest.mark.parametrize(
+    "behaviour", [Uniform(), Coloured(), OrnsteinUhlenbeck(), Mixture({Uniform(): 1, Coloured(): 1})]
+)
 def test_an_episode_depends_on_its_generator_and_not_on_its_company(behaviour):
     together = actions(behaviour, rngs(6))
     np.testing.assert_array_equal(together[3:4], actions(behaviour, rngs(6)[3:4]))

@@ -26,6 +26,7 @@ LAYERS = [
     {"figures", "diagnostics", "replay"},
     {"dataset"},
     {"coverage"},
+    {"data_command"},
     {"world_model", "collect", "checkpoint"},
     {"agent", "train", "surprise"},
     {"evaluate", "explore", "rollout_video", "study"},

@@ -107,7 +107,8 @@ def to_columns(
         values = columns[name]
         last = np.full((1, *values.shape[1:]), np.nan if values.dtype.kind == "f" else False, values.dtype)
         columns[name] = np.concatenate([values, last])
-    return {name: np.ascontiguousarray(columns[name], _little(columns[name].dtype)) for name in sorted(columns)}
+    # Copies: the caller may use its arrays again before these are on disk.
+    return {name: np.array(columns[name], _little(columns[name].dtype), order="C") for name in sorted(columns)}
 
 
 def _fitting(name: str, values: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

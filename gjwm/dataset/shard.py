@@ -88,20 +88,20 @@ class Shard:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._file = h5py.File(path, "r", locking=False)
+            self._file = h5py.File(path, "r")
         except FileNotFoundError as error:
             raise ValueError(f"the shard {path} is missing; restore it or collect the dataset again.") from error
         except OSError as error:
             raise damaged(path, error) from error
         try:
-            attributes = dict(self._file.attrs)
+            attributes = {name: _plain(value) for name, value in self._file.attrs.items()}
             if attributes.get("format") != FORMAT:
                 raise ValueError(
                     f"{path} has dataset format {attributes.get('format')!r}, this version reads {FORMAT}; convert or "
                     "collect it again."
                 )
             self.header = {
-                name: _plain(value) if name in PLAIN or name == "first_episode" else json.loads(value)
+                name: value if name in PLAIN or name == "first_episode" else json.loads(value)
                 for name, value in attributes.items()
             }
             self.first_episode = int(self.header.pop("first_episode"))

@@ -28,7 +28,8 @@ def verify(path: str | Path) -> list[str]:
             shard = Shard(path / entry["file"])
         except ValueError as error:
             last = first + entry["episodes"] - 1
-            problems.append(f"episodes {first} to {last}: {error}")
+            which = f"episode {first}" if last == first else f"episodes {first} to {last}"
+            problems.append(f"{which}: {error}")
             first += entry["episodes"]
             continue
         with shard:
