@@ -65,6 +65,8 @@ def _prepare(cfg: DictConfig) -> None:
         raise ValueError(f"threads must be null or a whole number, 1 or more, got {threads!r}.")
     torch.set_num_threads(threads)
     _check_device(str(cfg.device))
+    if str(cfg.device).startswith("cuda"):
+        torch.cuda.set_device(torch.device(cfg.device))  # what "auto" means to a replay buffer
     torch.manual_seed(cfg.seed)  # weights of new networks; everything else has a generator of its own
 
 

@@ -112,7 +112,7 @@ class ReplayBuffer(Windows):
 
         rows = self.num_envs * self._lane_rows
         self.priority_exponent = priority_exponent
-        self.device = _residence(device, self.nbytes)
+        self.device = residence(device, self.nbytes)
         self._require_memory()
         self._lock = threading.RLock()
         self._o = {
@@ -539,7 +539,7 @@ def _flags(what: str, value: ArrayLike | Tensor, shape: tuple[int]) -> np.ndarra
     return np.array(array, bool)
 
 
-def _residence(device: torch.device | str, nbytes: int) -> torch.device:
+def residence(device: torch.device | str, nbytes: int) -> torch.device:
     """The device that `device` means for rows of `nbytes`."""
     if device != "auto":
         return torch.device(device)
