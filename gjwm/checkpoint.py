@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,14 @@ class Checkpoint(NamedTuple):
 
     step: int
     content: dict[str, Any]
+    attached: dict[str, Path]  # files saved with it
 
 
 class Checkpoints:
     """A folder of states of one run, `state-<step>.pt`; each appears whole or not at all, and the newest two are kept.
+
+    What has a file format of its own, such as a replay buffer that grows, is attached: `state-<step>-<name>` is written before
+    the state that counts on it and goes with it.
 
     Args:
         folder: made when the first state is saved.
@@ -39,15 +44,32 @@ class Checkpoints:
             raise ValueError(f"expected keep >= 1, got {keep}.")
         self.folder, self.keep = Path(folder), keep
 
-    def save(self, step: int, content: dict[str, Any]) -> Path:
-        """Write plain data and tensors as the state after `step`, then drop the oldest states."""
+    def save(
+        self, step: int, content: dict[str, Any], attach: Mapping[str, Callable[[Path], Any]] | None = None
+    ) -> Path:
+        """Write plain data and tensors as the state after `step`, then drop the oldest states.
+
+        Args:
+            attach: name -> what writes a file atomically, such as {"replay.pt": buffer.save}.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"state-{step:09d}.pt"
+        attach = attach or {}
+        for name, write in attach.items():
+            write(self._attachment(path, name))
         with replacing(path) as partial:
-            torch.save({"format": FORMAT, "step": step, "content": content}, partial)
+            torch.save({"format": FORMAT, "step": step, "content": content, "attached": list(attach)}, partial)
         for old in self._files()[: -self.keep]:
-            old.unlink()
+            self._remove(old)
         return path
+
+    def _attachment(self, path: Path, name: str) -> Path:
+        return path.with_name(f"{path.stem}-{name}")
+
+    def _remove(self, path: Path) -> None:
+        path.unlink()  # first: without it the attachments are nothing
+        for attachment in path.parent.glob(f"{path.stem}-*"):
+            attachment.unlink()
 
     def latest(self) -> Checkpoint | None:
         """The newest state that can be read, or None where none was saved; a damaged one is passed over with a warning.
@@ -63,7 +85,8 @@ class Checkpoints:
                 payload = torch.load(path, map_location="cpu", weights_only=True)
                 if payload["format"] != FORMAT:
                     raise ValueError(f"format {payload['format']}, this version reads {FORMAT}")
-                return Checkpoint(payload["step"], payload["content"])
+                attached = {name: self._attachment(path, name) for name in payload["attached"]}
+                return Checkpoint(payload["step"], payload["content"], attached)
             except Exception as error:  # torch raises many kinds for a damaged file; all mean the same
                 log.warning(f"{path} cannot be read ({type(error).__name__}: {error}); trying the one before.")
         if files:
@@ -73,7 +96,7 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove all states."""
         for path in self._files():
-            path.unlink()
+            self._remove(path)
 
     def _files(self) -> list[Path]:
         """Oldest first."""

@@ -109,7 +109,9 @@ def _env_kwargs(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _behaviour(cfg: DictConfig) -> Behaviour:
-    return behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour), BEHAVIOURS)
+    """cfg.collect.behaviour: a name alone, or weights and arguments by name."""
+    settings = OmegaConf.to_container(cfg.collect, resolve=True)["behaviour"]
+    return behaviour_from_weights({settings: 1.0} if isinstance(settings, str) else settings, BEHAVIOURS)
 
 
 def collect_command(cfg: DictConfig) -> None:
@@ -162,7 +164,11 @@ def train_command(cfg: DictConfig) -> None:
         return
     after, episodes = begun
     buffer = open_windows(
-        cfg.dataset, "auto" if cfg.device.startswith("cuda") else "cpu", storage=cfg.storage, episodes=episodes
+        cfg.dataset,
+        "auto" if cfg.device.startswith("cuda") else "cpu",
+        storage=cfg.storage,
+        episodes=episodes,
+        notify=print,
     )
     shape = buffer.observation_space.shape
     model = WorldModel(

@@ -235,8 +235,10 @@ def _renderer(job: _Job, space: spaces.Space) -> str:
     boxes = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     if not any(box.dtype == np.uint8 and len(box.shape) == 3 for box in boxes):
         return ""
-    # choose_backend of gjwm.envs names it for MuJoCo when the env is made, which `_describe` has done.
-    return "torch" if _spec(job.env_id).vector_entry_point is not None else os.environ.get("MUJOCO_GL", "")
+    if _spec(job.env_id).vector_entry_point is not None:
+        return "torch"
+    # choose_backend of gjwm.envs names it when the env is made, which `_describe` has done.
+    return os.environ.get("MUJOCO_GL", "unknown") if "gjwm/" in job.env_id else "unknown"
 
 
 def _collect(job: _Job, episodes: int, workers: int | None, first_episode: int) -> Iterator[Episode]:

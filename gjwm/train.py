@@ -83,7 +83,7 @@ def train(
     with Prefetch(lambda g: buffer.sample(batch, length, generator=g, **few), seed, prefetch) as draw:
         found = None if checkpoints is None else checkpoints.latest()
         if found is not None:
-            first, state = found
+            first, state = found.step, found.content
             for name, part in (
                 ("model", model),
                 ("objective", objective),

@@ -121,6 +121,20 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):
     assert states.latest() is None
 
 
+def test_a_replay_buffer_goes_with_the_state_that_counts_on_it(tmp_path):
+    states, buffer = Checkpoints(tmp_path), data()
+    for step in (1, 2, 3):
+        states.save(step, {}, attach={"replay.pt": buffer.save})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"state-00000000{step}{suffix}.pt" for step in (2, 3) for suffix in ("-replay", "")
+    ]
+    again = ReplayBuffer.load(states.latest().attached["replay.pt"])
+    a, b = (x.sample(8, 3, generator=torch.Generator().manual_seed(0)) for x in (buffer, again))
+    assert torch.equal(a.o, b.o)
+    states.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_process_wide_generator_goes_on_where_it_was():
     def draw():
         return torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)  # noqa: NPY002

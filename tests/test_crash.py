@@ -98,7 +98,7 @@ def test_a_killed_collection_loses_at_most_the_unfinished_episode(tmp_path):
 TRAIN = [
     *("experiment=two_room", "env.size=16", "threads=1", "dataset=data", "latent_dim=4", "logger.wandb=disabled"),
     *("encoder.channels=[8,8]", "encoder.hidden=16", "dynamics.hidden=16", "dynamics.std_hidden=8"),
-    *("collect.episodes=16", "collect.length=20", "collect.behaviour={uniform: 1}"),
+    *("collect.episodes=16", "collect.length=20", "collect.behaviour=uniform"),
     *("calibrate.episodes=8", "calibrate.horizon=4", "calibrate.particles=8"),
     *("train.steps=300", "train.decoder_steps=60", "logger.every=1", "checkpoint.every=5"),
 ]

@@ -228,6 +228,10 @@ def recover(path: str | Path) -> None:
         return
     try:
         _finish(path)
+    except OSError as error:
+        log.warning(
+            f"{path} holds finished episodes that could not be moved into a shard ({error}); they are left out."
+        )
     finally:
         os.close(lock)
 
@@ -375,14 +379,17 @@ def load_buffer(path: str | Path, device: torch.device | str = "cpu", *, episode
     steps = info["steps"]
     if count < info["episodes"]:
         steps = sum(int(rows) - 1 for rows in _first_rows(path, info, count))
-    buffer = ReplayBuffer(
-        steps,
-        rebuild_space(info["observation_space"]),
-        rebuild_space(info["action_space"]),
-        device=device,
-        frame_stack=info["frame_stack"],
-        episodes=count,
-    )
+    try:
+        buffer = ReplayBuffer(
+            steps,
+            rebuild_space(info["observation_space"]),
+            rebuild_space(info["action_space"]),
+            device=device,
+            frame_stack=info["frame_stack"],
+            episodes=count,
+        )
+    except MemoryError as error:
+        raise MemoryError(f"{path}: {error} Or read it from disk: storage=disk, gjwm.dataset.DiskWindows.") from error
     for shard in open_shards(path, info):
         for k in range(min(shard.episodes, count - shard.first_episode)):
             episode = from_columns(shard.read_checked(k))

@@ -72,7 +72,7 @@ class Journal:
                 view = memoryview(part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8))
                 while view:
                     view = view[self._file.write(view) :]
-        except OSError:
+        except BaseException:  # Ctrl-C too: nothing may follow half a record
             os.ftruncate(self._file.fileno(), before)
             raise
         if time.monotonic() - self._synced >= self.sync_seconds:

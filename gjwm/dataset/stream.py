@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -191,11 +192,13 @@ def open_windows(
     *,
     storage: str = "auto",
     episodes: int | None = None,
+    notify: Callable[[str], None] = log.info,
 ) -> ReplayBuffer | DiskWindows:
     """A dataset to train on: in memory if it fits well, else from disk. The windows drawn are the same.
 
     Args:
         path, device, episodes: as `load_buffer`.
+        notify: told what memory the dataset will take, before it is taken.
         storage: "memory", "disk", or "auto": memory if the dataset takes less than half of what is available.
 
     Raises:
@@ -207,9 +210,9 @@ def open_windows(
     needed, available = bytes_in_memory(info), available_memory()
     if storage == "auto":
         storage = "memory" if available is None or 2 * needed < available else "disk"
-    log.info(
-        f"{path}: {info['steps']} steps would take {needed / 2**30:.2f} GiB"
-        + ("" if available is None else f" of {available / 2**30:.1f} GiB available")
+    free = "" if available is None else f" of {available / 2**30:.1f} GiB available"
+    notify(
+        f"{path}: {info['steps']} steps would take {needed / 2**30:.2f} GiB{free}"
         + ("; they are kept in memory." if storage == "memory" else "; windows are read from disk.")
     )
     return load_buffer(path, device, episodes=episodes) if storage == "memory" else DiskWindows(path, episodes=episodes)
