@@ -28,6 +28,7 @@ from gjwm.dataset import (
 from gjwm.dataset import stream as stream_module
 from gjwm.dataset.foreign import convert
 from gjwm.replay import Prefetch, stack_frames
+from gjwm.video import write_video
 
 torch.set_num_threads(1)
 
@@ -542,6 +543,64 @@ def test_stable_worldmodel_files_are_read_with_rewards_beside_their_actions(tmp_
     (tmp_path / "noise.h5").write_bytes(b"noise")
     with pytest.raises(ValueError, match=r"format of .* is not known"):
         convert(tmp_path / "noise.h5", tmp_path / "no")
+
+
+def test_lerobot_tables_and_films_are_read(tmp_path):
+    """Written as version 3 lays it out: two episodes in one table and one film."""
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    root = tmp_path / "robot"
+    rng = np.random.default_rng(0)
+    lengths, camera = [5, 7], "observation.images.top"
+    state, action = rng.normal(size=(12, 3)), rng.uniform([-2, 0, 7], [6, 1, 7], (12, 3))
+    frames = np.repeat(np.linspace(10, 240, 12).astype(np.uint8), 64 * 48 * 3).reshape(12, 48, 64, 3)
+    index = np.repeat([0, 1], lengths)
+    place = {"chunk_index": 0, "file_index": 0}
+    for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
+        (root / folder).mkdir(parents=True)
+    features = {
+        camera: {"dtype": "video", "shape": [48, 64, 3]},
+        "observation.state": {"dtype": "float32", "shape": [3]},
+        "action": {"dtype": "float32", "shape": [3]},
+    }
+    info = {
+        "codebase_version": "v3.0",
+        "fps": 10,
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": features,
+    }
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+    stats = {"action": {"min": action.min(0).tolist(), "max": action.max(0).tolist()}}
+    (root / "meta" / "stats.json").write_text(json.dumps(stats))
+    table = {
+        "observation.state": state.tolist(),
+        "action": action.tolist(),
+        "episode_index": index,
+        "next.reward": range(12),
+    }
+    parquet.write_table(arrow.table(table), root / info["data_path"].format(**place))
+    episodes = [
+        {"episode_index": k, "length": n}
+        | {f"data/{name}": value for name, value in place.items()}
+        | {f"videos/{camera}/{name}": value for name, value in (place | {"from_timestamp": 0.5 * k}).items()}
+        for k, n in enumerate(lengths)
+    ]
+    parquet.write_table(arrow.Table.from_pylist(episodes), root / "meta/episodes/chunk-000/file-000.parquet")
+    film = root / info["video_path"].format(video_key=camera, **place)
+    film.parent.mkdir(parents=True)
+    write_video(film, frames, fps=10)
+    assert convert(root, tmp_path / "d", size="32") == {"from": "lerobot", "episodes": 2, "steps": 10}
+    first, second = read_episodes(tmp_path / "d")
+    assert second.o.shape == (7, 3, 32, 32) and first.truncated[-1]
+    assert np.abs(second.o.mean((1, 2, 3)) - frames[5:, 0, 0, 0]).max() < 4  # h264 is not exact
+    low, high = action.min(0), action.max(0)
+    np.testing.assert_allclose((second.a[:, :2] + 1) / 2 * (high - low)[:2] + low[:2], action[5:11, :2], atol=1e-5)
+    assert (second.a[:, 2] == 0).all() and second.r.tolist() == [5, 6, 7, 8, 9, 10]
+    convert(root, tmp_path / "both", observation=f"{camera},observation.state")
+    np.testing.assert_allclose(next(read_episodes(tmp_path / "both")).o["observation.state"], state[:5], rtol=1e-6)
+    (root / "meta" / "info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+    with pytest.raises(ValueError, match=r"LeRobot format v2\.1; v3 is read"):
+        convert(root, tmp_path / "old")
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------

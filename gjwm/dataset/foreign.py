@@ -1,11 +1,12 @@
-"""Datasets of other packages, read episode by episode: Minari and stable-worldmodel HDF5, and our own to pack them anew.
+"""Datasets of other packages, read episode by episode: Minari, stable-worldmodel HDF5, LeRobot v3, and our own to pack anew.
 
-Both are HDF5 and are read directly, without the packages that wrote them. Images become (C, h, w); actions are rescaled from
-their bounds to [-1, 1], which everything here expects.
+All are read directly, without the packages that wrote them; only LeRobot's need pyarrow. Images become (C, h, w); actions are
+rescaled from their bounds to [-1, 1], which everything here expects.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 from gymnasium import spaces
+from PIL import Image
 
 from gjwm.dataset.episodes import Arrays, Episode
 from gjwm.dataset.folder import DatasetWriter, dataset_info, read_episodes
@@ -91,6 +93,8 @@ def _recognise(source: Path) -> str:
         return "gjwm"
     if _minari_folder(source) is not None:
         return "minari"
+    if (source / "meta" / "info.json").is_file():
+        return "lerobot"
     if source.is_file() and h5py.is_hdf5(source):
         with h5py.File(source, "r") as file:
             if "ep_len" in file and "ep_offset" in file:
@@ -209,7 +213,127 @@ def read_swm(
     return Source(env_id or source.stem, {}, episodes(), renderer="unknown")
 
 
-FORMATS: dict[str, Callable[..., Source]] = {"gjwm": read_gjwm, "minari": read_minari, "swm": read_swm}
+def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Source:
+    """A LeRobot v3 dataset: tables in parquet, cameras as films of many episodes each.
+
+    Its row t holds an observation and the action taken there; an episode's last action leads nowhere and is left out. Actions
+    are rescaled from their least and greatest values in meta/stats.json.
+
+    Args:
+        observation: the features to observe, with commas between; by default the first camera, or observation.state.
+        size: images are resized to size x size.
+    """
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ValueError("LeRobot datasets are parquet files: pip install pyarrow, or gjwm[lerobot].") from error
+    info = json.loads((source / "meta" / "info.json").read_text())
+    version, features = str(info.get("codebase_version")), info["features"]
+    if not version.startswith("v3."):
+        raise ValueError(
+            f"{source} is of LeRobot format {version}; v3 is read: convert it with lerobot's own script first."
+        )
+    cameras = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
+    wanted = observation.split(",") if observation else [*cameras, "observation.state"][:1]
+    missing = [name for name in (*wanted, "action") if name not in features]
+    if missing:
+        raise ValueError(f"{source} has no feature {', '.join(missing)}; its features are {', '.join(features)}.")
+    stats = json.loads((source / "meta" / "stats.json").read_text())["action"]
+    low, high = (np.asarray(stats[bound], np.float32) for bound in ("min", "max"))
+    low, high = np.where(high > low, low, low - 1), np.where(high > low, high, high + 1)  # a constant action becomes 0
+    side = int(size) if size else None
+
+    def episodes() -> Iterator[Episode]:
+        table: dict[str, Any] = {}
+        films = {name: _Film(source, info, name, side) for name in wanted if features[name]["dtype"] == "video"}
+        for file in sorted((source / "meta" / "episodes").rglob("*.parquet")):
+            for entry in parquet.read_table(file).to_pylist():
+                number = entry["episode_index"]
+                try:
+                    place = {"chunk_index": entry["data/chunk_index"], "file_index": entry["data/file_index"]}
+                    if table.get("place") != place:
+                        table = {"place": place, "rows": parquet.read_table(source / info["data_path"].format(**place))}
+                    rows = table["rows"].filter(_equals(table["rows"]["episode_index"], number))
+                    if rows.num_rows != entry["length"] or rows.num_rows < 2:
+                        raise ValueError(
+                            f"it has {rows.num_rows} of {entry['length']} rows; an episode needs two or more."
+                        )
+                    o = {
+                        name: films[name].frames(entry)
+                        if name in films
+                        else _pictures(rows[name].to_pylist(), side)
+                        if features[name]["dtype"] == "image"
+                        else np.array(rows[name].to_pylist(), np.float32)
+                        for name in wanted
+                    }
+                    a = np.array(rows["action"].to_pylist(), np.float32).reshape(rows.num_rows, -1)[:-1]
+                    rewards = (
+                        rows["next.reward"].to_pylist()[:-1] if "next.reward" in rows.column_names else [0.0] * len(a)
+                    )
+                    none = np.zeros(len(a), bool)
+                    yield Episode(
+                        o if len(wanted) > 1 else o[wanted[0]],
+                        _rescale(a, low, high),
+                        np.array(rewards, np.float32).reshape(-1),
+                        *_ends(none, none),
+                    )
+                except (KeyError, OSError, ValueError) as error:
+                    raise ValueError(f"episode {number} of {source} cannot be read: {error}") from error
+
+    return Source(source.name, {}, episodes(), renderer="camera")
+
+
+class _Film:
+    """One camera's films, read forwards: the episodes of a film lie in it one after another."""
+
+    def __init__(self, source: Path, info: dict[str, Any], camera: str, side: int | None):
+        self.source, self.info, self.camera, self.side = source, info, camera, side
+        self.file: Path | None = None
+        self.position = 0
+
+    def frames(self, entry: dict[str, Any]) -> np.ndarray:
+        """An episode's frames (T, 3, h, w)."""
+        from gjwm.video import read_video
+
+        place = {k: entry[f"videos/{self.camera}/{k}"] for k in ("chunk_index", "file_index")}
+        file = self.source / self.info["video_path"].format(video_key=self.camera, **place)
+        first = round(entry[f"videos/{self.camera}/from_timestamp"] * self.info["fps"])
+        if file != self.file or first < self.position:
+            self.file, self.position, self._frames = file, 0, read_video(file)
+        found = []
+        for frame in self._frames:
+            self.position += 1
+            if self.position > first:
+                found.append(_resized(frame, self.side))
+            if len(found) == entry["length"]:
+                return np.stack(found).transpose(0, 3, 1, 2)
+        raise ValueError(f"{file} ends before frame {first + entry['length']}.")
+
+
+def _pictures(encoded: list[dict[str, Any]], side: int | None) -> np.ndarray:
+    """Pictures as parquet keeps them, {"bytes": PNG} -> (T, 3, h, w)."""
+    images = [_resized(np.asarray(Image.open(io.BytesIO(one["bytes"])).convert("RGB")), side) for one in encoded]
+    return np.stack(images).transpose(0, 3, 1, 2)
+
+
+def _resized(frame: np.ndarray, side: int | None) -> np.ndarray:
+    if side is None or frame.shape[:2] == (side, side):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BOX))
+
+
+def _equals(column: Any, value: int) -> Any:
+    import pyarrow.compute as compute
+
+    return compute.equal(column, value)
+
+
+FORMATS: dict[str, Callable[..., Source]] = {
+    "gjwm": read_gjwm,
+    "minari": read_minari,
+    "swm": read_swm,
+    "lerobot": read_lerobot,
+}
 
 
 def _minari_folder(source: Path) -> Path | None:
