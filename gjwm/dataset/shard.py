@@ -184,9 +184,15 @@ class Column:
             self.offsets = None if first is None else first + self.row_bytes * np.arange(count)
         elif self.packed:
             where: list[tuple[int, int, int]] = []
-            dataset.id.chunk_iter(lambda chunk: where.append((chunk.chunk_offset[0], chunk.byte_offset, chunk.size)))
+            masks: set[int] = set()  # a bit is set where HDF5 left a filter out
+
+            def note(chunk: h5py.h5d.StoreInfo) -> None:
+                where.append((chunk.chunk_offset[0], chunk.byte_offset, chunk.size))
+                masks.add(chunk.filter_mask)
+
+            dataset.id.chunk_iter(note)
             found = np.array(sorted(where), np.int64).reshape(-1, 3)
-            whole = dataset.chunks[0] == 1 and len(found) == count
+            whole = dataset.chunks[0] == 1 and len(found) == count and masks <= {0}
             self.offsets, self.sizes = (found[:, 1], found[:, 2]) if whole else (None, None)
         else:
             corner = (0,) * len(self.shape)
