@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,18 @@ class DiskWindows(Windows):
     """Windows of a dataset that stays on disk: the same ones that `load_buffer(path).sample` gives for a generator.
 
     Actions, rewards and small observations are kept in memory (about 40 bytes per step); of images a window reads exactly the
-    frames it needs, several at a time.
+    frames it needs, and all of a batch are asked for at once.
 
     Args:
         path: the dataset's folder. Episodes added to it later are not seen.
         episodes: only the first so many.
-        readers: threads that read at once: a disk answers many requests faster together than one by one.
+        readers: threads that unpack compressed images.
 
     Raises:
         ValueError: when the dataset is empty, a shard is missing or damaged, or actions or rewards hold NaN.
     """
 
-    def __init__(self, path: str | Path, *, episodes: int | None = None, readers: int = 16):
+    def __init__(self, path: str | Path, *, episodes: int | None = None, readers: int = 4):
         info = require_episodes(path, episodes)
         count = info["episodes"] if episodes is None else episodes
         self.observation_space = rebuild_space(info["observation_space"])
@@ -107,7 +108,7 @@ class DiskWindows(Windows):
             for name, values in parts.items()
         }
         self._starts: dict[tuple[int, int], Tensor] = {}
-        self._pool = ThreadPoolExecutor(readers, "gjwm-read")
+        self._pool = ThreadPoolExecutor(readers, "gjwm-unpack")
         self._readers = readers
         few = len(self._files) <= OPEN_FILES
         self._descriptors = [_open(file) for file in self._files] if few else None
@@ -122,35 +123,47 @@ class DiskWindows(Windows):
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         if name in self._small:
             return self._small[name].index_select(0, rows)
-        # Neighbours in a stack share frames, and reading in the files' order spares a spinning disk.
-        wanted, where = np.unique(rows.numpy(), return_inverse=True)
-        columns = self._columns[name]
-        out = np.empty((len(wanted), columns[0].row_bytes), np.uint8)
-        shard = np.searchsorted(self._first_row, wanted, side="right") - 1
-        cuts = np.flatnonzero(np.diff(shard)) + 1
-        share = -(-len(wanted) // self._readers)
-        bounds = np.unique(np.concatenate([[0], cuts, np.arange(share, len(wanted), share), [len(wanted)]]))
-        jobs = [
-            self._pool.submit(self._read, columns, int(shard[i]), wanted[i:j], out[i:j])
-            for i, j in zip(bounds[:-1].tolist(), bounds[1:].tolist())
-        ]
-        for job in jobs:
-            job.result()
-        values = torch.from_numpy(out.view(columns[0].dtype))
-        if not self._fields[name].dtype == np.uint8 and not_finite(values.numpy()):
-            raise ValueError(f"observation {name!r} contains NaN or infinity; `gjwm data verify` names the episode.")
-        return values.to(self._dtype(name)).index_select(0, torch.from_numpy(where.reshape(-1)))
+        columns, rows = self._columns[name], rows.numpy()
+        out = np.empty((len(rows), columns[0].row_bytes), np.uint8)
+        shard = np.searchsorted(self._first_row, rows, side="right") - 1
+        jobs = []
+        for k in np.unique(shard).tolist():
+            where = np.flatnonzero(shard == k)
+            jobs.append((k, where, rows[where] - self._first_row[k]))
+        with self._opened([k for k, _, _ in jobs]) as descriptors:
+            for k, _, inside in jobs:
+                columns[k].want(descriptors[k], np.unique(inside))
+            shares = self._readers if columns[0].packed else 1  # reading takes one thread no time, unpacking does
+            parts = [
+                (columns[k], descriptors[k], inside[i::shares], where[i::shares])
+                for k, where, inside in jobs
+                for i in range(min(shares, len(where)))
+            ]
 
-    def _read(self, columns: list[Column], shard: int, rows: np.ndarray, out: np.ndarray) -> None:
-        rows = rows - self._first_row[shard]
+            def read(part: tuple[Column, int, np.ndarray, np.ndarray]) -> None:
+                column, descriptor, inside, where = part
+                column.read(descriptor, inside, out, where)
+
+            list((self._pool.map if shares > 1 else map)(read, parts))
+        values = out.view(columns[0].dtype)
+        if self._fields[name].dtype != np.uint8 and not_finite(values):
+            raise ValueError(f"observation {name!r} contains NaN or infinity; `gjwm data verify` names the episode.")
+        return torch.from_numpy(values).to(self._dtype(name))
+
+    @contextmanager
+    def _opened(self, shards: list[int]) -> Iterator[dict[int, int]]:
+        """Descriptors of these shards."""
         if self._descriptors is not None:
-            columns[shard].read(self._descriptors[shard], rows, out)
+            yield {k: self._descriptors[k] for k in shards}
             return
-        descriptor = _open(self._files[shard])
+        descriptors: dict[int, int] = {}
         try:
-            columns[shard].read(descriptor, rows, out)
+            for k in shards:
+                descriptors[k] = _open(self._files[k])
+            yield descriptors
         finally:
-            os.close(descriptor)
+            for descriptor in descriptors.values():
+                os.close(descriptor)
 
     def close(self) -> None:
         """Close the files."""
