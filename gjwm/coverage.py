@@ -9,7 +9,7 @@ import numpy as np
 
 from gjwm.dataset import Episode
 
-CELL = 0.1  # side of a cell, in the units of positions and observations
+CELL = 0.05  # side of a cell, in the units of positions and observations
 GRID, LEVELS = 8, 16  # an image without a position counts as GRID x GRID grey blocks of so many levels
 
 

@@ -138,7 +138,7 @@ def test_cells_are_counted_and_weighed_by_how_evenly_they_are_visited():
 
 
 def test_without_a_position_vectors_count_and_without_vectors_pictures():
-    vector, picture = Coverage(), Coverage()
+    vector, picture = Coverage(cell=0.1), Coverage()
     vector.add(recorded(o=np.array([[0.0], [0.05], [0.31]], np.float32)))
     assert vector.report()["of"] == "observation" and vector.report()["cells"] == 2
     frames = np.zeros((3, 3, 32, 48), np.uint8)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gjwm.dataset.episodes import not_finite
 from gjwm.dataset.folder import load_buffer, open_shards, require_episodes
-from gjwm.dataset.shard import CHUNKED_BYTES, Column
+from gjwm.dataset.shard import CHUNKED_BYTES, Column, Shard
 from gjwm.replay import (
     ReplayBuffer,
     Windows,
@@ -79,13 +79,7 @@ class DiskWindows(Windows):
             for name in ("/action", "/reward"):
                 small[name][last] = 0  # NaN: nothing is done in an episode's last frame
             for name, values in small.items():
-                if not_finite(values):
-                    row = int(np.flatnonzero(~np.isfinite(values).reshape(total, -1).all(1))[0])
-                    number = shard.first_episode + int(np.searchsorted(last, row))
-                    raise ValueError(
-                        f"episode {number} in {shard.path}: {name.strip('/') or 'observation'} contains NaN or infinity; "
-                        "collect the dataset again."
-                    )
+                _require_finite(shard, last, name.strip("/") or "observation", values)
                 parts.setdefault(name, []).append(values)
             number = shard.first_episode + np.repeat(np.arange(len(rows)), rows)
             step = np.arange(total) - np.repeat(rows.cumsum() - rows, rows)
@@ -179,6 +173,16 @@ class DiskWindows(Windows):
         self.close()
 
 
+def _require_finite(shard: Shard, last: np.ndarray, name: str, values: np.ndarray) -> None:
+    """Raise for NaN in a column, naming the episode; `last` (E,) is the last row of each."""
+    if not_finite(values):
+        row = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
+        number = shard.first_episode + int(np.searchsorted(last, row))
+        raise ValueError(
+            f"episode {number} in {shard.path}: {name} contains NaN or infinity; collect the dataset again."
+        )
+
+
 def _open(file: Path) -> int:
     try:
         descriptor = os.open(file, os.O_RDONLY)
@@ -224,8 +228,6 @@ def open_windows(
     if storage == "auto":
         storage = "memory" if available is None or 2 * needed < available else "disk"
     free = "" if available is None else f" of {available / 2**30:.1f} GiB available"
-    notify(
-        f"{path}: {info['steps']} steps would take {needed / 2**30:.2f} GiB{free}"
-        + ("; they are kept in memory." if storage == "memory" else "; windows are read from disk.")
-    )
+    where = "they are kept in memory" if storage == "memory" else "windows are read from disk"
+    notify(f"{path}: {info['steps']} steps would take {needed / 2**20:,.1f} MiB{free}; {where}.")
     return load_buffer(path, device, episodes=episodes) if storage == "memory" else DiskWindows(path, episodes=episodes)
