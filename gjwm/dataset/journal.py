@@ -82,6 +82,7 @@ class Journal:
     def clear(self) -> None:
         """Forget everything: a shard holds it now."""
         os.ftruncate(self._file.fileno(), 0)
+        self._synced = time.monotonic()  # what was in it is on disk
 
     def close(self) -> None:
         """Close the file, which stays."""
