@@ -24,7 +24,7 @@ from gjwm.dataset import dataset_info, read_episodes, verify
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")]
 KILLS = int(os.environ.get("GJWM_KILLS", 2))
 
-EPISODES = 1500
+EPISODES = 300 + 60 * KILLS
 DATA = dict(
     env_id="Pendulum-v1", length=6, seed=5, workers=0, shard_bytes=4000, progress=False
 )  # a seal every 14 episodes
@@ -95,12 +95,13 @@ def test_a_killed_collection_loses_at_most_the_unfinished_episode(tmp_path):
             np.testing.assert_array_equal(x, y)
 
 
+STEPS = 60 + 12 * KILLS
 TRAIN = [
     *("experiment=two_room", "env.size=16", "threads=1", "dataset=data", "latent_dim=4", "logger.wandb=disabled"),
     *("encoder.channels=[8,8]", "encoder.hidden=16", "dynamics.hidden=16", "dynamics.std_hidden=8"),
     *("collect.episodes=16", "collect.length=20", "collect.behaviour=uniform"),
     *("calibrate.episodes=8", "calibrate.horizon=4", "calibrate.particles=8"),
-    *("train.steps=300", "train.decoder_steps=60", "logger.every=1", "checkpoint.every=5"),
+    *(f"train.steps={STEPS}", "train.decoder_steps=60", "logger.every=1", "checkpoint.every=5"),
 ]
 
 
@@ -113,7 +114,7 @@ def results(run):
     return rows, weights
 
 
-@pytest.mark.parametrize("storage", ["memory", "disk"])
+@pytest.mark.parametrize("storage", ["memory", "disk"] if KILLS > 2 else ["disk"])
 def test_a_killed_training_resumes_to_the_same_metrics_and_weights(tmp_path, monkeypatch, caplog, storage):
     monkeypatch.chdir(tmp_path)
     assert main(["collect", *TRAIN]) == 0
@@ -121,7 +122,7 @@ def test_a_killed_training_resumes_to_the_same_metrics_and_weights(tmp_path, mon
     assert main(["train", *TRAIN, "name=unbroken"]) == 0
     seconds = time.monotonic() - since
     rows, weights = results(tmp_path / "runs" / "unbroken")
-    assert [row["step"] for row in rows] == list(range(1, 361))
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 61))
     rng, kills, trial = random.Random(1), 0, 0
     while True:
         run = tmp_path / "runs" / f"killed-{trial}"
@@ -133,7 +134,7 @@ def test_a_killed_training_resumes_to_the_same_metrics_and_weights(tmp_path, mon
                 [sys.executable, "-c", code], lambda run=run, stamp=stamp: _newest(run) != stamp, seconds / 2, rng
             )
             found = Checkpoints(run / "state").latest()
-            assert found is None or found.step % 5 == 0
+            assert found is None or found.step % 5 == 0 or found.step == STEPS
             assert "cannot be read" not in caplog.text
             for file in run.glob("*.pt"):  # whole, if there
                 torch.load(file, weights_only=True)
