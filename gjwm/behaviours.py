@@ -2,18 +2,22 @@
 
 A behaviour is started once per episode, for one env or for the N envs of a vector env, with one numpy generator each; all it
 draws comes from these, so an episode's actions depend on its own generator only. Actions are float32 (N, A) in [-1, 1].
+Behaviours that plan with a trained model are in `gjwm.explore`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from scipy.signal import lfilter
 from torch import Tensor
 
-Policy = Callable[[Any, int], np.ndarray]  # (env, t) -> actions (N, A); a single env is N = 1
+# (env, t, observations (N, *O) as the env returns them) -> actions (N, A); a single env is N = 1
+Policy = Callable[[Any, int, Any], np.ndarray]
 
 
 class Behaviour(Protocol):
@@ -63,6 +67,34 @@ class Coloured:
 
 
 @dataclass(frozen=True)
+class OrnsteinUhlenbeck:
+    """Noise that forgets exponentially, x' = rho x + sqrt(1 - rho^2) scale * normal with rho = exp(-1/tau), clipped to [-1, 1].
+
+    The discrete Ornstein-Uhlenbeck process, stationary from its first step.
+
+    Args:
+        tau: steps in which the correlation falls to 1/e.
+        scale: standard deviation before clipping.
+    """
+
+    tau: float = 10.0
+    scale: float = 0.7
+
+    def __post_init__(self):
+        if not self.tau > 0 or self.scale < 0:
+            raise ValueError(f"OrnsteinUhlenbeck expects tau > 0 and scale >= 0, got {self.tau} and {self.scale}.")
+
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+        rho = math.exp(-1 / self.tau)
+        sequences = []
+        for rng in rngs:
+            x = rng.standard_normal((length, action_dim))
+            x[1:] *= math.sqrt(1 - rho**2)
+            sequences.append(self.scale * lfilter([1.0], [1.0, -rho], x, axis=0))
+        return _play(sequences)
+
+
+@dataclass(frozen=True)
 class Scripted:
     """The env's own `expert_action` plus white Gaussian noise of standard deviation `noise`, clipped to [-1, 1].
 
@@ -75,7 +107,7 @@ class Scripted:
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
         noise = np.stack([self.noise * rng.standard_normal((length, action_dim)) for rng in rngs], 1)
 
-        def act(env: Any, t: int) -> np.ndarray:
+        def act(env: Any, t: int, o: Any) -> np.ndarray:
             expert = getattr(env.unwrapped, "expert_action", None)
             if expert is None:
                 raise ValueError(f"{type(env.unwrapped).__name__} has no expert_action; choose another behaviour.")
@@ -110,10 +142,10 @@ class Mixture:
             k: self.behaviours[k].start(length, action_dim, [child[k] for child in children]) for k in np.unique(choice)
         }
 
-        def act(env: Any, t: int) -> np.ndarray:
+        def act(env: Any, t: int, o: Any) -> np.ndarray:
             actions = np.empty((len(rngs), action_dim), np.float32)
             for k, policy in policies.items():
-                actions[choice == k] = policy(env, t)[choice == k]
+                actions[choice == k] = policy(env, t, o)[choice == k]
             return actions
 
         return act
@@ -123,33 +155,42 @@ class Mixture:
         return f"Mixture({{{', '.join(parts)}}})"
 
 
-def behaviour_from_weights(weights: Mapping[str, float | Mapping[str, Any]]) -> Behaviour:
+BEHAVIOURS: dict[str, type] = {
+    "uniform": Uniform,
+    "coloured": Coloured,
+    "ornstein_uhlenbeck": OrnsteinUhlenbeck,
+    "scripted": Scripted,
+}
+
+
+def behaviour_from_weights(
+    weights: Mapping[str, float | Mapping[str, Any]], names: Mapping[str, type] = BEHAVIOURS
+) -> Behaviour:
     """A behaviour from plain settings: {"scripted": 0.75, "coloured": 0.25}.
 
-    Names are uniform, coloured and scripted. In place of a weight stands a dict to set arguments too, such as
-    {"coloured": {"weight": 1, "beta": 1.0}}.
+    In place of a weight stands a dict to set arguments too, such as {"coloured": {"weight": 1, "beta": 1.0}}.
+
+    Args:
+        names: what there is to choose from, such as `gjwm.explore.BEHAVIOURS`, which adds those that plan.
 
     Raises:
         ValueError: for an unknown name or argument, or weights that make no mixture.
     """
     pairs = []
     for name, value in weights.items():
-        if name not in _NAMES:
-            raise ValueError(f"there is no behaviour {name!r}; choose from {', '.join(_NAMES)}.")
+        if name not in names:
+            raise ValueError(f"there is no behaviour {name!r}; choose from {', '.join(names)}.")
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
         weight = options.pop("weight", 1.0)
         try:
-            pairs.append((_NAMES[name](**options), weight))
+            pairs.append((names[name](**options), weight))
         except TypeError as error:
             raise ValueError(f"behaviour {name} does not take {options}: {error}.") from error
     mixture = Mixture(pairs)
     return mixture.behaviours[0] if len(pairs) == 1 else mixture
 
 
-_NAMES = {"uniform": Uniform, "coloured": Coloured, "scripted": Scripted}
-
-
 def _play(actions: list[np.ndarray]) -> Policy:
     """A policy that plays back N sequences (T, A)."""
     clipped = np.stack(actions, 1).clip(-1, 1).astype(np.float32)  # (T, N, A)
-    return lambda env, t: clipped[t]
+    return lambda env, t, o: clipped[t]

@@ -1,4 +1,4 @@
-"""`gjwm collect|train|evaluate|video|study key=value ...` and `gjwm benchmark NAME`: the only module that knows hydra.
+"""`gjwm collect|train|evaluate|video|study key=value ...`, `gjwm data` and `gjwm benchmark`: the only module that knows hydra.
 
 Each command composes `configs/config.yaml` with the overrides, builds plain objects from it and calls the library. A run
 lives in one folder, runs/<name>/, with the resolved config beside what it made.
@@ -13,7 +13,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gjwm import __version__, benchmarks
-from gjwm.behaviours import behaviour_from_weights
+from gjwm.behaviours import Behaviour, behaviour_from_weights
+from gjwm.checkpoint import Checkpoints
 from gjwm.collect import Episode, collect_dataset, collect_episodes
-from gjwm.dataset import dataset_info, load_buffer
+from gjwm.data_command import data_command
+from gjwm.dataset import DiskWindows, dataset_info, open_windows
 from gjwm.decoder import ConvDecoder
 from gjwm.diagnostics import wilson_interval
 from gjwm.evaluate import check_equal_length, check_protocol, encode_episodes, evaluate
+from gjwm.explore import BEHAVIOURS
 from gjwm.figures import prediction_figure
+from gjwm.files import replacing
 from gjwm.logging import RunLogger, progress
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.rollout_video import rollout_video
@@ -68,6 +71,8 @@ def _prepare(cfg: DictConfig) -> None:
         raise ValueError(f"threads must be null or a whole number, 1 or more, got {threads!r}.")
     torch.set_num_threads(threads)
     _check_device(str(cfg.device))
+    if str(cfg.device).startswith("cuda"):
+        torch.cuda.set_device(torch.device(cfg.device))  # what "auto" means to a replay buffer
     torch.manual_seed(cfg.seed)  # weights of new networks; everything else has a generator of its own
 
 
@@ -109,27 +114,45 @@ def _env_kwargs(cfg: DictConfig) -> dict[str, Any]:
     return kwargs
 
 
+def _behaviour(cfg: DictConfig) -> Behaviour:
+    """cfg.collect.behaviour: a name alone, or weights and arguments by name."""
+    settings = OmegaConf.to_container(cfg.collect, resolve=True)["behaviour"]
+    return behaviour_from_weights({settings: 1.0} if isinstance(settings, str) else settings, BEHAVIOURS)
+
+
 def collect_command(cfg: DictConfig) -> None:
-    """Collect episodes into cfg.dataset, extending what is there."""
+    """Collect episodes into cfg.dataset, extending what is there; with cfg.resume only those that are missing."""
+    episodes = cfg.collect.episodes
+    if cfg.resume and (Path(cfg.dataset) / "metadata.json").exists():
+        there = dataset_info(cfg.dataset)["episodes"]
+        if there >= episodes:
+            print(f"{cfg.dataset}: holds {there} episodes, none are missing")
+            return
+        episodes -= there
     result = collect_dataset(
         cfg.dataset,
         cfg.env.id,
         _env_kwargs(cfg),
-        behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour)),
-        episodes=cfg.collect.episodes,
+        _behaviour(cfg),
+        episodes=episodes,
         length=cfg.collect.length,
         seed=cfg.seed,
         workers=cfg.collect.workers,
+        compress=cfg.compress,
     )
     repeat = cfg.env.get("action_repeat", 1)
     print(
         f"{cfg.dataset}: {result['episodes']} episodes, {result['frames']} frames in {result['seconds']:.1f} s "
         f"({result['frames_per_second']:.0f} frames/s, {repeat * result['frames_per_second']:.0f} env steps/s)"
     )
+    seen = result["coverage"]
+    print(
+        f"coverage: {seen['cells']} cells of {seen['of']} visited, as even as {seen['effective_cells']:.1f} cells visited alike"
+    )
 
 
 def train_command(cfg: DictConfig) -> None:
-    """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures."""
+    """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures; with cfg.resume go on."""
     run = Path(cfg.run_dir)
     _require_same_env(cfg)
     decoder_steps = cfg.train.decoder_steps
@@ -139,7 +162,20 @@ def train_command(cfg: DictConfig) -> None:
             f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
             f"{cfg.calibrate.episodes}."
         )
-    buffer = load_buffer(cfg.dataset, device=cfg.device)
+    checkpoints = Checkpoints(run / "state")
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    begun = _begin(cfg, run, checkpoints)
+    if begun is None:
+        print(f"{run}: already trained, nothing to resume")
+        return
+    after, episodes = begun
+    buffer = open_windows(
+        cfg.dataset,
+        "auto" if cfg.device.startswith("cuda") else "cpu",
+        storage=cfg.storage,
+        episodes=episodes,
+        notify=print,
+    )
     shape = buffer.observation_space.shape
     model = WorldModel(
         instantiate(cfg.encoder, observation_shape=list(shape)),
@@ -148,10 +184,13 @@ def train_command(cfg: DictConfig) -> None:
     ).to(cfg.device)
     objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
-    run.mkdir(parents=True, exist_ok=True)
-    resolved = OmegaConf.to_container(cfg, resolve=True)
     with RunLogger(
-        run, wandb_mode=cfg.logger.wandb, project=cfg.logger.project, name=cfg.name, config=resolved
+        run,
+        wandb_mode=cfg.logger.wandb,
+        project=cfg.logger.project,
+        name=cfg.name,
+        config=resolved,
+        resume_after=after,
     ) as logger:
         with progress(options["steps"], desc="train") as bar:
 
@@ -159,15 +198,29 @@ def train_command(cfg: DictConfig) -> None:
                 logger.log(scalars, step)
                 bar.report(step, loss=scalars["loss"], frames_per_second=scalars["frames_per_second"])
 
-            since = time.perf_counter()
-            train(model, objective, buffer, log=log, log_every=cfg.logger.every, generator=generator, **options)
-            training = {"seconds": time.perf_counter() - since, "threads": torch.get_num_threads()}
+            try:
+                train(
+                    model,
+                    objective,
+                    buffer,
+                    log=log,
+                    log_every=cfg.logger.every,
+                    generator=generator,
+                    prefetch=2 if isinstance(buffer, DiskWindows) else 0,
+                    checkpoints=checkpoints,
+                    checkpoint_every=cfg.checkpoint.every,
+                    **options,
+                )
+            except FloatingPointError:
+                checkpoints.clear()  # going on would end the same way
+                raise
+            seconds = checkpoints.latest().content["seconds"]
+            training = {"seconds": seconds, "threads": torch.get_num_threads()}
         extra = {"version": __version__, "config": resolved, "training": training}
         # What describes the run changes together with its model, and only now: a failed training leaves an older run whole.
         model.save(run / "checkpoint.pt", **extra)
-        partial = run / "config.yaml.partial"
-        OmegaConf.save(OmegaConf.create(resolved), partial)
-        partial.replace(run / "config.yaml")
+        with replacing(run / "config.yaml") as partial:
+            OmegaConf.save(OmegaConf.create(resolved), partial)
         if cfg.calibrate.episodes:
             print("calibrating predictions on held-out episodes", flush=True)
             calibrate_model(model, cfg)
@@ -195,6 +248,32 @@ def train_command(cfg: DictConfig) -> None:
     print(f"{run}: checkpoint.pt, metrics.jsonl")
 
 
+def _begin(cfg: DictConfig, run: Path, checkpoints: Checkpoints) -> tuple[int | None, int] | None:
+    """Make the run's folder ready -> (step to go on after or None, episodes to train on), or None if the run is complete.
+
+    Raises:
+        ValueError: when a training would be lost, or resumed with other settings.
+    """
+    found, started = checkpoints.latest(), run / "state" / "run.json"
+    unfinished = found is not None and (run / "metrics.jsonl.partial").exists()
+    if found is not None and cfg.resume:
+        before = json.loads(started.read_text())
+        _require_same_training(cfg, before["config"], run)
+        if found.step == cfg.train.steps and not unfinished:
+            return None
+        return found.step, before["episodes"]
+    if unfinished:
+        raise ValueError(
+            f"{run} holds a training that stopped after step {found.step}: go on with resume=true, or remove "
+            f"{checkpoints.folder} to start anew."
+        )
+    checkpoints.clear()
+    episodes = dataset_info(cfg.dataset)["episodes"]
+    started.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(started, {"config": OmegaConf.to_container(cfg, resolve=True), "episodes": episodes})
+    return None, episodes
+
+
 def _require_same_env(cfg: DictConfig) -> None:
     """Refuse data of another world: nothing later would notice."""
     info = dataset_info(cfg.dataset)
@@ -211,9 +290,8 @@ def _require_same_env(cfg: DictConfig) -> None:
 
 def save_decoder(decoder: ConvDecoder, path: Path) -> None:
     """Write a decoder's keyword arguments and weights, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save({"format": 1, "config": decoder.config, "state": decoder.state_dict()}, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save({"format": 1, "config": decoder.config, "state": decoder.state_dict()}, partial)
 
 
 def load_decoder(path: Path, device: str = "cpu") -> ConvDecoder:
@@ -229,7 +307,7 @@ def calibrate_model(model: WorldModel, cfg: DictConfig) -> None:
     episodes = collect_episodes(
         cfg.env.id,
         _env_kwargs(cfg),
-        behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour)),
+        _behaviour(cfg),
         episodes=cfg.calibrate.episodes,
         length=cfg.evaluate.length,
         seed=CALIBRATION + cfg.seed,
@@ -256,7 +334,7 @@ def held_out_episodes(cfg: DictConfig, *, episodes: int | None = None) -> list[E
         collect_episodes(
             cfg.env.id,
             _env_kwargs(cfg),
-            behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour)),
+            _behaviour(cfg),
             episodes=episodes or cfg.evaluate.episodes,
             length=cfg.evaluate.length,
             seed=HELD_OUT + cfg.evaluate.seed,
@@ -308,9 +386,8 @@ def _evaluate_options(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -367,7 +444,10 @@ def video_command(cfg: DictConfig) -> None:
 
 
 # Settings that do not change what training makes.
-_AFTER_TRAINING = ("evaluate", "planner", "video", "logger", "threads", "study", "device")
+_AFTER_TRAINING = (
+    *("evaluate", "planner", "video", "logger", "threads", "study", "device"),
+    *("resume", "storage", "compress", "checkpoint"),
+)
 
 
 def study_command(cfg: DictConfig) -> None:
@@ -376,17 +456,14 @@ def study_command(cfg: DictConfig) -> None:
     for seed in cfg.study.seeds:
         one = cfg.copy()
         one.seed, one.name, one.dataset = seed, f"{cfg.name}/seed-{seed}", f"{cfg.study.dataset}-seed-{seed}"
+        one.resume = True
         one.evaluate.seed = cfg.evaluate.seed + seed
-        run, data = Path(one.run_dir), Path(one.dataset)
+        run = Path(one.run_dir)
         print(f"{run}", flush=True)
         trained = (run / "checkpoint.pt").is_file()
         if trained:
-            _require_same_training(one, run)
-        collected = dataset_info(data)["episodes"] if (data / "metadata.json").is_file() else 0
-        if collected < cfg.collect.episodes:
-            one.collect.episodes = cfg.collect.episodes - collected
-            collect_command(one)
-            one.collect.episodes = cfg.collect.episodes
+            _require_same_training(one, OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), run)
+        collect_command(one)
         if not trained:
             train_command(one)
         if not trained or not _same_evaluation(one, run):
@@ -415,13 +492,11 @@ def _same_evaluation(cfg: DictConfig, run: Path) -> bool:
     return all(before[group] == now[group] for group in ("evaluate", "planner"))
 
 
-def _require_same_training(cfg: DictConfig, run: Path) -> None:
-    def decisive(config: DictConfig) -> dict[str, Any]:
-        plain = OmegaConf.to_container(config, resolve=True)
-        return {key: value for key, value in plain.items() if key not in _AFTER_TRAINING}
-
-    before, now = decisive(OmegaConf.load(run / "config.yaml")), decisive(cfg)
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+def _require_same_training(cfg: DictConfig, before: dict[str, Any], run: Path) -> None:
+    """Refuse settings that would have made another training than those of `before`."""
+    now = OmegaConf.to_container(cfg, resolve=True)
+    decisive = (before.keys() | now.keys()) - set(_AFTER_TRAINING)
+    changed = sorted(key for key in decisive if before.get(key) != now.get(key))
     if changed:
         raise ValueError(
             f"{run} was trained with other settings of {', '.join(changed)}; choose another name=..., or remove the folder."
@@ -451,6 +526,7 @@ def _experiments() -> str:
 
 
 USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
+       gjwm data info|verify|convert DATASET ...
        gjwm benchmark {"|".join(benchmarks.names())} [quick=true]
 
   collect    gather episodes into data/<task>
@@ -458,9 +534,11 @@ USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
   evaluate   write runs/<name>/evaluation.json
   video      write runs/<name>/videos/goals.mp4
   study      all of that but the video for several seeds, and a table: study.seeds=[0,1,2]
+  data       look into a dataset, check every byte of it, or bring one of another format in
   benchmark  measure speed, ours beside a reference and the floor
 
-Common overrides: experiment={_experiments()}  name=...  seed=...  objective.lam=0  logger.wandb=disabled"""
+Common overrides: experiment={_experiments()}  name=...  seed=...  objective.lam=0  logger.wandb=disabled
+resume=true goes on with a collection or a training that was interrupted"""
 
 # What a user's input or machine can cause; anything else is a defect and keeps its traceback.
 USER_ERRORS = (
@@ -485,12 +563,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     command = COMMANDS.get(arguments[0])
-    if command is None and arguments[0] != "benchmark":
+    if command is None and arguments[0] not in ("data", "benchmark"):
         print(
-            f"gjwm: unknown command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}, benchmark.", file=sys.stderr
+            f"gjwm: unknown command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}, data, benchmark.",
+            file=sys.stderr,
         )
         return 2
     try:
+        if arguments[0] == "data":
+            return data_command(arguments[1:])
         if command is None:
             benchmark_command(arguments[1:])
         else:

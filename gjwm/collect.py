@@ -2,12 +2,13 @@
 
 Simulators that run one env at a time (MuJoCo) are spread over processes, each with one env of its own; torch-native worlds
 (ids registered with a `vector_entry_point`) run many episodes as one batch of tensors. `collect_episodes` yields episodes,
-`collect_dataset` writes them into a folder of `gjwm.dataset`.
+`collect_dataset` writes them into a folder of `gjwm.dataset`, each as soon as it is finished.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import queue
 import time
 import warnings
@@ -25,7 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gjwm.behaviours import Behaviour, Uniform
-from gjwm.dataset import Arrays, Episode, newest_frames, open_dataset, restack, write_shard
+from gjwm.coverage import Coverage
+from gjwm.dataset import SHARD_BYTES, Arrays, DatasetWriter, Episode, newest_frames, restack
 from gjwm.envs.making import importable, is_unit, make_env, spec_of, torch_native
 from gjwm.envs.workers import Worker, WorkerDied, cores
 
@@ -73,7 +75,7 @@ def collect_episodes(
         length: steps of an episode, which env may end sooner; torch-native worlds always play all of them.
         workers: processes; as many as cores are available by default, 0 to stay in this one. Scripts that use processes need
             the usual `if __name__ == "__main__":`. Torch-native worlds run in this process.
-        record_state: also record sim_state, position and true_state, which the env must offer.
+        record_state: also record sim_state and true_state, which the env must offer; position is recorded where there is one.
         progress: called with the number of frames of each finished episode.
 
     Raises:
@@ -99,55 +101,60 @@ def collect_dataset(
     seed: int = 0,
     workers: int | None = None,
     record_state: bool = False,
-    shard_frames: int = 5000,
+    compress: bool = False,
+    shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Collect episodes into the dataset folder `path`; one that exists is extended, its episode numbers go on.
 
-    Whatever stops it, finished shards stay, and the finished episodes of the last one are still written.
+    Whatever stops it, episodes that were finished stay; as each depends on its number only, collecting the missing ones later
+    gives the dataset that would have been.
 
     Args:
-        shard_frames: frames after which a shard is closed.
+        compress, shard_bytes: see `gjwm.dataset.DatasetWriter`.
         progress: show a bar with frames per second.
         The others as `collect_episodes`.
 
     Returns:
-        {"episodes", "frames", "seconds", "frames_per_second"} of this call; a frame is an observation.
+        {"episodes", "frames", "seconds", "frames_per_second", "coverage"} of this call; a frame is an observation, and the
+        coverage is `gjwm.coverage.Coverage.report`.
 
     Raises:
-        ValueError, RuntimeError: as `collect_episodes` and `gjwm.dataset.open_dataset`.
+        ValueError, RuntimeError: as `collect_episodes` and `gjwm.dataset.DatasetWriter`.
     """
     job = _job(env_id, env_kwargs, behaviour, length, seed, record_state, episodes, workers)
     space, action_space, frame_stack = _describe(job)
-    info = open_dataset(
-        path,
-        env_id=env_id,
-        env_kwargs=job.env_kwargs,
-        observation_space=space,
-        action_space=action_space,
-        frame_stack=frame_stack,
-        record_state=record_state,
-    )
     source = {"behaviour": repr(job.behaviour), "seed": seed, "length": length}
-    # Pictures of different renderers must not be mixed, so the default is written down too.
-    source["renderer"] = {**spec_of(env_id).kwargs, **job.env_kwargs}.get("renderer")
-    pending: list[Episode] = []
-    begin, done, frames = time.perf_counter(), 0, 0
-    with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
-        try:
-            for episode in _collect(job, episodes, workers, info["episodes"]):
-                pending.append(episode)
-                done, frames = done + 1, frames + len(episode.a) + 1
-                bar.update()
-                bar.set_postfix_str(f"{frames / (time.perf_counter() - begin):.0f} frames/s", refresh=False)
-                if sum(len(e.a) + 1 for e in pending) >= shard_frames:
-                    write_shard(path, pending, **source)
-                    pending = []
-        finally:
-            if pending:
-                write_shard(path, pending, **source)
+    begin, done, frames, coverage = time.perf_counter(), 0, 0, Coverage()
+    with (
+        DatasetWriter(
+            path,
+            env_id=env_id,
+            env_kwargs=job.env_kwargs,
+            observation_space=space,
+            action_space=action_space,
+            frame_stack=frame_stack,
+            record_state=record_state,
+            renderer=_renderer(job, space),
+            compress=compress,
+            shard_bytes=shard_bytes,
+        ) as writer,
+        tqdm(total=episodes, unit="episode", disable=not progress) as bar,
+    ):
+        for episode in _collect(job, episodes, workers, writer.episodes):
+            writer.append(episode, **source)
+            coverage.add(episode)
+            done, frames = done + 1, frames + len(episode.a) + 1
+            bar.update()
+            bar.set_postfix_str(f"{frames / (time.perf_counter() - begin):.0f} frames/s", refresh=False)
     seconds = time.perf_counter() - begin
-    return {"episodes": done, "frames": frames, "seconds": seconds, "frames_per_second": frames / seconds}
+    return {
+        "episodes": done,
+        "frames": frames,
+        "seconds": seconds,
+        "frames_per_second": frames / seconds,
+        "coverage": coverage.report(),
+    }
 
 
 def _job(
@@ -195,6 +202,20 @@ def _frame_stack(env: gym.Env) -> int:
     return int(kwargs.get("frame_stack", getattr(env.unwrapped, "frame_stack", 1))) if images else 1
 
 
+def _renderer(job: _Job, space: spaces.Space) -> str:
+    """What draws the env's images, such as "fast egl": pictures of one world differ between renderers, and between OpenGL
+    libraries by a grey level here and there."""
+    boxes = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    if not any(box.dtype == np.uint8 and len(box.shape) == 3 for box in boxes):
+        return ""
+    spec = spec_of(job.env_id)
+    if torch_native(spec):
+        return "torch"
+    chosen = {**spec.kwargs, **job.env_kwargs}.get("renderer")
+    # choose_backend of gjwm.envs names the library when the env is made, which `_describe` has done.
+    return "unknown" if chosen is None else f"{chosen} {os.environ.get('MUJOCO_GL', 'unknown')}"
+
+
 def _collect(job: _Job, episodes: int, workers: int | None, first_episode: int) -> Iterator[Episode]:
     """Episodes in order, with single frames where the env stacks them."""
     if torch_native(spec_of(job.env_id)):
@@ -224,7 +245,7 @@ class _Recorder:
         observation, _ = env.reset(seed=env_seed)
         frames, simulator, a, r, terminated, truncated = [observation], [self._simulator()], [], [], [], []
         for t in range(job.length):
-            action = policy(env, t)[0]
+            action = policy(env, t, _batched(observation))[0]
             if hasattr(env.unwrapped, "executed"):
                 action = env.unwrapped.executed(action)
             # The env gets a copy: it may clip or rescale in place.
@@ -248,15 +269,24 @@ class _Recorder:
             np.array(r, np.float32),
             np.array(terminated, bool),
             np.array(truncated, bool),
-            **(_stack(simulator) if job.record_state else {}),
+            **_stack(simulator),
         )
 
     def _simulator(self) -> dict[str, Any]:
-        return _simulator(self.env.unwrapped) if self.job.record_state else {}
+        return _simulator(self.env.unwrapped, self.job.record_state)
 
 
-def _simulator(env: Any) -> dict[str, Any]:
-    """sim_state, position and true_state of an env or vector env, copied."""
+def _batched(observation: Any) -> Any:
+    """One env's observation as that of a batch of one."""
+    if isinstance(observation, Mapping):
+        return {name: value[None] for name, value in observation.items()}
+    return np.asarray(observation)[None]
+
+
+def _simulator(env: Any, record_state: bool) -> dict[str, Any]:
+    """sim_state, position and true_state of an env or vector env, copied; without `record_state` the position, if any."""
+    if not record_state:
+        return {"position": np.array(_numpy(env.position), np.float64)} if hasattr(env, "position") else {}
     if not hasattr(env, "get_state"):
         raise ValueError(f"{type(env).__name__} has no get_state, position and true_state; set record_state=False.")
     return {
@@ -420,11 +450,9 @@ def _record_batch(
         first = frames(observation)
         o = _allocate(first, length + 1)  # at once, as pixels of a whole batch are large
         _write(o, 0, first)
-        simulator, a, r = [], [], []
-        if job.record_state:
-            simulator.append(_simulator(env.unwrapped))
+        simulator, a, r = [_simulator(env.unwrapped, job.record_state)], [], []
         for t in range(length):
-            action = policy(env, t)
+            action = policy(env, t, observation)
             observation, reward, terminated, truncated, _ = env.step(action.copy())
             if (_numpy(terminated) | _numpy(truncated)).any():
                 raise ValueError(
@@ -434,12 +462,11 @@ def _record_batch(
             _write(o, t + 1, frames(observation))
             a.append(action)
             r.append(np.array(_numpy(reward), np.float32))
-            if job.record_state:
-                simulator.append(_simulator(env.unwrapped))
+            simulator.append(_simulator(env.unwrapped, job.record_state))
     finally:
         env.close()
     a, r = np.stack(a, 1), np.stack(r, 1)  # (N, T, A), (N, T)
-    simulator = _stack(simulator, 1) if job.record_state else {}
+    simulator = _stack(simulator, 1)
     terminated, truncated = np.zeros(length, bool), np.arange(length) == length - 1
     return [
         Episode(

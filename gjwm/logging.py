@@ -24,6 +24,7 @@ class RunLogger:
             fails leaves an older run's figures beside its checkpoint.
         wandb_mode: "offline" (needs no account and no network), "online" or "disabled".
         project, name, config: as wandb takes them.
+        resume_after: lines up to this step of an interrupted run are kept, and lines are added to them.
     """
 
     def __init__(
@@ -34,13 +35,17 @@ class RunLogger:
         project: str = "gjwm",
         name: str | None = None,
         config: dict[str, Any] | None = None,
+        resume_after: int | None = None,
     ):
         if wandb_mode not in MODES:
             raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._partial = self.path / "metrics.jsonl.partial"
+        kept = "" if resume_after is None else self._lines_until(resume_after)
         self._file = open(self._partial, "w", encoding="utf-8")
+        self._file.write(kept)
+        self._file.flush()
         self._wandb = None
         if wandb_mode != "disabled":
             os.environ.setdefault("WANDB_SILENT", "true")
@@ -55,6 +60,17 @@ class RunLogger:
                 dir=str(self.path),
                 settings={"console": "off"},
             )
+
+    def _lines_until(self, step: int) -> str:
+        """Whole lines of the interrupted run up to `step`; a killed process may leave half a line, and later ones."""
+        kept = []
+        for line in self._partial.read_text(encoding="utf-8").splitlines() if self._partial.exists() else ():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                break
+        return "".join(kept)
 
     def __enter__(self) -> RunLogger:
         return self

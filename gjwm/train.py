@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
+from gjwm.checkpoint import Checkpoints, random_state, restore_random_state
 from gjwm.dynamics import Dynamics
 from gjwm.heads import StateHead
 from gjwm.objectives import JointEmbeddingObjective, NonFiniteLatentsError
-from gjwm.replay import ReplayBuffer
+from gjwm.replay import Prefetch, Windows
 from gjwm.world_model import WorldModel
 
 Log = Callable[[dict[str, float], int], None]
@@ -20,7 +21,7 @@ Log = Callable[[dict[str, float], int], None]
 def train(
     model: WorldModel,
     objective: JointEmbeddingObjective,
-    buffer: ReplayBuffer,
+    buffer: Windows,
     *,
     steps: int = 2500,
     batch: int = 64,
@@ -34,11 +35,14 @@ def train(
     log: Log | None = None,
     log_every: int = 25,
     generator: Generator | None = None,
+    prefetch: int = 0,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_every: int = 250,
 ) -> dict[str, float]:
     """Minimise `model.loss` with AdamW on a one-cycle schedule, in place; the model ends in evaluation mode.
 
     Args:
-        buffer: windows of `length` steps are drawn from it.
+        buffer: windows of `length` steps are drawn from it: a `ReplayBuffer`, or `DiskWindows`.
         steps: gradient steps.
         batch, length: windows per step, and T of each (the open-loop horizon).
         episodes: draw each batch from this many episodes only, as an objective with law="within" needs, which compares two
@@ -46,7 +50,11 @@ def train(
         lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of steps spent warming up.
         truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
         log: called with scalars every `log_every` steps; keys "loss", "train/*", "frames_per_second".
-        generator: draws windows and slices.
+        generator: draws slices, and the seed of the windows: which come does not depend on where the data lie.
+        prefetch: batches read ahead by a thread, for data on disk; changes nothing but the time.
+        checkpoints: where the whole state is kept every `checkpoint_every` steps and after the last. If a state is there
+            already, training goes on from it, with the same weights and scalars as if it had not been interrupted (bit by
+            bit on a CPU with as many threads); all other arguments must be what they were.
 
     Returns:
         the last logged scalars.
@@ -56,6 +64,8 @@ def train(
     """
     if steps < 1 or batch < 2:
         raise ValueError(f"training expects steps >= 1 and batch >= 2, got steps={steps} and batch={batch}.")
+    if checkpoint_every < 1:
+        raise ValueError(f"training expects checkpoint_every >= 1, got {checkpoint_every}.")
     device, scalars = model.device, {}
     objective.to(device).train()
     # An objective has parameters when its target covariance is learned.
@@ -63,39 +73,70 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=warmup)
     model.train()
-    since, frames = time.perf_counter(), 0
-    for step in range(1, steps + 1):
-        few = {} if episodes is None else {"episodes": episodes}
-        windows = buffer.sample(batch, length, generator=generator, **few).to(device)
-        try:
-            losses = model.loss(windows, objective, truncate=truncate, generator=generator)
-        except NonFiniteLatentsError as error:
-            raise FloatingPointError(
-                f"at step {step}: {error} Lower the learning rate (now {lr}) or look for NaN in the data."
-            ) from error
-        if not losses["loss"].isfinite():
-            raise FloatingPointError(
-                f"the loss became {losses['loss'].item()} at step {step}; lower the learning rate (now {lr}) "
-                "or look for NaN in the data."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        optimizer.step()
-        schedule.step()
-        frames += batch * (length + 1)
-        if step % log_every == 0 or step == steps:
-            elapsed = time.perf_counter() - since
-            scalars = {f"train/{k}": v.item() for k, v in losses.items() if k != "loss"}
-            scalars |= {
-                "loss": losses["loss"].item(),
-                "train/grad_norm": norm.item(),
-                "train/lr": schedule.get_last_lr()[0],
-                "frames_per_second": frames / elapsed,
-            }
-            if log is not None:
-                log(scalars, step)
-            since, frames = time.perf_counter(), 0
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device if generator else "cpu"))
+    few = {} if episodes is None else {"episodes": episodes}
+    begin = since = time.perf_counter()
+    frames, first, before = 0, 0, 0.0
+    with Prefetch(lambda g: buffer.sample(batch, length, generator=g, **few), seed, prefetch) as draw:
+        found = None if checkpoints is None else checkpoints.latest()
+        if found is not None:
+            first, state = found.step, found.content
+            for name, part in (
+                ("model", model),
+                ("objective", objective),
+                ("optimizer", optimizer),
+                ("schedule", schedule),
+            ):
+                part.load_state_dict(state[name])
+            draw.restore(state["windows"])
+            if generator is not None:
+                generator.set_state(state["generator"])
+            restore_random_state(state["random"])
+            scalars, before = state["scalars"], state["seconds"]
+        for step in range(first + 1, steps + 1):
+            windows = draw.next().to(device)
+            try:
+                losses = model.loss(windows, objective, truncate=truncate, generator=generator)
+            except NonFiniteLatentsError as error:
+                raise FloatingPointError(
+                    f"at step {step}: {error} Lower the learning rate (now {lr}) or look for NaN in the data."
+                ) from error
+            if not losses["loss"].isfinite():
+                raise FloatingPointError(
+                    f"the loss became {losses['loss'].item()} at step {step}; lower the learning rate (now {lr}) "
+                    "or look for NaN in the data."
+                )
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            norm = nn.utils.clip_grad_norm_(parameters, clip)
+            optimizer.step()
+            schedule.step()
+            frames += batch * (length + 1)
+            if step % log_every == 0 or step == steps:
+                elapsed = time.perf_counter() - since
+                scalars = {f"train/{k}": v.item() for k, v in losses.items() if k != "loss"}
+                scalars |= {
+                    "loss": losses["loss"].item(),
+                    "train/grad_norm": norm.item(),
+                    "train/lr": schedule.get_last_lr()[0],
+                    "frames_per_second": frames / elapsed,
+                }
+                if log is not None:
+                    log(scalars, step)
+                since, frames = time.perf_counter(), 0
+            if checkpoints is not None and (step % checkpoint_every == 0 or step == steps):
+                state = {
+                    "model": model.state_dict(),
+                    "objective": objective.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "windows": draw.state(),
+                    "generator": None if generator is None else generator.get_state(),
+                    "random": random_state(),
+                    "scalars": scalars,
+                    "seconds": before + time.perf_counter() - begin,
+                }
+                checkpoints.save(step, state)
     model.eval()
     return scalars
 
@@ -189,7 +230,7 @@ def train_state_head(
 def train_decoder(
     decoder: nn.Module,
     model: WorldModel,
-    buffer: ReplayBuffer,
+    buffer: Windows,
     *,
     steps: int = 500,
     batch: int = 64,

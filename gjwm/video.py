@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -89,3 +89,15 @@ def _palette(frames: np.ndarray, colours: int = 64) -> Image.Image:
     palette = Image.new("P", (1, 1))
     palette.putpalette([*common.ravel().tolist(), *spread[: 3 * (colours // 2)]])
     return palette
+
+
+def read_video(path: str | Path) -> Iterator[np.ndarray]:
+    """Frames (h, w, 3) uint8 of a film, one after another, with the ffmpeg that pip brings.
+
+    Raises:
+        ValueError: when the file is missing or no film.
+    """
+    try:
+        yield from iio.imiter(path, plugin="FFMPEG")
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as a film ({error}).") from error

@@ -3,7 +3,15 @@ import types
 import numpy as np
 import pytest
 
-from gjwm.behaviours import Coloured, Mixture, Scripted, Uniform, behaviour_from_weights, coloured_noise
+from gjwm.behaviours import (
+    Coloured,
+    Mixture,
+    OrnsteinUhlenbeck,
+    Scripted,
+    Uniform,
+    behaviour_from_weights,
+    coloured_noise,
+)
 
 T, A = 64, 2
 
@@ -14,7 +22,7 @@ def rngs(n, seed=0):
 
 def actions(behaviour, generators, env=None, length=T):
     policy = behaviour.start(length, A, generators)
-    return np.stack([policy(env, t) for t in range(length)], 1)  # (N, T, A)
+    return np.stack([policy(env, t, None) for t in range(length)], 1)  # (N, T, A)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
@@ -28,14 +36,18 @@ def test_coloured_noise_has_unit_variance_and_spectrum_slope_minus_beta(beta):
     assert slope == pytest.approx(-beta, abs=0.1)
 
 
-@pytest.mark.parametrize("behaviour", [Uniform(), Coloured(), Coloured(beta=1.0, scale=3.0), Mixture({Uniform(): 1})])
+@pytest.mark.parametrize(
+    "behaviour", [Uniform(), Coloured(), Coloured(beta=1.0, scale=3.0), OrnsteinUhlenbeck(), Mixture({Uniform(): 1})]
+)
 def test_actions_are_float32_within_bounds(behaviour):
     a = actions(behaviour, rngs(20))
     assert a.shape == (20, T, A) and a.dtype == np.float32
     assert np.abs(a).max() <= 1 and a.std() > 0.3
 
 
-@pytest.mark.parametrize("behaviour", [Uniform(), Coloured(), Mixture({Uniform(): 1, Coloured(): 1})])
+@pytest.mark.parametrize(
+    "behaviour", [Uniform(), Coloured(), OrnsteinUhlenbeck(), Mixture({Uniform(): 1, Coloured(): 1})]
+)
 def test_an_episode_depends_on_its_generator_and_not_on_its_company(behaviour):
     together = actions(behaviour, rngs(6))
     np.testing.assert_array_equal(together[3:4], actions(behaviour, rngs(6)[3:4]))
@@ -48,6 +60,16 @@ def test_coloured_actions_drift_and_uniform_ones_do_not():
 
     assert lag_one(actions(Coloured(beta=2.0), rngs(100))) > 0.9
     assert abs(lag_one(actions(Uniform(), rngs(100)))) < 0.05
+
+
+def test_ornstein_uhlenbeck_noise_is_stationary_and_forgets_exponentially():
+    a = actions(OrnsteinUhlenbeck(tau=8.0, scale=0.2), rngs(400), length=200)
+    assert a[:, 0].std() == pytest.approx(0.2, rel=0.06) and a[:, -1].std() == pytest.approx(0.2, rel=0.06)
+    for lag in (1, 8, 16):
+        correlation = np.mean(a[:, lag:] * a[:, :-lag]) / np.mean(a**2)
+        assert correlation == pytest.approx(np.exp(-lag / 8), abs=0.04)
+    with pytest.raises(ValueError, match="tau > 0"):
+        OrnsteinUhlenbeck(tau=0)
 
 
 def test_a_mixture_chooses_one_behaviour_per_episode_in_proportion():

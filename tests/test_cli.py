@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -120,6 +121,27 @@ def test_collecting_again_extends_the_dataset(folder):
     assert dataset_info("data/small")["episodes"] == 20
 
 
+def test_resuming_collects_what_is_missing_and_trains_nothing_twice(folder, capsys):
+    run("collect", "collect.episodes=4")
+    assert run("collect", "resume=true") == 0 and dataset_info("data/small")["episodes"] == 16
+    assert "coverage:" in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in (folder / "data" / "small").iterdir()}
+    assert run("collect", "resume=true") == 0 and "none are missing" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+    assert run("train", "resume=true", "checkpoint.every=10") == 0
+    made = folder / "runs" / "small"
+    assert {path.name for path in (made / "state").glob("*.pt")} == {"state-000000020.pt", "state-000000030.pt"}
+    written = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
+    run("collect", "collect.episodes=2")  # more data do not change what a training is
+    assert run("train", "resume=true") == 0 and "nothing to resume" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()} == written
+    assert run("train", "resume=true", "train.lr=0.1") == 1
+    assert "trained with other settings of train" in capsys.readouterr().err
+    (made / "metrics.jsonl").rename(made / "metrics.jsonl.partial")  # as if it had been killed
+    assert run("train") == 1 and "go on with resume=true, or remove" in capsys.readouterr().err
+    assert run("train", "resume=true") == 0 and not (made / "metrics.jsonl.partial").exists()
+
+
 def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     run("collect")
@@ -138,7 +160,8 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         (["train", "device=cuda:99"], 1, "device=cuda:99"),
         (["collect", "env.obs=sound"], 1, "'sound'"),
         (["collect", "env.id=gjwm/moon-walk-v0"], 1, "moon-walk"),
-        (["collect", "collect.behaviour={dancing: 1}"], 1, "dancing"),
+        (["collect", "collect.behaviour=dancing"], 1, "no behaviour 'dancing'; choose from uniform, coloured"),
+        (["collect", "~collect.behaviour", "+collect.behaviour={dancing: 1}"], 1, "no behaviour 'dancing'"),
         (["collect", "collect.episodes=0"], 1, "episodes >= 1"),
         (["train", "logger.wandb=later"], 1, "later"),
         (["train", "train.steps=abc"], 1, "train.steps must be a whole number, got 'abc'"),
@@ -188,7 +211,7 @@ def test_damaged_files_are_named_and_what_was_written_stays(folder, capsys):
     before = (folder / "runs" / "small" / "evaluation.json").read_bytes()
     assert run("evaluate", "evaluate.pairs=-1") == 1
     assert (folder / "runs" / "small" / "evaluation.json").read_bytes() == before
-    shard = next((folder / "data" / "small").glob("*.npz"))
+    shard = next((folder / "data" / "small").glob("*.h5"))
     shard.write_bytes(shard.read_bytes()[:100])
     capsys.readouterr()
     assert run("train") == 1 and shard.name in capsys.readouterr().err
@@ -196,16 +219,20 @@ def test_damaged_files_are_named_and_what_was_written_stays(folder, capsys):
 
 def test_nan_in_the_data_stops_training_with_a_sentence(folder, capsys):
     assert run("collect", "env.obs=state") == 0
-    shard = next((folder / "data" / "small").glob("*.npz"))
-    with np.load(shard) as file:
-        arrays = dict(file)
-    name = next(k for k in arrays if k == "o" or k.endswith("/o"))
-    arrays[name][3] = np.nan
-    np.savez(shard, **arrays)
-    status = main(
-        ["train", *[s for s in SMALL if "encoder" not in s], "env.obs=state", "encoder=mlp", "logger.wandb=disabled"]
-    )
-    assert status == 1 and "NaN" in capsys.readouterr().err
+    shard = next((folder / "data" / "small").glob("*.h5"))
+    with h5py.File(shard, "r+") as file:
+        file["observation"][3] = np.nan
+    capsys.readouterr()
+    assert main(["data", "verify", "data/small"]) == 1 and "episode 0" in capsys.readouterr().out
+    # Read from disk, where bytes are not compared with their checksums.
+    for storage, said in (("memory", "episode 0"), ("disk", "NaN")):
+        arguments = [s for s in SMALL if "encoder" not in s]
+        status = main(
+            [
+                *("train", *arguments, "env.obs=state", "encoder=mlp", "logger.wandb=disabled", f"storage={storage}"),
+            ]
+        )
+        assert status == 1 and said in capsys.readouterr().err
 
 
 def test_a_study_summarises_its_seeds_and_does_nothing_twice(folder, capsys):
@@ -221,10 +248,10 @@ def test_a_study_summarises_its_seeds_and_does_nothing_twice(folder, capsys):
     written = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
     assert run("study", *study) == 0
     assert {path for path, at in written.items() if path.stat().st_mtime_ns != at} == {made / "study.json"}
-    shards = sorted((folder / "data").rglob("*.npz"))
+    shards = sorted((folder / "data").rglob("*.h5"))
     assert run("study", *study, "objective.lam=0", "collect.episodes=20") == 1
     assert "trained with other settings of collect, objective" in capsys.readouterr().err
-    assert sorted((folder / "data").rglob("*.npz")) == shards  # refused before anything was collected
+    assert sorted((folder / "data").rglob("*.h5")) == shards  # refused before anything was collected
     assert run("study", *study, "planner=mppi", "evaluate.pairs=3", "planner.samples=32") == 0
     assert json.loads((made / "study.json").read_text())["pooled_success"]["random"][1] == 6
 

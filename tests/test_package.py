@@ -19,14 +19,17 @@ ENVS = {f"gjwm.envs.{p.stem}": p for p in (ROOT / "envs").glob("*.py") if p.stem
 
 # Imports run one way: a module, or sub-package, may use those of earlier rows and of its own.
 LAYERS = [
-    {"types"},
+    {"types", "files"},
     {"objectives", "encoders", "dynamics", "decoder", "costs", "planning", "probes", "behaviours", "video", "logging"},
     {"normality"},
     {"heads", "interpolation", "calibration"},
-    {"figures", "diagnostics", "replay", "dataset"},
-    {"world_model", "collect"},
+    {"figures", "diagnostics", "replay"},
+    {"dataset"},
+    {"coverage"},
+    {"data_command"},
+    {"world_model", "collect", "checkpoint"},
     {"agent", "train", "surprise"},
-    {"evaluate", "rollout_video", "study"},
+    {"evaluate", "explore", "rollout_video", "study"},
     {"benchmarks"},
     {"cli"},
 ]

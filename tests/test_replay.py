@@ -1,15 +1,16 @@
 """Every observation carries its env, episode and step, so that any mixed-up window shows."""
 
 import json
-import zipfile
+import threading
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from gjwm.dataset import Episode, dataset_info, load_buffer, open_dataset, read_episodes, write_shard
 from gjwm.replay import ReplayBuffer, describe_space, rebuild_space, stack_frames
+from gjwm.replay.buffer import residence
+from gjwm.replay.priorities import SumTree
 
 torch.set_num_threads(1)
 
@@ -314,73 +315,112 @@ def test_spaces_survive_json():
     assert rebuild_space(json.loads(text)) == space
 
 
-# -- the dataset folder ------------------------------------------------------------------------------------------------
+# -- priorities, threads, devices ----------------------------------------------------------------------------------------
 
 
-def header(**changes):
-    space = spaces.Box(0, 255, (2, 4, 4), np.uint8)
-    return (
-        dict(env_id="x", env_kwargs={"size": 4}, observation_space=space, action_space=ACTION, frame_stack=2) | changes
+def test_a_sum_tree_finds_every_number_in_proportion_to_its_priority():
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 7, 64, 100):
+        tree, priority = SumTree(size), rng.uniform(size=size) * (rng.uniform(size=size) < 0.7)
+        priority[-1] = 1.0
+        tree[np.arange(size)] = 5.0
+        tree[np.arange(size)] = priority
+        assert tree.total == pytest.approx(priority.sum())
+        edges = np.r_[0, priority.cumsum()]
+        middle = (edges[1:] + edges[:-1])[priority > 0] / 2
+        assert tree.find(middle).tolist() == np.flatnonzero(priority).tolist()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_windows_come_in_proportion_to_priority_and_weights_undo_it(alpha):
+    buffer = ReplayBuffer(100, STATE, ACTION, num_envs=2, priority_exponent=alpha)
+    play(buffer, 130, lengths=[5, 9])  # the ring has wrapped
+    g = torch.Generator().manual_seed(0)
+    every = buffer.sample_prioritised(3000, 2, generator=g)
+    uniform = {tuple(o.tolist()) for o in buffer.sample(3000, 2, generator=g).o[:, 0]}
+    assert {tuple(o.tolist()) for o in every.windows.o[:, 0]} == uniform and (every.weights == 1).all()
+    priority = 1 + every.windows.o[:, 0, 2]  # one more than the step
+    buffer.update_priorities(every.index, priority)
+    drawn = buffer.sample_prioritised(40_000, 2, generator=g, beta=1.0)
+    starts, where, counts = drawn.windows.o[:, 0].unique(dim=0, return_inverse=True, return_counts=True)
+    expected = (1 + starts[:, 2]) ** alpha
+    expected = expected / expected.sum() * 40_000
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    degrees = len(counts) - 1
+    assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
+    # Weighted by 1 / chance, every window counts alike.
+    torch.testing.assert_close(
+        drawn.weights, ((1 + starts[:, 2]) ** -alpha)[where] / ((1 + starts[:, 2]) ** -alpha).max()
     )
 
 
-def episode(number, length):
-    o = stack_frames(images(number, length), 2)
-    return Episode(
-        o, np.full((length, 2), number / 10, np.float32), np.ones(length, np.float32), ends(length), ends(9)[:length]
-    )
+def test_new_steps_are_likeliest_and_overwritten_ones_are_passed_over(tmp_path):
+    buffer = ReplayBuffer(40, STATE, ACTION, priority_exponent=1.0)
+    play(buffer, 30, lengths=[10])
+    first = buffer.sample_prioritised(500, 1, generator=torch.Generator().manual_seed(0))
+    buffer.update_priorities(first.index, torch.full((500,), 1e-3))
+    last = np.array([[0, 3, 0]], np.float32)
+    buffer.add(last, np.zeros((1, 2)), [0.0], [False], [False], last + 1)
+    drawn = buffer.sample_prioritised(100, 1, generator=torch.Generator().manual_seed(1))
+    assert (drawn.windows.o[:, 0] == torch.from_numpy(last)).all(1).float().mean() > 0.9
+    buffer.save(tmp_path / "b.pt")
+    again = ReplayBuffer.load(tmp_path / "b.pt").sample_prioritised(100, 1, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again.index, drawn.index) and torch.equal(again.weights, drawn.weights)
+    play(buffer, 60, lengths=[10])  # every row is another now
+    before = buffer.sample_prioritised(100, 1, generator=torch.Generator().manual_seed(2)).index
+    buffer.update_priorities(first.index, torch.full((500,), 1e6))
+    assert torch.equal(before, buffer.sample_prioritised(100, 1, generator=torch.Generator().manual_seed(2)).index)
+    with pytest.raises(ValueError, match="finite priorities"):
+        buffer.update_priorities(before, torch.zeros(100))
+    with pytest.raises(ValueError, match="nothing to sample yet"):
+        buffer.sample_prioritised(1, 11)
+    with pytest.raises(ValueError, match="keeps no priorities"):
+        ReplayBuffer(40, STATE, ACTION).sample_prioritised(1, 1)
 
 
-def test_a_dataset_returns_the_episodes_it_was_given(tmp_path):
-    open_dataset(tmp_path, **header())
-    write_shard(tmp_path, [episode(0, 5), episode(1, 3)], behaviour="b")
-    open_dataset(tmp_path, **header())
-    write_shard(tmp_path, [episode(2, 7)], behaviour="c")
-    info = dataset_info(tmp_path)
-    assert (info["episodes"], info["steps"]) == (3, 15)
-    assert [s["behaviour"] for s in info["shards"]] == ["b", "c"]
-    assert not list(tmp_path.glob("*.partial"))
-    for i, (read, length) in enumerate(zip(read_episodes(tmp_path), (5, 3, 7))):
-        for a, b in zip(read[:5], episode(i, length)[:5]):
-            np.testing.assert_array_equal(a, b)
-    with np.load(tmp_path / "shard-00000.npz") as columns:
-        assert columns["o"].shape == (10, 1, 4, 4)  # single frames
-    buffer = load_buffer(tmp_path)
-    assert len(buffer) == 15 and buffer.frame_stack == 2
-    assert buffer.sample(10, 7).o.unique(dim=0).shape == (1, 8, 2, 4, 4)
+def test_short_episodes_do_not_starve_prioritised_sampling():
+    buffer = ReplayBuffer(400, STATE, ACTION, priority_exponent=1.0)
+    play(buffer, 396, lengths=[1])  # no window of 3 steps in any of these
+    play(buffer, 4, lengths=[4])
+    drawn = buffer.sample_prioritised(200, 3, generator=torch.Generator().manual_seed(0))
+    assert set(drawn.windows.o[:, 0, 2].tolist()) == {0, 1}
 
 
-def test_another_env_cannot_extend_a_dataset(tmp_path):
-    open_dataset(tmp_path, **header())
-    for change in (dict(env_id="y"), dict(env_kwargs={"size": 8}), dict(action_space=spaces.Box(-1, 1, (3,)))):
-        with pytest.raises(ValueError, match=f"cannot be extended with {next(iter(change))}"):
-            open_dataset(tmp_path, **header(**change))
-    with pytest.raises(ValueError, match="plain JSON"):
-        open_dataset(tmp_path / "other", **header(env_kwargs={"size": object()}))
+def test_one_thread_may_add_while_another_samples():
+    buffer = ReplayBuffer(300, STATE, ACTION, num_envs=3, priority_exponent=0.5)
+    play(buffer, 50, lengths=[7])
+    done, errors = threading.Event(), []
+
+    def collect():
+        try:
+            for seed in range(15):
+                play(buffer, 100, lengths=[3, 7, 12], seed=seed)
+        except Exception as error:
+            errors.append(error)
+        done.set()
+
+    collector = threading.Thread(target=collect)
+    collector.start()
+    g, batches = torch.Generator().manual_seed(0), 0
+    while not done.is_set():
+        drawn = buffer.sample_prioritised(64, 2, generator=g)
+        buffer.update_priorities(drawn.index, drawn.windows.r.sum(1) + 1)
+        for batch in (drawn.windows, buffer.sample(64, 2, generator=g)):
+            lane, _, step = batch.o.unbind(-1)
+            assert (lane == lane[:, :1]).all() and (step == step[:, :1] + torch.arange(3)).all()
+            torch.testing.assert_close(batch.a[..., 0] * 1000, step[:, :-1])
+        batches += 1
+    collector.join()
+    assert not errors and batches > 10
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
-def test_a_damaged_shard_is_named(tmp_path, damage):
-    open_dataset(tmp_path, **header())
-    write_shard(tmp_path, [episode(0, 5)])
-    file = write_shard(tmp_path, [episode(1, 5)])
-    content = bytearray(file.read_bytes())
-    if damage == "truncated":
-        file.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped":
-        with zipfile.ZipFile(file) as archive:
-            offset = archive.getinfo("o.npy").header_offset
-        content[offset + 250] ^= 255
-        file.write_bytes(content)
-    else:
-        file.unlink()
-    with pytest.raises(ValueError, match=r"shard-00001\.npz is missing or damaged"):
-        load_buffer(tmp_path)
-
-
-def test_a_folder_without_metadata_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no metadata\.json"):
-        dataset_info(tmp_path)
-    (tmp_path / "metadata.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
-        dataset_info(tmp_path)
+@pytest.mark.parametrize(("free", "expected"), [(2.6, "cuda"), (2.4, "cpu")])
+def test_rows_live_on_the_gpu_if_that_leaves_room_for_the_model(monkeypatch, free, expected):
+    needed = ReplayBuffer(1000, STATE, ACTION).nbytes
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (int(free * needed), 10**12))
+    assert residence("auto", needed).type == expected
+    assert residence("cpu", needed).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert residence("auto", needed).type == "cpu"

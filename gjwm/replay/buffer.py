@@ -1,19 +1,19 @@
-"""Replay: a ring of observation rows per env, from which windows within one episode are drawn uniformly.
+"""A ring of observation rows per env in memory, from which windows within one episode are drawn.
 
-A lane (one env) is a ring of rows in time order. A row holds one observation and, unless it is the last of its episode or
-the newest of all, the action taken there with its reward. An episode of T steps is T+1 rows, so the true last frame is
-kept, every image is stored once (frame stacks are rebuilt when sampling), and a window of T steps is T+1 neighbouring rows.
-This module knows gymnasium's spaces and no environments. Datasets on disk are in `gjwm.dataset`.
+An episode of T steps is T+1 rows (see `gjwm.replay.windows`), so the true last frame is kept, every image is stored once
+(frame stacks are rebuilt when sampling), and a window of T steps is T+1 neighbouring rows. This module knows gymnasium's
+spaces and no environments.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,116 +21,60 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
+from gjwm.files import replacing
+from gjwm.replay.priorities import SumTree
+from gjwm.replay.spaces import DTYPES, box_fields, describe_space, frame_shapes, rebuild_space, stacked_fields
+from gjwm.replay.windows import EMPTY, Windows
 from gjwm.types import Batch
 
-_EMPTY = -(2**62)  # clock of a row that holds nothing
 _ROW_COLUMNS = ("a", "r", "terminated", "clock", "acted")  # saved besides the observations
 _LANE_COLUMNS = ("head", "rows", "steps", "open")
 
-FORMAT = 1  # of the file that `ReplayBuffer.save` writes
+FORMAT = 2  # of the file that `ReplayBuffer.save` writes
 
 Observation = Any  # one array or tensor, or a dict of them, as the space says
 
-# float64 is stored as float32, which is what the networks compute in.
-_DTYPES = {
-    "uint8": torch.uint8,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float64": torch.float32,
-}
+
+def row_bytes(fields: Mapping[str, spaces.Box], shapes: Mapping[str, tuple[int, ...]], action_dim: int) -> int:
+    """Bytes of one row of a buffer: fields and frame shapes as in `gjwm.replay.spaces`."""
+    bookkeeping = 8 + 1  # clock, acted
+    frames = sum(math.prod(shape) * DTYPES[fields[name].dtype.name].itemsize for name, shape in shapes.items())
+    return frames + 4 * action_dim + 4 + 1 + bookkeeping
 
 
-def box_fields(space: spaces.Space) -> dict[str, spaces.Box]:
-    """The Boxes of an observation space by name; a Box alone has the name "".
+class PrioritisedBatch(NamedTuple):
+    """Windows drawn by priority; `windows.episode` and all other fields as `ReplayBuffer.sample` gives them."""
 
-    Raises:
-        ValueError: for anything but a Box or a flat Dict of Boxes of a common dtype.
-    """
-    fields = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
-    for name, box in fields.items():
-        if not isinstance(box, spaces.Box) or box.dtype.name not in _DTYPES:
-            raise ValueError(
-                f"observation {name!r} has the space {box}; expected a Box of {', '.join(_DTYPES)}, alone or in a flat Dict."
-            )
-    return fields
+    windows: Batch
+    weights: Tensor  # (B,) importance weights in (0, 1], the largest 1, on the CPU
+    index: Tensor  # (B, 2) int64, which windows these are: for `update_priorities`
 
 
-def stacked_fields(fields: Mapping[str, spaces.Box], frame_stack: int) -> set[str]:
-    """Names of the images, whose channels hold `frame_stack` frames; state vectors are never stacked."""
-    images = {name for name, box in fields.items() if box.dtype == np.uint8 and len(box.shape) == 3}
-    if frame_stack < 1:
-        raise ValueError(f"frame_stack is {frame_stack}; expected 1 (no stacking) or more.")
-    if frame_stack == 1:
-        return set()
-    for name in images:
-        if fields[name].shape[0] % frame_stack:
-            raise ValueError(
-                f"an observation of shape {fields[name].shape} cannot hold {frame_stack} frames; frame_stack expects the "
-                "space of stacked images (frame_stack * C, h, w)."
-            )
-    if not images:
-        raise ValueError(
-            f"frame_stack={frame_stack} needs uint8 images (frame_stack * C, h, w) in the observation space."
-        )
-    return images
+def _locked(method: Callable) -> Callable:
+    """One thread at a time: a collector may add while a learner samples."""
+
+    @functools.wraps(method)
+    def call(self: ReplayBuffer, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return call
 
 
-def stack_frames(frames: np.ndarray, frame_stack: int) -> np.ndarray:
-    """An episode's frames (T+1, C, h, w) -> (T+1, frame_stack * C, h, w), oldest first, the first frame repeated."""
-    steps = np.arange(len(frames))[:, None] - np.arange(frame_stack - 1, -1, -1)
-    return frames[steps.clip(min=0)].reshape(len(frames), -1, *frames.shape[2:])
-
-
-def describe_space(space: spaces.Space) -> dict[str, Any]:
-    """A Box, or a Dict of Boxes, as plain JSON; see `rebuild_space`."""
-    if isinstance(space, spaces.Dict):
-        return {"type": "Dict", "spaces": {name: describe_space(box) for name, box in space.spaces.items()}}
-    if not isinstance(space, spaces.Box):
-        raise ValueError(f"cannot store the space {space}; expected a Box or a Dict of Boxes.")
-
-    def bound(values: np.ndarray) -> Any:
-        # Strings, because JSON has no infinity; one number where all are equal, as for images.
-        plain = [str(x) if isinstance(x, float) and math.isinf(x) else x for x in values.ravel().tolist()]
-        return plain[0] if len(set(plain)) == 1 else plain
-
-    return {
-        "type": "Box",
-        "shape": list(space.shape),
-        "dtype": space.dtype.name,
-        "low": bound(space.low),
-        "high": bound(space.high),
-    }
-
-
-def rebuild_space(description: Mapping[str, Any]) -> spaces.Space:
-    """The inverse of `describe_space`."""
-    if description["type"] == "Dict":
-        return spaces.Dict({name: rebuild_space(box) for name, box in description["spaces"].items()})
-    shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
-
-    def bound(values: Any) -> np.ndarray:
-        flat = np.array([float(x) if isinstance(x, str) else x for x in np.ravel(values).tolist()], dtype)
-        return np.broadcast_to(flat, shape) if flat.size == 1 else flat.reshape(shape)
-
-    return spaces.Box(bound(description["low"]), bound(description["high"]), shape, dtype)
-
-
-class ReplayBuffer:
-    """Steps of `num_envs` envs in memory, and uniform windows of them.
+class ReplayBuffer(Windows):
+    """Steps of `num_envs` envs in memory, and windows of them. One thread may add while another samples.
 
     Args:
         capacity: steps kept in all, divided evenly over the envs; the oldest are dropped first.
         observation_space: of one env: a Box, or a flat Dict of Boxes. float64 is stored as float32.
         action_space: of one env: a Box (A,).
         num_envs: lanes, each a stream of its own.
-        device: where the rows live and `sample` gathers.
+        device: where the rows live and `sample` gathers; "auto": a CUDA device if the rows take less than 1 / 2.5 of its
+            free memory (the rest is the model's), else the CPU.
         frame_stack: frames in an image observation (frame_stack * C, h, w), oldest first. Only the newest is stored.
         episodes: last frames to leave room for besides the steps. The default, capacity / 16 but at least 4096 (or the
             capacity, if that is smaller), suffices for episodes of 16 steps on average; shorter ones drop steps earlier.
+        priority_exponent: alpha of prioritised sampling, whose chances go with priority^alpha; None keeps no priorities.
 
     Raises:
         ValueError: for spaces or sizes it cannot hold.
@@ -147,29 +91,32 @@ class ReplayBuffer:
         *,
         frame_stack: int = 1,
         episodes: int | None = None,
+        priority_exponent: float | None = None,
     ):
         if num_envs < 1 or capacity < num_envs:
             raise ValueError(f"expected 1 <= num_envs <= capacity, got num_envs={num_envs} and capacity={capacity}.")
         if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
             raise ValueError(f"expected a Box (A,) as action space, got {action_space}.")
-        self.capacity, self.num_envs, self.device = int(capacity), int(num_envs), torch.device(device)
+        if priority_exponent is not None and not 0 <= priority_exponent <= 1:
+            raise ValueError(f"expected 0 <= priority_exponent <= 1 or None, got {priority_exponent}.")
+        self.capacity, self.num_envs = int(capacity), int(num_envs)
         self.observation_space, self.action_space = observation_space, action_space
         self.frame_stack, self.action_dim = int(frame_stack), action_space.shape[0]
         self.episodes = max(capacity // 16, min(capacity, 4096)) if episodes is None else int(episodes)
         self._fields = box_fields(observation_space)
         self._stacked = stacked_fields(self._fields, self.frame_stack)
-        self._frame_shapes = {
-            name: (box.shape[0] // self.frame_stack, *box.shape[1:]) if name in self._stacked else box.shape
-            for name, box in self._fields.items()
-        }
+        self._frame_shapes = frame_shapes(self._fields, self.frame_stack)
         self._lane_steps = self.capacity // self.num_envs
         # One row more for the newest observation of an episode that is still going on, one for what replaces it.
         self._lane_rows = self._lane_steps + math.ceil(self.episodes / self.num_envs) + 2
 
         rows = self.num_envs * self._lane_rows
-        self._require_memory(rows)
+        self.priority_exponent = priority_exponent
+        self.device = residence(device, self.nbytes)
+        self._require_memory()
+        self._lock = threading.RLock()
         self._o = {
-            name: torch.empty(rows, math.prod(shape), dtype=_DTYPES[self._fields[name].dtype.name], device=self.device)
+            name: torch.empty(rows, math.prod(shape), dtype=DTYPES[self._fields[name].dtype.name], device=self.device)
             for name, shape in self._frame_shapes.items()
         }
         self._a = torch.zeros(rows, self.action_dim, device=self.device)
@@ -177,7 +124,7 @@ class ReplayBuffer:
         self._terminated = torch.zeros(rows, dtype=torch.bool, device=self.device)
         # Bookkeeping stays on the CPU: it decides which rows to touch.
         # The row's episode * 2^32 + its step there: it counts on within an episode and jumps between episodes.
-        self._clock = np.full(rows, _EMPTY, np.int64)
+        self._clock = np.full(rows, EMPTY, np.int64)
         self._acted = np.zeros(rows, bool)  # whether the row holds an action, and so the next row its outcome
         self._head = np.zeros(self.num_envs, np.int64)  # next row of the lane to write
         self._rows = np.zeros(self.num_envs, np.int64)  # rows stored
@@ -185,6 +132,8 @@ class ReplayBuffer:
         self._open = np.zeros(self.num_envs, bool)  # the lane's newest row awaits an action
         self._next_episode = 0
         self._starts: dict[tuple[int, int], Tensor] = {}
+        self._priorities = None if priority_exponent is None else SumTree(rows)
+        self._highest = 1.0  # priority of windows that nobody has judged yet
 
     def __len__(self) -> int:
         """Steps stored."""
@@ -192,19 +141,15 @@ class ReplayBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the rows take when all are filled."""
-        return self._row_bytes() * self.num_envs * self._lane_rows
+        """Bytes that the rows take when all are filled; refused by the constructor if they are not to be had."""
+        rows = self.num_envs * self._lane_rows
+        tree = (
+            0 if self.priority_exponent is None else 32 * rows
+        )  # two nodes per leaf, up to twice as many leaves as rows
+        return rows * row_bytes(self._fields, self._frame_shapes, self.action_dim) + tree
 
-    def _row_bytes(self) -> int:
-        bookkeeping = 8 + 1  # clock, acted
-        frames = sum(
-            math.prod(shape) * _DTYPES[self._fields[name].dtype.name].itemsize
-            for name, shape in self._frame_shapes.items()
-        )
-        return frames + 4 * self.action_dim + 4 + 1 + bookkeeping
-
-    def _require_memory(self, rows: int) -> None:
-        needed, available = rows * self._row_bytes(), _available_memory(self.device)
+    def _require_memory(self) -> None:
+        needed, available = self.nbytes, available_memory(self.device)
         if available is not None and needed > available:
             raise MemoryError(
                 f"a replay buffer of {self.capacity} steps takes {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are "
@@ -213,6 +158,7 @@ class ReplayBuffer:
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
+    @_locked
     def add(
         self,
         obs: Observation,
@@ -269,6 +215,7 @@ class ReplayBuffer:
             self._drop_oldest(over)
         self._starts.clear()
 
+    @_locked
     def add_episode(
         self,
         o: Observation,
@@ -339,13 +286,17 @@ class ReplayBuffer:
         self._r.index_copy_(0, index, r[chosen])
         self._terminated.index_copy_(0, index, torch.from_numpy(terminated).to(self.device)[chosen])
         self._acted[rows] = True
+        if self._priorities is not None:
+            self._priorities[rows] = self._highest**self.priority_exponent
 
     def _drop_oldest(self, lanes: np.ndarray) -> None:
         """Forget the oldest row of each of `lanes`."""
         rows = lanes * self._lane_rows + (self._head[lanes] - self._rows[lanes]) % self._lane_rows
         self._steps[lanes] -= self._acted[rows]
         self._rows[lanes] -= 1
-        self._clock[rows], self._acted[rows] = _EMPTY, False
+        self._clock[rows], self._acted[rows] = EMPTY, False
+        if self._priorities is not None and rows.size:
+            self._priorities[rows] = 0
 
     # -- checks at the edge ----------------------------------------------------------------------------------------
 
@@ -359,7 +310,7 @@ class ReplayBuffer:
             raise ValueError(f"{what} is {found}; expected a dict with the keys {sorted(self._fields)}.")
         frames, stacks = {}, {}
         for name, box in self._fields.items():
-            label, dtype = f"{what}[{name!r}]" if name else what, _DTYPES[box.dtype.name]
+            label, dtype = f"{what}[{name!r}]" if name else what, DTYPES[box.dtype.name]
             tensor = _tensor(label, given[name]).to(self.device)
             if tensor.dtype != dtype and not (dtype.is_floating_point and not tensor.dtype.is_complex):
                 raise ValueError(f"{label} is {tensor.dtype}; the observation space says {dtype}, convert it first.")
@@ -404,6 +355,7 @@ class ReplayBuffer:
 
     # -- sampling --------------------------------------------------------------------------------------------------
 
+    @_locked
     def sample(
         self,
         batch: int,
@@ -412,95 +364,92 @@ class ReplayBuffer:
         generator: Generator | None = None,
         episodes: int | None = None,
     ) -> Batch:
-        """`batch` windows of `length` steps, uniform over all windows stored, with replacement; none crosses an episode.
+        """See `gjwm.replay.windows.Windows.sample`."""
+        return super().sample(batch, length, stride, generator, episodes)
 
-        With stride s a window spans length * s env steps: every s-th observation is kept, the s actions between two of
-        them lie side by side (B, T, s*A) in time order, their rewards are summed, and `terminated` is any of theirs.
-        With `episodes` the windows come from at most that many episodes, drawn in proportion to their windows.
+    @_locked
+    def sample_prioritised(
+        self,
+        batch: int,
+        length: int,
+        stride: int = 1,
+        generator: Generator | None = None,
+        *,
+        beta: float = 0.4,
+    ) -> PrioritisedBatch:
+        """Windows drawn in proportion to priority^alpha of their first step (Schaul et al., 2016, equation 1).
+
+        New steps have the highest priority given so far, so that each is likely to be seen once.
+
+        Args:
+            batch, length, stride, generator: as `sample`.
+            beta: of the importance weights (N P(i))^-beta, divided by their largest; 1 undoes the bias fully.
 
         Raises:
-            ValueError: when no stored episode is as long as a window, or the capacity never can be.
+            ValueError: as `sample`, and when the buffer keeps no priorities.
         """
-        if batch < 1 or length < 1 or stride < 1 or (episodes is not None and episodes < 1):
-            raise ValueError(
-                f"expected batch, length, stride and episodes >= 1, got {batch}, {length}, {stride} and {episodes}."
-            )
-        starts = self._window_starts(length, stride)
+        tree = self._require_priorities()
+        starts = self._window_starts(length, stride).numpy()
         source = "cpu" if generator is None else generator.device
-        count = batch if episodes is None else episodes
-        chosen = torch.randint(len(starts), (count,), generator=generator, device=source).cpu()
-        if episodes is not None:
-            share = torch.rand(batch, generator=generator, device=source).cpu()
-            chosen = self._spread(chosen[torch.arange(batch) % episodes], share, starts)
-        start = starts[chosen]  # (B,) rows, over all lanes
-        row = start % self._lane_rows
-        lane = (start - row)[:, None]
-        clock = torch.from_numpy(self._clock)[start]
-        observed = row[:, None] + stride * torch.arange(length + 1)  # (B, T+1), unwrapped
-        acted = lane + (row[:, None] + torch.arange(length * stride)) % self._lane_rows  # (B, T*s)
-
-        o = {}
-        for name, shape in self._frame_shapes.items():
-            index, channels = observed, shape[:1]
-            if name in self._stacked:
-                # A frame before the episode's first is the first again.
-                step = (clock % 2**32)[:, None] + stride * torch.arange(length + 1)
-                back = torch.minimum(step[..., None], torch.arange(self.frame_stack - 1, -1, -1))
-                index, channels = observed[..., None] - back, (self.frame_stack * shape[0],)
-            index = lane.view(-1, *[1] * (index.dim() - 1)) + index % self._lane_rows
-            rows = self._o[name].index_select(0, index.reshape(-1).to(self.device))
-            o[name] = rows.view(batch, length + 1, *channels, *shape[1:])
-
-        index = acted.reshape(-1).to(self.device)
-        terminated = self._terminated.index_select(0, index).view(batch, length, stride)
-        return Batch(
-            o=o if isinstance(self.observation_space, spaces.Dict) else o[""],
-            a=self._a.index_select(0, index).view(batch, length, stride * self.action_dim),
-            r=self._r.index_select(0, index).view(batch, length, stride).sum(-1),
-            terminated=terminated.any(-1),
-            episode=(clock >> 32).to(self.device),
-        )
-
-    def _spread(self, chosen: Tensor, share: Tensor, starts: Tensor) -> Tensor:
-        """Move each chosen index into `starts` to a share in [0, 1) of the way through its episode's run of starts."""
-        episode = torch.from_numpy(self._clock)[starts] >> 32
-        first = torch.cat([torch.zeros(1, dtype=torch.int64), (episode.diff() != 0).nonzero()[:, 0] + 1])
-        run = torch.searchsorted(first, chosen, right=True) - 1
-        low, high = first[run], torch.cat([first[1:], torch.tensor([len(starts)])])[run]
-        return low + (share * (high - low)).long()
-
-    def _window_starts(self, length: int, stride: int) -> Tensor:
-        """Rows from which a whole window can be read, int64; kept until something is added."""
-        if (length, stride) in self._starts:
-            return self._starts[length, stride]
-        span = length * stride
-        if span > self._lane_steps:
-            raise ValueError(
-                f"a window of {length} steps with stride {stride} spans {span} and an env's share of the capacity is "
-                f"{self._lane_steps}; raise the capacity or shorten the window."
+        found = np.empty(0, np.int64)
+        for _ in range(8):
+            # Most rows begin a whole window: drawing among all rows and dropping the others keeps the proportions exact.
+            share = torch.rand(2 * batch, generator=generator, device=source, dtype=torch.float64).cpu().numpy()
+            rows = tree.find(share * tree.total)
+            rows = rows[self._begins(rows, length, stride) & (tree[rows] > 0)]
+            found = np.concatenate([found, rows])[:batch]
+            if len(found) == batch:
+                break
+        else:
+            cumulative = tree[starts].cumsum()
+            if not cumulative[-1] > 0:
+                raise ValueError("every window that could be drawn has priority 0; give some a higher one.")
+            share = (
+                torch.rand(batch - len(found), generator=generator, device=source, dtype=torch.float64).cpu().numpy()
             )
-        clock = self._clock.reshape(self.num_envs, self._lane_rows)
-        # Rows of one episode are neighbours, so a window is whole if its last row's clock is `span` ahead of its first's.
-        valid = np.empty(clock.shape, bool)
-        np.equal(clock[:, span:] - clock[:, :-span], span, out=valid[:, :-span])
-        np.equal(clock[:, :span] - clock[:, -span:], span, out=valid[:, -span:])  # around the end of the ring
+            chosen = np.searchsorted(cumulative, share * cumulative[-1], side="right").clip(max=len(starts) - 1)
+            found = np.concatenate([found, starts[chosen]])
+        priority = tree[found]
+        weights = torch.from_numpy((priority / priority.min()) ** -beta).float()
+        index = torch.from_numpy(np.stack([found, self._clock[found]], 1))
+        return PrioritisedBatch(self._gather(torch.from_numpy(found), length, stride), weights, index)
+
+    @_locked
+    def update_priorities(self, index: Tensor, priority: ArrayLike | Tensor) -> None:
+        """Set the priorities (B,) > 0 of windows drawn before, such as |TD error| + 1e-6.
+
+        Windows whose first step has been overwritten since are passed over.
+        """
+        tree = self._require_priorities()
+        priority = _tensor("priority", priority).double().cpu().numpy()
+        if priority.shape != (len(index),) or not (np.isfinite(priority) & (priority > 0)).all():
+            raise ValueError(f"expected finite priorities ({len(index)},) > 0, got {priority.shape}: {priority}.")
+        rows, clock = index.cpu().numpy().T
+        still = self._clock[rows] == clock
+        tree[rows[still]] = priority[still] ** self.priority_exponent
+        self._highest = max(self._highest, float(priority[still].max(initial=0)))
+
+    def _require_priorities(self) -> SumTree:
+        if self._priorities is None:
+            raise ValueError("this buffer keeps no priorities; make it with priority_exponent=0.6, say.")
+        return self._priorities
+
+    def _begins(self, rows: np.ndarray, length: int, stride: int) -> np.ndarray:
+        """Whether a whole window begins at each of `rows` (n,) -> (n,) bool: `_window_starts` for a few rows."""
+        lane, row = rows - rows % self._lane_rows, rows % self._lane_rows
+        clock, span = self._clock[rows], length * stride
+        whole = self._clock[lane + (row + span) % self._lane_rows] == clock + span
         if self._stacked:
-            # The ring may have dropped frames that the first stack shows.
             back = np.minimum(clock % 2**32, self.frame_stack - 1)
-            oldest = (np.arange(self._lane_rows) - back) % self._lane_rows
-            valid &= np.take_along_axis(clock, oldest, 1) == clock - back
-        starts = np.flatnonzero(valid)
-        if not starts.size:
-            longest = int((clock[clock != _EMPTY] % 2**32).max(initial=0))
-            raise ValueError(
-                f"nothing to sample yet: a window spans {span} steps and the longest of the episodes stored has {longest}; "
-                "collect more, shorten the window, or see that each `obs` added is the env's last `next_obs`."
-            )
-        self._starts[length, stride] = torch.from_numpy(starts)
-        return self._starts[length, stride]
+            whole &= self._clock[lane + (row - back) % self._lane_rows] == clock - back
+        return whole
+
+    def _observations(self, name: str, rows: Tensor) -> Tensor:
+        return self._o[name].index_select(0, rows.to(self.device))
 
     # -- files -----------------------------------------------------------------------------------------------------
 
+    @_locked
     def save(self, path: str | Path) -> None:
         """Write everything to one file, atomically."""
         path = Path(path)
@@ -519,20 +468,25 @@ class ReplayBuffer:
                 "num_envs": self.num_envs,
                 "frame_stack": self.frame_stack,
                 "episodes": self.episodes,
+                "priority_exponent": self.priority_exponent,
             },
             "observation_space": json.dumps(describe_space(self.observation_space)),
             "action_space": json.dumps(describe_space(self.action_space)),
             "next_episode": self._next_episode,
+            "highest_priority": self._highest,
             "o": {name: rows(values) for name, values in self._o.items()},
-            "rows": {name: rows(getattr(self, f"_{name}")) for name in _ROW_COLUMNS},
+            "rows": {name: rows(values) for name, values in self._row_columns().items()},
             "lanes": {name: torch.from_numpy(getattr(self, f"_{name}")) for name in _LANE_COLUMNS},
         }
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
-            torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(payload, partial)
+
+    def _row_columns(self) -> dict[str, Tensor | np.ndarray]:
+        """What is saved of each row besides its observation."""
+        columns = {name: getattr(self, f"_{name}") for name in _ROW_COLUMNS}
+        if self._priorities is not None:
+            columns["priority"] = self._priorities[np.arange(self._priorities.size)]
+        return columns
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ReplayBuffer:
@@ -557,12 +511,15 @@ class ReplayBuffer:
         buffer = cls(config.pop("capacity"), *spaces_, config.pop("num_envs"), device, **config)
         shape = (buffer.num_envs, buffer._lane_rows)
         columns = [(values, payload["o"][name]) for name, values in buffer._o.items()]
-        columns += [(torch.as_tensor(getattr(buffer, f"_{name}")), payload["rows"][name]) for name in _ROW_COLUMNS]
+        row_columns = buffer._row_columns()
+        columns += [(torch.as_tensor(values), payload["rows"][name]) for name, values in row_columns.items()]
         for values, saved in columns:
             values.view(*shape, *values.shape[1:])[:, : saved.shape[1]] = saved.to(values.device)
         for name in _LANE_COLUMNS:
             getattr(buffer, f"_{name}")[:] = payload["lanes"][name].numpy()
-        buffer._next_episode = payload["next_episode"]
+        buffer._next_episode, buffer._highest = payload["next_episode"], payload["highest_priority"]
+        if buffer._priorities is not None:
+            buffer._priorities[np.arange(buffer._priorities.size)] = row_columns["priority"]
         return buffer
 
 
@@ -582,12 +539,39 @@ def _flags(what: str, value: ArrayLike | Tensor, shape: tuple[int]) -> np.ndarra
     return np.array(array, bool)
 
 
-def _available_memory(device: torch.device) -> int | None:
-    """Bytes free on the device, or None where nobody says."""
+def residence(device: torch.device | str, nbytes: int) -> torch.device:
+    """The device that `device` means for rows of `nbytes`."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available() and 2.5 * nbytes < torch.cuda.mem_get_info()[0]:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def available_memory(device: torch.device | str = "cpu") -> int | None:
+    """Bytes that can be had on the device, or None where nobody says. A container's limit counts as the machine's."""
+    device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")  # Linux only; elsewhere the allocation itself decides
     if device.type != "cpu" or not meminfo.is_file():
         return None
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+    free = [int(lines["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in lines else []
+    for folder, limit, used, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file")),
+        (
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_inactive_file", "total_active_file"),
+        ),
+    ):
+        try:
+            ceiling, taken = (int(Path(folder, name).read_text()) for name in (limit, used))
+            pages = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue  # no such file, or "max"
+        # Cached files give way when memory is asked for.
+        free.append(ceiling - taken + sum(int(pages.get(name, 0)) for name in cached))
+    return max(min(free), 0) if free else None

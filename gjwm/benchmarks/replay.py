@@ -1,0 +1,174 @@
+"""Windows of 64x64x3 images per second: from memory and from disk, ours beside the ways of other packages and the bare floor.
+
+A window is T = 4 steps at stride 5, five frames out of twenty-one, in batches of 128. Cold rows drop the files from the
+operating system's cache before each batch, as if the dataset were much larger than memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Generator, Tensor
+
+from gjwm.dataset import DatasetWriter, DiskWindows, Episode, load_buffer
+from gjwm.replay import ReplayBuffer
+
+T, STRIDE, BATCH = 4, 5, 128
+SPAN = T * STRIDE + 1
+SPACE, ACTIONS = spaces.Box(0, 255, (3, 64, 64), np.uint8), spaces.Box(-1, 1, (2,), np.float32)
+LENGTH = 100
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """Rows: from, what, frames_per_s, times_reference; one thread computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(quick)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(quick: bool) -> list[dict[str, Any]]:
+    episodes = 8 if quick else 400
+    with tempfile.TemporaryDirectory(prefix="gjwm-replay-") as folder:
+        data = Path(folder) / "data"
+        _write(data, episodes)
+        with DiskWindows(data) as disk:
+            buffer = load_buffer(data)
+            rows = _memory(buffer, quick) + _disk(data, disk, quick)
+    return rows
+
+
+def _write(path: Path, episodes: int) -> None:
+    rng = np.random.default_rng(0)
+    described = dict(env_id="noise", env_kwargs={}, observation_space=SPACE, action_space=ACTIONS)
+    with DatasetWriter(path, **described) as writer:
+        for _ in range(episodes):
+            o = rng.integers(0, 256, (LENGTH + 1, 3, 64, 64), np.uint8)
+            a = rng.uniform(-1, 1, (LENGTH, 2)).astype(np.float32)
+            r, no = np.zeros(LENGTH, np.float32), np.zeros(LENGTH, bool)
+            writer.append(Episode(o, a, r, no, np.arange(LENGTH) == LENGTH - 1))
+
+
+def _memory(buffer: ReplayBuffer, quick: bool) -> list[dict[str, Any]]:
+    generator = Generator().manual_seed(0)
+    starts = buffer._window_starts(T, STRIDE)
+    o, a, r = buffer._o[""], buffer._a, buffer._r
+    frames = STRIDE * torch.arange(T + 1)
+
+    def draw() -> Tensor:
+        return starts[torch.randint(len(starts), (BATCH,), generator=generator)]
+
+    def floor() -> None:
+        start = draw()[:, None]
+        steps = (start + torch.arange(T * STRIDE)).view(-1)
+        o.index_select(0, (start + frames).view(-1)), a.index_select(0, steps), r.index_select(0, steps)
+
+    def sliced() -> None:  # one clip after another, each a slice of its episode, then stacked
+        clips = [(o[s : s + SPAN : STRIDE], a[s : s + SPAN - 1], r[s : s + SPAN - 1]) for s in draw().tolist()]
+        for parts in zip(*clips):
+            torch.stack(parts)
+
+    def whole_span() -> None:  # a slice sampler without a stride gathers every frame between the first and the last
+        steps = (draw()[:, None] + torch.arange(SPAN)).view(-1)
+        o.index_select(0, steps).view(BATCH, SPAN, -1)[:, ::STRIDE].contiguous()
+        a.index_select(0, steps), r.index_select(0, steps)
+
+    prioritised = ReplayBuffer(len(buffer), SPACE, ACTIONS, episodes=buffer.episodes, priority_exponent=0.6)
+    _fill(prioritised, len(buffer) // LENGTH)
+    cases = {
+        "per-window slices and stack": sliced,
+        "gather of the whole span, then thinned": whole_span,
+        "ours, ReplayBuffer.sample": lambda: buffer.sample(BATCH, T, STRIDE, generator),
+        "ours, prioritised with its update": lambda: _prioritised(prioritised, generator),
+        "floor: bare vectorised gather": floor,
+    }
+    return _rows("memory", cases, "floor: bare vectorised gather", 0.3 if quick else 10)
+
+
+def _fill(buffer: ReplayBuffer, episodes: int) -> None:
+    o, no = np.zeros((LENGTH + 1, 3, 64, 64), np.uint8), np.zeros(LENGTH, bool)
+    for _ in range(episodes):
+        buffer.add_episode(o, np.zeros((LENGTH, 2)), np.zeros(LENGTH), no, np.arange(LENGTH) == LENGTH - 1)
+
+
+def _prioritised(buffer: ReplayBuffer, generator: Generator) -> None:
+    drawn = buffer.sample_prioritised(BATCH, T, STRIDE, generator)
+    buffer.update_priorities(drawn.index, torch.rand(BATCH, generator=generator) + 1e-3)
+
+
+def _disk(data: Path, disk: DiskWindows, quick: bool) -> list[dict[str, Any]]:
+    generator = Generator().manual_seed(0)
+    files = [h5py.File(path, "r") for path in sorted(data.glob("shard-*.h5"))]
+    lengths = [(file, int(offset)) for file in files for offset in file["ep_offset"][:]]
+    paths = sorted(data.glob("shard-*.h5"))
+
+    def naive() -> None:  # a loader that reads the span of each window from HDF5 and drops what it does not need
+        o, a, r = [], [], []
+        for episode in torch.randint(len(lengths), (BATCH,), generator=generator).tolist():
+            file, offset = lengths[episode]
+            start = offset + int(torch.randint(LENGTH - SPAN + 2, (), generator=generator))
+            o.append(torch.from_numpy(file["observation"][start : start + SPAN][::STRIDE]))
+            a.append(torch.from_numpy(file["action"][start : start + SPAN - 1]))
+            r.append(torch.from_numpy(file["reward"][start : start + SPAN - 1]))
+        torch.stack(o), torch.stack(a), torch.stack(r)
+
+    seconds = 0.3 if quick else 10
+    draw = lambda g: disk.sample(BATCH, T, STRIDE, generator=g)  # noqa: E731
+    rows = _rows(
+        "disk, cached",
+        {"naive h5py, whole span": naive, "ours, DiskWindows.sample": lambda: draw(generator)},
+        "naive h5py, whole span",
+        seconds,
+    )
+    rows += _rows(
+        "disk, cold",
+        {"naive h5py, whole span": naive, "ours, DiskWindows.sample": lambda: draw(generator)},
+        "naive h5py, whole span",
+        seconds,
+        lambda: _forget(paths),
+    )
+    return rows
+
+
+def _forget(paths: list[Path]) -> None:
+    """Drop the files from the page cache, where the system lets us."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _rows(
+    where: str,
+    cases: dict[str, Callable[[], Any]],
+    reference: str,
+    seconds: float,
+    before: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """Frames per second from the median time of a batch; the cases take turns, so that all see the same machine."""
+    times: dict[str, list[float]] = {what: [] for what in cases}
+    for call in cases.values():
+        call()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for what, call in cases.items():
+            before()
+            since = time.perf_counter()
+            call()
+            times[what].append(time.perf_counter() - since)
+    rates = {what: BATCH * (T + 1) / float(np.median(spent)) for what, spent in times.items()}
+    return [
+        {"from": where, "what": what, "frames_per_s": rate, "times_reference": rate / rates[reference]}
+        for what, rate in rates.items()
+    ]

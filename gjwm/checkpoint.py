@@ -1,0 +1,135 @@
+"""What an interrupted run needs to go on exactly: states on disk, two of them, and every random number generator."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gjwm.files import replacing
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+KEEP = 2  # the newest, and one more should its disk block have gone bad
+
+
+class Checkpoint(NamedTuple):
+    """What `Checkpoints.latest` found."""
+
+    step: int
+    content: dict[str, Any]
+    attached: dict[str, Path]  # files saved with it
+
+
+class Checkpoints:
+    """A folder of states of one run, `state-<step>.pt`; each appears whole or not at all, and the newest two are kept.
+
+    What has a file format of its own, such as a replay buffer that grows, is attached: `state-<step>-<name>` is written before
+    the state that counts on it and goes with it.
+
+    Args:
+        folder: made when the first state is saved.
+        keep: how many.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = KEEP):
+        if keep < 1:
+            raise ValueError(f"expected keep >= 1, got {keep}.")
+        self.folder, self.keep = Path(folder), keep
+
+    def save(
+        self, step: int, content: dict[str, Any], attach: Mapping[str, Callable[[Path], Any]] | None = None
+    ) -> Path:
+        """Write plain data and tensors as the state after `step`, then drop the oldest states.
+
+        Args:
+            attach: name -> what writes a file atomically, such as {"replay.pt": buffer.save}.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"state-{step:09d}.pt"
+        attach = attach or {}
+        for name, write in attach.items():
+            write(self._attachment(path, name))
+        with replacing(path) as partial:
+            torch.save({"format": FORMAT, "step": step, "content": content, "attached": list(attach)}, partial)
+        for old in self._files()[: -self.keep]:
+            self._remove(old)
+        return path
+
+    def _attachment(self, path: Path, name: str) -> Path:
+        return path.with_name(f"{path.stem}-{name}")
+
+    def _remove(self, path: Path) -> None:
+        path.unlink()  # first: without it the attachments are nothing
+        for attachment in path.parent.glob(f"{path.stem}-*"):
+            attachment.unlink()
+
+    def latest(self) -> Checkpoint | None:
+        """The newest state that can be read, or None where none was saved; a damaged one is passed over with a warning.
+
+        No code is unpickled.
+
+        Raises:
+            ValueError: when there are states and none can be read.
+        """
+        files = self._files()
+        for path in reversed(files):
+            try:
+                payload = torch.load(path, map_location="cpu", weights_only=True)
+                if payload["format"] != FORMAT:
+                    raise ValueError(f"format {payload['format']}, this version reads {FORMAT}")
+                attached = {name: self._attachment(path, name) for name in payload["attached"]}
+                return Checkpoint(payload["step"], payload["content"], attached)
+            except Exception as error:  # torch raises many kinds for a damaged file; all mean the same
+                log.warning(f"{path} cannot be read ({type(error).__name__}: {error}); trying the one before.")
+        if files:
+            raise ValueError(f"no state in {self.folder} can be read; remove the folder to start anew.")
+        return None
+
+    def clear(self) -> None:
+        """Remove all states."""
+        for path in self._files():
+            self._remove(path)
+
+    def _files(self) -> list[Path]:
+        """Oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(p for p in self.folder.iterdir() if re.fullmatch(r"state-\d{9}\.pt", p.name))
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the process-wide generators of torch (CPU and every CUDA device), numpy and Python."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - others may draw from it
+    version, internal, following = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": {
+            "kind": kind,
+            "keys": torch.from_numpy(keys.astype(np.int64)),
+            "position": position,
+            "has_gauss": has_gauss,
+            "gauss": gauss,
+        },
+        "python": {"version": version, "internal": list(internal), "following": following},
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """The inverse of `random_state`. Devices that this machine lacks are passed over."""
+    torch.set_rng_state(state["torch"])
+    for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda, device)
+    numpy = state["numpy"]
+    keys = numpy["keys"].numpy().astype(np.uint32)
+    np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))  # noqa: NPY002
+    python = state["python"]
+    random.setstate((python["version"], tuple(python["internal"]), python["following"]))

@@ -1,0 +1,123 @@
+"""The journal of a dataset: finished episodes that no shard holds yet, appended one record each.
+
+A process can be killed at any moment. What it had handed to the operating system stays, so a journal is a run of whole
+records and perhaps a torn last one, which reading drops. A record, all integers little-endian:
+
+    8 bytes   "GJWMEPI1"
+    u32       H, length of the head
+    u32       CRC-32 of the head
+    H bytes   head: JSON {"episode", "source", "crc32", "columns": [[name, dtype, shape], ...]}
+    ...       the columns' bytes, in that order; crc32 is theirs, see `gjwm.dataset.episodes.checksum`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gjwm.dataset.episodes import Columns, checksum
+
+MAGIC = b"GJWMEPI1"
+_PREFIX = struct.Struct("<8sII")
+
+
+class Record(NamedTuple):
+    """A finished episode with its number in the dataset."""
+
+    episode: int
+    source: dict[str, Any]
+    columns: Columns
+    crc32: int
+
+
+class Journal:
+    """Appends to a journal file.
+
+    Args:
+        path: created if it does not exist.
+        sync_seconds: longest time for which a finished episode is in the operating system's hands only: a killed process
+            never loses it, a power cut may.
+    """
+
+    def __init__(self, path: Path, *, sync_seconds: float = 1.0):
+        self.path, self.sync_seconds = path, sync_seconds
+        self._file = open(path, "ab", buffering=0)
+        self._synced = time.monotonic()
+
+    def append(self, record: Record) -> None:
+        """Write one record; when it returns the episode survives the death of this process.
+
+        Raises:
+            OSError: when it cannot be written; the journal then holds what it held before.
+        """
+        head = json.dumps(
+            {
+                "episode": record.episode,
+                "source": record.source,
+                "crc32": record.crc32,
+                "columns": [[name, values.dtype.str, list(values.shape)] for name, values in record.columns.items()],
+            }
+        ).encode()
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            for part in (_PREFIX.pack(MAGIC, len(head), zlib.crc32(head)), head, *record.columns.values()):
+                view = memoryview(part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8))
+                while view:
+                    view = view[self._file.write(view) :]
+        except BaseException:  # Ctrl-C too: nothing may follow half a record
+            os.ftruncate(self._file.fileno(), before)
+            raise
+        if time.monotonic() - self._synced >= self.sync_seconds:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def clear(self) -> None:
+        """Forget everything: a shard holds it now."""
+        os.ftruncate(self._file.fileno(), 0)
+        self._synced = time.monotonic()  # what was in it is on disk
+
+    def close(self) -> None:
+        """Close the file, which stays."""
+        self._file.close()
+
+
+def read_journal(path: Path) -> Iterator[Record | int]:
+    """Whole records in order; then, if something else follows them, the number of bytes that are not a record."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        while (begin := file.tell()) < size:
+            record = _read_record(file, size)
+            if record is None:
+                yield size - begin
+                return
+            yield record
+
+
+def _read_record(file: Any, size: int) -> Record | None:
+    prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size:
+        return None
+    magic, length, crc = _PREFIX.unpack(prefix)
+    if magic != MAGIC or file.tell() + length > size:
+        return None
+    head = file.read(length)
+    if zlib.crc32(head) != crc:
+        return None
+    described = json.loads(head)
+    columns = {}
+    for name, dtype, shape in described["columns"]:
+        values = np.empty(shape, dtype)
+        if file.readinto(values.reshape(-1).view(np.uint8)) < values.nbytes:
+            return None
+        columns[name] = values
+    if checksum(columns) != described["crc32"]:
+        return None
+    return Record(described["episode"], described["source"], columns, described["crc32"])

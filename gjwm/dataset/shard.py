@@ -1,0 +1,249 @@
+"""A shard: one HDF5 file of whole episodes, written once and never changed; see docs/data.md for its layout.
+
+Columns whose rows are at least 1 kB (images) have one chunk per row, so that a window reads only the frames it needs.
+Uncompressed chunks are laid out when the file is made, one after another: row i lies at a fixed distance from row 0, and
+`Column` reads it there without asking the HDF5 library, from any number of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from gjwm.dataset.episodes import Columns, checksum
+from gjwm.dataset.journal import Record
+from gjwm.files import replacing
+
+FORMAT = 2  # of shards and of the folder that holds them
+PAGE = 4096
+CHUNKED_BYTES = 1024  # rows of this size or more are chunks of their own
+PLAIN = ("format", "env_id", "frame_stack", "renderer", "record_state")  # header entries that are no JSON in attributes
+
+
+def write_shard(path: Path, header: Mapping[str, Any], records: Sequence[Record], *, compress: bool = False) -> None:
+    """Write episodes as one shard that appears under its name only when it is whole and on disk.
+
+    Args:
+        header: JSON-like; what describes the dataset as a whole, kept as attributes.
+        records: one or more, in order and without a gap.
+        compress: gzip the chunks of large rows.
+    """
+    rows = np.array([len(record.columns["action"]) for record in records])
+    sources: list[Any] = []
+    source = []
+    for record in records:
+        if record.source not in sources:
+            sources.append(record.source)
+        source.append(sources.index(record.source))
+    # Large columns begin on a page: a row of 12 kB then lies on three pages and not on four.
+    alignment = {"alignment_threshold": PAGE, "alignment_interval": PAGE}
+    with replacing(path) as partial, h5py.File(partial, "w", libver=("v110", "v110"), **alignment) as file:
+        for name, value in header.items():
+            file.attrs[name] = value if name in PLAIN else json.dumps(value)
+        file.attrs["first_episode"] = records[0].episode
+        file.attrs["sources"] = json.dumps(sources)
+        file["ep_len"] = rows.astype("<i8")
+        file["ep_offset"] = (rows.cumsum() - rows).astype("<i8")
+        file["ep_crc32"] = np.array([record.crc32 for record in records], "<u4")
+        file["ep_source"] = np.array(source, "<i4")
+        for name, first in records[0].columns.items():
+            dataset = _create(file, name, (int(rows.sum()), *first.shape[1:]), first.dtype, compress)
+            row = 0
+            for record in records:
+                values = record.columns[name]
+                dataset[row : row + len(values)] = values
+                row += len(values)
+
+
+def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, compress: bool) -> h5py.Dataset:
+    row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+    if row_bytes < CHUNKED_BYTES:
+        return file.create_dataset(name, shape, dtype)
+    if compress:
+        return file.create_dataset(name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=4)
+    # Early allocation without a filter needs no index: HDF5 computes where a chunk lies, and so can anyone.
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((1, *shape[1:]))
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    space = h5py.h5s.create_simple(shape)
+    return h5py.Dataset(
+        h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties, lcpl=links)
+    )
+
+
+class Shard:
+    """A shard opened for reading.
+
+    Raises (on opening):
+        ValueError: naming the file, when it is missing, damaged, or of another format.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = h5py.File(path, "r")
+        except FileNotFoundError as error:
+            raise ValueError(f"the shard {path} is missing; restore it or collect the dataset again.") from error
+        except OSError as error:
+            raise damaged(path, error) from error
+        try:
+            attributes = {name: _plain(value) for name, value in self._file.attrs.items()}
+            if attributes.get("format") != FORMAT:
+                raise ValueError(
+                    f"{path} has dataset format {attributes.get('format')!r}, this version reads {FORMAT}; convert or "
+                    "collect it again."
+                )
+            self.header = {
+                name: value if name in PLAIN or name == "first_episode" else json.loads(value)
+                for name, value in attributes.items()
+            }
+            self.first_episode = int(self.header.pop("first_episode"))
+            self.sources = self.header.pop("sources")
+            self.rows = self._file["ep_len"][:].astype(np.int64)
+            self.offset = self._file["ep_offset"][:].astype(np.int64)
+            self.crc32, self.source = self._file["ep_crc32"][:], self._file["ep_source"][:]
+            self.columns = sorted(_datasets(self._file))
+            total = int(self.rows.sum())
+            if not self.columns or (self.offset != self.rows.cumsum() - self.rows).any():
+                raise KeyError("its table of episodes does not add up")
+            for name in self.columns:
+                if len(self._file[name]) != total:
+                    raise KeyError(f"{name} has {len(self._file[name])} rows, its episodes {total}")
+        except (KeyError, OSError, RuntimeError, TypeError) as error:
+            self._file.close()
+            raise damaged(path, error) from error
+        except ValueError:
+            self._file.close()
+            raise
+
+    @property
+    def episodes(self) -> int:
+        """Episodes in this shard."""
+        return len(self.rows)
+
+    def read(self, episode: int) -> Columns:
+        """All columns of the shard's `episode`-th episode, unchecked."""
+        begin = int(self.offset[episode])
+        rows = slice(begin, begin + int(self.rows[episode]))
+        try:
+            return {name: self._file[name][rows] for name in self.columns}
+        except (OSError, RuntimeError, KeyError) as error:
+            raise damaged(self.path, error, self.first_episode + episode) from error
+
+    def read_checked(self, episode: int) -> Columns:
+        """As `read`.
+
+        Raises:
+            ValueError: naming the episode, when its bytes are not those that were written.
+        """
+        columns = self.read(episode)
+        if checksum(columns) != self.crc32[episode]:
+            raise damaged(self.path, "its checksum differs", self.first_episode + episode)
+        return columns
+
+    def all(self, name: str) -> np.ndarray:
+        """A whole column."""
+        try:
+            return self._file[name][:]
+        except (OSError, RuntimeError) as error:
+            raise damaged(self.path, error) from error
+
+    def column(self, name: str) -> Column:
+        """A column that is read row by row, without this object."""
+        return Column(self.path, self._file[name])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Column:
+    """Where the rows of one column of a shard lie in its file. `read` may be called from several threads."""
+
+    def __init__(self, path: Path, dataset: h5py.Dataset):
+        self.path, self.dtype, self.shape = path, dataset.dtype, dataset.shape[1:]
+        self.row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
+        self.packed = dataset.compression == "gzip"
+        count = len(dataset)
+        self.sizes: np.ndarray | None = None
+        if dataset.chunks is None:
+            first = dataset.id.get_offset()
+            self.offsets = None if first is None else first + self.row_bytes * np.arange(count)
+        elif self.packed:
+            where: list[tuple[int, int, int]] = []
+            masks: set[int] = set()  # a bit is set where HDF5 left a filter out
+
+            def note(chunk: h5py.h5d.StoreInfo) -> None:
+                where.append((chunk.chunk_offset[0], chunk.byte_offset, chunk.size))
+                masks.add(chunk.filter_mask)
+
+            dataset.id.chunk_iter(note)
+            found = np.array(sorted(where), np.int64).reshape(-1, 3)
+            whole = dataset.chunks[0] == 1 and len(found) == count and masks <= {0}
+            self.offsets, self.sizes = (found[:, 1], found[:, 2]) if whole else (None, None)
+        else:
+            corner = (0,) * len(self.shape)
+            first = dataset.id.get_chunk_info_by_coord((0, *corner)).byte_offset
+            last = dataset.id.get_chunk_info_by_coord((count - 1, *corner)).byte_offset
+            regular = dataset.chunks == (1, *self.shape) and last - first == (count - 1) * self.row_bytes
+            self.offsets = first + self.row_bytes * np.arange(count) if regular else None
+        if self.offsets is None:
+            raise ValueError(f"{path} has been rewritten by another program; run `gjwm data convert` on the dataset.")
+
+    def want(self, descriptor: int, rows: np.ndarray) -> None:
+        """Ask the system to fetch rows (n,) from disk meanwhile, all at once: a disk answers many requests together."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        sizes = np.full(len(rows), self.row_bytes) if self.sizes is None else self.sizes[rows]
+        for offset, size in zip(self.offsets[rows].tolist(), sizes.tolist()):
+            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
+    def read(self, descriptor: int, rows: np.ndarray, out: np.ndarray, where: np.ndarray) -> None:
+        """Rows (n,) of the file open as `descriptor` into out[where], out (N, row_bytes) uint8 and where (n,)."""
+        size, target = self.row_bytes, memoryview(out).cast("B")
+        for k, row, offset in zip(where.tolist(), rows.tolist(), self.offsets[rows].tolist()):
+            if not self.packed:
+                if os.preadv(descriptor, [target[k * size : (k + 1) * size]], offset) != size:
+                    raise damaged(self.path, "it ends too soon")
+                continue
+            try:
+                out[k] = np.frombuffer(zlib.decompress(os.pread(descriptor, int(self.sizes[row]), offset)), np.uint8)
+            except (zlib.error, ValueError) as error:
+                raise damaged(self.path, error) from error
+
+
+def _datasets(group: h5py.Group, prefix: str = "") -> list[str]:
+    names = []
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            names += _datasets(item, f"{prefix}{name}/")
+        elif not name.startswith("ep_"):
+            names.append(prefix + name)
+    return names
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def damaged(path: Path, reason: object, episode: int | None = None) -> ValueError:
+    """The error that names a damaged file and, where known, the episode."""
+    where = f"{path}" if episode is None else f"episode {episode} in {path}"
+    kind = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
+    return ValueError(f"{where} is damaged ({kind}{reason}); restore the file or collect the dataset again.")

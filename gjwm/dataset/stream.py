@@ -1,0 +1,233 @@
+"""Windows straight from a dataset's files, for data that memory cannot hold."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gjwm.dataset.episodes import not_finite
+from gjwm.dataset.folder import load_buffer, open_shards, require_episodes
+from gjwm.dataset.shard import CHUNKED_BYTES, Column, Shard
+from gjwm.replay import (
+    ReplayBuffer,
+    Windows,
+    available_memory,
+    box_fields,
+    frame_shapes,
+    rebuild_space,
+    row_bytes,
+    stacked_fields,
+)
+from gjwm.replay.spaces import DTYPES
+
+log = logging.getLogger(__name__)
+
+STORAGES = ("auto", "memory", "disk")
+OPEN_FILES = 512  # shards kept open; more are opened for each read, as processes may hold about a thousand files
+
+
+class DiskWindows(Windows):
+    """Windows of a dataset that stays on disk: the same ones that `load_buffer(path).sample` gives for a generator.
+
+    Actions, rewards and small observations are kept in memory (about 40 bytes per step); of images a window reads exactly the
+    frames it needs, and all of a batch are asked for at once.
+
+    Args:
+        path: the dataset's folder. Episodes added to it later are not seen.
+        episodes: only the first so many.
+        readers: threads that unpack compressed images.
+
+    Raises:
+        ValueError: when the dataset is empty, a shard is missing or damaged, or actions or rewards hold NaN.
+    """
+
+    def __init__(self, path: str | Path, *, episodes: int | None = None, readers: int = 4):
+        info = require_episodes(path, episodes)
+        count = info["episodes"] if episodes is None else episodes
+        self.observation_space = rebuild_space(info["observation_space"])
+        self.action_space = rebuild_space(info["action_space"])
+        self.frame_stack, self.action_dim = info["frame_stack"], self.action_space.shape[0]
+        self.num_envs, self.device = 1, torch.device("cpu")
+        self._fields = box_fields(self.observation_space)
+        self._stacked = stacked_fields(self._fields, self.frame_stack)
+        self._frame_shapes = frame_shapes(self._fields, self.frame_stack)
+        names = {name: f"observation/{name}" if name else "observation" for name in self._fields}
+        on_disk = {
+            name
+            for name, box in self._fields.items()
+            if int(np.prod(self._frame_shapes[name])) * box.dtype.itemsize >= CHUNKED_BYTES
+        }
+        parts: dict[str, list[np.ndarray]] = {}
+        self._columns: dict[str, list[Column]] = {name: [] for name in on_disk}
+        self._files: list[Path] = []
+        clocks, ends = [], []
+        for shard in open_shards(path, info):
+            rows = shard.rows[: count - shard.first_episode]
+            total = int(rows.sum())
+            small = {name: shard.all(column)[:total] for name, column in names.items() if name not in on_disk}
+            small |= {f"/{name}": shard.all(name)[:total] for name in ("action", "reward", "terminated")}
+            last = rows.cumsum() - 1
+            for name in ("/action", "/reward"):
+                small[name][last] = 0  # NaN: nothing is done in an episode's last frame
+            for name, values in small.items():
+                _require_finite(shard, last, name.strip("/") or "observation", values)
+                parts.setdefault(name, []).append(values)
+            number = shard.first_episode + np.repeat(np.arange(len(rows)), rows)
+            step = np.arange(total) - np.repeat(rows.cumsum() - rows, rows)
+            clocks.append((number << 32) + step)
+            ends.append(total)
+            for name in on_disk:
+                self._columns[name].append(shard.column(names[name]))
+            self._files.append(shard.path)
+            if shard.first_episode + shard.episodes >= count:
+                break
+        self._clock = np.concatenate(clocks)
+        self._first_row = np.cumsum([0, *ends])  # of each shard, and where the last one ends
+        self._lane_rows = len(self._clock)
+        self._lane_steps = self._lane_rows - count
+        self._a = torch.from_numpy(np.concatenate(parts.pop("/action")))
+        self._r = torch.from_numpy(np.concatenate(parts.pop("/reward")))
+        self._terminated = torch.from_numpy(np.concatenate(parts.pop("/terminated")))
+        self._small = {
+            name: torch.from_numpy(np.concatenate(values).reshape(self._lane_rows, -1)).to(self._dtype(name))
+            for name, values in parts.items()
+        }
+        self._starts: dict[tuple[int, int], Tensor] = {}
+        self._pool = ThreadPoolExecutor(readers, "gjwm-unpack")
+        self._readers = readers
+        few = len(self._files) <= OPEN_FILES
+        self._descriptors = [_open(file) for file in self._files] if few else None
+
+    def __len__(self) -> int:
+        """Steps in the dataset."""
+        return self._lane_steps
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return DTYPES[self._fields[name].dtype.name]
+
+    def _observations(self, name: str, rows: Tensor) -> Tensor:
+        if name in self._small:
+            return self._small[name].index_select(0, rows)
+        columns, rows = self._columns[name], rows.numpy()
+        out = np.empty((len(rows), columns[0].row_bytes), np.uint8)
+        shard = np.searchsorted(self._first_row, rows, side="right") - 1
+        jobs = []
+        for k in np.unique(shard).tolist():
+            where = np.flatnonzero(shard == k)
+            jobs.append((k, where, rows[where] - self._first_row[k]))
+        with self._opened([k for k, _, _ in jobs]) as descriptors:
+            for k, _, inside in jobs:
+                columns[k].want(descriptors[k], np.unique(inside))
+            shares = self._readers if columns[0].packed else 1  # reading takes one thread no time, unpacking does
+            parts = [
+                (columns[k], descriptors[k], inside[i::shares], where[i::shares])
+                for k, where, inside in jobs
+                for i in range(min(shares, len(where)))
+            ]
+
+            def read(part: tuple[Column, int, np.ndarray, np.ndarray]) -> None:
+                column, descriptor, inside, where = part
+                column.read(descriptor, inside, out, where)
+
+            list((self._pool.map if shares > 1 else map)(read, parts))
+        values = out.view(columns[0].dtype)
+        if self._fields[name].dtype != np.uint8 and not_finite(values):
+            raise ValueError(f"observation {name!r} contains NaN or infinity; `gjwm data verify` names the episode.")
+        return torch.from_numpy(values).to(self._dtype(name))
+
+    @contextmanager
+    def _opened(self, shards: list[int]) -> Iterator[dict[int, int]]:
+        """Descriptors of these shards."""
+        if self._descriptors is not None:
+            yield {k: self._descriptors[k] for k in shards}
+            return
+        descriptors: dict[int, int] = {}
+        try:
+            for k in shards:
+                descriptors[k] = _open(self._files[k])
+            yield descriptors
+        finally:
+            for descriptor in descriptors.values():
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._pool.shutdown()
+        for descriptor in self._descriptors or ():
+            os.close(descriptor)
+        self._descriptors = []
+
+    def __enter__(self) -> DiskWindows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _require_finite(shard: Shard, last: np.ndarray, name: str, values: np.ndarray) -> None:
+    """Raise for NaN in a column, naming the episode; `last` (E,) is the last row of each."""
+    if not_finite(values):
+        row = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
+        number = shard.first_episode + int(np.searchsorted(last, row))
+        raise ValueError(
+            f"episode {number} in {shard.path}: {name} contains NaN or infinity; collect the dataset again."
+        )
+
+
+def _open(file: Path) -> int:
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(
+            f"the shard {file} cannot be opened ({error}); restore it or collect the dataset again."
+        ) from error
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # neighbours of a frame are rarely wanted
+    return descriptor
+
+
+def bytes_in_memory(info: dict[str, Any]) -> int:
+    """What `load_buffer` would take."""
+    fields = box_fields(rebuild_space(info["observation_space"]))
+    shapes = frame_shapes(fields, info["frame_stack"])
+    action_dim = rebuild_space(info["action_space"]).shape[0]
+    return (info["steps"] + info["episodes"] + 2) * row_bytes(fields, shapes, action_dim)
+
+
+def open_windows(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    storage: str = "auto",
+    episodes: int | None = None,
+    notify: Callable[[str], None] = log.info,
+) -> ReplayBuffer | DiskWindows:
+    """A dataset to train on: in memory if it fits well, else from disk. The windows drawn are the same.
+
+    Args:
+        path, device, episodes: as `load_buffer`.
+        notify: told what memory the dataset will take, before it is taken.
+        storage: "memory", "disk", or "auto": memory if the dataset takes less than half of what is available.
+
+    Raises:
+        ValueError, MemoryError: as `load_buffer` and `DiskWindows`.
+    """
+    if storage not in STORAGES:
+        raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}.")
+    info = require_episodes(path, episodes)
+    needed, available = bytes_in_memory(info), available_memory()
+    if storage == "auto":
+        storage = "memory" if available is None or 2 * needed < available else "disk"
+    free = "" if available is None else f" of {available / 2**30:.1f} GiB available"
+    where = "they are kept in memory" if storage == "memory" else "windows are read from disk"
+    notify(f"{path}: {info['steps']} steps would take {needed / 2**20:,.1f} MiB{free}; {where}.")
+    return load_buffer(path, device, episodes=episodes) if storage == "memory" else DiskWindows(path, episodes=episodes)

@@ -1,0 +1,144 @@
+"""Behaviours that plan with a trained world model: towards reward or goals, or where an ensemble's members disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator
+
+from gjwm import behaviours
+from gjwm.agent import MPCAgent
+from gjwm.behaviours import Policy
+from gjwm.costs import Cost, DisagreementCost, GoalCost, RewardCost, SumCost
+from gjwm.planning import ICEM
+from gjwm.world_model import WorldModel
+
+OBJECTIVES = ("auto", "reward", "goal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planning:
+    """What the behaviours here share: iCEM in the latent space of a trained run, one agent per env.
+
+    Args:
+        run: folder of `gjwm train`, or its checkpoint.
+        horizon, replan_every: steps planned, and executed before planning again.
+        samples, elites, iterations: of iCEM.
+        noise: standard deviation of Gaussian noise added to each action.
+    """
+
+    run: str
+    horizon: int = 12
+    replan_every: int = 3
+    samples: int = 64
+    elites: int = 8
+    iterations: int = 3
+    noise: float = 0.1
+
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+        model = self._load(action_dim)
+        # An agent of its own for each env: planned as one batch, an episode's actions would depend on its company.
+        players = [self._player(model, rng) for rng in rngs]
+
+        def act(env: Any, t: int, o: Any) -> np.ndarray:
+            if isinstance(o, Mapping):
+                raise ValueError(
+                    f"{type(self).__name__} acts on one array of observations and the env gives {', '.join(o)}; set "
+                    "obs=pixels or obs=state, as in training."
+                )
+            actions = np.stack([player(t, torch.as_tensor(o[i : i + 1])) for i, player in enumerate(players)])
+            noise = np.stack([self.noise * rng.standard_normal(action_dim) for rng in rngs])
+            return (actions + noise).clip(-1, 1).astype(np.float32)
+
+        return act
+
+    def _load(self, action_dim: int) -> WorldModel:
+        path = Path(self.run)
+        model = WorldModel.load(path / "checkpoint.pt" if path.is_dir() else path)
+        if model.action_dim != action_dim:
+            raise ValueError(f"{self.run} was trained with {model.action_dim} actions, the env has {action_dim}.")
+        return model
+
+    def _player(self, model: WorldModel, rng: np.random.Generator) -> Any:
+        """(t, o (1, *O)) -> action (A,), for one episode."""
+        raise NotImplementedError
+
+    def _agent(self, model: WorldModel, cost: Cost, rng: np.random.Generator, **options: Any) -> MPCAgent:
+        return MPCAgent(
+            model,
+            ICEM(samples=self.samples, elites=self.elites, iterations=self.iterations),
+            cost,
+            horizon=self.horizon,
+            replan_every=self.replan_every,
+            generator=_generator(rng),
+            **options,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(_Planning):
+    """The planner itself: it maximises predicted reward, or heads for one goal after another.
+
+    Goals are latents drawn from N(0, I), the law that training gives the encoded data: any state is as likely a goal as it is
+    in the data.
+
+    Args:
+        objective: "reward" (the run needs a reward head), "goal", or "auto": reward where there is a head for it.
+        goal_steps: steps until the next goal.
+    """
+
+    objective: str = "auto"
+    goal_steps: int = 25
+
+    def __post_init__(self):
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}.")
+
+    def _player(self, model: WorldModel, rng: np.random.Generator) -> Any:
+        rewarded = "reward" in model.heads
+        if self.objective == "reward" and not rewarded:
+            raise ValueError(f"{self.run} has no reward head; train it with heads=[reward], or set objective=goal.")
+        if rewarded and self.objective != "goal":
+            agent = self._agent(model, RewardCost(model.heads["reward"]), rng)
+            return lambda t, o: agent.act(o)[0].cpu().numpy()
+        goals = _generator(rng)
+        agent = self._agent(model, GoalCost(torch.zeros(1, model.latent_dim)), rng)
+
+        def play(t: int, o: torch.Tensor) -> np.ndarray:
+            if t % self.goal_steps == 0:
+                agent.cost = GoalCost(torch.randn(1, model.latent_dim, generator=goals))
+                agent.reset()
+            return agent.act(o)[0].cpu().numpy()
+
+        return play
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curious(_Planning):
+    """Seeks what the model cannot predict yet: plans that maximise the disagreement of an ensemble (Sekar et al., 2020).
+
+    Raises (when an episode begins):
+        ValueError: when the run's dynamics are no ensemble.
+    """
+
+    def _player(self, model: WorldModel, rng: np.random.Generator) -> Any:
+        if not hasattr(model.dynamics, "rollout_members"):
+            raise ValueError(
+                f"curiosity needs an ensemble whose members can disagree and {self.run} has "
+                f"{type(model.dynamics).__name__}; train it with dynamics=ensemble."
+            )
+        curiosity = SumCost({"disagreement": (-1.0, DisagreementCost())})
+        agent = self._agent(model, curiosity, rng, rollout=model.dynamics.rollout_members)
+        return lambda t, o: agent.act(o)[0].cpu().numpy()
+
+
+def _generator(rng: np.random.Generator) -> Generator:
+    return Generator().manual_seed(int(rng.integers(2**62)))
+
+
+BEHAVIOURS: dict[str, type] = {**behaviours.BEHAVIOURS, "planner": Planned, "curiosity": Curious}

@@ -1,0 +1,38 @@
+"""Files that are whole or absent: written aside, forced to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends well and vanishes when it does not.
+
+    The content is on disk (fsync) before the name is, and the name before the block is left, so that neither a killed
+    process nor a power cut leaves half a file under `path`, and whatever was there before stays until then.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        force_to_disk(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    force_to_disk(path.parent)
+
+
+def force_to_disk(path: Path) -> None:
+    """fsync a file, or a folder's list of names where the system allows it."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no handle to a folder
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

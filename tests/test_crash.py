@@ -1,0 +1,155 @@
+"""kill -9 at random moments: no file is corrupt, what was finished is there, and going on gives what would have been.
+
+The suite kills a few times; `GJWM_KILLS=20 pytest tests/test_crash.py` more often.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from gjwm.checkpoint import Checkpoints
+from gjwm.cli import main
+from gjwm.collect import collect_dataset
+from gjwm.dataset import dataset_info, read_episodes, verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")]
+KILLS = int(os.environ.get("GJWM_KILLS", 2))
+
+EPISODES = 300 + 60 * KILLS
+DATA = dict(
+    env_id="Pendulum-v1", length=6, seed=5, workers=0, shard_bytes=4000, progress=False
+)  # a seal every 14 episodes
+COLLECT = f"""
+    import sys
+    from gjwm.collect import collect_dataset
+    from gjwm.dataset import DatasetWriter, dataset_info
+    path, side = sys.argv[1], open(sys.argv[2], "a", buffering=1)
+    append = DatasetWriter.append
+
+    def append_and_tell(self, episode, **source):
+        number = self.episodes
+        append(self, episode, **source)
+        side.write(f"{{number}}\\n")
+
+    DatasetWriter.append = append_and_tell
+    try:
+        there = dataset_info(path)["episodes"]
+    except FileNotFoundError:
+        there = 0
+    side.write("begin\\n")
+    if there < {EPISODES}:
+        collect_dataset(path, episodes={EPISODES} - there, **{DATA!r})
+"""
+
+
+def killed(command, begun, seconds, rng):
+    """Run a command and kill it up to `seconds` after `begun()` -> whether it was still running."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not begun() and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, seconds))
+    running = process.poll() is None
+    if running:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert running or process.returncode == 0
+    return running
+
+
+def test_a_killed_collection_loses_at_most_the_unfinished_episode(tmp_path):
+    since = time.monotonic()
+    collect_dataset(tmp_path / "unbroken", episodes=EPISODES, **DATA)
+    seconds = time.monotonic() - since
+    unbroken = list(read_episodes(tmp_path / "unbroken"))
+    path, side = tmp_path / "killed", tmp_path / "told"
+    side.write_text("")
+    rng, kills = random.Random(0), 0
+    while kills < KILLS:
+        lines = len(side.read_text().splitlines())
+        command = [sys.executable, "-c", textwrap.dedent(COLLECT), str(path), str(side)]
+        kills += killed(
+            command, lambda before=lines: len(side.read_text().splitlines()) > before, seconds / (KILLS / 2 + 1), rng
+        )
+        told = [int(line) for line in side.read_text().split() if line != "begin"]
+        count = dataset_info(path)["episodes"] if (path / "metadata.json").exists() else 0
+        # Everything that was finished, and at most the one whose `append` was about to return.
+        assert len(told) <= count <= len(told) + 1
+        if count > len(told):  # it counts from here on
+            side.write_text(side.read_text() + "".join(f"{n}\n" for n in range(len(told), count)))
+        if count:
+            assert verify(path) == []
+    collect_dataset(path, episodes=EPISODES - count, **DATA) if count < EPISODES else None
+    again = list(read_episodes(path))
+    assert len(again) == EPISODES and verify(path) == []
+    for a, b in zip(again, unbroken):
+        for x, y in zip(a[:4], b[:4]):
+            np.testing.assert_array_equal(x, y)
+
+
+STEPS = 60 + 12 * KILLS
+TRAIN = [
+    *("experiment=two_room", "env.size=16", "threads=1", "dataset=data", "latent_dim=4", "logger.wandb=disabled"),
+    *("encoder.channels=[8,8]", "encoder.hidden=16", "dynamics.hidden=16", "dynamics.std_hidden=8"),
+    *("collect.episodes=16", "collect.length=20", "collect.behaviour=uniform"),
+    *("calibrate.episodes=8", "calibrate.horizon=4", "calibrate.particles=8"),
+    *(f"train.steps={STEPS}", "train.decoder_steps=60", "logger.every=1", "checkpoint.every=5"),
+]
+
+
+def results(run):
+    """Everything a training makes, without what a clock says."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("frames_per_second", None)
+    weights = [torch.load(run / name, weights_only=True)["state"] for name in ("checkpoint.pt", "decoder.pt")]
+    return rows, weights
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"] if KILLS > 2 else ["disk"])
+def test_a_killed_training_resumes_to_the_same_metrics_and_weights(tmp_path, monkeypatch, caplog, storage):
+    monkeypatch.chdir(tmp_path)
+    assert main(["collect", *TRAIN]) == 0
+    since = time.monotonic()
+    assert main(["train", *TRAIN, "name=unbroken"]) == 0
+    seconds = time.monotonic() - since
+    rows, weights = results(tmp_path / "runs" / "unbroken")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 61))
+    rng, kills, trial = random.Random(1), 0, 0
+    while True:
+        run = tmp_path / "runs" / f"killed-{trial}"
+        command = ["train", *TRAIN, f"name=killed-{trial}", f"storage={storage}", "resume=true"]
+        code = f"from gjwm.cli import main; raise SystemExit(main({command!r}))"
+        if kills < KILLS:
+            stamp = _newest(run)
+            kills += killed(
+                [sys.executable, "-c", code], lambda run=run, stamp=stamp: _newest(run) != stamp, seconds / 2, rng
+            )
+            found = Checkpoints(run / "state").latest()
+            assert found is None or found.step % 5 == 0 or found.step == STEPS
+            assert "cannot be read" not in caplog.text
+            for file in run.glob("*.pt"):  # whole, if there
+                torch.load(file, weights_only=True)
+        else:
+            assert main(command) == 0
+        if (run / "metrics.jsonl").exists():
+            again, weights_again = results(run)
+            assert again == rows
+            for a, b in zip(weights, weights_again):
+                assert all(torch.equal(a[name], b[name]) for name in a)
+            trial += 1
+            if kills >= KILLS:
+                break
+
+
+def _newest(run):
+    """When something in the run's folder last changed."""
+    return max((p.stat().st_mtime_ns for p in run.rglob("*") if p.exists()), default=0)
