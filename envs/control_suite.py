@@ -38,6 +38,7 @@ class GoalSpace:
     position: Callable[[Any, np.ndarray], np.ndarray]  # model, qpos (..., nq) -> (..., P)
     radius: float
     units: str
+    height: float | None = None  # m, of positions that are x and y on the ground; None: a position is no such point
 
 
 def _fingertip(model, qpos: np.ndarray) -> np.ndarray:
@@ -58,8 +59,8 @@ def _circle(angle: np.ndarray) -> list[np.ndarray]:
 
 
 _GOALS = {
-    "reacher": GoalSpace(_fingertip, 0.02, "m, fingertip xy"),
-    "point_mass": GoalSpace(lambda model, q: q[..., :2], 0.02, "m, mass xy"),
+    "reacher": GoalSpace(_fingertip, 0.02, "m, fingertip xy", 0.01),
+    "point_mass": GoalSpace(lambda model, q: q[..., :2], 0.02, "m, mass xy", 0.01),
     "ball_in_cup": GoalSpace(lambda model, q: q[..., 2:4], 0.02, "m, ball xz"),
     "cartpole": GoalSpace(lambda model, q: np.stack([q[..., 0], *_circle(q[..., 1])], -1), 0.1, "cart m, cos, sin"),
     "pendulum": GoalSpace(lambda model, q: np.stack(_circle(q[..., 0]), -1), 0.1, "cos, sin"),
@@ -308,6 +309,21 @@ class ControlSuiteEnv(gym.Env):
     def position(self) -> np.ndarray:
         """(P,) float64: what success is measured on, see the class."""
         return self._position_of(self._model, np.array(self._data.qpos))
+
+    def image_position(self, position: np.ndarray) -> np.ndarray | None:
+        """Where positions (..., P) are seen in a picture: (..., 2), shares of its width and height from the top left corner.
+
+        None in domains whose position is no point on the ground.
+        """
+        height = _GOALS.get(self.domain, _ANY_GOAL).height
+        camera = self._viewer.camera_id
+        if height is None or camera < 0:
+            return None
+        position = np.asarray(position, np.float64)
+        point = np.concatenate([position, np.full_like(position[..., :1], height)], -1)
+        seen = (point - self._data.cam_xpos[camera]) @ self._data.cam_xmat[camera].reshape(3, 3)
+        half = -seen[..., 2:] * np.tan(np.radians(self._model.cam_fovy[camera]) / 2)  # a camera looks along its -z
+        return 0.5 + 0.5 * seen[..., :2] * [1.0, -1.0] / half
 
     def true_state(self) -> dict[str, np.ndarray]:
         """Named variables for probes: position (P,), qpos with every hinge as cos and sin, qvel."""

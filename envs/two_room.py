@@ -221,6 +221,10 @@ class TwoRoomEnv(gym.Env):
         """(2,) float64: the agent's centre x, y, world units; what success is measured on."""
         return self._worlds.position[0].double().numpy()
 
+    def image_position(self, position: np.ndarray) -> np.ndarray:
+        """Where positions (..., 2) are seen in a picture: shares of its width and height from the top left corner."""
+        return np.asarray(position, np.float64)  # the unit square is the picture
+
     @property
     def sunk(self) -> bool:
         """Whether the agent lies in the water beside the shortcut."""

@@ -1,0 +1,70 @@
+"""The report of a run that has not ended: training curves on a page that reloads itself. The local view, without an account."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+from gjwm.report.figures import training_figures
+from gjwm.report.page import REPORT, figure_grid, page, save_page
+from gjwm.report.run import read_metrics
+
+
+class LiveReport:
+    """Writes `<folder>/report.html` from the metrics logged so far, at most every `seconds`.
+
+    Args:
+        folder: the run's.
+        name: the page's title.
+        steps: gradient steps of the whole training, for the progress bar.
+        seconds: between two pages, and until the browser reloads; 0 writes none.
+        clock: seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str,
+        steps: int,
+        seconds: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if seconds < 0:
+            raise ValueError(f"a live report is written every so many seconds, 0 for never, got {seconds}.")
+        self.folder, self.name, self.steps, self.seconds = Path(folder), name, steps, seconds
+        self._clock, self._last = clock, -float("inf")
+
+    def update(self, step: int) -> None:
+        """Call after each logged line; most calls do nothing."""
+        now = self._clock()
+        if self.seconds and now - self._last >= self.seconds:
+            self._last = now
+            self._write(step, refresh=max(1, round(self.seconds)))
+
+    def finish(self, step: int) -> None:
+        """The last page, which no longer reloads; an evaluation then writes the full report over it."""
+        if self.seconds:
+            self._write(step, refresh=None)
+
+    def _write(self, step: int, refresh: int | None) -> None:
+        # The unfinished log first: an older run's metrics.jsonl may lie beside it.
+        metrics = read_metrics(self.folder, unfinished=True)
+        told = f"step {step} of {self.steps}" + (
+            "" if refresh else ", done; `gjwm evaluate` writes the full report here"
+        )
+        head = (
+            f'<header><p class="eyebrow">training, {escape(told)}</p><h1>{escape(self.name)}</h1>'
+            f'<progress max="{self.steps}" value="{min(step, self.steps)}"></progress></header>'
+        )
+        curves = figure_grid(training_figures(metrics))
+        save_page(
+            self.folder / REPORT,
+            page(
+                f"{self.name}: training",
+                f'{head}<section id="training"><h2>So far</h2>{curves}</section>',
+                refresh=refresh,
+            ),
+        )
