@@ -170,9 +170,9 @@ def trajectory_report(z: Tensor, *, lags: int = 40) -> dict[str, float | list[fl
 
     Returns:
         autocorrelation (L+1,): E<z_t - m, z_{t+l} - m> / E|z - m|^2 at lags l = 0..L <= T - 1, m the mean of all;
-        correlation_time: the lag where it falls to 1/e, or None; straightness: mean cosine between successive displacements (Hénaff
-        et al., 2019), 1 on a line; straightness_markov, that of a Gaussian Markov chain with the same lag-one autocorrelation
-        r, -(1 - r)/2, which turns as noise does; displacement: rms |z_{t+1} - z_t| over rms |z - m|.
+        correlation_time: the lag where it falls to 1/e, None if it does not; straightness: mean cosine between successive
+        displacements (Hénaff et al., 2019), 1 on a line; straightness_markov, that of a Gaussian Markov chain with the same
+        lag-one autocorrelation r, -(1 - r)/2, which turns as noise does; displacement: rms |z_{t+1} - z_t| over rms |z - m|.
 
     Raises:
         ValueError: for other shapes or NaN.

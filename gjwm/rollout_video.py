@@ -2,7 +2,8 @@
 
 An attempt is played again from its recorded actions, so that any of hundreds can be filmed after they were judged, and only
 those. What is imagined is the model's open loop: it sees the first observation and the executed actions, never a later picture,
-so its drift over the attempt is the model's own.
+so its drift over the attempt is the model's own. Where pictures are stacked the first observation is the first whose stack is
+full: before, the start looks at rest and its speed cannot be known.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Filming:
         pairs, attempts, plans: of the attempts, see `gjwm.evaluate`.
         decoder: z -> picture; None leaves the imagined columns out.
         position: z -> position; None leaves out what needs one: plans over the picture, imagined distances.
+        imagined_from: the step that the open loop starts from, whose stack of pictures is full.
         particles: samples of the open loop.
         scale: pixels of a film per pixel of a picture.
         seed: of the particles.
@@ -98,6 +100,7 @@ class Filming:
     plans: Sequence[tuple[int, np.ndarray]]
     decoder: ConvDecoder | None = None
     position: Readout | None = None
+    imagined_from: int = 0
     particles: int = 24
     scale: int = 3
     seed: int = 0
@@ -110,8 +113,11 @@ class Filming:
         z = self.model.encode(torch.from_numpy(recording.observations).to(device))  # (T+1, D)
         a = torch.from_numpy(np.asarray(self.attempts.actions[index], np.float32)).to(device)
         generator = torch.Generator(device).manual_seed(self.seed)
-        mean = self.model.rollout(z[:1], a[None])[0]  # (T+1, D)
-        samples = self.model.rollout(z[:1], a[None], self.particles, generator)[0]  # (P, T+1, D)
+        s = min(self.imagined_from, len(a) - 1)
+        past = past_of(z[None], a[None], s) if self.model.dynamics.has_memory else None
+        mean = torch.cat([z[:s], self.model.rollout(z[s : s + 1], a[None, s:], past=past)[0]])  # (T+1, D)
+        samples = self.model.rollout(z[s : s + 1], a[None, s:], self.particles, generator, past=past)[0]
+        samples = torch.cat([z[:s].expand(self.particles, -1, -1), samples], 1)  # (P, T+1, D)
 
         happened = enlarge(recording.frames, self.scale)
         trace = self._plan_traces(index, z, a, generator)
@@ -119,7 +125,7 @@ class Filming:
         columns["goal"] = enlarge(np.repeat(recording.goal[None], len(z), 0), self.scale)
         if self.decoder is not None:
             side = happened.shape[1] // self.decoder.image_shape[1]
-            columns["imagined from step 0"] = enlarge(self._decoded(mean), side)
+            columns[f"imagined from step {s}"] = enlarge(self._decoded(mean), side)
             columns["where it is unsure"] = enlarge(spread_of(self._decoded(samples)), side)
         distance, radius = self.attempts.distance[index], self.env.unwrapped.success_radius
         captions = [
@@ -200,7 +206,16 @@ def films_of(
     """Ready to film the attempts of an evaluation; `details` as `gjwm.evaluate.evaluate` or `attempt` filled them."""
     env = make_env(env_id, **{**env_kwargs, "render_mode": "rgb_array"})
     return Filming(
-        model, env, details.pairs, details.attempts, details.plans, decoder, position, scale=scale, seed=seed
+        model,
+        env,
+        details.pairs,
+        details.attempts,
+        details.plans,
+        decoder,
+        position,
+        imagined_from=env_kwargs.get("frame_stack", 1) - 1,
+        scale=scale,
+        seed=seed,
     )
 
 

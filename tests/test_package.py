@@ -19,13 +19,13 @@ ENVS = {f"gjwm.envs.{p.stem}": p for p in (ROOT / "envs").glob("*.py") if p.stem
 
 # Imports run one way: a module, or sub-package, may use those of earlier rows and of its own.
 LAYERS = [
-    {"types"},
+    {"types", "drawing", "intervals"},
     {"objectives", "encoders", "dynamics", "decoder", "costs", "planning", "probes", "behaviours", "video", "logging"},
     {"normality"},
     {"heads", "interpolation", "calibration"},
-    {"figures", "diagnostics", "replay", "dataset"},
+    {"figures", "diagnostics", "replay", "dataset", "report"},
     {"world_model", "collect"},
-    {"agent", "train", "surprise"},
+    {"agent", "train", "surprise", "baselines"},
     {"evaluate", "rollout_video", "study"},
     {"benchmarks"},
     {"cli"},

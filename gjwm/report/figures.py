@@ -174,7 +174,13 @@ def skill_figure(prediction: Mapping[str, Any]) -> Figure:
     for i, (role, _, value) in enumerate(rows):
         plot.bars((i - 0.3, i + 0.3), (value,), role) if value >= 0 else plot.dot(i, value, role, radius=4)
         plot.text(i, max(value, 0) + 0.03 * (max(values) - min(0, *values)), f"{value:.2f}", "value")
-    return Figure("prediction-skill", "Skill of one step", plot, "Likelihood gained on knowing only that z is N(0, I).")
+    return Figure(
+        "prediction-skill",
+        "Skill of one step",
+        plot,
+        "Likelihood gained on knowing only that z is N(0, I). The linear law has a full covariance, so where latents move "
+        "together it can lead and still predict worse.",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- calibration
@@ -301,7 +307,8 @@ def norm_figure(arrays: Mapping[str, np.ndarray]) -> Figure:
     law = stats.chi(len(arrays["spectrum"]))
     low, high = min(law.ppf(1e-3), norms.min()), max(law.ppf(1 - 1e-3), norms.max())
     low, high = float(low), float(high) if high > low else float(low) + 1
-    heights, edges = np.histogram(norms, bins=24, range=(low, high), density=True)
+    bins = int(np.clip(1.5 * np.sqrt(len(norms)), 6, 30))
+    heights, edges = np.histogram(norms, bins=bins, range=(low, high), density=True)
     grid = np.linspace(low, high, 120)
     density = law.pdf(grid)
     plot = Plot(

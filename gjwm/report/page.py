@@ -49,7 +49,7 @@ def render_report(run: Run) -> str:
         _section(
             "Planning",
             "planning",
-            _figures(
+            figure_grid(
                 [
                     figures.success_figure(planning),
                     figures.reached_figure(arrays, radius),
@@ -60,12 +60,12 @@ def render_report(run: Run) -> str:
         ),
     ]
     if gallery:
-        body.append(_section("Failures, worst first", "gallery", _gallery(run.folder / GALLERY, gallery)))
+        body.append(_section("Attempts, worst first", "gallery", _gallery(run.folder / GALLERY, gallery)))
     body += [
         _section(
             "Prediction",
             "prediction",
-            _figures(
+            figure_grid(
                 [
                     figures.prediction_figure(prediction),
                     figures.rank_figure(prediction),
@@ -76,7 +76,7 @@ def render_report(run: Run) -> str:
         _section(
             "Uncertainty",
             "uncertainty",
-            _figures(
+            figure_grid(
                 [
                     figures.reliability_figure(calibration),
                     figures.pit_figure(calibration),
@@ -90,11 +90,11 @@ def render_report(run: Run) -> str:
         _section(
             "The true state in z",
             "probes",
-            _figures([figures.probe_figure(report["probe"])], wide=True) + _probe_table(report["probe"]),
+            figure_grid([figures.probe_figure(report["probe"])], beside=_probe_table(report["probe"])),
         ),
     ]
     if run.metrics:
-        body.append(_section("Training", "training", _figures(figures.training_figures(run.metrics))))
+        body.append(_section("Training", "training", figure_grid(figures.training_figures(run.metrics))))
     body.append(_section("Timings", "timings", _timings(report)))
     body.append(_section("Reproduce", "reproduce", _reproduce(run)))
     return page(_title(run), "".join(body))
@@ -113,11 +113,6 @@ def page(title: str, body: str, *, refresh: int | None = None) -> str:
     )
 
 
-def figure_grid(items: Iterable[Figure | None], *, wide: bool = False) -> str:
-    """Figures as cards that flow into as many columns as fit; None is left out."""
-    return _figures(items, wide=wide)
-
-
 # ------------------------------------------------------------------------------------------------------------------- parts
 
 
@@ -130,7 +125,8 @@ def _header(run: Run, verdict: Verdict) -> str:
     facts = [config.get("env", {}).get("id", ""), f"gjwm {report.get('version', '')}", report.get("evaluated", "")]
     words = {"good": "good", "partly": "partly", "poor": "not good", "undecided": "undecided"}
     is_it, why, change = (escape(line) for line in verdict.lines)
-    notes = [f"<li>{escape(found.why)}</li>" for found in (*verdict.broken[1:], *verdict.remarks)]
+    others = [found for found in (*verdict.broken, *verdict.remarks) if found.change != verdict.lines[2]]
+    notes = [f"<li>{escape(found.why)}</li>" for found in others]
     more = f'<ul class="remarks">{"".join(notes)}</ul>' if notes else ""
     return (
         f'<header><p class="eyebrow">{escape(" · ".join(str(f) for f in facts if f))}</p><h1>{escape(_title(run))}</h1>'
@@ -146,8 +142,9 @@ def _tiles(report: Mapping[str, Any]) -> str:
     tiles = [("goals reached", f"{planning['success_rate']:.0%}", f"95%: {low:.0%} to {high:.0%}")]
     if planning.get("share_of_oracle") is not None:
         ends = planning.get("share_of_oracle_ci95")
-        beside = f"95%: {ends[0]:.0%} to {ends[1]:.0%}" if ends else "of the true simulator's"
-        tiles.append(("of the oracle", f"{planning['share_of_oracle']:.0%}", beside))
+        # Where all or none succeed a bootstrap draws the same each time, which is no certainty.
+        beside = f"95%: {ends[0]:.0%} to {ends[1]:.0%}" if ends and ends[0] < ends[1] else "successes over successes"
+        tiles.append(("of the true simulator's", f"{planning['share_of_oracle']:.0%}", beside))
     gaussianity, probe = report["gaussianity"], report["probe"]
     best = max(probe["linear_r2"], probe["knn_r2"], probe["mlp_r2"])
     tiles += [
@@ -170,7 +167,8 @@ def _section(title: str, key: str, content: str) -> str:
     return f'<section id="{key}"><h2>{escape(title)}</h2>{content}</section>'
 
 
-def _figures(items: Iterable[Figure | None], *, wide: bool = False) -> str:
+def figure_grid(items: Iterable[Figure | None], *, beside: str = "") -> str:
+    """Figures as cards that flow into as many columns as fit, None left out; `beside` is a table that fills the last row."""
     cards = []
     for figure in items:
         if figure is None:
@@ -183,7 +181,7 @@ def _figures(items: Iterable[Figure | None], *, wide: bool = False) -> str:
             + (f'<ul class="legend">{legend}</ul>' if legend else "")
             + f'{figure.plot.svg()}<p class="note">{escape(figure.note)}</p></figure>'
         )
-    return f'<div class="grid{" wide" if wide else ""}">{"".join(cards)}</div>'
+    return f'<div class="grid">{"".join(cards)}{beside}</div>'
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
@@ -282,7 +280,7 @@ def _geometry(report: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
             )
         )
     caption = f"{g['samples']} latents, {g['independent_samples']} of them independent."
-    return _figures(found) + _table(("figure", "latents", "Gaussian, same size"), rows, caption)
+    return figure_grid(found, beside=_table(("figure", "latents", "Gaussian, same size"), rows, caption))
 
 
 def _probe_table(probe: Mapping[str, Any]) -> str:
@@ -326,7 +324,7 @@ def _gallery(folder: Path, gallery: Sequence[Mapping[str, Any]]) -> str:
         key = f"gallery-{Path(row['file']).stem}"
         if film.is_file() and poster.is_file():
             shown = (
-                f'<video controls loop muted playsinline preload="none" poster="{_inline(poster, "image/jpeg")}" '
+                f'<video controls autoplay loop muted playsinline poster="{_inline(poster, "image/jpeg")}" '
                 f'src="{_inline(film, "video/mp4")}"></video>'
             )
         else:

@@ -212,7 +212,11 @@ class Plot:
             return ticks(*self._y)
         low, high = math.ceil(math.log10(self._y[0]) - 1e-9), math.floor(math.log10(self._y[1]) + 1e-9)
         every = max(1, -(-(high - low) // 5))
-        return [10.0**k for k in range(low, high + 1, every)]
+        decades = [10.0**k for k in range(low, high + 1, every)]
+        if len(decades) > 2:
+            return decades
+        finer = [factor * 10.0**k for k in range(low - 1, high + 1) for factor in (1, 2, 5)]
+        return [value for value in finer if self._y[0] <= value <= self._y[1]]
 
 
 def extent(*values: object, pad: float = 0.04, least: float | None = None) -> tuple[float, float]:
