@@ -293,9 +293,7 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
             _env_kwargs(cfg),
             details,
             decoder=_decoder_of(run, cfg.device),
-            position=position_readout(
-                details.latents, episodes, generator=torch.Generator().manual_seed(options["seed"])
-            ),
+            position=details.readouts["position"],
             scale=_film_scale(cfg),
             seed=options["seed"],
         )

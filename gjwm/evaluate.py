@@ -28,7 +28,7 @@ from gjwm.dynamics import Prediction
 from gjwm.intervals import ratio_interval
 from gjwm.objectives import EPPS_PULLEY_NULL_MEAN, epps_pulley, random_directions
 from gjwm.planning import CEM, CategoricalCEM, Planner
-from gjwm.probes import knn_readout, linear_readout, mlp_readout, r2_score
+from gjwm.probes import Readout, knn_readout, linear_readout, mlp_readout, r2_score
 from gjwm.surprise import violation_report
 from gjwm.world_model import WorldModel
 
@@ -100,8 +100,20 @@ def prediction_report(
     }
 
 
-def probe_report(z: Tensor, episodes: Sequence[Episode], *, generator: Generator) -> dict[str, Any]:
+def probe_report(
+    z: Tensor,
+    episodes: Sequence[Episode],
+    *,
+    steps: int = 1500,
+    fitted: dict[str, Readout] | None = None,
+    generator: Generator,
+) -> dict[str, Any]:
     """Read the true state from z: probes are fitted on one half of the held-out episodes and scored on the other.
+
+    Args:
+        z: latents (E, T+1, D) of the episodes, which were recorded with their true states.
+        steps: gradient steps of the MLP probe.
+        fitted: filled with the MLP probe of each variable.
 
     Returns:
         linear_r2, knn_r2, mlp_r2 of the goal-relevant position, each with its *_ci95 by a bootstrap over the scoring episodes,
@@ -119,8 +131,10 @@ def probe_report(z: Tensor, episodes: Sequence[Episode], *, generator: Generator
         readouts = {
             "linear": linear_readout(z_train, y_train),
             "knn": knn_readout(z_train, y_train),
-            "mlp": mlp_readout(z_train, y_train, generator=generator),
+            "mlp": mlp_readout(z_train, y_train, steps=steps, generator=generator),
         }
+        if fitted is not None:
+            fitted[name] = readouts["mlp"]
         variables[name] = {}
         for kind, read in readouts.items():
             estimate = read(z_test).view_as(y_test)
@@ -375,7 +389,7 @@ class Details:
     pairs: GoalPairs | None = None
     attempts: GoalEpisodes | None = None  # the model's
     plans: list[tuple[int, np.ndarray]] = field(default_factory=list)  # the model's, see `ModelPolicy`
-    latents: Tensor | None = None  # (E, T+1, D) of the held-out episodes
+    readouts: dict[str, Readout] = field(default_factory=dict)  # z -> each true state variable, the MLP probes
 
 
 def check_protocol(
@@ -408,6 +422,7 @@ def evaluate(
     horizon: int = 12,
     replan_every: int = 1,
     oracle: bool = True,
+    probe_steps: int = 1500,
     seed: int = 0,
     notify: Callable[[str], None] = lambda message: None,
     details: Details | None = None,
@@ -423,6 +438,7 @@ def evaluate(
         pairs: attempts per policy.
         steps: agent steps to reach the goal.
         oracle: also plan on the true simulator.
+        probe_steps: gradient steps of each MLP probe.
         seed: of everything random here.
         notify: told what is being measured.
         details: filled with what the figures were made of.
@@ -476,11 +492,10 @@ def evaluate(
             seed=seed,
         )
     stages("representation")
-    report["probe"] = probe_report(z, episodes, generator=generator())
+    report["probe"] = probe_report(z, episodes, steps=probe_steps, fitted=details.readouts, generator=generator())
     report["gaussianity"] = embedding_report(z.cpu(), generator=generator())
     report["trajectory"] = trajectory_report(z)
     details.arrays.update(gaussianity_curves(z.cpu(), generator=generator()))
-    details.latents = z
 
     radius = see.unwrapped.success_radius
     if goals == "ahead":

@@ -44,6 +44,7 @@ SMALL = [
     "evaluate.pairs=4",
     "evaluate.steps=6",
     "evaluate.horizon=6",
+    "+evaluate.probe_steps=40",
     "video.episodes=2",
     "video.grid=3",
     "video.readout_episodes=12",

@@ -111,7 +111,7 @@ def test_probes_read_what_is_there_and_only_that():
     z = torch.from_numpy(np.stack([e.position for e in episodes])) @ torch.randn(
         2, 6, dtype=torch.float64, generator=g()
     )
-    report = probe_report(z, episodes, generator=g())
+    report = probe_report(z, episodes, steps=300, generator=g())
     assert min(report[k] for k in ("linear_r2", "knn_r2", "mlp_r2")) > 0.97
     assert report["variables"]["hidden"]["linear_r2"] < 0.1
     assert "constant" not in report["variables"]  # nothing to read
@@ -196,6 +196,7 @@ def tiny_evaluation(seed=0, details=None):
         pairs=4,
         steps=6,
         horizon=6,
+        probe_steps=100,
         seed=seed,
         details=details,
     )
