@@ -224,7 +224,10 @@ def test_ticks_are_round_and_inside():
     assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert ticks(-0.83, 1.03) == pytest.approx([-0.5, 0, 0.5, 1])
     assert ticks(3, 3) == [3]
-    assert [number(v) for v in (0.0, 0.5, -2.0, 1e-4, 1500.0, 0.1 + 0.2)] == ["0", "0.5", "-2", "1e-4", "1500", "0.3"]
+    assert [number(v) for v in (0.0, 0.5, -2.0, 1e-5, 5e-4, 1500.0, 2e6)] == [
+        *("0", "0.5", "-2", "1e-5", "0.0005", "1500", "2e6")
+    ]
+    assert number(0.1 + 0.2) == "0.3"
 
 
 def test_marks_lie_where_the_axes_say():

@@ -25,6 +25,11 @@ class Figure:
     note: str
 
 
+def _counted(last: int) -> list[tuple[float, str]]:
+    """Ticks of an axis that counts from 1."""
+    return [(1, "1"), *((value, f"{value:g}") for value in ticks(0, last, 4) if value > 0.15 * last and value % 1 == 0)]
+
+
 # ---------------------------------------------------------------------------------------------------------------- planning
 
 
@@ -116,10 +121,11 @@ def prediction_figure(prediction: Mapping[str, Any]) -> Figure:
     shown = [ours, prediction["copy_last_r2_by_horizon"]] + ([linear["r2_by_horizon"]] if linear else [])
     lowest = min(min(values) for values in shown)
     plot = Plot(
-        x=(min(0.5, steps[0]) if len(steps) == 1 else 1, max(steps[-1], 1.5)),
+        x=(1, max(steps[-1], 1.5)),
         y=(max(-1.0, min(0.0, lowest) - 0.02), 1.03),
         x_label="agent steps ahead",
         y_label="R² of the latent",
+        x_ticks=_counted(steps[-1]),
         describe=f"R squared of open-loop prediction, from {ours[0]:.3f} at 1 step to {ours[-1]:.3f} at {steps[-1]} steps.",
     )
     if floor is not None and any(r2 is not None for r2 in floor["r2_by_horizon"]):
@@ -148,6 +154,7 @@ def rank_figure(prediction: Mapping[str, Any]) -> Figure:
         y=(0, 1.04),
         x_label="agent steps ahead",
         y_label="rank accuracy",
+        x_ticks=_counted(steps[-1]),
         describe=f"Rank accuracy, {prediction['rank_accuracy']:.2f} at the horizon.",
     )
     plot.line(steps, prediction["rank_accuracy_by_horizon"], "model", "model", dots=True)
@@ -252,6 +259,7 @@ def temperature_figure(calibration: Mapping[str, Any]) -> Figure | None:
         y=extent(factors, [1.0], pad=0.3),
         x_label="agent steps ahead",
         y_label="factor on the spread",
+        x_ticks=_counted(len(factors)),
         describe=f"Calibration factors between {min(factors):.2f} and {max(factors):.2f}.",
     )
     plot.level(1, "ideal", "none needed")
@@ -274,6 +282,7 @@ def spectrum_figure(arrays: Mapping[str, np.ndarray]) -> Figure:
         y_label="variance",
         describe=f"Variance along the {len(ours)} principal directions, from {ours[0]:.2g} to {ours[-1]:.2g}.",
         log_y=True,
+        x_ticks=_counted(len(ours)),
     )
     plot.line(rank, ideal.tolist(), "ideal", "Gaussian, same size")
     plot.line(rank, ours.tolist(), "model", "latents", dots=len(ours) <= 64)
@@ -372,7 +381,7 @@ def probe_figure(probe: Mapping[str, Any]) -> Figure:
             plot.dot(x, value, role, f"{name}: {value:.3f}", radius=3.6)
         plot.legend.append((role, "dot", name))
     note = "What can be read from z. What only the MLP reads is there, but folded. Whiskers: 95% over episodes."
-    return Figure("probe-r2", "The true state in z", plot, note)
+    return Figure("probe-r2", "R² of probes", plot, note)
 
 
 # ---------------------------------------------------------------------------------------------------------------- training
