@@ -74,10 +74,16 @@ def test_a_film_grows_with_what_can_be_shown(attempted):
     assert films(attempted, decoder=decoder).film(0).shape[2] == 4 * 64 + 4
     latents = torch.stack([model.encode(torch.from_numpy(e.o)) for e in episodes]).detach()
     readout = position_readout(latents, episodes, generator=torch.Generator().manual_seed(0))
-    traced = films(attempted, position=readout).film(0)
-    picture = (slice(18, 82), slice(0, 64))
-    changed = [(traced[t][picture] != bare[t][picture]).any() for t in range(7)]
-    assert all(changed[:6])  # a plan of four steps made at step 4 has some left at step 5
+    filming = films(attempted, position=readout)
+    traced, picture = filming.film(0), (slice(18, 82), slice(0, 64))
+    assert all((traced[t][picture] != bare[t][picture]).any() for t in (0, 2, 4))  # where plans begin
+    z = model.encode(torch.from_numpy(play_again(filming.env, details.pairs, details.attempts.actions, 0).observations))
+    a = torch.from_numpy(details.attempts.actions[0])
+    traces = filming._plan_traces(0, z.detach(), a, torch.Generator().manual_seed(0))
+    # A plan of four steps has as many left as were not yet taken; a newer one replaces it.
+    assert [trace.shape for trace in traces] == [(9, length, 2) for length in (5, 4, 5, 4, 5, 4, 3)]
+    np.testing.assert_allclose(traces[0][:, 0], readout(z[:1].detach()).expand(9, -1), atol=1e-5)
+    assert np.isfinite(traces[0]).all()
 
 
 def test_a_model_that_imagines_exactly_shows_no_error(attempted):
