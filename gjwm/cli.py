@@ -146,10 +146,14 @@ def train_command(cfg: DictConfig, command: str) -> None:
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     run.mkdir(parents=True, exist_ok=True)
     resolved = OmegaConf.to_container(cfg, resolve=True)
-    with RunLogger(
-        run, wandb_mode=cfg.logger.wandb, project=cfg.logger.project, name=cfg.name, config=resolved
-    ) as logger:
-        live = LiveReport(run, name=cfg.name, steps=options["steps"], seconds=cfg.report.every)
+    decodes = bool(decoder_steps) and len(shape) == 3
+    total = options["steps"] + decoder_steps * decodes
+    with (
+        LiveReport(run, name=cfg.name, steps=total, seconds=cfg.report.every) as live,
+        RunLogger(
+            run, wandb_mode=cfg.logger.wandb, project=cfg.logger.project, name=cfg.name, config=resolved
+        ) as logger,
+    ):
         with progress(options["steps"], desc="train") as bar:
 
             def log(scalars: dict[str, float], step: int) -> None:
@@ -174,7 +178,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
             print("calibrating predictions on held-out episodes", flush=True)
             calibrate_model(model, cfg)
             model.save(run / "checkpoint.pt", **extra)
-        if decoder_steps and len(shape) == 3:
+        if decodes:
             channels = shape[0] // cfg.env.get("frame_stack", 1)
             decoder = ConvDecoder(model.latent_dim, (channels, *shape[1:])).to(cfg.device)
             first = options["steps"]
@@ -182,6 +186,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
 
                 def log_decoder(scalars: dict[str, float], step: int) -> None:
                     logger.log(scalars, first + step)
+                    live.update(first + step)
                     bar.report(step, loss=scalars["decoder/squared_error"])
 
                 train_decoder(
@@ -194,7 +199,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
                     generator=generator,
                 )
             save_decoder(decoder, run / "decoder.pt")
-        live.finish(options["steps"])
+        live.finish(total)
     print(f"{run}: checkpoint.pt, metrics.jsonl")
 
 

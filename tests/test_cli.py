@@ -96,7 +96,7 @@ def test_a_report_is_drawn_again_from_the_folder_alone(folder, capsys):
     assert [run(command) for command in ("collect", "train")] == [0, 0]
     made = folder / "runs" / "small"
     live = (made / "report.html").read_text()  # training leaves a first page
-    assert "step 30 of 30, done" in live and "training-loss" in live
+    assert "step 50 of 50, done" in live and "training-loss" in live and "training-decoder-squared-error" in live
     assert run("evaluate", "evaluate.oracle=false", "report.worst=1") == 0
     page = (made / "report.html").read_bytes()
     elsewhere = folder / "another machine" / "small"

@@ -295,6 +295,22 @@ def test_the_live_page_follows_a_run_and_stops_reloading_at_its_end(tmp_path):
     assert "http-equiv" not in last and "training-loss" in Outline(last).ids
 
 
+def test_a_training_that_fails_says_so_or_leaves_the_report_of_the_run_before(run, tmp_path):
+    (tmp_path / "metrics.jsonl.partial").write_text('{"step": 7, "loss": 2.0}\n')
+
+    def fail(folder):
+        with pytest.raises(FloatingPointError):
+            with LiveReport(folder, name="run", steps=100, seconds=5) as live:
+                live.update(7)
+                raise FloatingPointError("the loss became nan")
+        return (folder / "report.html").read_text()
+
+    page = fail(tmp_path)
+    assert "stopped at step 7 of 100: the loss became nan" in page and "http-equiv" not in page
+    before = write_report(run).read_text()
+    assert fail(run) == before
+
+
 def test_a_live_page_every_zero_seconds_is_none(tmp_path):
     live = LiveReport(tmp_path, name="run", steps=2, seconds=0)
     live.update(1)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
 from gjwm.report.figures import training_figures
-from gjwm.report.page import REPORT, figure_grid, page, save_page
-from gjwm.report.run import read_metrics
+from gjwm.report.page import REPORT, figure_grid, page, save_page, write_report
+from gjwm.report.run import EVALUATION, read_metrics
 
 
 class LiveReport:
-    """Writes `<folder>/report.html` from the metrics logged so far, at most every `seconds`.
+    """Writes `<folder>/report.html` from the metrics logged so far, at most every `seconds`. A context manager.
+
+    Left by an error, it draws the full report of the evaluation that the folder already holds again, or says where training
+    stopped.
 
     Args:
         folder: the run's.
@@ -35,29 +39,39 @@ class LiveReport:
         if seconds < 0:
             raise ValueError(f"a live report is written every so many seconds, 0 for never, got {seconds}.")
         self.folder, self.name, self.steps, self.seconds = Path(folder), name, steps, seconds
-        self._clock, self._last = clock, -float("inf")
+        self._clock, self._last, self._step = clock, -float("inf"), 0
+
+    def __enter__(self) -> LiveReport:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if not self.seconds or kind is None:
+            return
+        if (self.folder / EVALUATION).is_file():
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # the error that brought us here is told
+                write_report(self.folder)
+                return
+        self._write(f"stopped at step {self._step} of {self.steps}: {error or kind.__name__}", None)
 
     def update(self, step: int) -> None:
         """Call after each logged line; most calls do nothing."""
-        now = self._clock()
+        now, self._step = self._clock(), step
         if self.seconds and now - self._last >= self.seconds:
             self._last = now
-            self._write(step, refresh=max(1, round(self.seconds)))
+            self._write(f"step {step} of {self.steps}", max(1, round(self.seconds)))
 
     def finish(self, step: int) -> None:
         """The last page, which no longer reloads; an evaluation then writes the full report over it."""
+        self._step = step
         if self.seconds:
-            self._write(step, refresh=None)
+            self._write(f"step {step} of {self.steps}, done; `gjwm evaluate` writes the full report here", None)
 
-    def _write(self, step: int, refresh: int | None) -> None:
+    def _write(self, told: str, refresh: int | None) -> None:
         # The unfinished log first: an older run's metrics.jsonl may lie beside it.
         metrics = read_metrics(self.folder, unfinished=True)
-        told = f"step {step} of {self.steps}" + (
-            "" if refresh else ", done; `gjwm evaluate` writes the full report here"
-        )
         head = (
             f'<header><p class="eyebrow">training, {escape(told)}</p><h1>{escape(self.name)}</h1>'
-            f'<progress max="{self.steps}" value="{min(step, self.steps)}"></progress></header>'
+            f'<progress max="{self.steps}" value="{min(self._step, self.steps)}"></progress></header>'
         )
         curves = figure_grid(training_figures(metrics))
         save_page(
