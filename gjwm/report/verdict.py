@@ -135,7 +135,7 @@ def _collapse(report: Report) -> Finding | None:
     return Finding(
         "collapse",
         f"The latents have variance {variance:.2g} per dimension (asked: 1) and {rank:.0%} of the ideal effective rank.",
-        "Raise objective.lam; check that the encoder's output_norm is batch and that a discrepancy other than none is used.",
+        "Train longer (train.steps) or raise objective.lam; check that a discrepancy is used and output_norm is batch.",
     )
 
 
