@@ -292,19 +292,21 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     )
     if cfg.report.worst + cfg.report.typical:
         print("filming attempts", flush=True)
-        films = films_of(
-            model,
-            cfg.env.id,
-            _env_kwargs(cfg),
-            details,
-            decoder=_decoder_of(run, cfg.device),
-            position=details.readouts["position"],
-            scale=_film_scale(cfg),
-            seed=options["seed"],
-        )
-        report["gallery"] = gallery(
-            run / GALLERY, films, worst=cfg.report.worst, typical=cfg.report.typical, fps=cfg.video.fps
-        )
+        try:
+            films = films_of(
+                model,
+                cfg.env.id,
+                _env_kwargs(cfg),
+                details,
+                decoder=_decoder_of(run, cfg.device),
+                position=details.readouts["position"],
+                seed=options["seed"],
+            )
+        except ValueError as error:
+            print(f"no films: {error}", file=sys.stderr)  # what was measured is worth more than its pictures
+        else:
+            shown = dict(worst=cfg.report.worst, typical=cfg.report.typical, fps=cfg.video.fps)
+            report["gallery"] = gallery(run / GALLERY, films, **shown)
     report["training"] = load_payload(run / "checkpoint.pt")["extra"]["training"]
     report["version"], report["command"] = __version__, command
     report["evaluated"] = time.strftime("%Y-%m-%d %H:%M")
@@ -340,11 +342,6 @@ def _decoder_of(run: Path, device: str) -> ConvDecoder | None:
     """The run's decoder, which a run on state vectors or with train.decoder_steps=0 does not have."""
     path = run / "decoder.pt"
     return load_decoder(path, device) if path.is_file() else None
-
-
-def _film_scale(cfg: DictConfig) -> int:
-    """Enlargement that makes a picture about 192 pixels wide."""
-    return max(1, round(192 / cfg.env.get("size", 64)))
 
 
 def _versions() -> dict[str, str]:

@@ -21,6 +21,14 @@ def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
     return frames.repeat(scale, -3).repeat(scale, -2)
 
 
+def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (T, h, w, 3) -> (T, height, width, 3): enlarged without smoothing, shrunk by averaging."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    how = Image.Resampling.NEAREST if frames.shape[1] <= height else Image.Resampling.BOX
+    return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), how)) for frame in frames])
+
+
 def draw_paths(
     frames: np.ndarray, paths: Sequence[np.ndarray | None], *, colour: Colour = IMAGINED, mark_end: bool = True
 ) -> np.ndarray:

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from gjwm.calibration import past_of
 from gjwm.collect import Episode, make_env
 from gjwm.decoder import ConvDecoder
-from gjwm.drawing import IMAGINED, TRUTH, UNSURE, Curves, draw_curves, draw_paths, enlarge, grid_film, spread_of
+from gjwm.drawing import IMAGINED, TRUTH, UNSURE, Curves, draw_curves, draw_paths, fit, grid_film, spread_of
 from gjwm.drawing import stack_films as stack
 from gjwm.evaluate import (
     Details,
@@ -38,6 +38,8 @@ from gjwm.planning import Planner
 from gjwm.probes import Readout, mlp_readout
 from gjwm.video import panel, write_video
 from gjwm.world_model import WorldModel
+
+_WIDEST = 320  # pixels of one picture in a film
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Filming:
         position: z -> position; None leaves out what needs one: plans over the picture, imagined distances.
         imagined_from: the step that the open loop starts from, whose stack of pictures is full.
         particles: samples of the open loop.
-        scale: pixels of a film per pixel of a picture.
+        scale: pixels of a film per pixel of a picture, as far as that is no wider than 320; None: about 192 wide.
         seed: of the particles.
     """
 
@@ -102,7 +104,7 @@ class Filming:
     position: Readout | None = None
     imagined_from: int = 0
     particles: int = 24
-    scale: int = 3
+    scale: int | None = None
     seed: int = 0
 
     @torch.inference_mode()
@@ -119,14 +121,14 @@ class Filming:
         samples = self.model.rollout(z[s : s + 1], a[None, s:], self.particles, generator, past=past)[0]
         samples = torch.cat([z[:s].expand(self.particles, -1, -1), samples], 1)  # (P, T+1, D)
 
-        happened = enlarge(recording.frames, self.scale)
+        size = self._size(*recording.goal.shape[:2])
+        happened = fit(recording.frames, *size)
         trace = self._plan_traces(index, z, a, generator)
         columns = {"what happened": happened if trace is None else draw_paths(happened, trace)}
-        columns["goal"] = enlarge(np.repeat(recording.goal[None], len(z), 0), self.scale)
+        columns["goal"] = np.repeat(fit(recording.goal[None], *size), len(z), 0)
         if self.decoder is not None:
-            side = happened.shape[1] // self.decoder.image_shape[1]
-            columns[f"imagined from step {s}"] = enlarge(self._decoded(mean), side)
-            columns["where it is unsure"] = enlarge(spread_of(self._decoded(samples)), side)
+            columns[f"imagined from step {s}"] = fit(self._decoded(mean), *size)
+            columns["where it is unsure"] = fit(spread_of(self._decoded(samples)), *size)
         distance, radius = self.attempts.distance[index], self.env.unwrapped.success_radius
         captions = [
             f"step {t:3d}   distance {d:.3f}" + ("   reached" if t and d <= radius else "")
@@ -142,7 +144,14 @@ class Filming:
         mixed = (0.7 * recording.frames + 0.3 * recording.goal).astype(np.uint8)
         near = self.attempts.distance[index] <= self.env.unwrapped.success_radius
         near[0] = False
-        return enlarge(mixed, max(1, self.scale - 1)), np.maximum.accumulate(near)
+        height, width = self._size(*mixed.shape[1:3])
+        return fit(mixed, height * 3 // 4, width * 3 // 4), np.maximum.accumulate(near)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Of a picture in a film, from its own."""
+        scale = max(1, round(192 / width)) if self.scale is None else self.scale
+        scale = min(scale, max(1, _WIDEST // width)) if width <= _WIDEST else _WIDEST / width
+        return round(height * scale), round(width * scale)
 
     def _decoded(self, z: Tensor) -> np.ndarray:
         return np.moveaxis(self.decoder.image(z).cpu().numpy(), -3, -1)
@@ -200,11 +209,22 @@ def films_of(
     *,
     decoder: ConvDecoder | None = None,
     position: Readout | None = None,
-    scale: int = 3,
+    scale: int | None = None,
     seed: int = 0,
 ) -> Filming:
-    """Ready to film the attempts of an evaluation; `details` as `gjwm.evaluate.evaluate` or `attempt` filled them."""
-    env = make_env(env_id, **{**env_kwargs, "render_mode": "rgb_array"})
+    """Ready to film the attempts of an evaluation; `details` as `gjwm.evaluate.evaluate` or `attempt` filled them.
+
+    Raises:
+        ValueError: when the environment draws no pictures.
+    """
+    try:
+        env = make_env(env_id, **{**env_kwargs, "render_mode": "rgb_array"})
+        env.reset(seed=0)
+        picture = env.unwrapped.render()
+    except (ValueError, TypeError, ImportError, RuntimeError, gymnasium.error.Error) as error:
+        raise ValueError(f"{env_id} cannot be filmed: {error}") from error
+    if getattr(picture, "ndim", 0) != 3:
+        raise ValueError(f"{env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a picture.")
     return Filming(
         model,
         env,

@@ -69,7 +69,7 @@ def test_collect_train_evaluate_and_video_leave_one_run_folder(folder, capsys):
     assert [run(command, *filmed) for command in ("collect", "train", "evaluate", "video")] == [0] * 4
     made = folder / "runs" / "small"
     names = {"config.yaml", "metrics.jsonl", "checkpoint.pt", "decoder.pt", "evaluation.json", "evaluation.npz"}
-    assert names | {"report.html", "gallery", "videos"} == {path.name for path in made.iterdir()}
+    assert names | {"report.html", "gallery", "videos"} <= {path.name for path in made.iterdir()}
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 50]
     assert {"loss", "train/alignment", "train/discrepancy", "frames_per_second"} <= set(lines[0])

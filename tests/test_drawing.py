@@ -5,7 +5,18 @@ import itertools
 import numpy as np
 import pytest
 
-from gjwm.drawing import IMAGINED, REACHED, UNSURE, Curves, draw_curves, draw_paths, grid_film, spread_of, stack_films
+from gjwm.drawing import (
+    IMAGINED,
+    REACHED,
+    UNSURE,
+    Curves,
+    draw_curves,
+    draw_paths,
+    fit,
+    grid_film,
+    spread_of,
+    stack_films,
+)
 
 
 def test_a_path_ends_where_it_says_and_leaves_other_frames_alone():
@@ -58,3 +69,10 @@ def test_a_grid_frames_a_film_from_the_step_it_is_reached():
 
 def test_stacked_films_have_even_sides():
     assert stack_films([np.zeros((2, 5, 9, 3), np.uint8), np.zeros((2, 4, 9, 3), np.uint8)]).shape == (2, 10, 10, 3)
+
+
+def test_pictures_fit_without_new_colours_when_enlarged_and_by_averages_when_shrunk():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(fit(frames, 24, 24), frames.repeat(3, 1).repeat(3, 2))
+    np.testing.assert_array_equal(fit(fit(frames, 24, 24), 8, 8), frames)
+    assert fit(frames, 8, 8) is frames and fit(frames, 4, 2).shape == (2, 4, 2, 3)

@@ -130,4 +130,19 @@ def test_a_small_film_turns_green_for_good(attempted):
     filming.attempts.distance[2] = [0.01, 0.3, 0.04, 0.3, 0.3, 0.3, 0.3]
     frames, reached = filming.small(2)
     assert reached.tolist() == [False, False, True, True, True, True, True]
-    assert frames.shape == (7, 48, 48, 3)
+    assert frames.shape == (7, 48, 48, 3)  # three quarters of a film's 64 pixels
+
+
+def test_pictures_are_enlarged_to_a_readable_size_and_shrunk_to_a_bearable_one(attempted):
+    filming = films(attempted)
+    assert filming._size(16, 16) == (64, 64)  # scale 4
+    assert filming._size(128, 128) == (256, 256) and filming._size(500, 1000) == (160, 320)
+    model, _, details = attempted
+    by_itself = films_of(model, "gjwm/two-room-v0", SETTINGS, details)
+    assert [by_itself._size(n, n)[0] for n in (16, 64, 96, 200)] == [192, 192, 192, 200]
+
+
+def test_a_world_without_pictures_is_named(attempted):
+    model, _, details = attempted
+    with pytest.raises(ValueError, match="cannot be filmed"):
+        films_of(model, "gjwm/two-room-v0", {**SETTINGS, "render_size": 3}, details)
