@@ -38,7 +38,6 @@ class GoalSpace:
     position: Callable[[Any, np.ndarray], np.ndarray]  # model, qpos (..., nq) -> (..., P)
     radius: float
     units: str
-    height: float | None = None  # m, of positions that are x and y on the ground; None: a position is no such point
 
 
 def _fingertip(model, qpos: np.ndarray) -> np.ndarray:
@@ -59,8 +58,8 @@ def _circle(angle: np.ndarray) -> list[np.ndarray]:
 
 
 _GOALS = {
-    "reacher": GoalSpace(_fingertip, 0.02, "m, fingertip xy", 0.01),
-    "point_mass": GoalSpace(lambda model, q: q[..., :2], 0.02, "m, mass xy", 0.01),
+    "reacher": GoalSpace(_fingertip, 0.02, "m, fingertip xy"),
+    "point_mass": GoalSpace(lambda model, q: q[..., :2], 0.02, "m, mass xy"),
     "ball_in_cup": GoalSpace(lambda model, q: q[..., 2:4], 0.02, "m, ball xz"),
     "cartpole": GoalSpace(lambda model, q: np.stack([q[..., 0], *_circle(q[..., 1])], -1), 0.1, "cart m, cos, sin"),
     "pendulum": GoalSpace(lambda model, q: np.stack(_circle(q[..., 0]), -1), 0.1, "cos, sin"),
@@ -313,9 +312,9 @@ class ControlSuiteEnv(gym.Env):
     def image_position(self, position: np.ndarray) -> np.ndarray | None:
         """Where positions (..., P) are seen in a picture: (..., 2), shares of its width and height from the top left corner.
 
-        None in domains whose position is no point on the ground.
+        None in domains whose position is no point on the ground, or seen by a free camera.
         """
-        height = _GOALS.get(self.domain, _ANY_GOAL).height
+        height = {"reacher": 0.01, "point_mass": 0.01}.get(self.domain)  # m, of what moves there
         camera = self._viewer.camera_id
         if height is None or camera < 0:
             return None
