@@ -367,7 +367,7 @@ def browse(page, folder, *, width=1240, dark=False):
         ],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     found = re.search(r'<pre id="measured">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found and found[1], done.stderr[-2000:]

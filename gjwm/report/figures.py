@@ -193,11 +193,11 @@ def skill_figure(prediction: Mapping[str, Any]) -> Figure:
 # ------------------------------------------------------------------------------------------------------------- calibration
 
 
-def _laws(calibration: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+def laws(calibration: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
     """(role, name, figures) of the one-step law and of up to two further ahead."""
     ahead = sorted(int(key.removeprefix("horizon_")) for key in calibration if key.startswith("horizon_"))
-    laws = [("model", "1 step", calibration)]
-    return laws + [
+    first = [("model", "1 step", calibration)]
+    return first + [
         (role, f"{k} steps", calibration[f"horizon_{k}"]) for role, k in zip(("second", "third"), ahead, strict=False)
     ]
 
@@ -221,7 +221,7 @@ def reliability_figure(calibration: Mapping[str, Any]) -> Figure:
         describe=f"Reliability: 90% intervals cover {calibration['coverage_90']:.3f} one step ahead.",
     )
     plot.line((0, 1), (0, 1), "ideal", "ideal", dashed=True)
-    for role, name, law in _laws(calibration):
+    for role, name, law in laws(calibration):
         plot.line(*coverage_from_pit(law["pit"]), role, name, dots=True)
     note = "Below the diagonal the model is too sure, above it too unsure."
     return Figure("calibration-reliability", "Do intervals hold what they promise?", plot, note)
@@ -229,8 +229,8 @@ def reliability_figure(calibration: Mapping[str, Any]) -> Figure:
 
 def pit_figure(calibration: Mapping[str, Any]) -> Figure:
     """Histograms of the probability integral transform."""
-    laws = _laws(calibration)
-    top = max(max(law["pit"]) for *_, law in laws)
+    shown = laws(calibration)
+    top = max(max(law["pit"]) for *_, law in shown)
     plot = Plot(
         x=(0, 1),
         y=(0, max(1.5, 1.05 * top)),
@@ -238,7 +238,7 @@ def pit_figure(calibration: Mapping[str, Any]) -> Figure:
         y_label="density",
         describe="Histograms of the probability integral transform, ideally flat at 1.",
     )
-    for role, name, law in laws:
+    for role, name, law in shown:
         bins = len(law["pit"])
         if role == "model":
             plot.bars([i / bins for i in range(bins + 1)], law["pit"], role, name)

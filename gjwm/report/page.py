@@ -226,7 +226,7 @@ def _calibration_table(calibration: Mapping[str, Any]) -> str:
             f"{law['skill']:.2f}",
             f"{law['crps']:.3f}",
         )
-        for _, name, law in figures._laws(calibration)
+        for _, name, law in figures.laws(calibration)
     ]
     return _table(
         ("ahead", "50%", "80%", "90%", "95%", "ECE", "spread/error", "Mahalanobis", "skill, nats", "CRPS"), rows
