@@ -317,6 +317,21 @@ class ControlSuiteEnv(gym.Env):
         """(P,) float64: what success is measured on, see the class."""
         return self._position_of(self._model, np.array(self._data.qpos))
 
+    def image_position(self, position: np.ndarray) -> np.ndarray | None:
+        """Where positions (..., P) are seen in a picture: (..., 2), shares of its width and height from the top left corner.
+
+        None in domains whose position is no point on the ground, or seen by a free camera.
+        """
+        height = {"reacher": 0.01, "point_mass": 0.01}.get(self.domain)  # m, of what moves there
+        camera = self._viewer.camera_id
+        if height is None or camera < 0:
+            return None
+        position = np.asarray(position, np.float64)
+        point = np.concatenate([position, np.full_like(position[..., :1], height)], -1)
+        seen = (point - self._data.cam_xpos[camera]) @ self._data.cam_xmat[camera].reshape(3, 3)
+        half = -seen[..., 2:] * np.tan(np.radians(self._model.cam_fovy[camera]) / 2)  # a camera looks along its -z
+        return 0.5 + 0.5 * seen[..., :2] * [1.0, -1.0] / half
+
     def true_state(self) -> dict[str, np.ndarray]:
         """Named variables for probes: position (P,), qpos with every hinge as cos and sin, qvel."""
         import mujoco

@@ -306,6 +306,10 @@ class PointMazeEnv(TorchEnv):
 
     world = PointMazeWorld
 
+    def image_position(self, position: np.ndarray) -> np.ndarray:
+        """Where positions (..., 2) are seen in a picture: shares of its width and height from the top left corner."""
+        return np.asarray(position, np.float64)  # the unit square is the picture
+
 
 class PointMazeVectorEnv(TorchVectorEnv):
     """`num_envs` worlds of `PointMazeEnv` as one batch; see `TorchVectorEnv`."""

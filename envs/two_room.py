@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -258,6 +259,10 @@ class TwoRoomEnv(TorchEnv):
     """
 
     world = TwoRoomWorld
+
+    def image_position(self, position: np.ndarray) -> np.ndarray:
+        """Where positions (..., 2) are seen in a picture: shares of its width and height from the top left corner."""
+        return np.asarray(position, np.float64)  # the unit square is the picture
 
     @property
     def sunk(self) -> bool:

@@ -1,4 +1,4 @@
-"""`gjwm collect|train|evaluate|video|study key=value ...`, `gjwm data` and `gjwm benchmark`: the only module that knows hydra.
+"""`gjwm collect|train|evaluate|report|video|study key=value ...`, `gjwm data` and `gjwm benchmark`: all that knows hydra.
 
 Each command composes `configs/config.yaml` with the overrides, builds plain objects from it and calls the library. A run
 lives in one folder, runs/<name>/, with the resolved config beside what it made.
@@ -6,13 +6,16 @@ lives in one folder, runs/<name>/, with the resolved config beside what it made.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.resources
-import importlib.util
 import inspect
 import json
 import math
 import os
+import platform
+import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +36,13 @@ from gjwm.data_command import data_command
 from gjwm.dataset import DiskWindows, dataset_info, open_windows
 from gjwm.decoder import ConvDecoder
 from gjwm.diagnostics import wilson_interval
-from gjwm.evaluate import check_equal_length, check_protocol, encode_episodes, evaluate
+from gjwm.evaluate import Details, check_equal_length, check_protocol, encode_episodes, evaluate
 from gjwm.explore import BEHAVIOURS
-from gjwm.figures import prediction_figure
 from gjwm.files import replacing
-from gjwm.logging import RunLogger, progress
+from gjwm.logging import RunLogger, log_results, progress
 from gjwm.objectives import JointEmbeddingObjective
-from gjwm.rollout_video import rollout_video
+from gjwm.report import ARRAYS, EVALUATION, GALLERY, LiveReport, judge, save_arrays, write_report
+from gjwm.rollout_video import attempt, films_of, gallery, goals_video, grid_video, position_readout
 from gjwm.study import aggregate, pooled_success, rows_for_table
 from gjwm.train import train, train_decoder
 from gjwm.world_model import WorldModel, load_payload
@@ -120,7 +123,7 @@ def _behaviour(cfg: DictConfig) -> Behaviour:
     return behaviour_from_weights({settings: 1.0} if isinstance(settings, str) else settings, BEHAVIOURS)
 
 
-def collect_command(cfg: DictConfig) -> None:
+def collect_command(cfg: DictConfig, command: str) -> None:
     """Collect episodes into cfg.dataset, extending what is there; with cfg.resume only those that are missing."""
     episodes = cfg.collect.episodes
     if cfg.resume and (Path(cfg.dataset) / "metadata.json").exists():
@@ -151,7 +154,7 @@ def collect_command(cfg: DictConfig) -> None:
     )
 
 
-def train_command(cfg: DictConfig) -> None:
+def train_command(cfg: DictConfig, command: str) -> None:
     """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures; with cfg.resume go on."""
     run = Path(cfg.run_dir)
     _require_same_env(cfg)
@@ -184,18 +187,24 @@ def train_command(cfg: DictConfig) -> None:
     ).to(cfg.device)
     objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
-    with RunLogger(
-        run,
-        wandb_mode=cfg.logger.wandb,
-        project=cfg.logger.project,
-        name=cfg.name,
-        config=resolved,
-        resume_after=after,
-    ) as logger:
+    decodes = bool(decoder_steps) and len(shape) == 3
+    total = options["steps"] + decoder_steps * decodes
+    with (
+        LiveReport(run, name=cfg.name, steps=total, seconds=cfg.report.every) as live,
+        RunLogger(
+            run,
+            wandb_mode=cfg.logger.wandb,
+            project=cfg.logger.project,
+            name=cfg.name,
+            config=resolved,
+            resume_after=after,
+        ) as logger,
+    ):
         with progress(options["steps"], desc="train") as bar:
 
             def log(scalars: dict[str, float], step: int) -> None:
                 logger.log(scalars, step)
+                live.update(step)
                 bar.report(step, loss=scalars["loss"], frames_per_second=scalars["frames_per_second"])
 
             try:
@@ -215,7 +224,7 @@ def train_command(cfg: DictConfig) -> None:
                 checkpoints.clear()  # going on would end the same way
                 raise
             seconds = checkpoints.latest().content["seconds"]
-            training = {"seconds": seconds, "threads": torch.get_num_threads()}
+            training = {"seconds": seconds, "threads": torch.get_num_threads(), "command": command}
         extra = {"version": __version__, "config": resolved, "training": training}
         # What describes the run changes together with its model, and only now: a failed training leaves an older run whole.
         model.save(run / "checkpoint.pt", **extra)
@@ -225,7 +234,7 @@ def train_command(cfg: DictConfig) -> None:
             print("calibrating predictions on held-out episodes", flush=True)
             calibrate_model(model, cfg)
             model.save(run / "checkpoint.pt", **extra)
-        if decoder_steps and len(shape) == 3:
+        if decodes:
             channels = shape[0] // cfg.env.get("frame_stack", 1)
             decoder = ConvDecoder(model.latent_dim, (channels, *shape[1:])).to(cfg.device)
             first = options["steps"]
@@ -233,6 +242,7 @@ def train_command(cfg: DictConfig) -> None:
 
                 def log_decoder(scalars: dict[str, float], step: int) -> None:
                     logger.log(scalars, first + step)
+                    live.update(first + step)
                     bar.report(step, loss=scalars["decoder/squared_error"])
 
                 train_decoder(
@@ -245,6 +255,7 @@ def train_command(cfg: DictConfig) -> None:
                     generator=generator,
                 )
             save_decoder(decoder, run / "decoder.pt")
+        live.finish(total)
     print(f"{run}: checkpoint.pt, metrics.jsonl")
 
 
@@ -344,30 +355,85 @@ def held_out_episodes(cfg: DictConfig, *, episodes: int | None = None) -> list[E
     )
 
 
-def evaluate_command(cfg: DictConfig) -> None:
-    """Write cfg.run_dir/evaluation.json."""
+def evaluate_command(cfg: DictConfig, command: str) -> None:
+    """Write evaluation.json, the curves and films that go with it, and report.html into cfg.run_dir."""
     run = Path(cfg.run_dir)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     options = _evaluate_options(cfg)
     planner = instantiate(cfg.planner)
     print("collecting held-out episodes", flush=True)
+    episodes, details = held_out_episodes(cfg), Details()
     report = evaluate(
         model,
         cfg.env.id,
         _env_kwargs(cfg),
-        held_out_episodes(cfg),
+        episodes,
         planner,
         notify=lambda message: print(message, flush=True),
+        details=details,
         **options,
     )
+    if cfg.report.worst + cfg.report.typical:
+        print("filming attempts", flush=True)
+        try:
+            films = films_of(
+                model,
+                cfg.env.id,
+                _env_kwargs(cfg),
+                details,
+                decoder=_decoder_of(run, cfg.device),
+                position=details.readouts["position"],
+                seed=options["seed"],
+            )
+        except ValueError as error:
+            print(f"no films: {error}", file=sys.stderr)  # what was measured is worth more than its pictures
+        else:
+            shown = dict(worst=cfg.report.worst, typical=cfg.report.typical, fps=cfg.video.fps)
+            report["gallery"] = gallery(run / GALLERY, films, **shown)
     report["training"] = load_payload(run / "checkpoint.pt")["extra"]["training"]
-    report["version"] = __version__
+    report["version"], report["command"] = __version__, command
+    report["evaluated"] = time.strftime("%Y-%m-%d %H:%M")
+    report["versions"] = _versions()
     report["config"] = OmegaConf.to_container(cfg, resolve=True)
-    _write_json(run / "evaluation.json", report)
-    if importlib.util.find_spec("matplotlib"):
-        print(prediction_figure(report, run / "prediction.png"))
+    save_arrays(run / ARRAYS, details.arrays)
+    _write_json(run / EVALUATION, report)
     print(summary(report))
-    print(run / "evaluation.json")
+    print("\n".join(judge(report).lines))
+    print(run / EVALUATION)
+    print(write_report(run))
+    if cfg.logger.wandb != "disabled":
+        films_shown = {
+            f"{row['kind']}/{row['attempt']}": run / GALLERY / row["file"] for row in report.get("gallery", [])
+        }
+        log_results(
+            run,
+            wandb_mode=cfg.logger.wandb,
+            project=cfg.logger.project,
+            group=cfg.name,
+            job="evaluate",
+            results=report,
+            videos=films_shown,
+        )
+
+
+def report_command(cfg: DictConfig, command: str) -> None:
+    """Draw cfg.run_dir/report.html again from what an evaluation left there: no model, data or world is needed."""
+    print(write_report(cfg.run_dir))
+
+
+def _decoder_of(run: Path, device: str) -> ConvDecoder | None:
+    """The run's decoder, which a run on state vectors or with train.decoder_steps=0 does not have."""
+    path = run / "decoder.pt"
+    return load_decoder(path, device) if path.is_file() else None
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "numpy", "gymnasium", "mujoco", "dm-control")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+        "machine": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+    }
 
 
 def _evaluate_options(cfg: DictConfig) -> dict[str, Any]:
@@ -421,36 +487,78 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def video_command(cfg: DictConfig) -> None:
-    """Write cfg.run_dir/videos/goals.mp4 or .gif."""
+def video_command(cfg: DictConfig, command: str) -> None:
+    """Write films of attempts into cfg.run_dir/videos: goals*.mp4, some in detail, and grid*.mp4, many at once."""
     run = Path(cfg.run_dir)
-    model = WorldModel.load(run / "checkpoint.pt", cfg.device)
-    decoder = load_decoder(run / "decoder.pt", cfg.device)
+    checkpoint = Path(cfg.video.checkpoint or run / "checkpoint.pt")
+    model = WorldModel.load(checkpoint, cfg.device)
+    decoder = _decoder_of(checkpoint.parent, cfg.device)
     options = _evaluate_options(cfg)
-    path = rollout_video(
-        run / "videos" / f"goals.{cfg.video.format}",
-        model,
-        decoder,
-        cfg.env.id,
-        _env_kwargs(cfg),
-        held_out_episodes(cfg, episodes=max(cfg.video.episodes, 2)),
-        instantiate(cfg.planner),
-        episodes_shown=cfg.video.episodes,
-        fps=cfg.video.fps,
-        scale=cfg.video.scale,
-        **{k: options[k] for k in ("goals", "goal_offset", "steps", "horizon", "replan_every", "seed")},
-    )
-    print(path)
+    suffixes = (cfg.video.format,) if isinstance(cfg.video.format, str) else tuple(cfg.video.format)
+    count = max(cfg.video.episodes, cfg.video.grid)
+    if count < 1 or cfg.video.episodes < 0 or cfg.video.grid < 0:
+        raise ValueError(
+            f"a video shows video.episodes attempts in detail and video.grid at once, one of them at least 1, got "
+            f"{cfg.video.episodes} and {cfg.video.grid}."
+        )
+    seeds = [cfg.evaluate.seed] if cfg.video.seeds is None else list(cfg.video.seeds)
+    made = []
+    for seed in seeds:
+        own = cfg.copy()
+        own.evaluate.seed = seed
+        episodes = held_out_episodes(own, episodes=max(count, cfg.video.readout_episodes))
+        details = attempt(
+            model,
+            cfg.env.id,
+            _env_kwargs(cfg),
+            episodes,
+            instantiate(cfg.planner),
+            count=count,
+            seed=seed,
+            **{k: options[k] for k in ("goals", "goal_offset", "steps", "horizon", "replan_every")},
+        )
+        position = None
+        if cfg.video.readout_episodes:
+            latents = encode_episodes(model, episodes)
+            position = position_readout(latents, episodes, generator=torch.Generator().manual_seed(seed))
+        films = films_of(
+            model,
+            cfg.env.id,
+            _env_kwargs(cfg),
+            details,
+            decoder=decoder,
+            position=position,
+            scale=cfg.video.scale,
+            seed=seed,
+        )
+        name = "" if cfg.video.seeds is None else f"-seed-{seed}"
+        for suffix in suffixes:
+            if cfg.video.episodes:
+                path = run / "videos" / f"goals{name}.{suffix}"
+                made.append(goals_video(path, films, shown=cfg.video.episodes, fps=cfg.video.fps))
+            if cfg.video.grid:
+                path = run / "videos" / f"grid{name}.{suffix}"
+                made.append(grid_video(path, films, shown=cfg.video.grid, fps=cfg.video.fps))
+    print("\n".join(map(str, made)))
+    if cfg.logger.wandb != "disabled":
+        log_results(
+            run,
+            wandb_mode=cfg.logger.wandb,
+            project=cfg.logger.project,
+            group=cfg.name,
+            job="video",
+            videos={path.stem: path for path in made},
+        )
 
 
 # Settings that do not change what training makes.
 _AFTER_TRAINING = (
-    *("evaluate", "planner", "video", "logger", "threads", "study", "device"),
+    *("evaluate", "planner", "video", "logger", "threads", "study", "device", "report"),
     *("resume", "storage", "compress", "checkpoint"),
 )
 
 
-def study_command(cfg: DictConfig) -> None:
+def study_command(cfg: DictConfig, command: str) -> None:
     """Collect, train and evaluate cfg.study.seeds into runs/<name>/seed-<k>, then summarise; what is done is not done again."""
     reports: dict[int, dict[str, Any]] = {}
     for seed in cfg.study.seeds:
@@ -463,11 +571,11 @@ def study_command(cfg: DictConfig) -> None:
         trained = (run / "checkpoint.pt").is_file()
         if trained:
             _require_same_training(one, OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), run)
-        collect_command(one)
+        collect_command(one, command)
         if not trained:
-            train_command(one)
+            train_command(one, command)
         if not trained or not _same_evaluation(one, run):
-            evaluate_command(one)
+            evaluate_command(one, command)
         reports[seed] = json.loads((run / "evaluation.json").read_text())
     figures = aggregate(reports)
     content: dict[str, Any] = {"seeds": list(reports), "figures": figures}
@@ -503,10 +611,11 @@ def _require_same_training(cfg: DictConfig, before: dict[str, Any], run: Path) -
         )
 
 
-COMMANDS: dict[str, Callable[[DictConfig], None]] = {
+COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
     "collect": collect_command,
     "train": train_command,
     "evaluate": evaluate_command,
+    "report": report_command,
     "video": video_command,
     "study": study_command,
 }
@@ -531,8 +640,9 @@ USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
 
   collect    gather episodes into data/<task>
   train      train a world model on them into runs/<name>
-  evaluate   write runs/<name>/evaluation.json
-  video      write runs/<name>/videos/goals.mp4
+  evaluate   write runs/<name>/evaluation.json and report.html
+  report     draw report.html again, from the run's folder alone: run_dir=...
+  video      write runs/<name>/videos/goals.mp4 and grid.mp4
   study      all of that but the video for several seeds, and a table: study.seeds=[0,1,2]
   data       look into a dataset, check every byte of it, or bring one of another format in
   benchmark  measure speed, ours beside a reference and the floor
@@ -577,7 +687,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             cfg = load_config(arguments[1:])
             _prepare(cfg)
-            command(cfg)
+            command(cfg, shlex.join(["gjwm", *arguments]))
     except USER_ERRORS as error:
         if os.environ.get("GJWM_TRACEBACK"):
             raise

@@ -131,6 +131,80 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     return float(interval.low), float(interval.high)
 
 
+def gaussianity_curves(
+    z: Tensor, *, slices: int = 48, quantiles: int = 100, generator: Generator | None = None
+) -> dict[str, np.ndarray]:
+    """What is drawn of the law of z, beside N(0, I): few enough numbers to be kept with a report.
+
+    Args:
+        z: (N, D) or (B, T, D), as for `embedding_report`.
+
+    Returns:
+        spectrum, spectrum_ideal (D,) eigenvalues in falling order, the second of a Gaussian batch of this size; slices (Q, S):
+        quantiles of S random projections of the N independent samples at `levels` (Q,), with the band slices_low, slices_high
+        (Q,) that holds 95% of Gaussian slices at each level; norms (N,).
+    """
+    generator = report_generator(generator)
+    samples, independent = _samples(z, generator)
+    ideal = torch.randn(samples.shape, generator=generator, dtype=torch.float64)
+    directions = random_directions(samples.shape[1], slices, generator, like=independent)
+    n = len(independent)
+    at = np.unique(np.linspace(0, n - 1, min(n, quantiles)).round().astype(int))
+    low, high = (stats.norm.ppf(stats.beta.ppf(p, at + 1, n - at)) for p in (0.025, 0.975))
+    return {
+        "spectrum": _spectrum(samples).numpy(),
+        "spectrum_ideal": _spectrum(ideal).numpy(),
+        "levels": (at + 0.5) / n,
+        "slices": (independent @ directions).sort(0).values.numpy()[at],
+        "slices_low": low,
+        "slices_high": high,
+        "norms": independent.norm(dim=1).numpy(),
+    }
+
+
+def trajectory_report(z: Tensor, *, lags: int = 40) -> dict[str, float | list[float] | None]:
+    """How latents move along trajectories.
+
+    Args:
+        z: (B, T, D), T >= 3.
+
+    Returns:
+        autocorrelation (L+1,): E<z_t - m, z_{t+l} - m> / E|z - m|^2 at lags l = 0..L <= T - 1, m the mean of all;
+        correlation_time: the lag where it falls to 1/e, None if it does not; straightness: mean cosine between successive
+        displacements (Hénaff et al., 2019), 1 on a line; straightness_markov, that of a Gaussian Markov chain with the same
+        lag-one autocorrelation r, -(1 - r)/2, which turns as noise does; displacement: rms |z_{t+1} - z_t| over rms |z - m|.
+
+    Raises:
+        ValueError: for other shapes or NaN.
+    """
+    if z.dim() != 3 or z.shape[1] < 3 or not z.isfinite().all():
+        raise ValueError(f"trajectories need finite latents (B, T, D) of at least 3 steps, got {tuple(z.shape)}.")
+    z = z.detach().double().cpu()
+    centred = z - z.flatten(0, 1).mean(0)
+    power = centred.square().sum(-1).mean().clamp(min=1e-300)
+    length = z.shape[1]
+    rho = [
+        ((centred[:, : length - lag] * centred[:, lag:]).sum(-1).mean() / power).item()
+        for lag in range(min(lags, length - 1) + 1)
+    ]
+    level, time = float(np.exp(-1)), None
+    for lag in range(1, len(rho)):
+        if rho[lag] < level:
+            time = lag - 1 + (rho[lag - 1] - level) / (rho[lag - 1] - rho[lag])
+            break
+    step = z[:, 1:] - z[:, :-1]
+    size = step.norm(dim=-1)
+    turning = (step[:, 1:] * step[:, :-1]).sum(-1) / (size[:, 1:] * size[:, :-1]).clamp(min=1e-300)
+    moving = (size[:, 1:] > 1e-9) & (size[:, :-1] > 1e-9)  # a rest has no direction
+    return {
+        "autocorrelation": rho,
+        "correlation_time": time,
+        "straightness": turning[moving].mean().item() if moving.any() else 0.0,
+        "straightness_markov": -(1 - rho[1]) / 2,
+        "displacement": (size.square().mean() / power).sqrt().item(),
+    }
+
+
 def draw_embedding_report(
     z: Tensor, path: str | Path, *, slices: int = 256, generator: Generator | None = None
 ) -> Path:

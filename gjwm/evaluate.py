@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
@@ -19,14 +19,16 @@ import torch
 from torch import Generator, Tensor
 
 from gjwm.agent import MPCAgent, RecedingHorizon
+from gjwm.baselines import linear_gaussian_report, noise_floor, open_loop_windows, r2_by_horizon
 from gjwm.calibration import calibration_report, concatenate, forecast_windows, past_of
 from gjwm.collect import Episode, make_env
 from gjwm.costs import Cost, GoalCost
-from gjwm.diagnostics import embedding_report, wilson_interval
+from gjwm.diagnostics import embedding_report, gaussianity_curves, trajectory_report, wilson_interval
 from gjwm.dynamics import Prediction
+from gjwm.intervals import ratio_interval
 from gjwm.objectives import EPPS_PULLEY_NULL_MEAN, epps_pulley, random_directions
 from gjwm.planning import CEM, CategoricalCEM, Planner
-from gjwm.probes import knn_probe, linear_probe, mlp_probe
+from gjwm.probes import Readout, knn_readout, linear_readout, mlp_readout, r2_score
 from gjwm.surprise import violation_report
 from gjwm.world_model import WorldModel
 
@@ -59,20 +61,20 @@ def prediction_report(
         distractors: latents of other windows among which the true one must be nearest for rank accuracy.
 
     Returns:
-        r2_by_horizon: 1 - squared error / variance, per k; copy_last_r2_by_horizon: the same for "nothing changes";
+        r2_by_horizon: 1 - squared error / variance, per k, with r2_ci95_by_horizon, its ends (2, H) by a bootstrap over
+            episodes; copy_last_r2_by_horizon: the same for "nothing changes";
         rank_accuracy (at `horizon`), rank_accuracy_by_horizon; skill_nats_per_dim: one step, against N(0, I), and
         skill_copy_last_nats_per_dim: a Gaussian around the last latent with the best constant variance;
         variance_per_dim: of z (near 0 when collapsed, and R^2 then means nothing).
     """
     horizon = min(horizon, a.shape[1])
-    starts = range(0, a.shape[1] - horizon + 1, max(1, horizon // 2))
-    truth = torch.cat([z[:, s : s + horizon + 1] for s in starts])  # (W, H+1, D)
-    predicted = torch.cat([model.rollout(z[:, s], a[:, s : s + horizon], past=past_of(z, a, s)) for s in starts])
+    truth, actions, starts = open_loop_windows(z, a, horizon)  # (E, W, H+1, D), (E, W, H, A)
+    rolled = [model.rollout(z[:, s], actions[:, w], past=past_of(z, a, s)) for w, s in enumerate(starts)]
+    predicted = torch.stack(rolled, 1)
     variance = z.flatten(0, 1).var(0).sum()
-
-    def r2(estimate: Tensor, target: Tensor) -> list[float]:
-        error = (estimate - target).square().sum(-1).mean(0)
-        return (1 - error / variance).tolist()
+    scored = r2_by_horizon(predicted[:, :, 1:], truth[:, :, 1:], variance)
+    copied = r2_by_horizon(truth[:, :, :1].expand_as(truth[:, :, 1:]), truth[:, :, 1:], variance)
+    truth, predicted = truth.flatten(0, 1), predicted.flatten(0, 1)
 
     def rank_accuracy(k: int) -> float:
         order = torch.randperm(len(truth), generator=generator)[: distractors + 1]
@@ -86,8 +88,9 @@ def prediction_report(
     copy_nll = -copy.log_prob(z[:, 1:]).mean() / z.shape[-1]
     return {
         "horizon": horizon,
-        "r2_by_horizon": r2(predicted[:, 1:], truth[:, 1:]),
-        "copy_last_r2_by_horizon": r2(truth[:, :1].expand_as(truth[:, 1:]), truth[:, 1:]),
+        "r2_by_horizon": scored["r2"],
+        "r2_ci95_by_horizon": scored["ci95"],
+        "copy_last_r2_by_horizon": copied["r2"],
         "rank_accuracy": ranks[-1],
         "rank_accuracy_by_horizon": ranks,
         "rank_chance": 1 / min(distractors + 1, len(truth)),
@@ -97,11 +100,24 @@ def prediction_report(
     }
 
 
-def probe_report(z: Tensor, episodes: Sequence[Episode], *, generator: Generator) -> dict[str, Any]:
+def probe_report(
+    z: Tensor,
+    episodes: Sequence[Episode],
+    *,
+    steps: int = 1500,
+    fitted: dict[str, Readout] | None = None,
+    generator: Generator,
+) -> dict[str, Any]:
     """Read the true state from z: probes are fitted on one half of the held-out episodes and scored on the other.
 
+    Args:
+        z: latents (E, T+1, D) of the episodes, which were recorded with their true states.
+        steps: gradient steps of the MLP probe.
+        fitted: filled with the MLP probe of each variable.
+
     Returns:
-        linear_r2, knn_r2, mlp_r2 of the goal-relevant position, and under "variables" those of every true state variable.
+        linear_r2, knn_r2, mlp_r2 of the goal-relevant position, each with its *_ci95 by a bootstrap over the scoring episodes,
+        and under "variables" those of every true state variable.
     """
     half = len(episodes) // 2
     flat = z.double().cpu()
@@ -111,19 +127,24 @@ def probe_report(z: Tensor, episodes: Sequence[Episode], *, generator: Generator
         y = torch.from_numpy(np.stack([e.true_state[name] for e in episodes])).double().flatten(2)
         if y.flatten(0, 1).var(0).max() < 1e-12:
             continue  # constant over the episodes: nothing to read
-        y_train, y_test = y[:half].flatten(0, 1), y[half:].flatten(0, 1)
-        variables[name] = {
-            "linear_r2": _r2(linear_probe(z_train, y_train, z_test, y_test)),
-            "knn_r2": _r2(knn_probe(z_train, y_train, z_test, y_test)),
-            "mlp_r2": _r2(mlp_probe(z_train, y_train, z_test, y_test, generator=generator)),
+        y_train, y_test = y[:half].flatten(0, 1), y[half:]
+        readouts = {
+            "linear": linear_readout(z_train, y_train),
+            "knn": knn_readout(z_train, y_train),
+            "mlp": mlp_readout(z_train, y_train, steps=steps, generator=generator),
         }
+        if fitted is not None:
+            fitted[name] = readouts["mlp"]
+        variables[name] = {}
+        for kind, read in readouts.items():
+            estimate = read(z_test).view_as(y_test)
+            variables[name][f"{kind}_r2"] = r2_score(estimate.flatten(0, 1), y_test.flatten(0, 1))
+            error = (estimate - y_test).square().sum((1, 2)).numpy()  # per episode
+            low, high = ratio_interval(error, (y_test - y_test.mean((0, 1))).square().sum((1, 2)).numpy())
+            variables[name][f"{kind}_r2_ci95"] = [float(1 - high), float(1 - low)]
     if "position" not in variables:
         raise ValueError("the held-out true_state() has no 'position' that varies, which the headline probe reads.")
     return {**variables["position"], "variables": variables}
-
-
-def _r2(result: Any) -> float:
-    return float(result["r2"] if isinstance(result, dict) else result)
 
 
 @torch.inference_mode()
@@ -223,13 +244,10 @@ class GoalEpisodes:
     distance: np.ndarray  # (E, steps+1) to the goal, in the position's units
     returns: np.ndarray  # (E,) the task's own reward
     seconds_per_step: float  # of deciding, per env; simulation not counted
-    frames: np.ndarray | None  # (E, steps+1, h, w, 3) when recorded
     actions: np.ndarray  # (E, steps, A)
 
 
-def attempt_goals(
-    envs: Sequence[gymnasium.Env], pairs: GoalPairs, policy: Policy, *, steps: int, record: bool = False
-) -> GoalEpisodes:
+def attempt_goals(envs: Sequence[gymnasium.Env], pairs: GoalPairs, policy: Policy, *, steps: int) -> GoalEpisodes:
     """Run one attempt per pair, all at once: env i starts in pairs.start[i] and takes `steps` agent steps.
 
     Env i is seeded with i, so that worlds with noise of their own have luck of their own.
@@ -241,7 +259,6 @@ def attempt_goals(
     observation = np.stack([world.observe() for world in worlds])
     distance = [_distances(worlds, pairs)]
     returns, seconds, actions = np.zeros(len(worlds)), 0.0, []
-    frames = [[world.render() for world in worlds]] if record else []
     for _ in range(steps):
         states = np.stack([world.get_state() for world in worlds])
         since = time.perf_counter()
@@ -252,15 +269,7 @@ def attempt_goals(
         returns += [out[1] for out in steps_out]
         distance.append(_distances(worlds, pairs))
         actions.append(a)
-        if record:
-            frames.append([world.render() for world in worlds])
-    return GoalEpisodes(
-        np.stack(distance, 1),
-        returns,
-        seconds / steps / len(worlds),
-        np.stack(frames, 1) if record else None,
-        np.stack(actions, 1),
-    )
+    return GoalEpisodes(np.stack(distance, 1), returns, seconds / steps / len(worlds), np.stack(actions, 1))
 
 
 def _distances(worlds: Sequence[Any], pairs: GoalPairs) -> np.ndarray:
@@ -281,14 +290,30 @@ def model_policy(
     generator: Generator,
     cost: CostOfGoals = GoalCost,
     **agent: Any,
-) -> Policy:
+) -> ModelPolicy:
     """Plan in latent space towards the encoded goal image; `agent` holds further arguments of `MPCAgent`."""
     with torch.no_grad():
         goal = model.encode(torch.from_numpy(pairs.goal_observation).to(model.device))
-    acting = MPCAgent(
-        model, planner, cost(goal), horizon=horizon, replan_every=replan_every, generator=generator, **agent
+    return ModelPolicy(
+        MPCAgent(model, planner, cost(goal), horizon=horizon, replan_every=replan_every, generator=generator, **agent)
     )
-    return lambda observation, states: acting.act(torch.from_numpy(observation)).cpu().numpy()
+
+
+class ModelPolicy:
+    """An agent as a policy that remembers its plans: `plans` holds (step, means (E, H, A)) of each time it planned."""
+
+    def __init__(self, agent: MPCAgent):
+        self.agent = agent
+        self.plans: list[tuple[int, np.ndarray]] = []
+        self._steps = 0
+
+    def __call__(self, observation: np.ndarray, states: np.ndarray) -> np.ndarray:
+        planned = self.agent.controller.needs_plan
+        action = self.agent.act(torch.from_numpy(observation)).cpu().numpy()
+        if planned:
+            self.plans.append((self._steps, self.agent.plan.mean.cpu().numpy()))
+        self._steps += 1
+        return action
 
 
 def oracle_policy(
@@ -356,6 +381,17 @@ def planning_report(episodes: GoalEpisodes, radius: float) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Details:
+    """What was measured on the way to the figures of `evaluate`, which fills it: for a report's curves and films."""
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # plain and small, for one .npz
+    pairs: GoalPairs | None = None
+    attempts: GoalEpisodes | None = None  # the model's
+    plans: list[tuple[int, np.ndarray]] = field(default_factory=list)  # the model's, see `ModelPolicy`
+    readouts: dict[str, Readout] = field(default_factory=dict)  # z -> each true state variable, the MLP probes
+
+
 def check_protocol(
     *, goals: str, goal_offset: int | None, pairs: int, steps: int, horizon: int, replan_every: int
 ) -> None:
@@ -413,8 +449,10 @@ def evaluate(
     horizon: int = 12,
     replan_every: int = 1,
     oracle: bool = True,
+    probe_steps: int = 1500,
     seed: int = 0,
     notify: Callable[[str], None] = lambda message: None,
+    details: Details | None = None,
 ) -> dict[str, Any]:
     """The whole report on a model, as nested plain JSON.
 
@@ -427,8 +465,10 @@ def evaluate(
         pairs: attempts per policy.
         steps: agent steps to reach the goal.
         oracle: also plan on the true simulator.
+        probe_steps: gradient steps of each MLP probe.
         seed: of everything random here.
         notify: told what is being measured.
+        details: filled with what the figures were made of.
     """
     check_protocol(
         goals=goals,
@@ -447,7 +487,9 @@ def evaluate(
     def generator() -> Generator:
         return torch.Generator().manual_seed(seed)
 
-    notify("prediction")
+    details = Details() if details is None else details
+    stages = Stages(notify)
+    stages("prediction")
     z = encode_episodes(model, episodes)
     a = torch.from_numpy(np.stack([e.a for e in episodes])).to(model.device)
     report: dict[str, Any] = {
@@ -457,10 +499,16 @@ def evaluate(
         ),
         "marginal": marginal_report(model, z, a, generator=torch.Generator(model.device).manual_seed(seed)),
     }
+    reach = report["prediction"]["horizon"]
+    report["prediction"]["linear_gaussian"] = linear_gaussian_report(z, a, horizon=reach)
+    see = make_env(env_id, **env_kwargs)
+    report["prediction"]["noise_floor"] = noise_floor(
+        model, see, episodes, horizon=reach, frame_stack=env_kwargs.get("frame_stack", 1), seed=seed
+    )
     if model.calibration is not None:
         report["calibration"]["temperature_by_horizon"] = model.calibration.temperature.tolist()
     if episodes[0].o.ndim == 4 and len(episodes[0].a) >= 16:  # pictures, long enough to be spoiled
-        notify("violations of expectation")
+        stages("violations of expectation")
         report["surprise"] = violation_report(
             model,
             episodes,
@@ -468,9 +516,11 @@ def evaluate(
             frame_stack=env_kwargs.get("frame_stack", 1),
             seed=seed,
         )
-    notify("representation")
-    report["probe"] = probe_report(z, episodes, generator=generator())
+    stages("representation")
+    report["probe"] = probe_report(z, episodes, steps=probe_steps, fitted=details.readouts, generator=generator())
     report["gaussianity"] = embedding_report(z.cpu(), generator=generator())
+    report["trajectory"] = trajectory_report(z)
+    details.arrays.update(gaussianity_curves(z.cpu(), generator=generator()))
 
     radius = see.unwrapped.success_radius
     if goals == "ahead":
@@ -478,14 +528,15 @@ def evaluate(
     else:
         chosen = goal_pairs_from_resets(see, count=pairs, seed=10_000_000 + seed)
     seeing = copies(see, pairs)
-    notify("planning with the model")
+    stages("planning with the model")
     plan = dict(horizon=horizon, replan_every=replan_every)
-    attempts = attempt_goals(
-        seeing, chosen, model_policy(model, planner, chosen, generator=_on(model, seed), **plan), steps=steps
-    )
+    policy = model_policy(model, planner, chosen, generator=_on(model, seed), **plan)
+    attempts = attempt_goals(seeing, chosen, policy, steps=steps)
     for env in seeing:
         env.close()
     planning = planning_report(attempts, radius)
+    details.pairs, details.attempts, details.plans = chosen, attempts, policy.plans
+    outcomes = {"model": attempts}
     # No picture is needed by these; observing the state vector is much cheaper.
     blind = copies(make_env(env_id, **{**env_kwargs, "obs": "state", "frame_stack": 1}), pairs)
     action_dim = model.action_dim
@@ -496,13 +547,18 @@ def evaluate(
     if oracle:
         policies["oracle"] = oracle_policy(blind[0], planner, chosen, generator=generator(), **plan)
     for name, policy in policies.items():
-        notify(f"planning: {name}")
-        planning[name] = planning_report(attempt_goals(blind, chosen, policy, steps=steps), radius)
+        stages(f"planning: {name}")
+        outcomes[name] = attempt_goals(blind, chosen, policy, steps=steps)
+        planning[name] = planning_report(outcomes[name], radius)
     for env in blind:
         env.close()
     if oracle:
         best = planning["oracle"]["success_rate"]
         planning["share_of_oracle"] = planning["success_rate"] / best if best else None
+        if best:
+            reached = [(outcomes[k].distance[:, 1:].min(1) <= radius).astype(float) for k in ("model", "oracle")]
+            planning["share_of_oracle_ci95"] = [float(end) for end in ratio_interval(*reached)]
+    details.arrays |= {f"distance_{name}": run.distance.astype(np.float32) for name, run in outcomes.items()}
     planning["protocol"] = {
         "goals": goals,
         "goal_offset": goal_offset if goals == "ahead" else None,
@@ -512,7 +568,26 @@ def evaluate(
         **plan,
     }
     report["planning"] = planning
+    report["timings"] = stages.seconds()
     return report
+
+
+class Stages:
+    """Tells what is being measured, and keeps how long each stage took."""
+
+    def __init__(self, notify: Callable[[str], None]):
+        self._notify = notify
+        self._begun: list[tuple[str, float]] = []
+
+    def __call__(self, name: str) -> None:
+        """Begin a stage, which ends the one before."""
+        self._notify(name)
+        self._begun.append((name, time.perf_counter()))
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> seconds, the last one's until now."""
+        ends = [since for _, since in self._begun[1:]] + [time.perf_counter()]
+        return {name: end - since for (name, since), end in zip(self._begun, ends)}
 
 
 def copies(env: gymnasium.Env, count: int) -> list[gymnasium.Env]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ class RunLogger:
         config: dict[str, Any] | None = None,
         resume_after: int | None = None,
     ):
-        if wandb_mode not in MODES:
-            raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
+        _check(wandb_mode)
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._partial = self.path / "metrics.jsonl.partial"
@@ -48,17 +48,8 @@ class RunLogger:
         self._file.flush()
         self._wandb = None
         if wandb_mode != "disabled":
-            os.environ.setdefault("WANDB_SILENT", "true")
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-            import wandb
-
-            self._wandb = wandb.init(
-                mode=wandb_mode,
-                project=project,
-                name=name,
-                config=config,
-                dir=str(self.path),
-                settings={"console": "off"},
+            self._wandb = _wandb_run(
+                self.path, wandb_mode, project=project, name=name, group=name, job="train", config=config
             )
 
     def _lines_until(self, step: int) -> str:
@@ -89,6 +80,75 @@ class RunLogger:
         self._file.flush()
         if self._wandb is not None:
             self._wandb.log(metrics, step=step)
+
+
+def log_results(
+    path: str | Path,
+    *,
+    wandb_mode: str = "offline",
+    project: str = "gjwm",
+    group: str | None = None,
+    job: str = "evaluate",
+    results: Mapping[str, Any] | None = None,
+    videos: Mapping[str, Path] | None = None,
+) -> None:
+    """What was found about a trained run, as a wandb run of its own in the same group as the training.
+
+    Args:
+        path: the run's folder.
+        results: nested; its numbers become "evaluation/prediction/rank_accuracy" and so on, other things are left out.
+        videos: name -> .mp4 or .gif, logged as "videos/<name>".
+    """
+    _check(wandb_mode)
+    if wandb_mode == "disabled":
+        return
+    import wandb
+
+    run = _wandb_run(Path(path), wandb_mode, project=project, name=f"{group} {job}", group=group, job=job, config=None)
+    films = {
+        f"videos/{name}": wandb.Video(str(file), format=file.suffix.removeprefix("."))
+        for name, file in (videos or {}).items()
+    }
+    row = {**flatten(results or {}, "evaluation"), **films}
+    if row:
+        run.log(row)
+    run.finish()
+
+
+def flatten(results: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers of a nested report by their path; numbers in lists and the configuration are left out."""
+    found: dict[str, float] = {}
+    for key, value in results.items():
+        name = f"{prefix}/{key}"
+        if isinstance(value, Mapping) and key != "config":
+            found |= flatten(value, name)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[name] = value
+    return found
+
+
+def _check(wandb_mode: str) -> None:
+    if wandb_mode not in MODES:
+        raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
+
+
+def _wandb_run(
+    path: Path, mode: str, *, project: str, name: str | None, group: str | None, job: str, config: Any
+) -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    return wandb.init(
+        mode=mode,
+        project=project,
+        name=name,
+        group=group,
+        job_type=job,
+        config=config,
+        dir=str(path),
+        settings={"console": "off"},
+    )
 
 
 class progress(tqdm):

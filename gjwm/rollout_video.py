@@ -1,58 +1,267 @@
-"""Film goal-reaching attempts: what happened | the goal | what the model imagined."""
+"""Film goal-reaching attempts: what happened | the goal | what the model imagined | how sure it was, over curves.
+
+An attempt is played again from its recorded actions, so that any of hundreds can be filmed after they were judged, and only
+those. What is imagined is the model's open loop: it sees the first observation and the executed actions, never a later picture,
+so its drift over the attempt is the model's own. Where pictures are stacked the first observation is the first whose stack is
+full: before, the start looks at rest and its speed cannot be known.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
+from PIL import Image
+from torch import Generator, Tensor
 
+from gjwm.calibration import past_of
 from gjwm.collect import Episode, make_env
 from gjwm.decoder import ConvDecoder
-from gjwm.evaluate import attempt_goals, copies, goal_pairs_ahead, goal_pairs_from_resets, model_policy
+from gjwm.drawing import IMAGINED, TRUTH, UNSURE, Curves, draw_curves, draw_paths, fit, grid_film, spread_of
+from gjwm.drawing import stack_films as stack
+from gjwm.evaluate import (
+    Details,
+    GoalEpisodes,
+    GoalPairs,
+    attempt_goals,
+    copies,
+    goal_pairs_ahead,
+    goal_pairs_from_resets,
+    model_policy,
+)
 from gjwm.planning import Planner
+from gjwm.probes import Readout, mlp_readout
 from gjwm.video import panel, write_video
 from gjwm.world_model import WorldModel
 
+_WIDEST = 320  # pixels of one picture in a film
 
-def rollout_video(
-    path: str | Path,
+
+@dataclass(frozen=True)
+class Recording:
+    """One attempt played again, T steps."""
+
+    observations: np.ndarray  # (T+1, *O)
+    frames: np.ndarray  # uint8 (T+1, h, w, 3)
+    goal: np.ndarray  # uint8 (h, w, 3), the goal at rest
+    rewards: np.ndarray  # (T,)
+
+
+def play_again(env: gymnasium.Env, pairs: GoalPairs, actions: np.ndarray, index: int) -> Recording:
+    """Attempt `index` of `attempt_goals` once more, with its seed and so with its luck.
+
+    Args:
+        env: made with render_mode="rgb_array".
+        actions: (E, T, A) of all attempts.
+    """
+    world = env.unwrapped
+    env.reset(seed=index)
+    world.set_state(pairs.goal[index])
+    goal = world.render()
+    env.reset(seed=index)
+    world.set_state(pairs.start[index])
+    observations, frames, rewards = [world.observe()], [world.render()], []
+    for action in actions[index]:
+        observation, reward, *_ = env.step(action)
+        observations.append(observation)
+        frames.append(world.render())
+        rewards.append(float(reward))
+    return Recording(np.stack(observations), np.stack(frames), goal, np.array(rewards))
+
+
+def position_readout(latents: Tensor, episodes: Sequence[Episode], *, generator: Generator) -> Readout:
+    """z -> position, fitted on held-out latents (E, T+1, D): what imagined latents are drawn with, and nothing else."""
+    position = torch.from_numpy(np.concatenate([e.position for e in episodes])).double()
+    return mlp_readout(latents.flatten(0, 1).double().cpu(), position, steps=600, generator=generator)
+
+
+@dataclass(frozen=True)
+class Filming:
+    """All that films of attempts are drawn from.
+
+    Args:
+        model, env: the env is made with render_mode="rgb_array".
+        pairs, attempts, plans: of the attempts, see `gjwm.evaluate`.
+        decoder: z -> picture; None leaves the imagined columns out.
+        position: z -> position; None leaves out what needs one: plans over the picture, imagined distances.
+        imagined_from: the step that the open loop starts from, whose stack of pictures is full.
+        particles: samples of the open loop.
+        scale: pixels of a film per pixel of a picture, as far as that is no wider than 320; None: about 192 wide.
+        seed: of the particles.
+    """
+
+    model: WorldModel
+    env: gymnasium.Env
+    pairs: GoalPairs
+    attempts: GoalEpisodes
+    plans: Sequence[tuple[int, np.ndarray]]
+    decoder: ConvDecoder | None = None
+    position: Readout | None = None
+    imagined_from: int = 0
+    particles: int = 24
+    scale: int | None = None
+    seed: int = 0
+
+    @torch.inference_mode()
+    def film(self, index: int, *, per_row: int | None = None) -> np.ndarray:
+        """Attempt `index` -> uint8 (T+1, H, W, 3), see the module."""
+        recording = play_again(self.env, self.pairs, self.attempts.actions, index)
+        device = self.model.device
+        z = self.model.encode(torch.from_numpy(recording.observations).to(device))  # (T+1, D)
+        a = torch.from_numpy(np.asarray(self.attempts.actions[index], np.float32)).to(device)
+        generator = torch.Generator(device).manual_seed(self.seed)
+        s = min(self.imagined_from, len(a) - 1)
+        past = past_of(z[None], a[None], s) if self.model.dynamics.has_memory else None
+        mean = torch.cat([z[:s], self.model.rollout(z[s : s + 1], a[None, s:], past=past)[0]])  # (T+1, D)
+        samples = self.model.rollout(z[s : s + 1], a[None, s:], self.particles, generator, past=past)[0]
+        samples = torch.cat([z[:s].expand(self.particles, -1, -1), samples], 1)  # (P, T+1, D)
+
+        size = self._size(*recording.goal.shape[:2])
+        happened = fit(recording.frames, *size)
+        trace = self._plan_traces(index, z, a, generator)
+        columns = {"what happened": happened if trace is None else draw_paths(happened, trace)}
+        columns["goal"] = np.repeat(fit(recording.goal[None], *size), len(z), 0)
+        if self.decoder is not None:
+            columns[f"imagined from step {s}"] = fit(self._decoded(mean), *size)
+            columns["where it is unsure"] = fit(spread_of(self._decoded(samples)), *size)
+        distance, radius = self.attempts.distance[index], self.env.unwrapped.success_radius
+        captions = [
+            f"step {t:3d}   distance {d:.3f}" + ("   reached" if t and d <= radius else "")
+            for t, d in enumerate(distance)
+        ]
+        top = panel(columns, captions=captions, scale=1, per_row=per_row)
+        plots = self._curves(index, recording, z, mean, samples, distance, radius)
+        return stack([top, draw_curves(plots, width=top.shape[2])])
+
+    def small(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """For a grid: frames (T+1, h, w, 3) with the goal shining through, and where it is reached (T+1,)."""
+        recording = play_again(self.env, self.pairs, self.attempts.actions, index)
+        mixed = (0.7 * recording.frames + 0.3 * recording.goal).astype(np.uint8)
+        near = self.attempts.distance[index] <= self.env.unwrapped.success_radius
+        near[0] = False
+        height, width = self._size(*mixed.shape[1:3])
+        return fit(mixed, height * 3 // 4, width * 3 // 4), np.maximum.accumulate(near)
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Of a picture in a film, from its own."""
+        scale = max(1, round(192 / width)) if self.scale is None else self.scale
+        scale = min(scale, max(1, _WIDEST // width)) if width <= _WIDEST else _WIDEST / width
+        return round(height * scale), round(width * scale)
+
+    def _decoded(self, z: Tensor) -> np.ndarray:
+        return np.moveaxis(self.decoder.image(z).cpu().numpy(), -3, -1)
+
+    def _plan_traces(self, index: int, z: Tensor, a: Tensor, generator: Generator) -> list[np.ndarray | None] | None:
+        """Per frame, what is left of the plan in force: (1 + P, L, 2) shares of the picture, the mean first."""
+        seen_at = getattr(self.env.unwrapped, "image_position", None)
+        if self.position is None or seen_at is None or seen_at(self.pairs.goal_position[index]) is None:
+            return None
+        traces: list[np.ndarray | None] = [None] * len(z)
+        for step, means in self.plans:
+            plan = torch.from_numpy(means[index])[None].to(z)
+            past = past_of(z[None], a[None], step) if self.model.dynamics.has_memory else None
+            mean = self.model.rollout(z[step : step + 1], plan, past=past)  # (1, H+1, D)
+            samples = self.model.rollout(z[step : step + 1], plan, 8, generator, past=past)[0]
+            latents = torch.cat([mean, samples])
+            position = self.position(latents.flatten(0, 1).cpu()).view(*latents.shape[:2], -1).numpy()
+            path = seen_at(position)
+            for t in range(step, min(len(z), step + path.shape[1] - 1)):
+                traces[t] = path[:, t - step :]
+        return traces
+
+    def _curves(
+        self,
+        index: int,
+        recording: Recording,
+        z: Tensor,
+        mean: Tensor,
+        samples: Tensor,
+        distance: np.ndarray,
+        radius: float,
+    ) -> list[Curves]:
+        lines, band = [("true", TRUTH, distance)], None
+        if self.position is not None:
+            goal = self.pairs.goal_position[index]
+            position = self.position(samples.flatten(0, 1).cpu()).view(*samples.shape[:2], -1).numpy()
+            low, middle, high = np.quantile(np.linalg.norm(position - goal, axis=-1), [0.05, 0.5, 0.95], axis=0)
+            lines.append(("imagined, 90%", IMAGINED, middle))
+            band = (IMAGINED, low, high)
+        plots = [Curves("distance to the goal", lines, band, level=radius)]
+        error = (mean - z).square().mean(-1).sqrt().cpu().numpy()
+        spread = samples.var(0).mean(-1).sqrt().cpu().numpy()
+        plots.append(Curves("open loop, units of z", [("error", TRUTH, error), ("expected", UNSURE, spread)]))
+        if recording.rewards.any():
+            total = np.concatenate([[0.0], recording.rewards.cumsum()])
+            plots.append(Curves("reward so far", [("task's own", TRUTH, total)]))
+        return plots
+
+
+def films_of(
     model: WorldModel,
-    decoder: ConvDecoder,
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    details: Details,
+    *,
+    decoder: ConvDecoder | None = None,
+    position: Readout | None = None,
+    scale: int | None = None,
+    seed: int = 0,
+) -> Filming:
+    """Ready to film the attempts of an evaluation; `details` as `gjwm.evaluate.evaluate` or `attempt` filled them.
+
+    Raises:
+        ValueError: when the environment draws no pictures.
+    """
+    try:
+        env = make_env(env_id, **{**env_kwargs, "render_mode": "rgb_array"})
+        env.reset(seed=0)
+        picture = env.unwrapped.render()
+    except (ValueError, TypeError, ImportError, RuntimeError, gymnasium.error.Error) as error:
+        raise ValueError(f"{env_id} cannot be filmed: {error}") from error
+    if getattr(picture, "ndim", 0) != 3:
+        raise ValueError(f"{env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a picture.")
+    return Filming(
+        model,
+        env,
+        details.pairs,
+        details.attempts,
+        details.plans,
+        decoder,
+        position,
+        imagined_from=env_kwargs.get("frame_stack", 1) - 1,
+        scale=scale,
+        seed=seed,
+    )
+
+
+def attempt(
+    model: WorldModel,
     env_id: str,
     env_kwargs: dict[str, Any],
     episodes: Sequence[Episode],
     planner: Planner,
     *,
-    episodes_shown: int = 4,
+    count: int,
     goals: str = "ahead",
     goal_offset: int | None = 12,
     steps: int = 25,
     horizon: int = 12,
     replan_every: int = 1,
     seed: int = 0,
-    fps: int = 8,
-    scale: int = 4,
-) -> Path:
-    """Attempt held-out goals and write one film of all attempts in turn (.mp4 or .gif, by suffix).
-
-    The imagined column is the model's open-loop rollout: it sees the first observation and the executed actions, never a later
-    picture, and is decoded for viewing. So its drift over the episode is the model's own.
-
-    Returns:
-        the path written.
-    """
-    kwargs = {**env_kwargs, "render_mode": "rgb_array"}
-    envs = copies(make_env(env_id, **kwargs), episodes_shown)
+) -> Details:
+    """Attempt `count` held-out goals with the model, as `evaluate` does and nothing else of it."""
+    envs = copies(make_env(env_id, **env_kwargs), count)
     try:
         if goals == "ahead":
-            pairs = goal_pairs_ahead(
-                envs[0], episodes, offset=goal_offset, count=episodes_shown, rng=np.random.default_rng(seed)
-            )
+            rng = np.random.default_rng(seed)
+            pairs = goal_pairs_ahead(envs[0], episodes, offset=goal_offset, count=count, rng=rng)
         else:
-            pairs = goal_pairs_from_resets(envs[0], count=episodes_shown, seed=10_000_000 + seed)
+            pairs = goal_pairs_from_resets(envs[0], count=count, seed=10_000_000 + seed)
         policy = model_policy(
             model,
             planner,
@@ -61,38 +270,61 @@ def rollout_video(
             replan_every=replan_every,
             generator=torch.Generator(model.device).manual_seed(seed),
         )
-        first = [None]
-
-        def remember_first(observation: np.ndarray, states: np.ndarray) -> np.ndarray:
-            if first[0] is None:
-                first[0] = observation
-            return policy(observation, states)
-
-        attempts = attempt_goals(envs, pairs, remember_first, steps=steps, record=True)
-        radius = envs[0].unwrapped.success_radius
+        attempts = attempt_goals(envs, pairs, policy, steps=steps)
     finally:
         for env in envs:
             env.close()
-    with torch.inference_mode():
-        z0 = model.encode(torch.from_numpy(first[0]).to(model.device))
-        a = torch.from_numpy(np.asarray(attempts.actions, np.float32)).to(model.device)
-        imagined = decoder.image(model.rollout(z0, a)).cpu().numpy()  # (E, steps+1, C, h, w)
-    channels = decoder.image_shape[0]
-    films = []
-    for i in range(episodes_shown):
-        goal = np.moveaxis(pairs.goal_observation[i, -channels:], 0, -1)
-        film = panel(
+    return Details(pairs=pairs, attempts=attempts, plans=policy.plans)
+
+
+def goals_video(path: str | Path, films: Filming, *, shown: int, fps: float = 8) -> Path:
+    """One film of the first `shown` attempts in turn, .mp4 or .gif by suffix."""
+    return write_video(path, np.concatenate([films.film(i) for i in range(shown)]), fps=fps)
+
+
+def grid_video(path: str | Path, films: Filming, *, shown: int, fps: float = 8) -> Path:
+    """One film of the first `shown` attempts side by side, framed in green once they have reached their goal."""
+    small = [films.small(i) for i in range(shown)]
+    return write_video(path, grid_film([frames for frames, _ in small], [reached for _, reached in small]), fps=fps)
+
+
+def gallery(
+    folder: str | Path, films: Filming, *, worst: int = 4, typical: int = 2, fps: float = 8, quality: int = 27
+) -> list[dict[str, Any]]:
+    """Films of the attempts that went worst, and of some in the middle, with a poster each.
+
+    Attempts are ordered by how near they came to the goal.
+
+    Returns:
+        per film, plain JSON: file and poster (names within `folder`), attempt, kind ("worst" or "typical"), reached,
+        closest_distance, start_distance.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("attempt-*"):
+        old.unlink()  # an earlier evaluation's
+    closest = films.attempts.distance[:, 1:].min(1)
+    order = np.argsort(-closest, kind="stable")
+    middle = len(order) // 2
+    chosen = [(int(i), "worst") for i in order[:worst]]
+    taken = {i for i, _ in chosen}
+    chosen += [(int(i), "typical") for i in order[middle : middle + typical] if int(i) not in taken]
+    found = []
+    for index, kind in chosen:
+        film = films.film(index, per_row=2)
+        name = f"attempt-{index:03d}"
+        write_video(folder / f"{name}.mp4", film, fps=fps, quality=quality)
+        nearest = int(films.attempts.distance[index, 1:].argmin()) + 1
+        Image.fromarray(film[nearest]).save(folder / f"{name}.jpg", quality=80)
+        found.append(
             {
-                "what happened": attempts.frames[i],
-                "goal": np.repeat(goal[None], steps + 1, 0),
-                "imagined from step 0": np.moveaxis(imagined[i], 1, -1),
-            },
-            captions=[
-                f"step {t:3d}   distance {d:.3f}" + ("   reached" if d <= radius else "")
-                for t, d in enumerate(attempts.distance[i])
-            ],
-            scale=scale,
+                "file": f"{name}.mp4",
+                "poster": f"{name}.jpg",
+                "attempt": index,
+                "kind": kind,
+                "reached": bool(closest[index] <= films.env.unwrapped.success_radius),
+                "closest_distance": float(closest[index]),
+                "start_distance": float(films.attempts.distance[index, 0]),
+            }
         )
-        films.append(film)
-    write_video(path, np.concatenate(films), fps=fps)
-    return Path(path)
+    return found

@@ -6,6 +6,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from gjwm.intervals import stratified_interquartile_mean
+
 Report = Mapping[str, Any]
 
 # What a table of runs shows: title -> figure of an evaluation.json.
@@ -61,6 +65,33 @@ def aggregate(reports: Mapping[int, Report]) -> dict[str, dict[str, Any]]:
                 "max": max(known),
             }
     return rows
+
+
+def interquartile_over_tasks(
+    reports: Mapping[str, Sequence[Report]], *, draws: int = 10_000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """{task: reports of its runs} -> {figure: {"mean", "low", "high", "runs"}}: interquartile mean, stratified 95% interval.
+
+    A figure counts where every run of every task has it; runs that failed are to be left out before, and named.
+
+    Raises:
+        ValueError: when a task has no run.
+    """
+    empty = [task for task, runs in reports.items() if not runs]
+    if empty or not reports:
+        raise ValueError(
+            f"a summary over tasks needs at least one run of each, got none of {', '.join(empty) or 'any'}."
+        )
+    found = {}
+    for title, figure in FIGURES.items():
+        values = {task: [_or_none(figure, report) for report in runs] for task, runs in reports.items()}
+        if any(value is None for row in values.values() for value in row):
+            continue
+        mean, low, high = stratified_interquartile_mean(
+            {task: np.array(row) for task, row in values.items()}, draws=draws, seed=seed
+        )
+        found[title] = {"mean": mean, "low": low, "high": high, "runs": sum(len(row) for row in values.values())}
+    return found
 
 
 def _or_none(figure: Callable[[Report], float], report: Report) -> float | None:

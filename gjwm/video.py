@@ -9,16 +9,21 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gjwm.drawing import BACKGROUND, enlarge
+
 _MARGIN = 18  # pixels for a line of text above and below a panel
 
 
-def panel(columns: Mapping[str, np.ndarray], *, captions: Sequence[str], scale: int = 4) -> np.ndarray:
-    """Columns side by side, each under its title, with one caption per frame below.
+def panel(
+    columns: Mapping[str, np.ndarray], *, captions: Sequence[str], scale: int = 4, per_row: int | None = None
+) -> np.ndarray:
+    """Pictures side by side, each under its title, with one caption per frame below all.
 
     Args:
         columns: title -> uint8 (T, h, w, 3), all of one shape.
         captions: T texts.
         scale: pixels are enlarged without smoothing, so nothing is shown that was not there.
+        per_row: begin a new row after so many; None: all in one.
 
     Returns:
         uint8 (T, H, W, 3) with even H and W, as h264 wants them.
@@ -34,25 +39,31 @@ def panel(columns: Mapping[str, np.ndarray], *, captions: Sequence[str], scale: 
     count, h, w, _ = shape
     if len(captions) != count:
         raise ValueError(f"a panel of {count} frames needs as many captions, got {len(captions)}.")
-    gap = scale
-    height, width = h * scale + 2 * _MARGIN, (w * scale + gap) * len(columns) - gap
-    canvas = np.full((count, height + height % 2, width + width % 2, 3), 24, np.uint8)
-    for i, frames in enumerate(columns.values()):
-        x = i * (w * scale + gap)
-        canvas[:, _MARGIN : _MARGIN + h * scale, x : x + w * scale] = frames.repeat(scale, 1).repeat(scale, 2)
+    gap, per_row = scale, per_row or len(columns)
+    rows = -(-len(columns) // per_row)
+    cell = h * scale + _MARGIN  # a title and its picture
+    height, width = rows * cell + _MARGIN, (w * scale + gap) * min(per_row, len(columns)) - gap
+    canvas = np.empty((count, height + height % 2, width + width % 2, 3), np.uint8)
+    canvas[:] = BACKGROUND
+    corners = [(i % per_row * (w * scale + gap), i // per_row * cell) for i in range(len(columns))]
+    for (x, y), frames in zip(corners, columns.values()):
+        canvas[:, y + _MARGIN : y + cell, x : x + w * scale] = enlarge(frames, scale)
     font = ImageFont.load_default(12)
     for t, caption in enumerate(captions):
         image = Image.fromarray(canvas[t])
         draw = ImageDraw.Draw(image)
-        for i, title in enumerate(columns):
-            draw.text((i * (w * scale + gap) + 4, 2), title, fill="white", font=font)
-        draw.text((4, _MARGIN + h * scale + 1), caption, fill="white", font=font)
+        for (x, y), title in zip(corners, columns):
+            draw.text((x + 4, y + 2), title, fill="white", font=font)
+        draw.text((4, rows * cell + 1), caption, fill="white", font=font)
         canvas[t] = np.asarray(image)
     return canvas
 
 
-def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8) -> Path:
+def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality: int = 20) -> Path:
     """Write uint8 frames (T, h, w, 3) to .mp4 (h264, with the ffmpeg that pip brings) or a looping .gif; atomically.
+
+    Args:
+        quality: of .mp4, x264's constant rate factor: 18 looks lossless, 28 is small.
 
     Raises:
         ValueError: for no frames, another type or shape, or another suffix.
@@ -67,7 +78,7 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8) -> Path
     if path.suffix == ".mp4":
         if frames.shape[1] % 2 or frames.shape[2] % 2:
             raise ValueError(f"h264 needs an even height and width, got {frames.shape[1:3]}.")
-        iio.imwrite(partial, frames, fps=fps, codec="libx264", macro_block_size=2, output_params=["-crf", "20"])
+        iio.imwrite(partial, frames, fps=fps, codec="libx264", macro_block_size=2, output_params=["-crf", str(quality)])
     else:
         palette = _palette(frames)
         images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

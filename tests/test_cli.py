@@ -1,6 +1,7 @@
 """The four commands on a small world, and what they say when something is wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,13 @@ SMALL = [
     "evaluate.pairs=4",
     "evaluate.steps=6",
     "evaluate.horizon=6",
+    "+evaluate.probe_steps=40",
     "video.episodes=2",
+    "video.grid=3",
+    "video.readout_episodes=12",
+    "report.worst=0",
+    "report.typical=0",
+    "report.every=0.001",
 ]
 
 
@@ -59,20 +66,28 @@ def run(command, *overrides):
 
 
 def test_collect_train_evaluate_and_video_leave_one_run_folder(folder, capsys):
-    assert [run(command) for command in ("collect", "train", "evaluate", "video")] == [0] * 4
+    filmed = ["report.worst=1", "report.typical=1"]
+    assert [run(command, *filmed) for command in ("collect", "train", "evaluate", "video")] == [0] * 4
     made = folder / "runs" / "small"
-    assert {"config.yaml", "metrics.jsonl", "checkpoint.pt", "decoder.pt", "evaluation.json", "videos"} <= {
-        path.name for path in made.iterdir()
-    }
+    names = {"config.yaml", "metrics.jsonl", "checkpoint.pt", "decoder.pt", "evaluation.json", "evaluation.npz"}
+    assert names | {"report.html", "gallery", "videos"} <= {path.name for path in made.iterdir()}
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 50]
     assert {"loss", "train/alignment", "train/discrepancy", "frames_per_second"} <= set(lines[0])
     report = json.loads((made / "evaluation.json").read_text())
     assert report["planning"]["oracle"]["episodes"] == 4 and report["config"]["seed"] == 0
     film = iio.imread(made / "videos" / "goals.mp4")
-    assert len(film) >= 2 * 7 and film[0].std() > 0  # two attempts of 6 steps and their starts
+    assert len(film) == 2 * 7 and film[0].std() > 0  # two attempts of 6 steps and their starts
+    grid = iio.imread(made / "videos" / "grid.mp4")
+    assert len(grid) == 7 and grid.shape[1] == grid.shape[2]  # three attempts at once, in two rows of two
     shown = capsys.readouterr().out
-    assert "env steps/s" in shown and "success" in shown
+    assert "env steps/s" in shown and "success" in shown and "report.html" in shown
+    assert [row["kind"] for row in report["gallery"]] == ["worst", "typical"]
+    worst, typical = report["gallery"]
+    assert worst["closest_distance"] >= typical["closest_distance"]
+    assert len(iio.imread(made / "gallery" / worst["file"])) == 7
+    assert report["command"].startswith("gjwm evaluate experiment=two_room")
+    assert report["training"]["command"].startswith("gjwm train experiment=two_room")
     model, decoder = WorldModel.load(made / "checkpoint.pt"), load_decoder(made / "decoder.pt")
     o = torch.zeros(1, *model.encoder.config["observation_shape"], dtype=torch.uint8)
     assert decoder.image(model.encode(o)).shape == (1, 3, 16, 16)
@@ -104,6 +119,40 @@ def test_a_planner_must_suit_the_actions_and_episodes_must_not_end(folder, capsy
     assert main(["evaluate", *small, "planner.groups=[1,1]"]) == 1 and "sizes [2]" in capsys.readouterr().err
     assert main(["evaluate", *small, "evaluate.goals=reset"]) == 1 and "draws no goals" in capsys.readouterr().err
     assert main(["evaluate", *small, "env.terminate=true"]) == 1 and "must have one length" in capsys.readouterr().err
+
+
+def test_a_report_is_drawn_again_from_the_folder_alone(folder, capsys):
+    assert [run(command) for command in ("collect", "train")] == [0, 0]
+    made = folder / "runs" / "small"
+    live = (made / "report.html").read_text()  # training leaves a first page
+    assert "step 50 of 50, done" in live and "training-loss" in live and "training-decoder-squared-error" in live
+    assert run("evaluate", "evaluate.oracle=false", "report.worst=1") == 0
+    page = (made / "report.html").read_bytes()
+    elsewhere = folder / "another machine" / "small"
+    elsewhere.mkdir(parents=True)
+    for name in ("evaluation.json", "evaluation.npz", "metrics.jsonl"):
+        shutil.copy(made / name, elsewhere)
+    shutil.copytree(made / "gallery", elsewhere / "gallery")
+    assert main(["report", f"run_dir='{elsewhere}'"]) == 0
+    assert (elsewhere / "report.html").read_bytes() == page
+    capsys.readouterr()
+    assert main(["report", "run_dir=runs/none"]) == 1
+    assert "gjwm evaluate" in capsys.readouterr().err
+
+
+def test_films_of_any_checkpoint_for_several_seeds(folder):
+    """A run on state vectors has no decoder and no pictures to see: films show what happened and the curves."""
+    small = [s for s in SMALL if not s.startswith("encoder")]
+    settings = [*small, "env.obs=state", "encoder=mlp", "train.decoder_steps=0", "logger.wandb=disabled"]
+    assert main(["collect", *settings]) == 0 and main(["train", *settings]) == 0
+    kept = folder / "kept.pt"
+    (folder / "runs" / "small" / "checkpoint.pt").rename(kept)
+    films = ["video.seeds=[3,4]", "video.format=[mp4,gif]", "video.episodes=1", "video.grid=0", "name=films"]
+    assert main(["video", *settings, *films, f"video.checkpoint={kept}"]) == 0
+    made = sorted(path.name for path in (folder / "runs" / "films" / "videos").iterdir())
+    assert made == ["goals-seed-3.gif", "goals-seed-3.mp4", "goals-seed-4.gif", "goals-seed-4.mp4"]
+    third, fourth = (iio.imread(folder / "runs/films/videos" / f"goals-seed-{k}.mp4") for k in (3, 4))
+    assert third.shape == fourth.shape and (third != fourth).any()
 
 
 def test_the_same_seed_trains_the_same_weights_and_another_seed_others(folder):
@@ -173,6 +222,9 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         (["train", "device=gpu"], 1, "device must be cpu, cuda or cuda:N, got 'gpu'"),
         (["train", "dynamics=foo"], 1, "dynamics/foo"),
         (["train", "calibrate.horizon=-2"], 1, "calibrate.horizon >= 1"),
+        (["train", "report.every=-1"], 1, "0 for never, got -1"),
+        (["video", "video.episodes=0", "video.grid=0"], 1, "one of them at least 1"),
+        (["report", "run_dir=runs/none"], 1, "no evaluation.json"),
         (["evaluate", "evaluate.horizon=0"], 1, "horizon must be a whole number, 1 or more, got 0"),
         (["evaluate", "evaluate.steps=0"], 1, "steps must be"),
         (["evaluate", "evaluate.pairs=0"], 1, "pairs must be"),
@@ -187,10 +239,10 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
     ],
 )
 def test_wrong_input_gets_one_clear_message_and_a_failing_status(arguments, status, said, folder, capsys):
-    small = ("wandb", "train.", "wall", "calibrate", "evaluate.", "planner")
-    if arguments[0] in ("train", "evaluate") and any(word in arguments[1] for word in small):
+    small = ("wandb", "train.", "wall", "calibrate", "evaluate.", "planner", "report.", "video.")
+    if arguments[0] in ("train", "evaluate", "video") and any(word in arguments[1] for word in small):
         run("collect")
-        if arguments[0] == "evaluate":
+        if arguments[0] != "train":
             run("train", "train.decoder_steps=0", "calibrate.episodes=0")
         arguments = [arguments[0], *SMALL, *arguments[1:]]
     capsys.readouterr()
@@ -271,9 +323,10 @@ def test_help_is_help_after_a_command_too(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["collect", "train", "evaluate", "video", "study"])
+@pytest.mark.parametrize("script", ["collect", "train", "evaluate", "report", "video", "study"])
 def test_scripts_are_doors_to_the_same_commands(script, folder):
-    for command in ("collect", "train")[: {"collect": 0, "study": 0, "train": 1}.get(script, 2)]:
+    before = {"collect": 0, "study": 0, "train": 1, "report": 3}.get(script, 2)
+    for command in ("collect", "train", "evaluate")[:before]:
         assert run(command) == 0
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / f"{script}.py", *SMALL, "logger.wandb=disabled", "study.seeds=[0,1]"],

@@ -11,6 +11,7 @@ from gjwm.collect import Episode, collect_episodes, make_env
 from gjwm.dynamics import Dynamics, GaussianDynamics, Prediction
 from gjwm.encoders import MLPEncoder
 from gjwm.evaluate import (
+    Details,
     GoalEpisodes,
     attempt_goals,
     calibration_by_horizon,
@@ -64,6 +65,7 @@ def test_an_exact_model_of_a_noiseless_world_predicts_everything():
     z, a = known_trajectories(noise=0.0)
     report = prediction_report(Known(), z, a, horizon=8, generator=g())
     np.testing.assert_allclose(report["r2_by_horizon"], 1, atol=1e-5)
+    np.testing.assert_allclose(report["r2_ci95_by_horizon"], 1, atol=1e-5)
     assert report["rank_accuracy"] == 1.0
     copied = np.array(report["copy_last_r2_by_horizon"])
     assert (np.diff(copied) < 0).all() and copied[-1] < 0.5  # nothing changes? less and less true
@@ -109,15 +111,19 @@ def test_probes_read_what_is_there_and_only_that():
     z = torch.from_numpy(np.stack([e.position for e in episodes])) @ torch.randn(
         2, 6, dtype=torch.float64, generator=g()
     )
-    report = probe_report(z, episodes, generator=g())
+    report = probe_report(z, episodes, steps=300, generator=g())
     assert min(report[k] for k in ("linear_r2", "knn_r2", "mlp_r2")) > 0.97
     assert report["variables"]["hidden"]["linear_r2"] < 0.1
     assert "constant" not in report["variables"]  # nothing to read
+    for row in report["variables"].values():
+        for kind in ("linear", "knn", "mlp"):
+            low, high = row[f"{kind}_r2_ci95"]
+            assert low < high and low - 1e-6 <= row[f"{kind}_r2"] <= high + 1e-6
 
 
 def test_success_is_the_nearest_approach_after_the_start():
     distance = np.array([[0.01, 0.2, 0.3], [0.3, 0.02, 0.3], [0.3, 0.2, 0.05], [0.3, 0.1, 0.019]])
-    report = planning_report(GoalEpisodes(distance, np.ones(4), 0.001, None, np.zeros((4, 2, 2))), radius=0.02)
+    report = planning_report(GoalEpisodes(distance, np.ones(4), 0.001, np.zeros((4, 2, 2))), radius=0.02)
     assert report["success_rate"] == 0.5  # starting at the goal is no success
     assert report["episodes"] == 4 and report["ci95"][0] < 0.5 < report["ci95"][1]
     assert report["closest_distance_mean"] == pytest.approx((0.2 + 0.02 + 0.05 + 0.019) / 4)
@@ -175,7 +181,7 @@ def test_the_oracle_crosses_the_door_and_chance_does_not():
     assert rates[0] >= 7 / 8 and rates[1] <= 1 / 8 and rates[2] == 0
 
 
-def tiny_evaluation(seed=0):
+def tiny_evaluation(seed=0, details=None):
     episodes = list(collect_episodes("gjwm/two-room-v0", TWO_ROOM, episodes=12, length=30, record_state=True))
     torch.manual_seed(0)
     shape = episodes[0].o.shape[1:]
@@ -190,12 +196,20 @@ def tiny_evaluation(seed=0):
         pairs=4,
         steps=6,
         horizon=6,
+        probe_steps=100,
         seed=seed,
+        details=details,
     )
 
 
-def test_the_report_holds_every_promised_figure_as_plain_json_and_repeats():
-    report = tiny_evaluation()
+@pytest.fixture(scope="module")
+def evaluated():
+    details = Details()
+    return tiny_evaluation(details=details), details
+
+
+def test_the_report_holds_every_promised_figure_as_plain_json_and_repeats(evaluated):
+    report, _ = evaluated
     again = json.loads(json.dumps(report))
     assert {"r2_by_horizon", "skill_nats_per_dim", "rank_accuracy"} <= set(again["prediction"])
     assert len(again["prediction"]["r2_by_horizon"]) == 6
@@ -208,9 +222,25 @@ def test_the_report_holds_every_promised_figure_as_plain_json_and_repeats():
     assert again["planning"]["protocol"]["success_radius"] == 0.05
 
     def timeless(x):
-        return {k: timeless(v) for k, v in x.items() if k != "seconds_per_step"} if isinstance(x, dict) else x
+        skipped = ("seconds_per_step", "timings")
+        return {k: timeless(v) for k, v in x.items() if k not in skipped} if isinstance(x, dict) else x
 
     assert timeless(tiny_evaluation()) == timeless(report)
+
+
+def test_details_are_what_the_figures_were_made_of(evaluated):
+    report, details = evaluated
+    distance = details.arrays["distance_model"]
+    assert distance.shape == (4, 7) and details.attempts.actions.shape == (4, 6, 2)
+    assert (distance[:, 1:].min(1) <= 0.05).mean() == report["planning"]["success_rate"]
+    assert {"distance_random", "distance_hold", "distance_oracle"} <= set(details.arrays)
+    np.testing.assert_array_equal(np.diff(details.arrays["distance_hold"]), 0)  # the dot stays where it is
+    assert [step for step, _ in details.plans] == list(range(6))  # replan_every=1
+    assert details.plans[0][1].shape == (4, 6, 2)
+    np.testing.assert_allclose(
+        details.attempts.actions[:, 0], details.plans[0][1][:, 0]
+    )  # the first action of the plan
+    assert set(report["timings"]) >= {"prediction", "representation", "planning with the model"}
 
 
 def test_bad_protocols_are_named():

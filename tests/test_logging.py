@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from gjwm.logging import RunLogger, progress
+from gjwm.logging import RunLogger, flatten, log_results, progress
+from gjwm.video import write_video
 
 
 def rows(path, name="metrics.jsonl"):
@@ -36,6 +38,31 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(tmp_path, mo
     with RunLogger(tmp_path, wandb_mode="offline", config={"seed": 1}) as logger:
         logger.log({"loss": 1.0}, 1)
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_results_are_flattened_to_grouped_names():
+    report = {"planning": {"success_rate": 0.5, "ci95": [0.1, 0.9], "oracle": {"episodes": 3}}, "config": {"lr": 1.0}}
+    report |= {"version": "1", "bad": float("nan"), "yes": True}
+    assert flatten(report, "evaluation") == {
+        "evaluation/planning/success_rate": 0.5,
+        "evaluation/planning/oracle/episodes": 3,
+    }
+
+
+@pytest.mark.slow
+def test_results_and_films_are_an_offline_run_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    film = write_video(tmp_path / "film.mp4", np.zeros((3, 32, 32, 3), np.uint8))
+    log_results(tmp_path, group="a run", job="video", results={"x": 1.0}, videos={"goals": film})
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb")) and list(run.rglob("media/videos/videos/goals*.mp4"))
+
+
+def test_disabled_results_go_nowhere(tmp_path):
+    log_results(tmp_path, wandb_mode="disabled", results={"x": 1.0})
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="offline, online, disabled"):
+        log_results(tmp_path, wandb_mode="sometimes")
 
 
 def test_an_unknown_mode_is_named(tmp_path):

@@ -19,16 +19,16 @@ ENVS = {f"gjwm.envs.{p.stem}": p for p in (ROOT / "envs").glob("*.py") if p.stem
 
 # Imports run one way: a module, or sub-package, may use those of earlier rows and of its own.
 LAYERS = [
-    {"types", "files"},
+    {"types", "files", "drawing", "intervals"},
     {"objectives", "encoders", "dynamics", "decoder", "costs", "planning", "probes", "behaviours", "video", "logging"},
     {"normality"},
     {"heads", "interpolation", "calibration"},
-    {"figures", "diagnostics", "replay"},
+    {"figures", "diagnostics", "replay", "report"},
     {"dataset"},
     {"coverage"},
     {"data_command"},
     {"world_model", "collect", "checkpoint"},
-    {"agent", "train", "surprise"},
+    {"agent", "train", "surprise", "baselines"},
     {"evaluate", "explore", "rollout_video", "study"},
     {"benchmarks"},
     {"cli"},

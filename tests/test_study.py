@@ -2,7 +2,7 @@
 
 import pytest
 
-from gjwm.study import aggregate, pooled_success
+from gjwm.study import aggregate, interquartile_over_tasks, pooled_success
 
 
 def report(success, episodes=10, **planning):
@@ -29,3 +29,17 @@ def test_attempts_of_all_seeds_are_pooled():
 def test_no_runs_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
         aggregate({})
+
+
+def test_the_interquartile_mean_is_over_runs_of_all_tasks_and_of_figures_that_all_have():
+    hold = {"hold": {"success_rate": 0.2, "episodes": 10}}
+    easy = [report(rate, **hold) for rate in (0.9, 1.0, 0.95, 0.97)]
+    hard = [report(rate) for rate in (0.1, 0.5, 0.3, 0.4)]
+    found = interquartile_over_tasks({"easy": easy, "hard": hard})
+    assert found["success"]["mean"] == pytest.approx((0.4 + 0.5 + 0.9 + 0.95) / 4)  # the middle half of eight
+    assert (
+        found["success"]["low"] < found["success"]["mean"] < found["success"]["high"] and found["success"]["runs"] == 8
+    )
+    assert "hold" not in found and found["ms per step"]["low"] == found["ms per step"]["high"] == 10
+    with pytest.raises(ValueError, match="none of hard"):
+        interquartile_over_tasks({"easy": easy, "hard": []})

@@ -440,3 +440,24 @@ print([env.reset(seed=0)[0].std() > 0 for env in envs])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.strip() == "[np.True_, np.True_]"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("task", ["reacher-easy", "point_mass-easy"])
+def test_a_position_is_seen_where_the_picture_shows_it(task):
+    """The body whose position it is, moved a little, changes the picture there."""
+    env = gym.make(f"gjwm.envs:gjwm/{task}-v0", obs="state", render_mode="rgb_array", render_size=128).unwrapped
+    env.reset(seed=3)
+    at = env.image_position(env.position) * 128
+    before = env.render().astype(int)
+    position = env.position
+    while np.linalg.norm(env.position - position) < 0.08:
+        env.step(np.full(env.action_space.shape, 0.9, np.float32))
+    y, x = np.nonzero(np.abs(env.render().astype(int) - before).sum(-1) > 60)
+    for place in (at, env.image_position(env.position) * 128):  # where it was, and where it is
+        assert np.hypot(x - place[0], y - place[1]).min() < 3
+
+
+def test_a_position_that_is_no_point_on_the_ground_is_seen_nowhere():
+    env = gym.make("gjwm.envs:gjwm/cartpole-swingup-v0", obs="state").unwrapped
+    env.reset(seed=0)
+    assert env.image_position(env.position) is None

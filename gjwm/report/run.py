@@ -1,0 +1,94 @@
+"""A run's folder, read back: all that a report is drawn from, and nothing that needs the model, the data or the world."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EVALUATION, ARRAYS, METRICS, GALLERY = "evaluation.json", "evaluation.npz", "metrics.jsonl", "gallery"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds.
+
+    Args:
+        folder: where it lies.
+        report: evaluation.json; empty before an evaluation.
+        arrays: evaluation.npz, see `gjwm.evaluate.Details`.
+        metrics: rows of metrics.jsonl.
+    """
+
+    folder: Path
+    report: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    metrics: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.report.get("config", {})
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read an evaluated run.
+
+    Raises:
+        FileNotFoundError: without evaluation.json.
+        ValueError: when it is damaged, or of a version that kept no curves.
+    """
+    folder = Path(folder)
+    file = folder / EVALUATION
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} has no {EVALUATION} to report on; write one with `gjwm evaluate`.")
+    try:
+        report = json.loads(file.read_text())
+        if not isinstance(report, dict):
+            raise ValueError(f"expected an object, got {type(report).__name__}")
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is not a readable evaluation ({error}); write it again with `gjwm evaluate`."
+        ) from error
+    return Run(folder, report, read_arrays(folder / ARRAYS), read_metrics(folder))
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as single precision to one compressed .npz, atomically."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, **{name: np.asarray(values, np.float32) for name, values in arrays.items()})
+    partial.replace(path)
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays that `save_arrays` wrote.
+
+    Raises:
+        ValueError: when the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file; all mean the same to the reader
+        raise ValueError(
+            f"{path} is missing or damaged ({type(error).__name__}); write it again with `gjwm evaluate`."
+        ) from error
+
+
+def read_metrics(folder: str | Path, *, unfinished: bool = False) -> tuple[dict[str, Any], ...]:
+    """Rows of metrics.jsonl, or of a running training's metrics.jsonl.partial; a last line cut short is left out."""
+    file = Path(folder) / (METRICS + ".partial" * unfinished)
+    if not file.is_file():
+        return ()
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return tuple(row for row in rows if isinstance(row, dict) and "step" in row)
