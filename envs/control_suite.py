@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gjwm.envs.rendering import FastRenderer, choose_backend
+from gjwm.envs.generator_words import WORDS, from_words, to_words
+from gjwm.envs.goal_spaces import goal_space
+from gjwm.envs.rendering import FaithfulRenderer, FastRenderer, NoContexts, prepare_backend
+from gjwm.envs.task_names import TASKS
+from gjwm.envs.variation import Variation
 
 # Arrays of the *model* that some task redraws at each reset (targets, damping, terrain); part of an environment's state.
 _EPISODE_FIELDS = (
@@ -27,44 +31,11 @@ _EPISODE_FIELDS = (
     "light_pos",
     "dof_damping",
     "wrap_prm",
-    "hfield_data",
 )
+_TERRAIN = ("hfield_data",)  # 40,000 numbers, which one task redraws
 
-
-@dataclass(frozen=True)
-class GoalSpace:
-    """What reaching a state means in a domain: a position computed from joint positions, and how near is there."""
-
-    position: Callable[[Any, np.ndarray], np.ndarray]  # model, qpos (..., nq) -> (..., P)
-    radius: float
-    units: str
-
-
-def _fingertip(model, qpos: np.ndarray) -> np.ndarray:
-    """Planar two-link forward kinematics: xy of reacher's geom "finger", metres."""
-    arm, hand, finger = model.body("arm").pos, model.body("hand").pos, model.body("finger").pos
-    tip = finger + model.geom("finger").pos
-    shoulder, elbow = qpos[..., 0], qpos[..., 0] + qpos[..., 1]
-
-    def turned(angle: np.ndarray, v: np.ndarray) -> np.ndarray:
-        c, s = np.cos(angle), np.sin(angle)
-        return np.stack([c * v[0] - s * v[1], s * v[0] + c * v[1]], -1)
-
-    return arm[:2] + turned(shoulder, hand) + turned(elbow, tip)
-
-
-def _circle(angle: np.ndarray) -> list[np.ndarray]:
-    return [np.cos(angle), np.sin(angle)]
-
-
-_GOALS = {
-    "reacher": GoalSpace(_fingertip, 0.02, "m, fingertip xy"),
-    "point_mass": GoalSpace(lambda model, q: q[..., :2], 0.02, "m, mass xy"),
-    "ball_in_cup": GoalSpace(lambda model, q: q[..., 2:4], 0.02, "m, ball xz"),
-    "cartpole": GoalSpace(lambda model, q: np.stack([q[..., 0], *_circle(q[..., 1])], -1), 0.1, "cart m, cos, sin"),
-    "pendulum": GoalSpace(lambda model, q: np.stack(_circle(q[..., 0]), -1), 0.1, "cos, sin"),
-}
-_ANY_GOAL = GoalSpace(lambda model, q: q, 0.1, "all joint positions, m and rad mixed")
+_RENDERERS = {"fast": FastRenderer, "faithful": FaithfulRenderer}
+_UNBOUNDED = 1e10  # what dm_control writes as the bound of an actuator without one
 
 
 class ControlSuiteEnv(gym.Env):
@@ -83,8 +54,9 @@ class ControlSuiteEnv(gym.Env):
     | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames, oldest first, newest last              |
     | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                                    |
 
-    After a reset or `set_state` the frame stack repeats the first frame. Pictures have no shadows, reflections, skybox or
-    multisampling (`gjwm.envs.rendering`), so they are not dm_control's to the last bit.
+    After a reset or `set_state` the frame stack repeats the first frame. Pictures of the fast renderer have no shadows,
+    reflections, skybox or multisampling (`gjwm.envs.rendering`); those of the faithful one are dm_control's to the last bit,
+    and take 9 to 27 times as long. The two look different: never mix them in one dataset, which keeps the choice.
 
     ## Reward
 
@@ -92,8 +64,9 @@ class ControlSuiteEnv(gym.Env):
 
     ## Starting state and episode end
 
-    The task's own initial distribution. `terminated` only where the task itself ends with discount 0; the time limit (1000
-    control steps in nearly all tasks) is `truncated`.
+    The task's own initial distribution, drawn from the seed; later resets go on from there. `terminated` only where the task
+    itself ends with discount 0, which of all tasks only lqr does; the time limit (1000 control steps, lqr has none) is
+    `truncated`.
 
     ## Reaching goals
 
@@ -106,7 +79,9 @@ class ControlSuiteEnv(gym.Env):
     | ball_in_cup | ball xz                         | 0.02 m           |
     | cartpole    | cart x, cos and sin of the pole | 0.1 (m and unit) |
     | pendulum    | cos and sin                     | 0.1              |
-    | any other   | all joint positions             | 0.1 (m and rad)  |
+    | acrobot     | tip xz                          | 0.2 m            |
+    | finger      | cos and sin of the spinner      | 0.1              |
+    | any other   | all joint positions, hinges as cos and sin | 0.1 (m and unit) |
 
     ## Arguments
 
@@ -115,13 +90,15 @@ class ControlSuiteEnv(gym.Env):
     | `domain`, `task`    |              | names in `dm_control.suite`; set by the id                      |
     | `obs`               | `"state"`    | `"state"`, `"pixels"` or `"both"`                               |
     | `size`              | 64           | side of the picture, pixels                                     |
-    | `camera`            | None         | camera id; None: 2 for quadruped, 4 for rodent, else 0          |
+    | `camera`            | None         | camera id; -1: the free one; None: 2 for quadruped, else 0      |
     | `action_repeat`     | 1            | control steps per action                                        |
     | `frame_stack`       | 1            | pictures per observation                                        |
     | `max_episode_steps` | None         | actions per episode; None: the task's time limit                |
     | `hidden`            | ()           | names of geoms, sites or bodies left out of pictures            |
     | `render_mode`       | None         | `"rgb_array"` for `render()`                                    |
     | `render_size`       | `size`       | side of `render()`'s picture, pixels                            |
+    | `renderer`          | `"fast"`     | `"fast"`, or `"faithful"`: dm_control's own pictures            |
+    | `variation`         | None         | what differs between episodes: factors of `gjwm.envs.variation` |
 
     Raises:
         ValueError: for an unknown task or hidden name, an action of another shape or with NaN, a state of another size.
@@ -144,6 +121,8 @@ class ControlSuiteEnv(gym.Env):
         hidden: Sequence[str] = (),
         render_mode: str | None = None,
         render_size: int | None = None,
+        renderer: str = "fast",
+        variation: Mapping[str, bool | float] | Sequence[str] | None = None,
     ):
         if obs not in ("state", "pixels", "both"):
             raise ValueError(f"obs must be 'state', 'pixels' or 'both', got {obs!r}.")
@@ -153,31 +132,39 @@ class ControlSuiteEnv(gym.Env):
             raise ValueError(
                 f"action_repeat, frame_stack and size must be at least 1, got {action_repeat}, {frame_stack} and {size}."
             )
+        if renderer not in _RENDERERS:
+            raise ValueError(f"renderer must be 'fast' or 'faithful', got {renderer!r}.")
         suite = _load(domain, task, draws=obs != "state" or render_mode is not None)
         self.obs, self.action_repeat, self.frame_stack = obs, action_repeat, frame_stack
         self.render_mode, self.domain, self.task_name = render_mode, domain, task
         self._physics, self._task = suite.physics, suite.task
         self._model, self._data = self._physics.model.ptr, self._physics.data.ptr
+        self._drawn = _EPISODE_FIELDS + (_TERRAIN if (domain, task) == ("quadruped", "escape") else ())
         self._substeps = round(suite.control_timestep() / self._physics.timestep())
         limit = suite._step_limit  # control steps; dm_control has no public name for it
         self._limit = min(limit, action_repeat * max_episode_steps) if max_episode_steps else limit
         self._hide(hidden)
-        camera = camera if camera is not None else {"quadruped": 2, "rodent": 4}.get(domain, 0)
-        if camera >= self._model.ncam:
-            raise ValueError(f"{domain} has {self._model.ncam} cameras; camera={camera} does not exist.")
-        self._renderer = FastRenderer(size, camera)
-        self._viewer = self._renderer if render_size in (None, size) else FastRenderer(render_size, camera)
+        camera = camera if camera is not None else {"quadruped": 2}.get(domain, 0)
+        if not -1 <= camera < self._model.ncam:
+            raise ValueError(
+                f"{domain} has the cameras 0 to {self._model.ncam - 1} and the free one, -1; camera={camera} does not exist."
+            )
+        self._variation = Variation(variation, self._model, camera) if variation else None
+        self._word = 0
+        self.renderer = renderer
+        self._renderer = _RENDERERS[renderer](size, camera)
+        self._viewer = self._renderer if render_size in (None, size) else _RENDERERS[renderer](render_size, camera)
         bounds = suite.action_spec()
-        self._low = np.asarray(bounds.minimum, np.float64)
-        self._half = (np.asarray(bounds.maximum, np.float64) - self._low) / 2
-        if not np.isfinite(self._half).all():  # lqr has unbounded actions: one unit of ours is one of theirs
-            self._low, self._half = np.full(bounds.shape, -1.0), np.ones(bounds.shape)
+        low, high = np.asarray(bounds.minimum, np.float64), np.asarray(bounds.maximum, np.float64)
+        if (high >= _UNBOUNDED).any():  # lqr: one unit of ours is one of theirs
+            low, high = np.full(bounds.shape, -1.0), np.ones(bounds.shape)
+        self._middle, self._half = (low + high) / 2, (high - low) / 2
         self.action_space = spaces.Box(-1.0, 1.0, bounds.shape, np.float32)
         self.observation_space = self._space(size)
-        goal = _GOALS.get(domain, _ANY_GOAL)
+        goal = goal_space(domain)
         self._position_of, self.success_radius = goal.position, goal.radius
         self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
-        self._steps, self._seeded = 0, False
+        self._steps = 0
         self._simulator: _Simulator | None = None
 
     def _space(self, size: int) -> spaces.Space:
@@ -210,9 +197,11 @@ class ControlSuiteEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> (observation, info). `options={"state": s}` starts from a state of `get_state`."""
         super().reset(seed=seed)
-        if seed is not None or not self._seeded:
-            self._task._random = np.random.RandomState(self.np_random.integers(2**32, dtype=np.uint32))
-            self._seeded = True
+        # A generator of its own for each episode: one word then says all that it will draw, see `get_state`.
+        self._word = int(self.np_random.integers(2**32, dtype=np.uint32))
+        self._task._random = np.random.RandomState(self._word)
+        if self._variation is not None:
+            self._variation.apply(self._model, self._word)
         with self._physics.reset_context():
             self._task.initialize_episode(self._physics)
         self._steps = 0
@@ -240,7 +229,7 @@ class ControlSuiteEnv(gym.Env):
         terminated = discount is not None and discount == 0.0
         truncated = not terminated and (discount is not None or self._steps >= self._limit)
         if self.obs != "state":
-            self._frames.append(self._renderer.picture(self._model, self._data))
+            self._frames.append(self._picture(self._renderer))
         return self.observe(), reward, terminated, truncated, {}
 
     def _control(self, action: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -249,7 +238,7 @@ class ControlSuiteEnv(gym.Env):
             raise ValueError(f"{self.domain}-{self.task_name} expects actions of shape {shape}, got {action.shape}.")
         if not np.isfinite(action).all():
             raise ValueError(f"an action holds NaN or infinity: {action.reshape(-1)[:8]}.")
-        return self._low + (np.clip(action, -1, 1).astype(np.float64) + 1) * self._half
+        return self._middle + np.clip(action, -1, 1).astype(np.float64) * self._half
 
     def _state_vector(self) -> np.ndarray:
         parts = self._task.get_observation(self._physics).values()
@@ -260,7 +249,7 @@ class ControlSuiteEnv(gym.Env):
         if self.obs == "state":
             return self._state_vector()
         if not self._frames:
-            self._frames.extend([self._renderer.picture(self._model, self._data)] * self.frame_stack)
+            self._frames.extend([self._picture(self._renderer)] * self.frame_stack)
         pixels = np.concatenate(self._frames)
         return pixels if self.obs == "pixels" else {"pixels": pixels, "state": self._state_vector()}
 
@@ -269,19 +258,31 @@ class ControlSuiteEnv(gym.Env):
         if self.render_mode is None:
             gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
             return None
-        return np.ascontiguousarray(np.moveaxis(self._viewer.picture(self._model, self._data), 0, -1))
+        return np.ascontiguousarray(np.moveaxis(self._picture(self._viewer), 0, -1))
+
+    def _picture(self, renderer: FastRenderer | FaithfulRenderer) -> np.ndarray:
+        if isinstance(renderer, FaithfulRenderer):
+            picture = renderer.picture(self._physics)
+        else:
+            picture = renderer.picture(self._model, self._data)
+        return picture if self._variation is None else self._variation.draw_over(picture, self._word, self._data.time)
 
     def get_state(self) -> np.ndarray:
-        """(X,) float64: MuJoCo's integration state, then what this episode drew in the model (targets, damping, ...)."""
+        """(X,) float64, everything the future depends on.
+
+        MuJoCo's integration state; what this episode drew in the model (targets, damping, ...); the sensors' readings, which
+        are of the last step; the episode's seed, from which its variation comes; and the generator of the episodes to come,
+        32 bits to an entry. Tasks draw at resets only.
+        """
         import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         physics = np.empty(mujoco.mj_stateSize(self._model, kind))
         mujoco.mj_getState(self._model, self._data, physics, kind)
-        return np.concatenate([physics, *(np.ravel(field) for field in self._fields())])
+        return np.concatenate([physics, *map(np.ravel, self._fields()), [float(self._word)], to_words(self.np_random)])
 
     def _fields(self) -> list[np.ndarray]:
-        return [getattr(self._model, name) for name in _EPISODE_FIELDS]
+        return [*(getattr(self._model, name) for name in self._drawn), self._data.sensordata]
 
     def set_state(self, state: np.ndarray) -> None:
         """Go to a state of `get_state`; the frame stack then repeats its picture. The episode's clock goes on."""
@@ -290,18 +291,25 @@ class ControlSuiteEnv(gym.Env):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         count = mujoco.mj_stateSize(self._model, kind)
         fields = self._fields()
-        expected = count + sum(field.size for field in fields)
+        expected = count + sum(field.size for field in fields) + 1 + WORDS
         state = np.asarray(state, np.float64)
         if state.shape != (expected,) or not np.isfinite(state).all():
             raise ValueError(f"{self.domain} expects a finite state ({expected},) from get_state, got {state.shape}.")
+        self._word = int(state[-WORDS - 1])
+        if self._variation is not None:
+            self._variation.apply(self._model, self._word)
+        physics = np.ascontiguousarray(state[:count])
+        *fields, sensors = fields
         for field in fields:
             field[...] = state[count : count + field.size].reshape(field.shape)
             count += field.size
-        physics = np.ascontiguousarray(state[: mujoco.mj_stateSize(self._model, kind)])
         mujoco.mj_setState(self._model, self._data, physics, kind)
         mujoco.mj_forward(self._model, self._data)
-        # mj_forward leaves traces in the solver's warm start; the future must be the one the state had.
+        # mj_forward leaves traces in the solver's warm start; the future must be the one the state had. It reads sensors of
+        # force and acceleration anew, where a step leaves them as they were before it.
         mujoco.mj_setState(self._model, self._data, physics, kind)
+        sensors[...] = state[count : count + sensors.size]
+        from_words(self.np_random, state[-WORDS:])
         self._frames.clear()
 
     @property
@@ -333,7 +341,7 @@ class ControlSuiteEnv(gym.Env):
             at = self._model.jnt_qposadr[joint]
             kind = self._model.jnt_type[joint]
             if kind == mujoco.mjtJoint.mjJNT_HINGE:
-                qpos += _circle(self._data.qpos[at])
+                qpos += [np.cos(self._data.qpos[at]), np.sin(self._data.qpos[at])]
             else:
                 width = {mujoco.mjtJoint.mjJNT_FREE: 7, mujoco.mjtJoint.mjJNT_BALL: 4}.get(kind, 1)
                 qpos += list(self._data.qpos[at : at + width])
@@ -365,6 +373,7 @@ class ControlSuiteEnv(gym.Env):
         other = copy.copy(self)
         memo[id(self)] = other
         other._physics = self._physics.copy(share_model=False)
+        other._physics._contexts = NoContexts()
         other._model, other._data = other._physics.model.ptr, other._physics.data.ptr
         other._task = copy.copy(self._task)
         other._task._random = copy.deepcopy(self._task._random)
@@ -375,26 +384,23 @@ class ControlSuiteEnv(gym.Env):
 
     def close(self) -> None:
         """Let go of the OpenGL contexts, which are freed with the last copy that uses them. A later picture opens new ones."""
-        shared = self._viewer is self._renderer
-        self._renderer = FastRenderer(self._renderer.size, self._renderer.camera_id)
-        self._viewer = self._renderer if shared else FastRenderer(self._viewer.size, self._viewer.camera_id)
+        kind, shared = type(self._renderer), self._viewer is self._renderer
+        self._renderer = kind(self._renderer.size, self._renderer.camera_id)
+        self._viewer = self._renderer if shared else kind(self._viewer.size, self._viewer.camera_id)
 
 
 def _load(domain: str, task: str, *, draws: bool):
     """dm_control's environment, with the OpenGL choice made before dm_control is imported."""
-    if draws:
-        choose_backend()
-    elif "MUJOCO_GL" not in os.environ:
-        # dm_control tries every OpenGL on import, and a machine without any must still serve state vectors.
-        try:
-            choose_backend()
-        except RuntimeError:
-            os.environ["MUJOCO_GL"] = "disable"
+    if (domain, task) not in TASKS:
+        names = ["-".join(names) for names in TASKS]
+        near = get_close_matches(f"{domain}-{task}", names, n=3, cutoff=0.4) or names
+        raise ValueError(f"dm_control's suite has no task '{domain}-{task}'; the nearest are {', '.join(near)}.")
+    prepare_backend(draws)
     from dm_control import suite
 
-    if (domain, task) not in suite.ALL_TASKS:
-        raise ValueError(f"dm_control's suite has no task {domain!r}-{task!r}; see gjwm.envs.task_names.TASKS.")
-    return suite.load(domain, task, task_kwargs={"random": 0})
+    env = suite.load(domain, task, task_kwargs={"random": 0})
+    env.physics._contexts = NoContexts()
+    return env
 
 
 class _Simulator:
@@ -438,15 +444,18 @@ class _Simulator:
         controls = env._control(actions, (envs, candidates, horizon, *env.action_space.shape))
         repeat = env.action_repeat * env._substeps
         # What an episode drew in the model differs between envs: one rollout call per set of fields.
-        fields = states[:, count:]
+        fields = states[:, count : count + sum(getattr(self.model, name).size for name in env._drawn)]
+        masses = env._variation is not None and "mass" in env._variation.strength
         groups = (
             [np.arange(envs)]
-            if (fields == fields[0]).all() or not self._moves(fields)
+            if not masses and ((fields == fields[0]).all() or not self._moves(fields))
             else np.split(np.arange(envs), envs)
         )
         qpos = np.empty((envs, candidates, horizon + 1, self.model.nq))
         qpos[:, :, 0] = start[:, None, 1 : 1 + self.model.nq]  # FULLPHYSICS begins with time, then qpos
         for group in groups:
+            if masses:
+                env._variation.apply(self.model, int(states[group[0], -WORDS - 1]))
             self._set_fields(fields[group[0]])
             flat = controls[group].reshape(-1, horizon, controls.shape[-1])
             begin, heat = (np.repeat(x[group], candidates, 0) for x in (start, warm))
@@ -468,7 +477,7 @@ class _Simulator:
         """Whether the envs' model fields differ in anything that physics sees (a site or an invisible target is not)."""
         model, at = self.model, 0
         inert = {"site_pos", "site_size", "light_pos"}
-        for name in _EPISODE_FIELDS:
+        for name in self.env._drawn:
             field = getattr(model, name)
             part = fields[:, at : at + field.size]
             at += field.size
@@ -486,7 +495,7 @@ class _Simulator:
 
     def _set_fields(self, values: np.ndarray) -> None:
         at = 0
-        for name in _EPISODE_FIELDS:
+        for name in self.env._drawn:
             field = getattr(self.model, name)
             field[...] = values[at : at + field.size].reshape(field.shape)
             at += field.size

@@ -1,16 +1,20 @@
-"""Headless MuJoCo pictures, fast: which OpenGL to use, and a renderer that asks it for no more than small images need."""
+"""Headless MuJoCo pictures: which OpenGL to use, a fast renderer that asks it for no more than small images need, and a
+faithful one that draws what dm_control draws."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
 import weakref
+from collections.abc import Callable
 from importlib import import_module
 
 import numpy as np
 
 _BACKENDS = ("egl", "osmesa")
+_INSTALL = "install EGL or OSMesa (Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6)"
 _OFF = ("disable", "disabled", "off", "false", "0")
 
 
@@ -22,9 +26,14 @@ def choose_backend() -> str:
     Raises:
         RuntimeError: when neither library works on this machine, or MUJOCO_GL forbids both.
     """
+    # OpenGL without a graphics card: its threads cost small pictures more than they bring (64x64: half of the time), and worker
+    # processes share the cores. At 480x480 they would save a third.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if chosen in _OFF:
-        raise RuntimeError(f"MUJOCO_GL={chosen} leaves no OpenGL to draw with: unset it, or observe obs='state'.")
+        raise RuntimeError(
+            f"MUJOCO_GL={chosen} leaves no OpenGL to draw with: unset it and {_INSTALL}; obs='state' needs neither."
+        )
     if chosen:
         return chosen
     # mujoco itself picks an OpenGL on import and fails where that one is missing; it is not needed, each backend is a module.
@@ -36,9 +45,22 @@ def choose_backend() -> str:
             os.environ["MUJOCO_GL"] = name
             return name
     raise RuntimeError(
-        "no headless OpenGL was found, so pixel observations cannot be drawn: install EGL or OSMesa "
-        "(Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6)."
+        f"no headless OpenGL was found, so pixel observations cannot be drawn: {_INSTALL}; obs='state' needs none."
     )
+
+
+def prepare_backend(draws: bool) -> None:
+    """`choose_backend`, where a machine without OpenGL is an error only if something is to be drawn.
+
+    Simulators try OpenGL on import, and such a machine must still serve state vectors.
+    """
+    if draws:
+        choose_backend()
+    elif "MUJOCO_GL" not in os.environ:
+        try:
+            choose_backend()
+        except RuntimeError:
+            os.environ["MUJOCO_GL"] = "disable"
 
 
 def _works(backend: str) -> bool:
@@ -65,7 +87,7 @@ def _works(backend: str) -> bool:
 class FastRenderer:
     """Square pictures without shadows, reflections, skybox and multisampling.
 
-    dm_control's own pictures take about 20 times as long at 64x64, nearly all of it for those four. The OpenGL context is
+    dm_control's own pictures take 9 to 27 times as long at 64x64, nearly all of it for those four. The OpenGL context is
     made at the first picture, so an environment can be sent to another process before. It takes a fifth of a second, so
     copies of an environment share one renderer; it is freed with the last of them, or at the interpreter's exit.
 
@@ -77,6 +99,7 @@ class FastRenderer:
     def __init__(self, size: int, camera: int):
         self.size, self.camera_id = size, camera
         self._gl = None
+        self._terrain = np.empty(0)  # what was last sent to OpenGL
 
     def _open(self, model) -> None:
         backend = choose_backend()
@@ -103,8 +126,7 @@ class FastRenderer:
             mujoco.mjv_defaultFreeCamera(model, self._camera)
         self._rectangle = mujoco.MjrRect(0, 0, self.size, self.size)
         self._pixels = np.empty((self.size, self.size, 3), np.uint8)
-        # A finalizer, not __del__: it runs before the interpreter takes the OpenGL library down.
-        weakref.finalize(self, _free, self._gl, self._context)
+        _free_with(self, _free, self._gl, self._context)
 
     def picture(self, model, data) -> np.ndarray:
         """The scene of a `mujoco.MjModel` and its `mujoco.MjData` -> uint8 (3, size, size), a fresh array.
@@ -116,8 +138,11 @@ class FastRenderer:
         if self._gl is None:
             self._open(model)
         self._gl.make_current()
-        for terrain in range(model.nhfield):  # redrawn at resets; the graphics card has a copy of its own
-            mujoco.mjr_uploadHField(model, self._context, terrain)
+        # Redrawn at resets, and by copies that share this renderer; the graphics card has a copy of its own.
+        if not np.array_equal(model.hfield_data, self._terrain):
+            for terrain in range(model.nhfield):
+                mujoco.mjr_uploadHField(model, self._context, terrain)
+            self._terrain = np.array(model.hfield_data)
         mujoco.mjv_updateScene(
             model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
@@ -126,8 +151,110 @@ class FastRenderer:
         return np.ascontiguousarray(self._pixels[::-1].transpose(2, 0, 1))  # OpenGL's first row is the lowest
 
 
+class FaithfulRenderer:
+    """dm_control's own picture, equal to `physics.render` in every bit: shadows, reflections, skybox, multisampling.
+
+    As `FastRenderer`, it opens OpenGL at the first picture and serves all copies of an environment.
+
+    Args:
+        size: side of the picture, pixels.
+        camera: id of a fixed camera, or -1 for the free one.
+    """
+
+    def __init__(self, size: int, camera: int):
+        self.size, self.camera_id = size, camera
+        self._contexts = None
+        self._terrain = np.empty(0)
+
+    def picture(self, physics) -> np.ndarray:
+        """The scene of a `dm_control.mujoco.Physics` -> uint8 (3, size, size), a fresh array.
+
+        All calls must come with one physics or copies of it: meshes and textures are those of the first.
+        """
+        choose_backend()
+        import mujoco
+
+        screen = physics.model.vis.global_  # read when the context is made, which is at the first `physics.contexts`
+        screen.offwidth, screen.offheight = max(screen.offwidth, self.size), max(screen.offheight, self.size)
+        # dm_control opens one context per physics, and it may be shut off by NoContexts; ours is lent for the picture.
+        before, physics._contexts = physics._contexts, self._contexts
+        try:
+            contexts = physics.contexts
+            if self._contexts is None:
+                self._contexts = contexts
+                _free_with(self, _free_faithful, contexts.gl, contexts.mujoco)
+            with contexts.gl.make_current() as thread:
+                # dm_control remembers which of its contexts is current, and does not know of those of FastRenderer.
+                thread.call(contexts.gl._platform_make_current)
+                if not np.array_equal(physics.model.hfield_data, self._terrain):
+                    for terrain in range(physics.model.nhfield):
+                        thread.call(mujoco.mjr_uploadHField, physics.model.ptr, contexts.mujoco.ptr, terrain)
+                    self._terrain = np.array(physics.model.hfield_data)
+            pixels = physics.render(self.size, self.size, camera_id=self.camera_id)
+        finally:
+            physics._contexts = before
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+class NoContexts:
+    """In the place of a physics' OpenGL contexts: what is sent to them goes nowhere, and none is ever opened.
+
+    A task that redraws its terrain sends it to OpenGL at every reset, also where nothing is drawn; renderers here read the
+    terrain from the model themselves.
+    """
+
+    ptr = None
+
+    @property
+    def gl(self) -> NoContexts:
+        return self
+
+    @property
+    def mujoco(self) -> NoContexts:
+        return self
+
+    @contextlib.contextmanager
+    def make_current(self):
+        """A thread's stand-in, whose `call` does nothing."""
+        yield self
+
+    def call(self, *_: object) -> None:
+        """Nothing."""
+
+    def free(self) -> None:
+        """Nothing."""
+
+
+_finalizers: set[weakref.finalize] = set()  # of the OpenGL contexts that are open
+
+
+def _free_with(renderer: object, free: Callable[..., None], gl, context) -> None:
+    """Free an OpenGL context with its renderer, or at the interpreter's exit before the OpenGL library goes down.
+
+    The exit has its own entry: a finalizer's turn there is that of the first finalizer of all, which torch makes on import.
+    """
+    if not _finalizers:
+        atexit.register(_free_all)
+    _finalizers.difference_update([finalizer for finalizer in _finalizers if not finalizer.alive])
+    _finalizers.add(weakref.finalize(renderer, free, gl, context))
+
+
+def _free_all() -> None:
+    for finalizer in _finalizers:
+        finalizer()
+
+
 def _free(gl, context) -> None:
     with contextlib.suppress(Exception):  # a driver that is going down may refuse; there is nothing left to save
         gl.make_current()
+        context.free()
+        gl.free()
+
+
+def _free_faithful(gl, context) -> None:
+    with contextlib.suppress(Exception):
+        # Else dm_control, which does not know of FastRenderer's contexts, deletes what has these numbers in one of them.
+        with gl.make_current() as thread:
+            thread.call(gl._platform_make_current)
         context.free()
         gl.free()

@@ -1,4 +1,4 @@
-"""The tasks of dm_control's suite, as names: registering them must not import dm_control."""
+"""Names of tasks that are registered: registering them must import neither dm_control nor torch."""
 
 _BY_DOMAIN = {
     "acrobot": ("swingup", "swingup_sparse"),
@@ -23,3 +23,32 @@ _BY_DOMAIN = {
 }
 
 TASKS: tuple[tuple[str, str], ...] = tuple((domain, task) for domain, tasks in _BY_DOMAIN.items() for task in tasks)
+
+# Of `gjwm.envs.point_maze`; "#" is wall. Mazes are square: a cell's side is 1 / (cells in a row).
+MAZES: dict[str, tuple[str, ...]] = {
+    "open": ("#######", "#.....#", "#.....#", "#.....#", "#.....#", "#.....#", "#######"),
+    "u": ("#####", "#...#", "###.#", "#...#", "#####"),
+    "cross": ("#######", "###.###", "###.###", "#.....#", "###.###", "###.###", "#######"),
+    "rooms": ("#######", "#..#..#", "#.....#", "##.#.##", "#.....#", "#..#..#", "#######"),
+    "medium": (
+        "########",
+        "#..##..#",
+        "#..#...#",
+        "##...###",
+        "#..#...#",
+        "#.#..#.#",
+        "#...#..#",
+        "########",
+    ),
+    "spiral": (
+        "#########",
+        "#.......#",
+        "#######.#",
+        "#.....#.#",
+        "#.###.#.#",
+        "#.#...#.#",
+        "#.#####.#",
+        "#.......#",
+        "#########",
+    ),
+}

@@ -1,48 +1,169 @@
-"""Two rooms, one door: a Gymnasium environment and its natively batched vector environment on torch tensors.
-
-Both classes wrap the same batch of worlds (`torch_world.Worlds`): an environment is a batch of one. Environment i of a
-vector environment reset with `seed=s` plays the same episodes as a single environment reset with `seed=s + i`, bit for
-bit on one device.
-"""
+"""Two rooms, one door: the world, its Gymnasium environment and its natively batched vector environment."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from .torch_world import SLIP, STATE, SUCCESS_RADIUS, Seed, Worlds
+from . import two_room_layout as layout
+from .torch_env import TorchEnv, TorchVectorEnv
+from .torch_world import Planes, World
 
 
-def _observation_space(obs: str, size: int, frame_stack: int) -> spaces.Space:
-    pixels = spaces.Box(0, 255, (3 * frame_stack, size, size), np.uint8)
-    state = spaces.Box(0.0, 1.0, (len(STATE),), np.float32)
-    return {"pixels": pixels, "state": state, "both": spaces.Dict({"pixels": pixels, "state": state})}[obs]
+class TwoRoomWorld(World):
+    """Two rooms as a `World`: rules and pictures of `two_room_layout`, and the backgrounds of the running episodes."""
+
+    state_names = layout.STATE
+    vector_bounds = (0.0, 1.0)
+    actions, draws, limit = 2, layout.EPISODE_DRAWS, 100
+    invalid = (
+        f"puts the agent into a wall, the goal outside the unit square, wall_x outside {layout.WALL_RANGE} or door_y outside "
+        f"{layout.DOOR_RANGE}"
+    )
+
+    def __init__(
+        self,
+        *,
+        wall: str | float = "fixed",
+        door: str | float = "fixed",
+        goal: str = "any",
+        shortcut: float | None = None,
+        slip: float = layout.SLIP,
+        corridor: float | None = None,
+        wind: float = layout.WIND,
+        speed: float = 0.04,
+        success_radius: float = layout.SUCCESS_RADIUS,
+        terminate_on_goal: bool = True,
+        **common,
+    ):
+        super().__init__(success_radius=success_radius, terminate_on_goal=terminate_on_goal, **common)
+        if goal not in ("any", "other-room"):
+            raise ValueError(f"goal is {goal!r}; pass 'any' or 'other-room'")
+        if not 0.0 < speed <= 1.0:
+            raise ValueError(f"speed is {speed!r}; pass a length in world units, above 0 and at most 1")
+        self.wall = layout.fixed_or_random("wall", wall, layout.WALL_RANGE)
+        self.door = layout.fixed_or_random("door", door, layout.DOOR_RANGE)
+        self.other_room, self.speed = goal == "other-room", float(speed)
+        self.shortcut = layout.checked_shortcut(shortcut, self.door)
+        for name, value in (("slip", slip), ("wind", wind)):
+            if not 0.0 <= value <= 0.1:
+                raise ValueError(f"{name} is {value!r}; pass a length in world units, from 0 to 0.1")
+        if corridor is not None and (shortcut is not None or not 0.0 < corridor <= 0.5):
+            raise ValueError(
+                f"corridor is {corridor!r} and shortcut {shortcut!r}; pass a half width above 0 and at most 0.5, or None, and "
+                "one of the two at most"
+            )
+        self.slip, self.corridor, self.wind = float(slip), corridor, float(wind)
+        self.noises = 2 if (shortcut is not None and slip) or (corridor is not None and wind) else 0
+        self._backgrounds: Tensor | None = None  # (1 or B, 3, size, size), see `begun`
+        self._usual = False  # whether they show the layout that all episodes have
+
+    def draw(self, u: Planes) -> Planes:
+        episode = layout.draw_episode(
+            torch.stack(u, -1),
+            wall=self.wall,
+            door=self.door,
+            other_room=self.other_room,
+            separation=2 * self.success_radius,
+        )
+        (x, y), (goal_x, goal_y) = episode[0].unbind(-1), episode[1].unbind(-1)
+        return x, y, goal_x, goal_y, *episode[2:]
+
+    def advance(self, state: Planes, action: Planes, noise: Planes | None = None) -> Planes:
+        x, y, goal_x, goal_y, wall_x, door_y = state
+        dx, dy = self.speed * action[0], self.speed * action[1]
+        if self.corridor is not None and noise is not None:
+            dx, dy = layout.blow(x, dx, dy, wall_x, self.corridor, [self.wind * n for n in noise])
+        if self.shortcut is not None:
+            slip = None if noise is None else [self.slip * n for n in noise]
+            dx, dy = layout.slide(x, y, dx, dy, wall_x, self.shortcut, slip)
+        x, y = layout.sweep(x, y, dx, dy, *layout.doorway(wall_x, door_y), self.shortcut)
+        return x, y, goal_x, goal_y, wall_x, door_y
+
+    def position_of(self, state: Planes) -> Planes:
+        return state[0:2]
+
+    def goal_of(self, state: Planes) -> Planes:
+        return state[2:4]
+
+    def goal_state_of(self, state: Planes) -> Planes:
+        return state[2:4] + state[2:]
+
+    def shown_by(self, state: Planes) -> dict[str, Planes]:
+        # The goal is not in the picture and a constant has no variance to explain: neither is a target for a probe.
+        shown = {"position": state[0:2]}
+        if self.wall is None:
+            shown["wall_x"] = state[4:5]
+        if self.door is None:
+            shown["door_y"] = state[5:6]
+        return shown
+
+    def valid(self, state: Planes) -> Tensor:
+        x, y, goal_x, goal_y, wall_x, door_y = state
+        low, high = layout.WALL_RANGE
+        fits = (wall_x >= low - 1e-6) & (wall_x <= high + 1e-6)
+        low, high = layout.DOOR_RANGE
+        fits &= (door_y >= low - 1e-6) & (door_y <= high + 1e-6)
+        fits &= layout.is_free(torch.stack([x, y], -1), wall_x, door_y, self.shortcut)
+        return fits & (goal_x >= 0.0) & (goal_x <= 1.0) & (goal_y >= 0.0) & (goal_y <= 1.0)
+
+    def sunk(self) -> Tensor:
+        """(B,) bool: who lies in the water; nobody where there is none."""
+        x, y, _, _, wall_x, _ = self.planes
+        if self.shortcut is None:
+            return torch.zeros_like(x, dtype=torch.bool)
+        return layout.is_sunk(x, y, wall_x, self.shortcut)
+
+    def expert(self, state: Planes) -> Planes:
+        position, goal = torch.stack(state[0:2], -1), torch.stack(state[2:4], -1)
+        return layout.expert_action(position, goal, state[4], state[5], self.speed, self.shortcut).unbind(-1)
+
+    # -- pictures --------------------------------------------------------------------------------------------------------
+
+    def background(self, wall_x: Tensor, door_y: Tensor, size: int) -> Tensor:
+        """Layouts (...) without the agent -> uint8 (..., 3, size, size)."""
+        return layout.background(wall_x, door_y, size, self.shortcut, self.corridor)
+
+    def begun(self, mask: Tensor | None, drawn: bool) -> None:
+        """Redraw walls where layouts changed. Worlds of one layout share one background, kept as long as it holds."""
+        if self.obs == "state":
+            return  # drawn when a picture is asked for
+        wall_x, door_y = self.planes[4:6]
+        constant = self.wall is not None and self.door is not None
+        if mask is None:
+            one = constant if drawn else bool(((wall_x == wall_x[0]) & (door_y == door_y[0])).all())
+            rows = slice(0, 1) if one else slice(None)
+            if not (drawn and constant and self._usual):
+                self._backgrounds = self.background(wall_x[rows], door_y[rows], self.size)
+            self._usual = drawn and constant
+        elif self._usual:
+            return
+        elif self.device.type == "cpu":
+            rows = mask.nonzero()[:, 0]
+            self._backgrounds = self._backgrounds.repeat(self.worlds // len(self._backgrounds), 1, 1, 1)
+            self._backgrounds[rows] = self.background(wall_x[rows], door_y[rows], self.size)
+        else:
+            fresh = self.background(wall_x, door_y, self.size)
+            self._backgrounds = torch.where(mask[:, None, None, None], fresh, self._backgrounds)
+
+    def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
+        backgrounds = self._backgrounds
+        if backgrounds is None or size != self.size:
+            backgrounds = self.background(state[4][:, 0], state[5][:, 0], size)
+        elif rows is not None and len(backgrounds) > 1:
+            backgrounds = backgrounds[rows]
+        # Walls stand still during an episode, so the stack is K dots over one background.
+        return layout.paint(backgrounds[:, None], torch.stack(state[0:2], -1))
+
+    def scenes(self, state: Planes, size: int) -> Tensor:
+        x, y, goal_x, goal_y, wall_x, door_y = state
+        pictures = self.background(wall_x, door_y, size)
+        layout.draw_dot(pictures, torch.stack([goal_x, goal_y], -1), layout.GOAL_COLOUR)
+        return layout.draw_dot(pictures, torch.stack([x, y], -1))
 
 
-def _check_render(render_mode: str | None, render_size: int | None, size: int) -> int:
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"render_mode is {render_mode!r}; pass None or 'rgb_array'")
-    if render_size is not None and render_size < 16:
-        raise ValueError(f"render_size is {render_size!r}; pass a whole number, 16 or more")
-    return size if render_size is None else int(render_size)
-
-
-def _state_option(options: dict[str, Any] | None) -> Any:
-    """The "state" of reset's options, or None; other options have no meaning here and are refused."""
-    unknown = sorted(set(options or {}) - {"state"})
-    if unknown:
-        raise ValueError(f"options holds {unknown}; the only option of this environment is 'state'")
-    return (options or {}).get("state")
-
-
-class TwoRoomEnv(gym.Env):
+class TwoRoomEnv(TorchEnv):
     """A dot in two rooms joined by a door: the smallest world that needs a detour to be planned.
 
     ## Description
@@ -71,6 +192,11 @@ class TwoRoomEnv(gym.Env):
     agent whose centre leaves the bridge inside the opening is in the water and moves no more.
     `gjwm/two-room-slippery-v0` has the bridge at 0.35 and the safe door far off at 0.8.
 
+    With `corridor=w` wind blows in the strip less than w from the middle of the wall, on both sides of it and in the door:
+    each step that begins there is displaced by Gaussian noise of standard deviation `wind` per axis. Outside the strip steps
+    are exact: how certain the next position is depends on where the agent is, and shows (the strip is tinted).
+    `gjwm/two-room-noisy-v0` has a strip of half width 0.2 and goals on the other side.
+
     ## Observation space
 
     | obs        | space                                               | contents                                   |
@@ -95,6 +221,12 @@ class TwoRoomEnv(gym.Env):
 
     Terminated at the goal (unless `terminate_on_goal=False`); truncated after `max_episode_steps`.
 
+    ## State, goal and expert
+
+    `get_state`: `x, y, goal_x, goal_y, wall_x, door_y`, float64 (6,), world units; in worlds with noise also its counter, so
+    that `set_state(get_state())` goes on with the same noise. `position` and `goal` are `x, y` (2,). The expert goes to the
+    near side of the door, through it, then straight to the goal; with a bridge it takes the shorter way.
+
     ## Info
 
     `reset`: `"goal"` float32 (2,) world units, and `"goal_image"` if `goal_in_info`. `step`: `"success"` bool.
@@ -106,120 +238,27 @@ class TwoRoomEnv(gym.Env):
     | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                               |
     | `size`              | 64         | side of the picture, pixels                                     |
     | `frame_stack`       | 1          | pictures per observation                                        |
+    | `action_repeat`     | 1          | steps per action                                                |
     | `wall`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or wall_x              |
     | `door`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or door_y              |
     | `goal`              | `"any"`    | `"any"` or `"other-room"`                                       |
-    | `shortcut`          | None       | y of a second opening: a frozen bridge over water (see below)   |
+    | `shortcut`          | None       | y of a second opening: a frozen bridge over water               |
     | `slip`              | 0.04       | std of a step's slip on the ice, world units per axis           |
+    | `corridor`          | None       | half width of the windy strip along the wall, world units       |
+    | `wind`              | 0.04       | std of a step's noise in the strip, world units per axis        |
     | `speed`             | 0.04       | world units per step at full action                             |
     | `success_radius`    | 0.05       | world units                                                     |
-    | `max_episode_steps` | 100        | steps until truncation (see below)                              |
+    | `max_episode_steps` | None       | actions until truncation; None: 100 steps                       |
     | `terminate_on_goal` | True       | end the episode at the goal                                     |
-    | `goal_in_info`      | False      | add the goal picture to reset's info                            |
-    | `render_mode`       | None       | `"rgb_array"` for `render()`                                    |
-    | `render_size`       | `size`     | side of `render()`'s picture, pixels                            |
 
-    `gym.make` keeps an argument named `max_episode_steps` for a `TimeLimit` around the environment, which can only
-    shorten episodes; longer ones are asked for here, in the id's registered `kwargs`, or through `gym.make_vec`.
+    and those of `TorchEnv`.
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and a state that
             is none of this world.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
-
-    def __init__(
-        self,
-        *,
-        obs: str = "pixels",
-        size: int = 64,
-        frame_stack: int = 1,
-        wall: str | float = "fixed",
-        door: str | float = "fixed",
-        goal: str = "any",
-        shortcut: float | None = None,
-        slip: float = SLIP,
-        speed: float = 0.04,
-        success_radius: float = SUCCESS_RADIUS,
-        max_episode_steps: int = 100,
-        terminate_on_goal: bool = True,
-        goal_in_info: bool = False,
-        render_mode: str | None = None,
-        render_size: int | None = None,
-    ):
-        self._worlds = Worlds(
-            worlds=1,
-            obs=obs,
-            size=size,
-            frame_stack=frame_stack,
-            wall=wall,
-            door=door,
-            goal=goal,
-            shortcut=shortcut,
-            slip=slip,
-            speed=speed,
-            success_radius=success_radius,
-            max_episode_steps=max_episode_steps,
-            terminate_on_goal=terminate_on_goal,
-        )
-        self.success_radius = self._worlds.success_radius
-        self.goal_in_info = goal_in_info
-        self.render_size = _check_render(render_mode, render_size, size)
-        self.render_mode = render_mode
-        self.observation_space = _observation_space(obs, size, frame_stack)
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode -> `(observation, info)`; see the class for the options."""
-        super().reset(seed=seed)
-        state = _state_option(options)
-        self._worlds.seed(seed)
-        if state is None:
-            self._worlds.begin()
-        else:
-            self.set_state(state)
-        info = {"goal": self._worlds.goal[0].numpy().copy()}
-        if self.goal_in_info:
-            info["goal_image"] = self.goal_image()
-        return self.observe(), info
-
-    def step(self, action):
-        """Move by `action (2,)` -> `(observation, reward, terminated, truncated, info)`."""
-        action = self._worlds.check_actions(action, (2,))
-        reached, terminated, truncated = (bool(flag) for flag in self._worlds.step(action[None]))
-        return self.observe(), float(reached), terminated, truncated, {"success": reached}
-
-    def observe(self):
-        """The observation of the current state, shaped as `observation_space`."""
-        observation = self._worlds.observe()
-        if isinstance(observation, dict):
-            return {name: value[0].numpy() for name, value in observation.items()}
-        return observation[0].numpy()
-
-    def render(self) -> np.ndarray | None:
-        """uint8 (render_size, render_size, 3): the world with the agent in red and, unlike observations, the goal in
-        green."""
-        if self.render_mode is None:
-            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
-            return None
-        return self._worlds.frames(self.render_size)[0]
-
-    def get_state(self) -> np.ndarray:
-        """(6,) float64: x, y, goal_x, goal_y, wall_x, door_y in world units. The episode's clock is not part of it."""
-        return self._worlds.state()[0].numpy()
-
-    def set_state(self, state: np.ndarray) -> None:
-        """Go to `state (6,)`: the frame stack repeats the current picture and the episode's clock restarts."""
-        state = np.asarray(state, dtype=np.float64)
-        if state.shape != (len(STATE),):
-            raise ValueError(f"state has shape {state.shape}; expected ({len(STATE)},): {', '.join(STATE)}")
-        self._worlds.set_state(state[None])
-
-    @property
-    def position(self) -> np.ndarray:
-        """(2,) float64: the agent's centre x, y, world units; what success is measured on."""
-        return self._worlds.position[0].double().numpy()
+    world = TwoRoomWorld
 
     def image_position(self, position: np.ndarray) -> np.ndarray:
         """Where positions (..., 2) are seen in a picture: shares of its width and height from the top left corner."""
@@ -230,267 +269,13 @@ class TwoRoomEnv(gym.Env):
         """Whether the agent lies in the water beside the shortcut."""
         return bool(self._worlds.sunk()[0])
 
-    @property
-    def goal(self) -> np.ndarray:
-        """(2,) float64: the goal position x, y, world units."""
-        return self._worlds.goal[0].double().numpy()
 
-    def goal_state(self) -> np.ndarray:
-        """(6,) float64: the state, for `set_state`, of having arrived at the goal."""
-        state = self.get_state()
-        state[:2] = state[2:4]
-        return state
+class TwoRoomVectorEnv(TorchVectorEnv):
+    """`num_envs` worlds of `TwoRoomEnv` as one batch; see `TorchVectorEnv`."""
 
-    def goal_image(self) -> np.ndarray:
-        """uint8 (3, size, size): this episode's walls with the agent at the goal."""
-        return self._worlds.goal_images()[0].numpy()
-
-    def true_state(self) -> dict[str, np.ndarray]:
-        """Named variables that the picture shows, for probes: position (2,), and wall_x (1,), door_y (1,) if random."""
-        return {name: value[0].numpy() for name, value in self._worlds.true_state().items()}
-
-    def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None) -> np.ndarray:
-        """(2,) float32: the scripted through-the-door policy, plus `noise` times a standard normal, clipped.
-
-        Noise comes from `generator` (CPU) or else from one that reset seeds; it never changes later episodes.
-        """
-        return self._worlds.expert_action(noise, generator)[0].numpy()
-
-    def simulate(
-        self,
-        states: np.ndarray,
-        actions: np.ndarray,
-        particles: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> np.ndarray:
-        """True positions under many action sequences, without changing this environment.
-
-        Args:
-            states: (B, 6) from `get_state`, any B.
-            actions: (B, N, H, 2); clipped to [-1, 1].
-            particles: None: nobody slips. P: as many outcomes of every plan, with the same slips for all plans of a world.
-            generator: draws the slips.
-
-        Returns:
-            (B, N, [P,] H+1, 2) float32 world units, index 0 the start. Goals end nothing here.
-        """
-        return self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator).numpy()
-
-
-class TwoRoomVectorEnv(VectorEnv):
-    """`num_envs` two-room worlds stepped as one batch of tensors, on the CPU or on an accelerator.
-
-    Spaces, rewards, episodes and constructor arguments are those of `TwoRoomEnv`, with a leading axis B = num_envs,
-    and two arguments more:
-
-    | argument   | default | meaning                                                                             |
-    |------------|---------|-------------------------------------------------------------------------------------|
-    | `num_envs` | 1       | B                                                                                   |
-    | `device`   | None    | None: computed on the CPU, numpy in the results. "cpu", "cuda", ...: torch tensors there |
-
-    Actions may be numpy or torch, whatever the device. Rewards are float32 (B,), flags bool (B,). Every returned
-    array or tensor is fresh: later steps never write into it.
-
-    Seeds: `reset(seed=s)` seeds environment i with s + i, `reset(seed=[...])` each by name, `reset()` goes on with
-    the next episodes. Episodes are drawn on the CPU, so they are the same on every device.
-
-    Autoreset is `SAME_STEP`: where an episode ends, `step` returns the first observation of the next one. The last
-    observation of the ended one is in `infos["final_obs"]`, with the mask `infos["_final_obs"]`, on steps where any
-    episode ended. With `device=None` that is Gymnasium's object array, None where nothing ended; with a device it is
-    a batch of the true next observations of *all* environments, ready for a replay buffer.
-
-    `infos` of step: `"success"` (B,) bool, whether the goal was reached on this step, and on steps where an episode
-    ended also `"final_info"` (the ended episodes' `"success"`) and `"goal"` (B, 2), with Gymnasium's `_`-masks.
-    `infos` of reset: `"goal"`, and `"goal_image"` if `goal_in_info`.
-    """
-
-    metadata = {  # noqa: RUF012
-        "render_modes": ["rgb_array"],
-        "render_fps": 10,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
-
-    def __init__(
-        self,
-        *,
-        num_envs: int = 1,
-        obs: str = "pixels",
-        size: int = 64,
-        frame_stack: int = 1,
-        wall: str | float = "fixed",
-        door: str | float = "fixed",
-        goal: str = "any",
-        shortcut: float | None = None,
-        slip: float = SLIP,
-        speed: float = 0.04,
-        success_radius: float = SUCCESS_RADIUS,
-        max_episode_steps: int = 100,
-        terminate_on_goal: bool = True,
-        goal_in_info: bool = False,
-        render_mode: str | None = None,
-        render_size: int | None = None,
-        device: str | torch.device | None = None,
-    ):
-        self._worlds = Worlds(
-            worlds=num_envs,
-            obs=obs,
-            size=size,
-            frame_stack=frame_stack,
-            wall=wall,
-            door=door,
-            goal=goal,
-            shortcut=shortcut,
-            slip=slip,
-            speed=speed,
-            success_radius=success_radius,
-            max_episode_steps=max_episode_steps,
-            terminate_on_goal=terminate_on_goal,
-            device="cpu" if device is None else device,
-        )
-        self._numpy = device is None
-        self.num_envs = self._worlds.worlds
-        self.device = self._worlds.device
-        self.success_radius = self._worlds.success_radius
-        self.goal_in_info = goal_in_info
-        self.render_size = _check_render(render_mode, render_size, size)
-        self.render_mode = render_mode
-        self.single_observation_space = _observation_space(obs, size, frame_stack)
-        self.single_action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-
-    def _out(self, value):
-        """A tensor, or a dict of them, as this environment hands it out: no copy is made."""
-        if isinstance(value, dict):
-            return {name: self._out(v) for name, v in value.items()}
-        return value.numpy() if self._numpy else value
-
-    def reset(self, *, seed: Seed = None, options: dict[str, Any] | None = None):
-        """Start an episode in every environment -> `(observations, infos)`; `options={"state": (B, 6)}` says where."""
-        super().reset(seed=int(seed) if isinstance(seed, int | np.integer) else None)
-        state = _state_option(options)
-        self._worlds.seed(seed)
-        if state is None:
-            self._worlds.begin()
-        else:
-            self.set_state(state)
-        everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        return self.observe(), self._goal_infos(everyone)
-
-    def step(self, actions):
-        """Move by `actions (B, 2)` -> `(observations, rewards, terminations, truncations, infos)`; see the class."""
-        worlds = self._worlds
-        actions = worlds.check_actions(actions, (self.num_envs, 2))
-        reached, terminated, truncated = worlds.step(actions)
-        observations = worlds.observe()
-        infos = {"success": self._out(reached), "_success": self._out(torch.ones_like(reached))}
-
-        ended = terminated | truncated
-        rows = ended.nonzero()[:, 0]
-        if len(rows):
-            infos["_final_obs"] = self._out(ended)
-            infos["final_info"] = {"success": self._out(reached & ended), "_success": self._out(ended.clone())}
-            infos["_final_info"] = self._out(ended.clone())
-            if self._numpy:
-                infos["final_obs"] = _by_environment(observations, rows, self.num_envs)
-            else:
-                infos["final_obs"] = observations
-                observations = _each(observations, Tensor.clone)
-            worlds.begin(rows.cpu())
-            _write(observations, rows, worlds.observe(rows))
-            infos.update(self._goal_infos(ended))
-        return (
-            self._out(observations),
-            self._out(reached.float()),
-            self._out(terminated.clone()),
-            self._out(truncated),
-            infos,
-        )
-
-    def _goal_infos(self, started: Tensor) -> dict[str, Any]:
-        infos = {"goal": self._out(self._worlds.goal.clone()), "_goal": self._out(started.clone())}
-        if self.goal_in_info:
-            infos |= {"goal_image": self.goal_images(), "_goal_image": self._out(started.clone())}
-        return infos
-
-    def observe(self):
-        """The observations of the current states, shaped as `observation_space`."""
-        return self._out(self._worlds.observe())
-
-    def render(self) -> tuple[np.ndarray, ...] | None:
-        """One uint8 (render_size, render_size, 3) picture per environment, agent in red and goal in green."""
-        if self.render_mode is None:
-            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
-            return None
-        return tuple(self._worlds.frames(self.render_size))
-
-    def get_state(self):
-        """(B, 6) float64: x, y, goal_x, goal_y, wall_x, door_y in world units, exactly invertible by `set_state`."""
-        return self._out(self._worlds.state())
-
-    def set_state(self, states) -> None:
-        """Go to `states (B, 6)`: frame stacks repeat the current picture and the episodes' clocks restart."""
-        shape = tuple(np.shape(states))
-        if shape != (self.num_envs, len(STATE)):
-            raise ValueError(f"state has shape {shape}; expected {(self.num_envs, len(STATE))}: {', '.join(STATE)}")
-        self._worlds.set_state(states)
-
-    @property
-    def position(self):
-        """(B, 2) float64: the agents' centres x, y, world units."""
-        return self._out(self._worlds.position.double())
+    world = TwoRoomWorld
 
     @property
     def sunk(self):
         """(B,) bool: which agents lie in the water beside the shortcut."""
         return self._out(self._worlds.sunk())
-
-    @property
-    def goal(self):
-        """(B, 2) float64: the goal positions x, y, world units."""
-        return self._out(self._worlds.goal.double())
-
-    def goal_images(self):
-        """uint8 (B, 3, size, size): each episode's walls with the agent at the goal."""
-        return self._out(self._worlds.goal_images())
-
-    def true_state(self) -> dict[str, Any]:
-        """As `TwoRoomEnv.true_state`, float64 with a leading axis B."""
-        return self._out(self._worlds.true_state())
-
-    def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None):
-        """(B, 2) float32: as `TwoRoomEnv.expert_action`, with independent noise in every environment."""
-        return self._out(self._worlds.expert_action(noise, generator))
-
-    def simulate(self, states, actions, particles: int | None = None, generator: torch.Generator | None = None):
-        """As `TwoRoomEnv.simulate`, computed on this environment's device; B need not be num_envs.
-
-        Returns:
-            (B, N, [P,] H+1, 2) float32: a tensor on the device if `actions` is a tensor, else a numpy array.
-        """
-        positions = self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator)
-        return positions if isinstance(actions, Tensor) else positions.cpu().numpy()
-
-
-def _each(observations: Tensor | dict[str, Tensor], function) -> Tensor | dict[str, Tensor]:
-    if isinstance(observations, dict):
-        return {name: function(value) for name, value in observations.items()}
-    return function(observations)
-
-
-def _write(observations: Tensor | dict[str, Tensor], rows: Tensor, new: Tensor | dict[str, Tensor]) -> None:
-    """observations[rows] = new, in place."""
-    if isinstance(observations, dict):
-        for name, value in observations.items():
-            value[rows] = new[name]
-    else:
-        observations[rows] = new
-
-
-def _by_environment(observations: Tensor | dict[str, Tensor], rows: Tensor, num_envs: int) -> np.ndarray:
-    """Gymnasium's `final_obs`: an object array (B,) with a copy of each observation in `rows`, None elsewhere."""
-    last = _each(observations, lambda value: value[rows].numpy())
-    array = np.full(num_envs, None, dtype=object)
-    for k, i in enumerate(rows.tolist()):
-        array[i] = {name: value[k] for name, value in last.items()} if isinstance(last, dict) else last[k]
-    return array

@@ -34,7 +34,7 @@ from gjwm.collect import Episode, collect_dataset, collect_episodes
 from gjwm.dataset import dataset_info, load_buffer
 from gjwm.decoder import ConvDecoder
 from gjwm.diagnostics import wilson_interval
-from gjwm.evaluate import Details, check_protocol, encode_episodes, evaluate
+from gjwm.evaluate import Details, check_equal_length, check_protocol, encode_episodes, evaluate
 from gjwm.logging import RunLogger, log_results, progress
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.report import ARRAYS, EVALUATION, GALLERY, LiveReport, judge, save_arrays, write_report
@@ -50,7 +50,13 @@ CALIBRATION = 2_000_000
 
 
 def load_config(overrides: Sequence[str] = ()) -> DictConfig:
-    """configs/config.yaml with hydra overrides such as "experiment=two_room" or "train.steps=100"."""
+    """configs/config.yaml with hydra overrides such as "experiment=two_room" or "train.steps=100".
+
+    An env.id that is not one of gjwm's starts from experiment=gym: the default experiment's settings are a task's own.
+    """
+    ids = [text.partition("=")[2] for text in overrides if text.startswith("env.id=")]
+    if ids and not ids[-1].startswith("gjwm/") and not any(text.startswith("experiment=") for text in overrides):
+        overrides = ["experiment=gym", *overrides]
     with initialize_config_module("gjwm.configs", version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
@@ -243,6 +249,8 @@ def calibrate_model(model: WorldModel, cfg: DictConfig) -> None:
         seed=CALIBRATION + cfg.seed,
         workers=cfg.collect.workers,
     )
+    episodes = list(episodes)
+    check_equal_length(episodes)
     latents, actions = [], []
     for episode in episodes:
         latents.append(encode_episodes(model, [episode])[0])

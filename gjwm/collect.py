@@ -7,23 +7,18 @@ Simulators that run one env at a time (MuJoCo) are spread over processes, each w
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import multiprocessing
-import os
-import signal
-import threading
+import queue
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from torch import Tensor
@@ -31,36 +26,11 @@ from tqdm import tqdm
 
 from gjwm.behaviours import Behaviour, Uniform
 from gjwm.dataset import Arrays, Episode, newest_frames, open_dataset, restack, write_shard
+from gjwm.envs.making import importable, is_unit, make_env, spec_of, torch_native
+from gjwm.envs.workers import Worker, WorkerDied, cores
 
 CHUNK = 5  # episodes per message between processes: few enough to balance, many enough to hide the overhead
 BATCH_BYTES = 512 * 2**20  # of observations that a torch-native world may collect at once
-
-
-def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """`gymnasium.make`, where ids "gjwm/..." need no module in front, and bounded actions are rescaled from [-1, 1]."""
-    try:
-        env = gym.make(_importable(env_id), **kwargs)
-    except TypeError as error:
-        raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}.") from error
-    space = env.action_space
-    if isinstance(space, spaces.Box) and space.is_bounded() and not _unit(space):
-        env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-    return env
-
-
-def _unit(space: spaces.Box) -> bool:
-    return bool((space.low == -1).all() and (space.high == 1).all())
-
-
-def _importable(env_id: str) -> str:
-    return f"gjwm.envs:{env_id}" if env_id.startswith("gjwm/") else env_id
-
-
-def _spec(env_id: str) -> gym.envs.registration.EnvSpec:
-    module, _, name = _importable(env_id).rpartition(":")
-    if module:
-        importlib.import_module(module)
-    return gym.spec(name)
 
 
 class _Job(NamedTuple):
@@ -159,6 +129,8 @@ def collect_dataset(
         record_state=record_state,
     )
     source = {"behaviour": repr(job.behaviour), "seed": seed, "length": length}
+    # Pictures of different renderers must not be mixed, so the default is written down too.
+    source["renderer"] = {**spec_of(env_id).kwargs, **job.env_kwargs}.get("renderer")
     pending: list[Episode] = []
     begin, done, frames = time.perf_counter(), 0, 0
     with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
@@ -202,11 +174,12 @@ def _describe(job: _Job) -> tuple[spaces.Space, spaces.Box, int]:
     try:
         observation_space, action_space = env.observation_space, env.action_space
         frame_stack = _frame_stack(env)
+        discrete = bool(getattr(env.unwrapped, "action_groups", ()))
     finally:
         env.close()
     if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
         raise ValueError(f"{job.env_id} has the action space {action_space}; expected a Box (A,).")
-    if not _unit(action_space):
+    if not discrete and not is_unit(action_space):
         raise ValueError(
             f"{job.env_id} has unbounded actions, [{action_space.low}, {action_space.high}]; bound them where it is registered."
         )
@@ -224,11 +197,9 @@ def _frame_stack(env: gym.Env) -> int:
 
 def _collect(job: _Job, episodes: int, workers: int | None, first_episode: int) -> Iterator[Episode]:
     """Episodes in order, with single frames where the env stacks them."""
-    if _spec(job.env_id).vector_entry_point is not None:
+    if torch_native(spec_of(job.env_id)):
         return _collect_batched(job, episodes, first_episode)
-    if workers is None:
-        # macOS and Windows cannot say what this process may use.
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores() if workers is None else workers
     numbers = range(first_episode, first_episode + episodes)
     chunks = [numbers[i : i + CHUNK] for i in range(0, episodes, CHUNK)]
     return _collect_in_processes(job, chunks, workers) if workers else _collect_here(job, numbers)
@@ -254,6 +225,8 @@ class _Recorder:
         frames, simulator, a, r, terminated, truncated = [observation], [self._simulator()], [], [], [], []
         for t in range(job.length):
             action = policy(env, t)[0]
+            if hasattr(env.unwrapped, "executed"):
+                action = env.unwrapped.executed(action)
             # The env gets a copy: it may clip or rescale in place.
             observation, reward, end, cut, _ = env.step(action.copy())
             frames.append(observation)
@@ -326,49 +299,67 @@ def _failed(job: _Job, number: int, error: Exception) -> RuntimeError:
 
 # -- worker processes --------------------------------------------------------------------------------------------------
 
-_worker: dict[str, Any] = {}  # of this worker process: its job, and its recorder once the first episode needs it
-
 
 def _collect_in_processes(job: _Job, chunks: list[range], workers: int) -> Iterator[Episode]:
-    # Spawned, not forked: a forked child of a process that has rendered hangs in the GL driver.
-    context = multiprocessing.get_context("spawn")
     workers = min(workers, len(chunks))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(job,))
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for _ in range(workers):
+        idle.put(Worker(_Recording, job))
+
+    def record(chunk: range) -> list[Episode]:
+        worker = idle.get()
+        try:
+            return worker.call("record", chunk)
+        except WorkerDied as death:
+            # An episode depends on its number alone, so another process records just the same.
+            warnings.warn(
+                f"{death} in episodes {chunk[0]} to {chunk[-1]} of {job.env_id}; a new one records them.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            worker.close()
+            worker = Worker(_Recording, job)
+            try:
+                return worker.call("record", chunk)
+            except WorkerDied as again:
+                raise RuntimeError(
+                    f"{again} before episode {chunk[-1]} of {job.env_id} was done, and so did the one before it (for want of "
+                    'memory? or the script lacks `if __name__ == "__main__":`); try fewer workers, or workers=0 to see why.'
+                ) from again
+        finally:
+            idle.put(worker)
+
+    # One thread waits for each worker.
+    pool = ThreadPoolExecutor(workers)
     waiting, running = deque(chunks), deque()
     try:
         while waiting or running:
             while waiting and len(running) < 2 * workers:  # no more: finished episodes wait in memory
-                chunk = waiting.popleft()
-                running.append((chunk, pool.submit(_record_chunk, chunk)))
-            chunk, future = running.popleft()
-            try:
-                episodes = future.result()
-            except BrokenProcessPool as error:
-                raise RuntimeError(
-                    f"a worker process died before episode {chunk[-1]} of {job.env_id} was done (killed, perhaps for memory; "
-                    'or the script lacks `if __name__ == "__main__":`); try fewer workers, or workers=0 to see why.'
-                ) from error
-            yield from episodes
+                running.append(pool.submit(record, waiting.popleft()))
+            yield from running.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        while not idle.empty():
+            idle.get().close()
 
 
-def _start_worker(job: _Job) -> None:
-    torch.set_num_threads(1)  # the processes share the cores
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the parent, which then stops its workers
-    parent = multiprocessing.parent_process()
-    # Without this a killed parent would leave its workers waiting for ever.
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _worker["job"] = job
+class _Recording:
+    """What a worker process does: it records chunks of episodes, with an env made for the first."""
 
+    def __init__(self, job: _Job):
+        self.job, self.recorder = job, None
 
-def _record_chunk(numbers: range) -> list[Episode]:
-    if "recorder" not in _worker:
-        try:
-            _worker["recorder"] = _Recorder(_worker["job"])
-        except Exception as error:
-            raise _failed(_worker["job"], numbers[0], error) from error
-    return [_record(_worker["recorder"], number) for number in numbers]
+    def record(self, numbers: range) -> list[Episode]:
+        if self.recorder is None:
+            try:
+                self.recorder = _Recorder(self.job)
+            except Exception as error:
+                raise _failed(self.job, numbers[0], error) from error
+        return [_record(self.recorder, number) for number in numbers]
+
+    def close(self) -> None:
+        if self.recorder is not None:
+            self.recorder.env.close()
 
 
 # -- torch-native worlds -----------------------------------------------------------------------------------------------
@@ -376,7 +367,7 @@ def _record_chunk(numbers: range) -> list[Episode]:
 
 def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[Episode]:
     """Many episodes as one batch, all of the same length, each with its own seed."""
-    spec = _spec(job.env_id)
+    spec = spec_of(job.env_id)
     creator = (
         spec.vector_entry_point if callable(spec.vector_entry_point) else load_env_creator(spec.vector_entry_point)
     )
@@ -408,12 +399,10 @@ def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[E
 def _record_batch(
     job: _Job, kwargs: dict[str, Any], length: int, numbers: range, frame_stack: int
 ) -> Iterator[Episode]:
-    env = gym.make_vec(
-        _importable(job.env_id), num_envs=len(numbers), vectorization_mode="vector_entry_point", **kwargs
-    )
+    env = gym.make_vec(importable(job.env_id), num_envs=len(numbers), vectorization_mode="vector_entry_point", **kwargs)
     try:
         space = env.single_observation_space
-        if not _unit(env.single_action_space):
+        if not is_unit(env.single_action_space):
             raise ValueError(
                 f"a torch-native world is collected with actions in [-1, 1], not {env.single_action_space}; rescale inside it."
             )

@@ -361,7 +361,7 @@ def random_policy(action_dim: int, rng: np.random.Generator) -> Policy:
 
 
 def hold_policy(action_dim: int) -> Policy:
-    """Standing still: the zero action."""
+    """Standing still: the zero action; where actions are discrete, the first one all the time."""
     return lambda observation, states: np.zeros((len(states), action_dim), np.float32)
 
 
@@ -408,6 +408,33 @@ def check_protocol(
         raise ValueError(f"a plan of horizon={horizon} actions cannot last for replan_every={replan_every} of them.")
 
 
+def check_equal_length(episodes: Sequence[Episode]) -> None:
+    """Raise a ValueError for held-out episodes of different lengths, which no batch of latents can hold."""
+    lengths = sorted({len(e.a) for e in episodes})
+    if len(lengths) != 1:
+        raise ValueError(
+            f"held-out episodes must have one length, and these have {lengths[0]} to {lengths[-1]} steps: shorten "
+            "evaluate.length, or keep the env from ending them (terminate: false for a Gymnasium environment)."
+        )
+
+
+def _check_planner(planner: Planner, action_groups: Sequence[int], env_id: str) -> None:
+    """Raise a ValueError for a planner of actions of another kind than the env's."""
+    if not isinstance(planner, CategoricalCEM):
+        if action_groups:
+            raise ValueError(
+                f"{env_id} has discrete actions, {type(planner).__name__} plans in a box: use planner=categorical."
+            )
+        return
+    if not action_groups:
+        raise ValueError(f"CategoricalCEM plans one-hot actions; those of {env_id} lie in a box: use CEM or ICEM.")
+    if tuple(planner.groups or (sum(action_groups),)) != tuple(action_groups):
+        raise ValueError(
+            f"the actions of {env_id} are one-hot vectors of sizes {list(action_groups)}: set planner.groups to these, got "
+            f"{planner.groups}."
+        )
+
+
 def evaluate(
     model: WorldModel,
     env_id: str,
@@ -451,13 +478,11 @@ def evaluate(
         horizon=horizon,
         replan_every=replan_every,
     )
-    if isinstance(planner, CategoricalCEM):
-        raise ValueError(
-            "CategoricalCEM plans one-hot actions; goals here are reached by actions in a box: use CEM or ICEM."
-        )
-    lengths = {len(e.a) for e in episodes}
-    if len(lengths) != 1:
-        raise ValueError(f"evaluation needs held-out episodes of one length, got {sorted(lengths)}.")
+    see = make_env(env_id, **env_kwargs)
+    _check_planner(planner, getattr(see.unwrapped, "action_groups", ()), env_id)
+    if goals == "reset" and not hasattr(see.unwrapped, "goal_state"):
+        raise ValueError(f"{env_id} draws no goals of its own (it has no goal_state): use goals='ahead'.")
+    check_equal_length(episodes)
 
     def generator() -> Generator:
         return torch.Generator().manual_seed(seed)
@@ -476,7 +501,6 @@ def evaluate(
     }
     reach = report["prediction"]["horizon"]
     report["prediction"]["linear_gaussian"] = linear_gaussian_report(z, a, horizon=reach)
-    see = make_env(env_id, **env_kwargs)
     report["prediction"]["noise_floor"] = noise_floor(
         model, see, episodes, horizon=reach, frame_stack=env_kwargs.get("frame_stack", 1), seed=seed
     )

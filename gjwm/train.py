@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -39,13 +38,11 @@ def train(
     """Minimise `model.loss` with AdamW on a one-cycle schedule, in place; the model ends in evaluation mode.
 
     Args:
-        buffer: windows of `length` steps are drawn from it uniformly.
+        buffer: windows of `length` steps are drawn from it.
         steps: gradient steps.
         batch, length: windows per step, and T of each (the open-loop horizon).
-        episodes: draw each batch from this many episodes only, and let the discrepancy see their windows as independent.
-            What is constant within an episode but differs between them (a maze's layout, a colour) costs no alignment and
-            is as Gaussian as anything: latents that show nothing else would satisfy the objective. Among few episodes such
-            latents are few points and not a Gaussian. None: uniform over all windows.
+        episodes: draw each batch from this many episodes only, as an objective with law="within" needs, which compares two
+            windows of one episode (half of `batch` makes pairs). None: uniform over all windows.
         lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of steps spent warming up.
         truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
         log: called with scalars every `log_every` steps; keys "loss", "train/*", "frames_per_second".
@@ -70,8 +67,6 @@ def train(
     for step in range(1, steps + 1):
         few = {} if episodes is None else {"episodes": episodes}
         windows = buffer.sample(batch, length, generator=generator, **few).to(device)
-        if episodes is not None:
-            windows = replace(windows, episode=torch.arange(batch, device=device))
         try:
             losses = model.loss(windows, objective, truncate=truncate, generator=generator)
         except NonFiniteLatentsError as error:

@@ -126,6 +126,34 @@ def test_films_of_any_checkpoint_for_several_seeds(folder):
     assert third.shape == fourth.shape and (third != fourth).any()
 
 
+# As SMALL, for state vectors of other environments.
+TINY = [text for text in SMALL if not text.startswith(("experiment", "env.", "encoder.", "planner.", "train.decoder"))]
+TINY += ["collect.workers=0", "encoder.hidden=[16]", "logger.wandb=disabled", "evaluate.goal_offset=6"]
+
+
+@pytest.mark.parametrize("overrides", [["env.id=Pendulum-v1"], ["experiment=cartpole_v1"]])
+def test_other_gymnasium_environments_go_through_the_same_commands(overrides, folder):
+    small = [*overrides, *TINY, "planner.samples=16", "planner.elites=8", "planner.iterations=2"]
+    small += ["evaluate.oracle=true", "evaluate.length=16", "evaluate.episodes=8"]
+    for command in ("collect", "train", "evaluate"):
+        assert main([command, *small]) == 0
+    report = json.loads((folder / "runs" / "small" / "evaluation.json").read_text())
+    assert report["planning"]["oracle"]["episodes"] == 4
+    model = WorldModel.load(folder / "runs" / "small" / "checkpoint.pt")
+    assert model.action_dim == (2 if "experiment=cartpole_v1" in overrides else 1)
+
+
+def test_a_planner_must_suit_the_actions_and_episodes_must_not_end(folder, capsys):
+    small = ["experiment=cartpole_v1", *TINY, "calibrate.episodes=0"]
+    assert [main([command, *small]) for command in ("collect", "train")] == [0, 0]
+    capsys.readouterr()
+    assert main(["evaluate", *small, "planner=cem", "planner.samples=32"]) == 1
+    assert "CartPole-v1 has discrete actions, CEM plans in a box: use planner=categorical" in capsys.readouterr().err
+    assert main(["evaluate", *small, "planner.groups=[1,1]"]) == 1 and "sizes [2]" in capsys.readouterr().err
+    assert main(["evaluate", *small, "evaluate.goals=reset"]) == 1 and "draws no goals" in capsys.readouterr().err
+    assert main(["evaluate", *small, "env.terminate=true"]) == 1 and "must have one length" in capsys.readouterr().err
+
+
 def test_the_same_seed_trains_the_same_weights_and_another_seed_others(folder):
     run("collect")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -182,7 +210,9 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         (["evaluate", "+evaluate.bogus=1"], 1, "no setting evaluate.bogus"),
         (["evaluate", "planner.elites=9999"], 1, "elites"),
         (["evaluate", "planner=categorical"], 1, "CategoricalCEM plans one-hot actions"),
-        (["collect", "env.id=Pendulum-v1"], 1, "Pendulum-v1 cannot be made with"),
+        (["collect", "experiment=reacher", "env.id=Pendulum-v1"], 1, "Pendulum-v1 cannot be made with"),
+        (["collect", "env.id=Pendulm-v1"], 1, "Did you mean: `Pendulum`"),
+        (["collect", "experiment=gym"], 1, "env.id"),
     ],
 )
 def test_wrong_input_gets_one_clear_message_and_a_failing_status(arguments, status, said, folder, capsys):

@@ -25,8 +25,8 @@ MODULE = """
     class Drift(gym.Env):
         '''A point on a line, drawn as a grey level; ends at the edge. The seed decides where it starts.'''
 
-        def __init__(self, frame_stack=1, fail_beyond=None, die_beyond=None, largest=1.0):
-            self.k, self.fail, self.die = frame_stack, fail_beyond, die_beyond
+        def __init__(self, frame_stack=1, fail_beyond=None, die_beyond=None, die_once=None, largest=1.0):
+            self.k, self.fail, self.die, self.marker = frame_stack, fail_beyond, die_beyond, die_once
             self.observation_space = spaces.Box(0, 255, (frame_stack, 4, 4), np.uint8)
             self.action_space = spaces.Box(-largest, largest, (2,), np.float32)
 
@@ -45,6 +45,13 @@ MODULE = """
                 raise ArithmeticError("too far")
             if self.die is not None and abs(self.x) > self.die:
                 os._exit(3)
+            if self.marker is not None:
+                try:
+                    open(self.marker, "x").close()
+                except FileExistsError:
+                    pass
+                else:
+                    os._exit(3)
             self.frames = [*self.frames[1:], self.frame()]
             return np.concatenate(self.frames), float(self.x), abs(self.x) > 2, False, {}
 
@@ -162,11 +169,24 @@ def test_a_failing_episode_is_named_and_the_finished_ones_are_kept(tmp_path, wor
     assert kept is None or kept == failed
 
 
-def test_a_worker_that_dies_does_not_hang():
+def test_a_worker_that_dies_again_and_again_does_not_hang():
     since = time.monotonic()
-    with pytest.raises(RuntimeError, match="worker process died"):
+    with (
+        pytest.warns(RuntimeWarning, match="exit code 3"),
+        pytest.raises(RuntimeError, match="so did the one before it"),
+    ):
         collect(env_kwargs={"die_beyond": 0.5}, workers=1, length=50)
     assert time.monotonic() - since < 60
+
+
+def test_episodes_lost_with_a_worker_are_recorded_again(tmp_path):
+    expected = collect()
+    marker = tmp_path / "died"
+    with pytest.warns(
+        RuntimeWarning, match=r"exit code 3\) in episodes \d to \d of .*a new one records them"
+    ) as caught:
+        assert_same(expected, collect(env_kwargs={"die_once": str(marker)}, workers=2))
+    assert marker.exists() and len(caught) == 1
 
 
 def test_impossible_requests_are_one_sentence(tmp_path):
@@ -174,12 +194,29 @@ def test_impossible_requests_are_one_sentence(tmp_path):
         collect(episodes=0)
     with pytest.raises(ValueError, match="unbounded actions"):
         collect(env_kwargs={"largest": np.inf})
-    with pytest.raises(ValueError, match=r"Discrete\(2\); expected a Box"):
-        collect(env_id="CartPole-v1")
     with pytest.raises(RuntimeError, match="no expert_action"):
         collect(env_id="MountainCarContinuous-v0", behaviour=Scripted(), episodes=1)
-    with pytest.raises(RuntimeError, match="record_state=False"):
-        collect(env_id="MountainCarContinuous-v0", record_state=True, episodes=1)
+
+
+def test_discrete_actions_are_recorded_one_hot_as_they_were_carried_out():
+    (episode,) = collect(env_id="CartPole-v1", behaviour=Coloured(), episodes=1, length=8, record_state=True)
+    assert set(episode.a.ravel().tolist()) == {0.0, 1.0} and (episode.a.sum(1) == 1).all()
+    env = gym.make("CartPole-v1").unwrapped
+    env.reset(seed=0)
+    env.state = tuple(episode.sim_state[0, :4])
+    for t, action in enumerate(episode.a):
+        np.testing.assert_array_equal(env.step(int(action.argmax()))[0], episode.o[t + 1])
+
+
+@pytest.mark.parametrize("renderer", [None, "faithful"])
+def test_a_dataset_keeps_the_renderer(tmp_path, renderer):
+    kwargs = {"obs": "pixels", "size": 16} | ({"renderer": renderer} if renderer else {})
+    arguments = dict(episodes=1, length=2, workers=0, progress=False)
+    collect_dataset(tmp_path, "gjwm/pendulum-swingup-v0", kwargs, **arguments)
+    assert dataset_info(tmp_path)["shards"][0]["renderer"] == (renderer or "fast")
+    with pytest.raises(ValueError, match="cannot be extended"):
+        other = {"obs": "pixels", "size": 16, "renderer": "fast" if renderer else "faithful"}
+        collect_dataset(tmp_path, "gjwm/pendulum-swingup-v0", other, **arguments)
 
 
 def test_actions_lie_in_the_unit_box_whatever_the_bounds_of_the_env():

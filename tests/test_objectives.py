@@ -15,6 +15,7 @@ from gjwm.objectives import (
     epps_pulley,
     epps_pulley_exact,
 )
+from gjwm.objectives.objective import within_episodes
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -189,3 +190,31 @@ def test_bad_shapes_are_named():
         JointEmbeddingObjective(NoRegularizer())(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="lam"):
         JointEmbeddingObjective(NoRegularizer(), lam=-1)
+
+
+def test_contrasts_within_episodes_do_not_see_what_an_episode_keeps():
+    """A latent of nothing but the layout is as Gaussian as any over all episodes; its contrasts are 0."""
+    ids = torch.arange(32).repeat(2)
+    layout, motion = randn(32, 6)[ids, None].expand(64, 5, 6), randn(64, 5, 6, seed=1)
+    marginal, within = (JointEmbeddingObjective(SIGReg(256), law=law) for law in ("marginal", "within"))
+
+    def discrepancy(objective, z):
+        generator = torch.Generator().manual_seed(3)
+        return objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=generator)["discrepancy"].item()
+
+    assert abs(discrepancy(marginal, layout)) < 0.02
+    assert discrepancy(within, layout) == pytest.approx(0.4089, abs=1e-3)  # that of a point
+    assert abs(discrepancy(within, motion)) < 0.02
+    assert discrepancy(within, motion + 3 * layout) == pytest.approx(discrepancy(within, motion), abs=1e-9)
+
+
+def test_contrasts_pair_the_windows_of_each_episode_in_the_order_they_come():
+    z, ids = randn(7, 2, 3), torch.tensor([5, 2, 5, 2, 5, 9, 2])  # 5 and 2 come three times, 9 once
+    contrasts, counts, episodes = within_episodes(z, ids, torch.tensor([[True, i != 3] for i in range(7)]))
+    expected = torch.stack([z[1] - z[3], z[0] - z[2]]) / math.sqrt(2)
+    torch.testing.assert_close(contrasts, expected)
+    assert episodes.tolist() == [2, 5] and counts.tolist() == [[True, False], [True, True]]
+    with pytest.raises(ValueError, match="half as many"):
+        within_episodes(z, torch.arange(7))
+    with pytest.raises(ValueError, match="episode ids"):
+        within_episodes(z, None)

@@ -37,8 +37,21 @@ DOORS = {
     "matplotlib": {"gjwm.figures"},
     "hydra": {"gjwm.cli"},
     "omegaconf": {"gjwm.cli"},
-    "dm_control": {"gjwm.envs.control_suite", "gjwm.benchmarks.collect"},
-    "mujoco": {"gjwm.envs.control_suite", "gjwm.envs.rendering"},
+    "dm_control": {
+        "gjwm.envs.control_suite",
+        "gjwm.envs.control_vector",
+        "gjwm.benchmarks.collect",
+        "gjwm.benchmarks.envs",
+    },
+    "mujoco": {
+        "gjwm.envs.control_suite",
+        "gjwm.envs.control_vector",
+        "gjwm.envs.gym_env",
+        "gjwm.envs.rendering",
+        "gjwm.envs.variation",
+    },
+    "mujoco_warp": {"gjwm.envs.warp"},
+    "warp": {"gjwm.envs.warp"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from gjwm.objectives.joint import predictive_information
 from gjwm.objectives.sigreg import SIGReg
 
 ALIGNMENTS = ("mse", "smooth_l1", "joint")
+LAWS = ("marginal", "within")
 
 
 class JointEmbeddingObjective(nn.Module):
@@ -35,6 +37,11 @@ class JointEmbeddingObjective(nn.Module):
         step_weights: weight of each of the T steps, rescaled to mean 1; None weighs them alike. Zeros shorten the horizon.
         alignment_weight: weight of the alignment (LeJEPA's 1 - lam).
         ridge: of "joint", see `predictive_information`.
+        law: what D is applied to. "marginal": the encoded latents. "within": contrasts (z_i - z_j) / sqrt(2) of windows i, j
+            of one episode, which are N(0, I) when the latents of each episode are. What is constant within an episode but
+            differs between them (a maze's layout, a colour) costs no alignment and can make as Gaussian a marginal as
+            anything, so that latents that show nothing else satisfy the objective; in contrasts it is nothing. Latents may
+            still carry it, as a shift of each episode's mean or in the shape of its cloud.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class JointEmbeddingObjective(nn.Module):
         step_weights: Sequence[float] | None = None,
         alignment_weight: float = 1.0,
         ridge: float = 1e-3,
+        law: str = "marginal",
     ):
         super().__init__()
         if lam < 0 or alignment_weight < 0:
@@ -59,11 +67,12 @@ class JointEmbeddingObjective(nn.Module):
                 "detach_target and detach_prediction together leave the alignment nothing to learn; set one."
             )
         check_choice("JointEmbeddingObjective", "align", align, ALIGNMENTS)
+        check_choice("JointEmbeddingObjective", "law", law, LAWS)
         if step_weights is not None and (min(step_weights) < 0 or sum(step_weights) <= 0):
             raise ValueError(f"step_weights must be >= 0 and not all 0, got {list(step_weights)}.")
         self.discrepancy, self.lam = SIGReg() if discrepancy is None else discrepancy, lam
         self.detach_target, self.detach_prediction = detach_target, detach_prediction
-        self.align, self.ridge, self.alignment_weight = align, ridge, alignment_weight
+        self.align, self.ridge, self.alignment_weight, self.law = align, ridge, alignment_weight, law
         self.step_weights = None if step_weights is None else list(step_weights)
 
     @classmethod
@@ -93,14 +102,14 @@ class JointEmbeddingObjective(nn.Module):
             z_next: encoded latents that they predict (B, T, D).
             z: all encoded latents (B, T+1, D), whose law is matched to N(0, I).
             mask: (B, T+1) bool, the latents that count; a target counts where it and all before it in its window do.
-            clusters: (B,) episode ids, see `SIGReg`.
+            clusters: (B,) episode ids, see `SIGReg`; law="within" needs them.
 
         Returns:
             scalars {"loss", "alignment", "discrepancy"}.
 
         Raises:
-            ValueError: for shapes that do not fit, NaN or infinite values that count, and masks and step_weights that leave
-                nothing.
+            ValueError: for shapes that do not fit, NaN or infinite values that count, masks and step_weights that leave
+                nothing, and with law="within" for batches without two windows of one episode.
         """
         if z.shape[-1] != z_next.shape[-1] or not z.shape[-1]:
             raise ValueError(
@@ -112,7 +121,10 @@ class JointEmbeddingObjective(nn.Module):
                 f"expected predictions (..., {', '.join(map(str, z_next.shape))}) for those targets, "
                 f"got {tuple(z_hat.shape)}."
             )
-        discrepancy = self._discrepancy(z, mask=mask, clusters=clusters, generator=generator)
+        judged, counts = z, mask
+        if self.law == "within":
+            judged, counts, clusters = within_episodes(z, clusters, mask)
+        discrepancy = self._discrepancy(judged, mask=counts, clusters=clusters, generator=generator)
         return self._losses(self._alignment(z_hat, z_next, self._weights(z_next, mask)), discrepancy)
 
     def views(self, z: Tensor, *, generator: Generator | None = None) -> dict[str, Tensor]:
@@ -216,3 +228,34 @@ class JointEmbeddingObjective(nn.Module):
                 synchronize=getattr(self.discrepancy, "distributed", False) and distributed.world_size() > 1,
             )
         return -(information / d).to(z_hat.dtype)
+
+
+def within_episodes(
+    z: Tensor, clusters: Tensor | None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Contrasts (z_i - z_j) / sqrt(2) of the windows of each episode, taken two by two in the order they come.
+
+    Args:
+        z: (B, T, D).
+        clusters: (B,) episode ids. An episode's last window is left over where their number is odd.
+        mask: (B, T) bool; a contrast counts where both its sides do.
+
+    Returns:
+        (P, T, D), the mask (P, T) or None, and the pairs' episode ids (P,).
+    """
+    if z.dim() != 3 or clusters is None or clusters.shape != z.shape[:1]:
+        raise ValueError(
+            f"law='within' compares windows z (B, T, D) of one episode and needs their episode ids (B,), got "
+            f"{tuple(z.shape)} and {None if clusters is None else tuple(clusters.shape)}."
+        )
+    order = clusters.argsort(stable=True)
+    ids = clusters[order]
+    place = torch.arange(len(ids), device=ids.device) - torch.searchsorted(ids, ids)  # within the episode
+    first = ((place[:-1] % 2 == 0) & (ids[:-1] == ids[1:])).nonzero()[:, 0]
+    if not len(first):
+        raise ValueError(
+            f"law='within' compares two windows of one episode, and these {len(z)} come from as many episodes: draw each "
+            "batch from half as many (`train.episodes`)."
+        )
+    i, j = order[first], order[first + 1]
+    return (z[i] - z[j]) / math.sqrt(2), None if mask is None else mask[i] & mask[j], ids[first]

@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.seeding import np_random
 
 import gjwm.envs
 from gjwm.envs import rendering
+from gjwm.envs.control_suite import ControlSuiteEnv
 from gjwm.envs.task_names import TASKS
 
 
@@ -24,6 +27,28 @@ def actions(env, count, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
 
 
+def flat(observation):
+    return np.concatenate([np.ravel(part) for part in observation.values()]).astype(np.float32)
+
+
+def checked(env):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(infinity|Box|reproducib|render_mode).*")
+        check_env(env)
+
+
+DOMAINS = sorted({domain for domain, _ in TASKS})
+
+
+def documented():
+    """(domain, task) -> state and action sizes and milliseconds of a control step, as docs/environments.md has them."""
+    text = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    rows = [row for row in rows if len(row) == 7 and row[2].isdigit()]
+    return {(row[0], task): tuple(int(x) for x in row[2:5]) for row in rows for task in row[1].split(", ")}
+
+
 def test_task_names_are_those_of_the_suite():
     rendering.choose_backend()  # dm_control looks for a screen otherwise
     from dm_control import suite
@@ -31,30 +56,122 @@ def test_task_names_are_those_of_the_suite():
     assert set(TASKS) == set(suite.ALL_TASKS)
     assert all(f"gjwm/{domain}-{task}-v0" in gym.registry for domain, task in TASKS)
     assert gjwm.envs.TASKS is TASKS
+    assert set(documented()) == set(TASKS)
 
 
 @pytest.mark.parametrize("obs", ["state", "pixels", "both"])
 @pytest.mark.parametrize("name", ["reacher-easy", "point_mass-easy"])
 def test_gymnasium_finds_nothing_wrong(name, obs):
     env = make(name, obs=obs, size=32, action_repeat=2, render_mode="rgb_array")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*(infinity|Box|reproducib|render_mode).*")
-        check_env(env)
+    checked(env)
     env.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("domain", sorted({domain for domain, _ in TASKS}))
-def test_every_task_resets_and_steps(domain):
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_every_task_is_dm_controls_own(domain):
+    """Observations, rewards and ends of 200 random steps, equal in every bit; and through action repeat."""
+    rendering.choose_backend()
+    from dm_control import suite
+
     for name, task in TASKS:
         if name != domain:
             continue
-        env = make(f"{name}-{task}", obs="state")
-        o, _ = env.reset(seed=0)
-        o, r, terminated, truncated, _ = env.step(env.action_space.sample())
-        assert env.observation_space.contains(o) and np.isfinite(o).all() and np.isfinite(r)
-        assert not terminated and not truncated
+        env, repeated = make(f"{name}-{task}"), make(f"{name}-{task}", action_repeat=4)
+        theirs = suite.load(name, task, task_kwargs={"random": 0})
+        # Ours gives each episode a generator of its own, whose seed gymnasium's generator draws.
+        word = np_random(3)[0].integers(2**32, dtype=np.uint32)
+        theirs.task._random = np.random.RandomState(word)
+        timestep = theirs.reset()
+        sizes = *env.observation_space.shape, *env.action_space.shape, round(1000 * theirs.control_timestep())
+        assert documented()[name, task] == sizes
+        np.testing.assert_array_equal(env.reset(seed=3)[0], flat(timestep.observation))
+        np.testing.assert_array_equal(repeated.reset(seed=3)[0], flat(timestep.observation))
+        spec = theirs.action_spec()
+        low, high = (spec.minimum, spec.maximum) if name != "lqr" else (-1.0, 1.0)
+        total = 0.0
+        for step, action in enumerate(np.repeat(actions(env, 50), 4, 0)):
+            timestep = theirs.step((low + high) / 2 + (high - low) / 2 * action.astype(np.float64))
+            o, reward, terminated, truncated, _ = env.step(action)
+            np.testing.assert_array_equal(o, flat(timestep.observation))
+            assert reward == timestep.reward and not terminated and not truncated and not timestep.last()
+            total += reward
+            if step % 4 == 3:
+                o, reward, terminated, truncated, _ = repeated.step(action)
+                np.testing.assert_array_equal(o, flat(timestep.observation))
+                assert reward == total and not terminated and not truncated
+                total = 0.0
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_state_carries_physics_and_the_generator(domain):
+    """100 steps on, and the resets after them, go as they went, whatever the env did in between."""
+    for name, task in TASKS:
+        if name != domain:
+            continue
+        env = make(f"{name}-{task}")
+        env.reset(seed=3)
+        for a in actions(env, 10, seed=1):
+            env.step(a)
+        state, o, drawn = env.get_state(), env.observe(), env._task._random.get_state()[1]
+
+        def future(env):
+            steps = [env.step(a)[:4] for a in actions(env, 100)]
+            # Tasks draw at resets only, or the state would lack what they draw.
+            return (
+                np.stack([x[0] for x in steps]),
+                [x[1:] for x in steps],
+                env.get_state(),
+                env.reset()[0],
+                env.reset()[0],
+            )
+
+        first = future(env)
+        env.reset(seed=9)
+        env.set_state(state)
+        np.testing.assert_array_equal(env.observe(), o)
+        np.testing.assert_array_equal(env.get_state(), state)
+        for before, now in zip(first, future(env)):
+            np.testing.assert_array_equal(now, before)
+        env.reset(seed=3)
+        np.testing.assert_array_equal(env._task._random.get_state()[1], drawn)
+
+
+EPISODES = """
+import hashlib, sys, logging
+import gymnasium as gym, numpy as np
+import gjwm.envs
+from gjwm.envs.task_names import TASKS
+
+logging.disable(logging.WARNING)
+for name, kwargs in [(f"{d}-{t}", {}) for d, t in dict(TASKS).items()] + [
+    ("reacher-easy", {"obs": "pixels", "frame_stack": 2}), ("quadruped-walk", {"obs": "both", "size": 32})
+]:
+    env = gym.make(f"gjwm/{name}-v0", **kwargs).unwrapped
+    rng, seen = np.random.default_rng(0), hashlib.sha256()
+    for observation in [env.reset(seed=7)[0]] + [
+        env.step(rng.uniform(-1, 1, env.action_space.shape))[0] for _ in range(10)
+    ] + [env.reset()[0]]:
+        for part in observation.values() if isinstance(observation, dict) else [observation]:
+            seen.update(part.tobytes())
+    print(name, *kwargs, seen.hexdigest())
+"""
+
+
+def test_a_seed_reproduces_an_episode_of_every_domain_in_another_process():
+    runs = [subprocess.Popen([sys.executable, "-c", EPISODES], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first, second = (run.communicate()[0].splitlines() for run in runs)
+    assert len(first) == len({line.split()[-1] for line in first}) == len(DOMAINS) + 2
+    assert first == second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_gymnasium_finds_nothing_wrong_with_any_task(domain):
+    tasks = [task for name, task in TASKS if name == domain]
+    for task, obs in [(task, "state") for task in tasks] + [(tasks[0], "both")]:
+        env = make(f"{domain}-{task}", obs=obs, size=32, action_repeat=2, render_mode="rgb_array")
+        checked(env)
+        env.close()
 
 
 def test_a_seed_reproduces_an_episode_bit_for_bit():
@@ -94,23 +211,6 @@ def test_rewards_add_up_over_action_repeat():
 
 @pytest.mark.parametrize(
     "name",
-    ["reacher-easy", "finger-turn_hard", "point_mass-hard", "cheetah-run", "ball_in_cup-catch", "swimmer-swimmer6"],
-)
-def test_set_state_brings_back_the_exact_future(name):
-    env = make(name, obs="state")
-    env.reset(seed=0)
-    for a in actions(env, 4, seed=1):
-        env.step(a)
-    state = env.get_state()
-    future = [env.step(a)[0] for a in actions(env, 6)]
-    env.reset(seed=5)
-    env.set_state(state)
-    np.testing.assert_array_equal(env.get_state(), state)
-    np.testing.assert_array_equal([env.step(a)[0] for a in actions(env, 6)], future)
-
-
-@pytest.mark.parametrize(
-    "name",
     ["reacher-easy", "point_mass-easy", "point_mass-hard", "cartpole-swingup", "pendulum-swingup", "cheetah-run"],
 )
 def test_simulate_agrees_with_stepping(name):
@@ -135,6 +235,18 @@ def test_simulate_agrees_with_stepping(name):
             np.testing.assert_allclose(simulated[b, n], path, atol=1e-6)
 
 
+def test_acrobots_position_is_its_tip_and_joint_positions_do_not_jump():
+    env = make("acrobot-swingup")
+    env.reset(seed=0)
+    np.testing.assert_allclose(env.position, env._physics.named.data.site_xpos["tip", ["x", "z"]], atol=1e-9)
+    env = make("quadruped-run")
+    env.reset(seed=0)
+    position = env.position
+    env._data.qpos[3:7] *= -1  # the same rotation
+    env._data.qpos[7] += 2 * np.pi
+    np.testing.assert_allclose(env.position, position, atol=1e-9)
+
+
 def test_reacher_position_is_the_fingertip():
     env = make("reacher-easy")
     for seed in range(5):
@@ -154,6 +266,75 @@ def test_frame_stack_keeps_the_newest_frame_last():
         frame = following
 
 
+FAITHFUL = """
+import numpy as np, gymnasium as gym
+from gjwm.envs.rendering import choose_backend
+from gymnasium.utils.seeding import np_random
+choose_backend()  # before dm_control is imported
+from dm_control import suite
+
+for name, camera in (("reacher-easy", 0), ("quadruped-escape", 2), ("cartpole-swingup", 0)):
+    env = gym.make(f"gjwm/{name}-v0", obs="pixels", size=48, renderer="faithful", render_mode="rgb_array").unwrapped
+    theirs = suite.load(*name.split("-"), task_kwargs={"random": 0})
+    theirs.task._random = np.random.RandomState(np_random(5)[0].integers(2**32, dtype=np.uint32))
+    theirs.reset()
+    fast = gym.make(f"gjwm/{name}-v0", obs="pixels", size=48).unwrapped
+    frame, quick = env.reset(seed=5)[0], fast.reset(seed=5)[0]
+    shots = [(frame, theirs.physics.render(48, 48, camera_id=camera))]
+    action = np.full(env.action_space.shape, 0.5)
+    spec = theirs.action_spec()
+    for _ in range(3):
+        quick = fast.step(action)[0]  # another OpenGL context of the same thread in between
+        theirs.step((spec.minimum + spec.maximum) / 2 + (spec.maximum - spec.minimum) / 2 * 0.5)
+        shots.append((env.step(action)[0], None))
+        theirs.physics.contexts.gl.make_current().__enter__().call(theirs.physics.contexts.gl._platform_make_current)
+        shots[-1] = (shots[-1][0], theirs.physics.render(48, 48, camera_id=camera))
+    assert all((ours == stock.transpose(2, 0, 1)).all() for ours, stock in shots), name
+    assert (shots[0][0] != shots[-1][0]).any() and (env.render() == shots[-1][1]).all()
+    assert (quick != shots[-1][0]).mean() > 0.2  # the two renderers look different
+    print(name)
+"""
+
+
+def test_the_faithful_renderer_draws_what_dm_control_draws():
+    done = subprocess.run([sys.executable, "-c", FAITHFUL], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.split() == ["reacher-easy", "quadruped-escape", "cartpole-swingup"], (
+        done.stderr
+    )
+
+
+def test_copies_share_a_faithful_renderer_and_draw_their_own_scenes():
+    env = make("reacher-easy", obs="pixels", size=32, renderer="faithful")
+    first = env.reset(seed=0)[0]
+    other = copy.deepcopy(env)
+    other.reset(seed=1)
+    assert other._renderer is env._renderer and (other.observe() != first).any()
+    env._frames.clear()
+    np.testing.assert_array_equal(env.observe(), first)
+    env.close()
+    with pytest.raises(ValueError, match="'fast' or 'faithful', got 'pretty'"):
+        make("reacher-easy", renderer="pretty")
+
+
+@pytest.mark.parametrize("renderer", ["fast", "faithful"])
+def test_copies_draw_their_own_terrain(renderer):
+    env = make("quadruped-escape", obs="pixels", size=24, renderer=renderer)
+    first = env.reset(seed=0)[0]
+    other = copy.deepcopy(env)
+    other.reset(seed=1)
+    env._frames.clear()
+    np.testing.assert_array_equal(env.observe(), first)
+    env.close()
+
+
+def test_cameras():
+    assert (make("quadruped-walk")._renderer.camera_id, make("walker-walk")._renderer.camera_id) == (2, 0)
+    free, fixed = (make("walker-walk", obs="pixels", camera=camera).reset(seed=0)[0] for camera in (-1, 0))
+    assert (free != fixed).any()
+    with pytest.raises(ValueError, match="cameras 0 to 1 and the free one, -1; camera=7"):
+        make("walker-walk", camera=7)
+
+
 def test_a_hidden_target_is_in_no_picture():
     shown, hidden = make("reacher-easy", obs="pixels"), make("reacher-easy", obs="pixels", hidden=("target",))
     a, b = shown.reset(seed=0)[0], hidden.reset(seed=0)[0]
@@ -166,6 +347,13 @@ def test_a_hidden_target_is_in_no_picture():
     assert state.shape == hidden.get_state().shape
     with pytest.raises(ValueError, match="nonsense"):
         make("reacher-easy", hidden=("nonsense",))
+
+
+def test_an_unknown_task_names_the_nearest():
+    with pytest.raises(ValueError, match="no task 'reacher-esy'; the nearest are reacher-easy"):
+        ControlSuiteEnv(domain="reacher", task="esy")
+    with pytest.raises(gym.error.NameNotFound, match="ball_in_cup-catch"):
+        make("cup-catch")
 
 
 def test_bad_actions_and_states_are_named():
@@ -184,14 +372,18 @@ def test_bad_actions_and_states_are_named():
 
 
 def test_state_needs_no_opengl_at_all():
-    code = (
-        "import gymnasium as gym; e = gym.make('gjwm.envs:gjwm/reacher-easy-v0', obs='state');"
-        "e.reset(seed=0); print(e.step(e.action_space.sample())[0].shape)"
-    )
+    # quadruped-escape sends its terrain to OpenGL at every reset.
+    code = """
+import gymnasium as gym
+for name in ("reacher-easy", "quadruped-escape"):
+    e = gym.make(f"gjwm.envs:gjwm/{name}-v0", obs="state")
+    e.reset(seed=0)
+    print(e.step(e.action_space.sample())[0].shape)
+"""
     environment = {**os.environ, "MUJOCO_GL": "disable"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "(6,)" in done.stdout
+    assert "(6,)" in done.stdout and "(101,)" in done.stdout
 
 
 def test_without_any_opengl_the_error_says_what_to_install(monkeypatch):
@@ -224,10 +416,25 @@ def test_a_copy_has_the_same_future_and_leaves_the_original_alone():
         np.testing.assert_array_equal(futures[1], futures[3])
 
 
-def test_environments_left_open_end_in_silence():
-    code = """
+@pytest.mark.parametrize("closed", ["fast", "faithful"])
+def test_closing_one_renderer_leaves_the_pictures_of_the_others(closed):
+    env = make("cheetah-run", obs="pixels", size=32, renderer="fast" if closed == "faithful" else "faithful")
+    expected = [env.reset(seed=seed)[0] for seed in range(3)]
+    other = make("reacher-easy", obs="pixels", size=32, renderer=closed)
+    other.reset(seed=0)
+    env.reset(seed=0)  # its context is current now
+    other.close()
+    np.testing.assert_array_equal([env.reset(seed=seed)[0] for seed in range(3)], expected)
+    env.close()
+
+
+@pytest.mark.parametrize("before", ["", "import torch"])
+def test_environments_left_open_end_in_silence(before):
+    code = f"""
+{before}
 import gymnasium
-envs = [gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels") for _ in range(2)]
+kinds = ("fast", "faithful")
+envs = [gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels", renderer=kind) for kind in kinds]
 print([env.reset(seed=0)[0].std() > 0 for env in envs])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

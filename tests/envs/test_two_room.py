@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from gjwm.envs import torch_world
+from gjwm.envs import two_room_layout as layout
 from gjwm.envs.two_room import TwoRoomEnv, TwoRoomVectorEnv
 
 SPEC = EnvSpec(
@@ -42,21 +42,21 @@ def test_no_move_of_any_length_leaves_free_space_or_passes_a_wall(speed):
     """Wherever a step enters the wall's slab, the straight line itself must be within the doorway."""
     g = torch.Generator().manual_seed(0)
     n = 20_000
-    position, _, wall_x, door_y = torch_world.draw_episode(
-        torch.rand(n, torch_world.EPISODE_DRAWS, generator=g), wall=None, door=None, other_room=False, separation=0.1
+    position, _, wall_x, door_y = layout.draw_episode(
+        torch.rand(n, layout.EPISODE_DRAWS, generator=g), wall=None, door=None, other_room=False, separation=0.1
     )
     # Half of the agents start near the door, where walls are easiest to get wrong.
     near = torch.stack([wall_x, door_y], -1) + 0.15 * (torch.rand(n, 2, generator=g) - 0.5)
-    use = torch_world.is_free(near, wall_x, door_y) & (torch.arange(n) % 2 == 0)
+    use = layout.is_free(near, wall_x, door_y) & (torch.arange(n) % 2 == 0)
     position = torch.where(use[:, None], near, position)
     crossings = 0
     for _ in range(12):
         action = 2.4 * torch.rand(n, 2, generator=g) - 1.2
         action[torch.rand(n, generator=g) < 0.1, 0] = 0.0  # straight up or down
-        new = torch_world.move(position, action, wall_x, door_y, speed)
-        assert torch_world.is_free(new, wall_x, door_y).all()
+        new = layout.move(position, action, wall_x, door_y, speed)
+        assert layout.is_free(new, wall_x, door_y).all()
 
-        left, right, top, bottom = torch_world.doorway(wall_x, door_y)
+        left, right, top, bottom = layout.doorway(wall_x, door_y)
         x0, x1 = position[:, 0], new[:, 0]
         entered_left = (x0 <= left) & (x1 > left)
         entered_right = (x0 >= right) & (x1 < right)
@@ -72,13 +72,13 @@ def test_no_move_of_any_length_leaves_free_space_or_passes_a_wall(speed):
 
 def test_sliding_drops_the_blocked_component_and_keeps_the_other():
     wall_x, door_y = torch.tensor([0.5]), torch.tensor([0.5])
-    face = 0.5 - torch_world.WALL_REACH
-    slid = torch_world.move(torch.tensor([[face - 0.01, 0.2]]), torch.tensor([[1.0, 0.5]]), wall_x, door_y)
+    face = 0.5 - layout.WALL_REACH
+    slid = layout.move(torch.tensor([[face - 0.01, 0.2]]), torch.tensor([[1.0, 0.5]]), wall_x, door_y)
     assert torch.allclose(slid, torch.tensor([[face, 0.22]]))
-    post = 0.5 + torch_world.DOOR_CLEARANCE
-    slid = torch_world.move(torch.tensor([[0.5, post - 0.01]]), torch.tensor([[0.5, 1.0]]), wall_x, door_y)
+    post = 0.5 + layout.DOOR_CLEARANCE
+    slid = layout.move(torch.tensor([[0.5, post - 0.01]]), torch.tensor([[0.5, 1.0]]), wall_x, door_y)
     assert torch.allclose(slid, torch.tensor([[0.52, post]]))
-    free = torch_world.move(torch.tensor([[0.2, 0.3]]), torch.tensor([[-0.5, 1.0]]), wall_x, door_y)
+    free = layout.move(torch.tensor([[0.2, 0.3]]), torch.tensor([[-0.5, 1.0]]), wall_x, door_y)
     assert torch.allclose(free, torch.tensor([[0.18, 0.34]]))
 
 
@@ -88,7 +88,7 @@ def test_move_agrees_with_a_walk_of_tiny_straight_steps():
     n, pieces = 400, 2000
     wall_x, door_y = torch.full((n,), 0.5), torch.full((n,), 0.5)
     start = torch.tensor([0.5, 0.5]) + torch.tensor([0.3, 0.16]) * (torch.rand(n, 2, generator=g) - 0.5)
-    start = start[torch_world.is_free(start, wall_x, door_y)]
+    start = start[layout.is_free(start, wall_x, door_y)]
     n = len(start)
     wall_x, door_y = wall_x[:n].double(), door_y[:n].double()
     action = 2 * torch.rand(n, 2, generator=g) - 1
@@ -98,10 +98,10 @@ def test_move_agrees_with_a_walk_of_tiny_straight_steps():
         for axis in (1, 0):
             tried = position.clone()
             tried[:, axis] += piece[:, axis] * ~blocked[:, axis]
-            fits = torch_world.is_free(tried, wall_x, door_y)
+            fits = layout.is_free(tried, wall_x, door_y)
             blocked[:, axis] |= ~fits
             position = torch.where(fits[:, None], tried, position)
-    moved = torch_world.move(start, action, wall_x.float(), door_y.float(), 0.2)
+    moved = layout.move(start, action, wall_x.float(), door_y.float(), 0.2)
     gap = (moved - position).abs().amax(-1)
     # A grazed post edge may go either way at the walk's resolution, so a few disagreements are expected.
     assert (gap < 3e-4).float().mean() > 0.97
@@ -111,21 +111,21 @@ def test_move_agrees_with_a_walk_of_tiny_straight_steps():
 def test_move_is_differentiable_everywhere():
     position = torch.tensor([[0.2, 0.2], [0.45, 0.2], [0.5, 0.5]])
     action = torch.zeros(3, 2, requires_grad=True)
-    torch_world.move(position, action, torch.tensor(0.5), torch.tensor(0.5)).sum().backward()
+    layout.move(position, action, torch.tensor(0.5), torch.tensor(0.5)).sum().backward()
     assert torch.isfinite(action.grad).all()
 
 
-@pytest.mark.parametrize("layout", ["fixed", "random"])
-def test_episodes_start_free_with_goals_where_they_were_asked_for(layout):
-    env = TwoRoomVectorEnv(num_envs=2000, obs="state", wall=layout, door=layout, goal="other-room", device="cpu")
+@pytest.mark.parametrize("walls", ["fixed", "random"])
+def test_episodes_start_free_with_goals_where_they_were_asked_for(walls):
+    env = TwoRoomVectorEnv(num_envs=2000, obs="state", wall=walls, door=walls, goal="other-room", device="cpu")
     env.reset(seed=0)
     state = env.get_state().float()
     position, goal, wall_x, door_y = state[:, :2], state[:, 2:4], state[:, 4], state[:, 5]
-    assert torch_world.is_free(position, wall_x, door_y).all() and torch_world.is_free(goal, wall_x, door_y).all()
+    assert layout.is_free(position, wall_x, door_y).all() and layout.is_free(goal, wall_x, door_y).all()
     assert ((position[:, 0] < wall_x) ^ (goal[:, 0] < wall_x)).all()
-    assert (len(wall_x.unique()) > 1) == (len(door_y.unique()) > 1) == (layout == "random")
+    assert (len(wall_x.unique()) > 1) == (len(door_y.unique()) > 1) == (walls == "random")
 
-    anywhere = TwoRoomVectorEnv(num_envs=2000, obs="state", wall=layout, door=layout, device="cpu")
+    anywhere = TwoRoomVectorEnv(num_envs=2000, obs="state", wall=walls, door=walls, device="cpu")
     anywhere.reset(seed=0)
     same_room = (anywhere.position[:, 0] < 0.5) == (anywhere.goal[:, 0] < 0.5)
     assert 0.4 < same_room.float().mean() < 0.6
@@ -142,29 +142,28 @@ def brute_force_picture(x: float, y: float, wall_x: float, door_y: float, size: 
     def share(low, high):
         return np.clip(np.minimum(edges + 1 / size, high) - np.maximum(edges, low), 0, None) * size
 
-    half, gap = torch_world.WALL_THICKNESS / 2, torch_world.DOOR_HALF_WIDTH
+    half, gap = layout.WALL_THICKNESS / 2, layout.DOOR_HALF_WIDTH
     wall = share(wall_x - half, wall_x + half)[None] * (1 - share(door_y - gap, door_y + gap))[:, None]
-    inner = share(torch_world.BORDER, 1 - torch_world.BORDER)
+    inner = share(layout.BORDER, 1 - layout.BORDER)
     cover = np.maximum(wall, 1 - inner[:, None] * inner[None])[None]
     floor, dark, red = (
-        np.array(c, float)[:, None, None]
-        for c in (torch_world.FLOOR_COLOUR, torch_world.WALL_COLOUR, torch_world.AGENT_COLOUR)
+        np.array(c, float)[:, None, None] for c in (layout.FLOOR_COLOUR, layout.WALL_COLOUR, layout.AGENT_COLOUR)
     )
     picture = np.floor(floor + cover * (dark - floor) + 0.5)
     centres = (np.arange(size) + 0.5) / size
     square = (centres[None] - x) ** 2 + (centres[:, None] - y) ** 2
-    alpha = np.clip(2 * (1 - square / torch_world.DOT_REACH**2), 0, 1)[None]
+    alpha = np.clip(2 * (1 - square / layout.DOT_REACH**2), 0, 1)[None]
     return np.floor(picture + alpha * (red - picture) + 0.5)
 
 
 @pytest.mark.parametrize("size", [16, 37, 64, 128])
 def test_patch_renderer_equals_a_brute_force_rasteriser(size):
     g = torch.Generator().manual_seed(size)
-    position, _, wall_x, door_y = torch_world.draw_episode(
-        torch.rand(30, torch_world.EPISODE_DRAWS, generator=g), wall=None, door=None, other_room=False, separation=0.1
+    position, _, wall_x, door_y = layout.draw_episode(
+        torch.rand(30, layout.EPISODE_DRAWS, generator=g), wall=None, door=None, other_room=False, separation=0.1
     )
     position[0], position[1] = torch.tensor([0.0, 0.3]), torch.tensor([1.0, 1.0])  # half outside: clipped, not wrapped
-    pictures = torch_world.render(position, wall_x, door_y, size).numpy().astype(float)
+    pictures = layout.render(position, wall_x, door_y, size).numpy().astype(float)
     for i in range(len(pictures)):
         x, y, wall, door = (float(v) for v in (*position[i], wall_x[i], door_y[i]))
         difference = np.abs(pictures[i] - brute_force_picture(x, y, wall, door, size))
@@ -176,8 +175,8 @@ def test_dot_centroid_is_the_position_within_a_twentieth_of_a_pixel():
     g = torch.Generator().manual_seed(0)
     position = torch.rand(200, 2, generator=g) * torch.tensor([0.3, 0.8]) + 0.1  # left room, off the walls
     wall_x, door_y = torch.full((200,), 0.5), torch.full((200,), 0.5)
-    red = torch_world.render(position, wall_x, door_y, 64)[:, 1].double()
-    mass = torch_world.background(wall_x, door_y, 64)[:, 1].double() - red  # green falls from floor to dot
+    red = layout.render(position, wall_x, door_y, 64)[:, 1].double()
+    mass = layout.background(wall_x, door_y, 64)[:, 1].double() - red  # green falls from floor to dot
     centre = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
     x = (mass.sum(1) * centre).sum(-1) / mass.sum((1, 2))
     y = (mass.sum(2) * centre).sum(-1) / mass.sum((1, 2))
@@ -186,9 +185,9 @@ def test_dot_centroid_is_the_position_within_a_twentieth_of_a_pixel():
 
 def test_render_takes_any_leading_shape_and_shares_fixed_layouts():
     position = torch.rand(2, 3, 4, 2, generator=torch.Generator().manual_seed(0))
-    pictures = torch_world.render(position, 0.5, 0.4, 32)
+    pictures = layout.render(position, 0.5, 0.4, 32)
     assert pictures.shape == (2, 3, 4, 3, 32, 32) and pictures.dtype == torch.uint8
-    one = torch_world.render(position[1, 2, 3], torch.tensor(0.5), torch.tensor(0.4), 32)
+    one = layout.render(position[1, 2, 3], torch.tensor(0.5), torch.tensor(0.4), 32)
     assert torch.equal(pictures[1, 2, 3], one)
 
 
@@ -226,10 +225,10 @@ def test_same_seed_same_episode_and_later_episodes_differ():
     assert not np.array_equal(TwoRoomEnv().reset()[0], TwoRoomEnv().reset()[0])  # unseeded: from entropy
 
 
-@pytest.mark.parametrize("layout", ["fixed", "random"])
-def test_vector_environment_i_is_the_single_environment_with_seed_plus_i(layout):
+@pytest.mark.parametrize("walls", ["fixed", "random"])
+def test_vector_environment_i_is_the_single_environment_with_seed_plus_i(walls):
     """Through autoresets, with the same final observations as Gymnasium's own SAME_STEP vector environment."""
-    kwargs = dict(obs="both", size=32, frame_stack=2, wall=layout, door=layout, max_episode_steps=9)
+    kwargs = dict(obs="both", size=32, frame_stack=2, wall=walls, door=walls, max_episode_steps=9)
     n = 5
     sync = SyncVectorEnv([lambda: TwoRoomEnv(**kwargs)] * n, autoreset_mode=AutoresetMode.SAME_STEP)
     vector = TwoRoomVectorEnv(num_envs=n, **kwargs)
@@ -341,10 +340,10 @@ def test_observations_are_never_overwritten_by_later_steps():
 # -- policies and rollouts ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["fixed", "random"])
+@pytest.mark.parametrize("walls", ["fixed", "random"])
 @pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_expert_reaches_every_goal_in_the_other_room_within_60_steps(layout, noise):
-    env = TwoRoomVectorEnv(num_envs=200, obs="state", wall=layout, door=layout, goal="other-room", max_episode_steps=60)
+def test_expert_reaches_every_goal_in_the_other_room_within_60_steps(walls, noise):
+    env = TwoRoomVectorEnv(num_envs=200, obs="state", wall=walls, door=walls, goal="other-room", max_episode_steps=60)
     env.reset(seed=0)
     reached = np.zeros(200, bool)
     for _ in range(60):
@@ -510,7 +509,7 @@ def test_the_bridge_is_crossed_and_the_water_holds():
     env.reset(seed=0, options={"state": [0.4, 0.55, 0.9, 0.9, 0.5, 0.8]})
     for _ in range(8):
         env.step(east)
-    assert env.position[0] == pytest.approx(0.5 - torch_world.WALL_REACH)  # the wall between the openings stands
+    assert env.position[0] == pytest.approx(0.5 - layout.WALL_REACH)  # the wall between the openings stands
 
 
 def test_agents_of_the_slippery_world_stay_in_free_space():
@@ -520,7 +519,7 @@ def test_agents_of_the_slippery_world_stay_in_free_space():
     for _ in range(100):
         env.step(np.clip(env.expert_action(0.5) + rng.normal(size=(300, 2)), -1, 1).astype(np.float32))
         position = torch.from_numpy(env.position).float()
-        assert torch_world.is_free(position, torch.tensor(0.5), torch.tensor(0.8), np.float32(0.35).item()).all()
+        assert layout.is_free(position, torch.tensor(0.5), torch.tensor(0.8), np.float32(0.35).item()).all()
         env.simulate(env.get_state(), np.zeros((300, 1, 1, 2)))  # every state is one that set_state accepts
     assert env.sunk.any()
 
@@ -532,7 +531,7 @@ def test_slips_are_gaussian_and_only_on_the_ice():
     env.reset(seed=0, options={"state": on_ice})
     env.step(np.zeros((n, 2), np.float32))
     moved = env.position - on_ice[:, :2]
-    assert np.allclose(moved.mean(0), 0, atol=0.002) and np.allclose(moved.std(0), torch_world.SLIP, rtol=0.05)
+    assert np.allclose(moved.mean(0), 0, atol=0.002) and np.allclose(moved.std(0), layout.SLIP, rtol=0.05)
     ashore = np.tile([0.3, 0.35, 0.9, 0.9, 0.5, 0.8], (n, 1))
     env.set_state(ashore)
     env.step(np.zeros((n, 2), np.float32))
@@ -567,7 +566,7 @@ def test_simulated_outcomes_share_their_luck_between_plans_and_match_the_world()
     assert np.array_equal(positions[:, 0], positions[:, 1]) and not np.array_equal(positions[0], positions[1])
     assert env.simulate(states, actions).shape == (2, 3, 7, 2)  # nobody slips: the plan alone
     x, y = torch.from_numpy(positions[0, 0, :, -1]).unbind(-1)
-    drowned = torch_world.is_sunk(x, y, torch.tensor(0.5), np.float32(0.35).item()).float().mean().item()
+    drowned = layout.is_sunk(x, y, torch.tensor(0.5), np.float32(0.35).item()).float().mean().item()
     vector = TwoRoomVectorEnv(num_envs=2000, obs="state", terminate_on_goal=False, **ICY)
     vector.reset(seed=0, options={"state": np.tile(states[0], (2000, 1))})
     for t in range(6):
@@ -592,3 +591,48 @@ def test_a_shortcut_needs_wall_around_it(kwargs):
         TwoRoomEnv(**kwargs)
     with pytest.raises(ValueError, match="slip is"):
         TwoRoomEnv(slip=-0.1)
+
+
+# -- the noisy corridor ------------------------------------------------------------------------------------------------
+
+
+def test_wind_blows_in_the_corridor_and_nowhere_else():
+    n = 4000
+    env = TwoRoomVectorEnv(num_envs=n, obs="state", terminate_on_goal=False, corridor=0.2)
+    inside, outside = [0.35, 0.3, 0.9, 0.9, 0.5, 0.5], [0.2, 0.3, 0.9, 0.9, 0.5, 0.5]
+    env.reset(seed=0, options={"state": np.tile(inside, (n, 1))})
+    east = np.tile(np.float32([0.5, 0.0]), (n, 1))
+    env.step(east)
+    moved = env.position - inside[:2]
+    assert np.allclose(moved.mean(0), [0.02, 0], atol=0.002) and np.allclose(moved.std(0), layout.WIND, rtol=0.05)
+    env.set_state(np.tile(outside, (n, 1)))
+    env.step(east)
+    assert np.allclose(env.position, [0.22, 0.3], atol=1e-6)
+
+
+def test_walls_hold_against_the_wind_and_the_corridor_shows():
+    env = TwoRoomVectorEnv(num_envs=300, obs="state", terminate_on_goal=False, corridor=0.2, wind=0.1, wall="random")
+    env.reset(seed=0)
+    for action in actions_of(0, 60, 300):
+        env.step(action)
+        state = torch.from_numpy(env.get_state()).float()
+        assert layout.is_free(state[:, :2], state[:, 4], state[:, 5]).all()
+    windy, still = (TwoRoomEnv(corridor=c).reset(seed=0)[0].astype(int) for c in (0.2, None))
+    columns = np.nonzero((windy != still).any((0, 1)))[0]
+    assert (columns.min(), columns.max()) == (19, 44)  # 0.3 to 0.7 of 64 pixels
+
+
+def test_a_state_carries_its_luck_and_a_bare_one_leaves_it():
+    env = TwoRoomEnv(obs="state", terminate_on_goal=False, corridor=0.3)
+    env.reset(seed=0, options={"state": [0.4, 0.4, 0.9, 0.9, 0.5, 0.5]})
+    state, still = env.get_state(), np.zeros(2, np.float32)
+    assert state.shape == (7,)
+
+    def outcome():
+        return env.step(still)[0][:2]
+
+    first = outcome()
+    env.set_state(state)
+    assert np.array_equal(outcome(), first)
+    env.set_state(state[:6])
+    assert not np.array_equal(outcome(), first)

@@ -1,0 +1,66 @@
+"""Environments by id: any of Gymnasium's, as this package takes them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+
+def importable(env_id: str) -> str:
+    """The id with the module that registers it in front, where it is one of ours."""
+    return f"gjwm.envs:{env_id}" if env_id.startswith("gjwm/") else env_id
+
+
+def spec_of(env_id: str) -> EnvSpec:
+    """What Gymnasium's registry says about an id, "module:" in front or not."""
+    module, _, name = importable(env_id).rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gym.spec(name)
+
+
+def make_env(env_id: str, **kwargs: Any) -> gym.Env:
+    """`gymnasium.make` for the pipeline: every environment takes the same arguments and actions in [-1, 1], or one-hot ones.
+
+    Ids "gjwm/..." need no module in front. Environments that offer `get_state` are made as they are, bounded actions rescaled;
+    all others are wrapped in `gjwm.envs.gym_env.GymEnv`.
+    """
+    try:
+        if is_foreign(env_id):
+            return gym.make("gjwm.envs:gjwm/gym-v0", name=env_id, **kwargs)
+        env = gym.make(importable(env_id), **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}.") from error
+    space = env.action_space
+    if isinstance(space, spaces.Box) and space.is_bounded() and not is_unit(space):
+        env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    return env
+
+
+def is_foreign(env_id: str) -> bool:
+    """Whether the env knows nothing of this package's protocol, of which `get_state` is the mark."""
+    entry = spec_of(env_id).entry_point
+    if isinstance(entry, str):
+        if entry.startswith(("gymnasium.", "gjwm.")):  # known without importing a simulator
+            return entry.startswith("gymnasium.")
+        entry = load_env_creator(entry)
+    return not hasattr(entry, "get_state")
+
+
+def is_unit(space: spaces.Box) -> bool:
+    """Whether a box is [-1, 1] in every component."""
+    return bool((space.low == -1).all() and (space.high == 1).all())
+
+
+def torch_native(spec: EnvSpec) -> bool:
+    """Whether an id has a vector environment on tensors: one that takes a `device`, which Gymnasium's own numpy ones do not."""
+    creator = spec.vector_entry_point
+    if creator is None:
+        return False
+    return "device" in inspect.signature(creator if callable(creator) else load_env_creator(creator)).parameters

@@ -1,0 +1,563 @@
+"""Many environments as one: `make_vec` takes any Gymnasium id and picks the way that is fast for it.
+
+| id                              | observations      | how                                                                 |
+|---------------------------------|-------------------|---------------------------------------------------------------------|
+| torch-native worlds             | any               | one batch of tensors, their own `VectorEnv`                         |
+| dm_control's tasks              | `"state"`         | one process, simulators in a batch (`gjwm.envs.control_vector`)     |
+| dm_control's tasks              | `"pixels"`, `"both"` | worker processes, each with an OpenGL context of its own         |
+| any other, discrete or not      | its own           | one after the other in this process, or in worker processes         |
+
+What all of them share. Environment i of `reset(seed=s)` plays the episodes of a single environment reset with `seed=s + i`,
+whatever the number of workers. Autoreset is `SAME_STEP`: where an episode ends, `step` returns the first observation of the
+next one, and `infos["final_obs"]` the true last one of the ended, with the mask `infos["_final_obs"]`. Every array or tensor
+returned is fresh. With `device=None` results are numpy arrays and `final_obs` is Gymnasium's object array; with a device they
+are tensors there, rewards float32, and `final_obs` is a batch of the true next observations of *all* environments, ready for a
+replay buffer (on steps where an episode ended).
+"""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from gjwm.envs.making import importable, make_env, spec_of, torch_native
+from gjwm.envs.workers import Worker, WorkerDied, cores, start_method
+
+CONTROL_SUITE = "gjwm.envs.control_suite:ControlSuiteEnv"
+Observations = Any  # an array (N, *O), or a (nested) dict of them
+
+
+def make_vec(
+    env_id: str,
+    n: int,
+    *,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    physics: str = "mujoco",
+    **kwargs: Any,
+) -> VectorEnv:
+    """`n` environments of one id as one Gymnasium `VectorEnv`; see the module for what they have in common.
+
+    Args:
+        env_id: any id of `make_env`: of this package, without a module in front, or any other of Gymnasium's.
+        n: how many, N.
+        device: of the tensors returned; None: numpy arrays. Torch-native worlds and `physics="warp"` also compute there.
+        workers: processes; 0: this one. None: one per core where pictures are drawn one by one, else 0. Scripts that use
+            processes need the usual `if __name__ == "__main__":`.
+        physics: "mujoco", or "warp" for MuJoCo Warp (`gjwm.envs.warp`), which a few of dm_control's tasks have.
+        kwargs: of the environment.
+
+    Raises:
+        ValueError: for arguments that cannot work.
+        gymnasium.error.Error: for an unknown id, naming the nearest.
+        RuntimeError: when pixels are asked for and the machine has no headless OpenGL.
+    """
+    if not isinstance(n, int | np.integer) or n < 1 or (workers is not None and workers < 0):
+        raise ValueError(f"expected n >= 1 and workers >= 0 or None, got {n!r} and {workers!r}.")
+    spec = spec_of(env_id)
+    if physics == "warp":
+        if spec.entry_point != CONTROL_SUITE:
+            raise ValueError(f"physics='warp' is for dm_control's tasks, not for {env_id}.")
+        if workers:
+            raise ValueError("physics='warp' is one batch in this process; leave workers out.")
+        from gjwm.envs.warp import WarpVectorEnv
+
+        try:
+            return WarpVectorEnv(n, domain=spec.kwargs["domain"], task=spec.kwargs["task"], device=device, **kwargs)
+        except TypeError as error:
+            raise ValueError(f"{env_id} cannot be made with {kwargs} and physics='warp': {error}.") from error
+    if physics != "mujoco":
+        raise ValueError(f"physics must be 'mujoco' or 'warp', got {physics!r}.")
+    if torch_native(spec):
+        if workers:
+            raise ValueError(f"{env_id} is one batch of tensors in this process; leave workers out.")
+        return gym.make_vec(
+            importable(env_id), num_envs=n, vectorization_mode="vector_entry_point", device=device, **kwargs
+        )
+    first = make_env(env_id, **kwargs)  # says what is wrong before any process is started
+    obs = getattr(first.unwrapped, "obs", "state")
+    if spec.entry_point == CONTROL_SUITE and obs == "state" and not workers:
+        from gjwm.envs.control_vector import ControlSuiteVectorEnv
+
+        return ControlSuiteVectorEnv(first, n, device=device)
+    if workers is None:
+        workers = 0 if obs == "state" else cores()
+    return EnvVector(first, n, env_id, kwargs, device=device, workers=workers)
+
+
+class BatchedEnv(VectorEnv):
+    """What a batch of environments needs around its simulation: spaces, checks of actions, autoreset's results.
+
+    Args:
+        single: one of the environments; its spaces and its spec are taken.
+        n: how many there are.
+        device: None: numpy arrays are returned.
+    """
+
+    def __init__(self, single: gym.Env, n: int, device: str | torch.device | None):
+        self.num_envs = int(n)
+        self.device = None if device is None else torch.device(device)
+        self.spec = single.spec
+        self.name = single.spec.id if single.spec is not None else type(single.unwrapped).__name__
+        self.render_mode = single.render_mode
+        self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
+        self.action_groups = tuple(getattr(single.unwrapped, "action_groups", ()))  # sizes of one-hot actions
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        """One seed per environment."""
+        if seed is None or isinstance(seed, int | np.integer):
+            return [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"expected one seed or {self.num_envs}, got {len(seed)}.")
+        return [None if one is None else int(one) for one in seed]
+
+    def _checked(self, actions: Any) -> np.ndarray:
+        """Actions as an array (N, ...); ValueError naming the environment whose action cannot be taken.
+
+        Where actions are one-hot, whole numbers are taken too: (N,), or (N, groups).
+        """
+        actions = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
+        space = self.single_action_space
+        if self.action_groups and actions.dtype.kind in "iu" and actions.shape != (self.num_envs, *space.shape):
+            actions = self._one_hot(actions)
+        if actions.shape != (self.num_envs, *space.shape):
+            raise ValueError(
+                f"{self.name} expects actions {(self.num_envs, *space.shape)}, one for each of {self.num_envs} envs, "
+                f"got {actions.shape}."
+            )
+        if not np.isfinite(actions).all():
+            i = int(np.argwhere(~np.isfinite(actions))[0, 0])
+            raise ValueError(f"the action of env {i} of {self.name} holds NaN or infinity: {actions[i]}.")
+        return actions
+
+    def _one_hot(self, numbers: np.ndarray) -> np.ndarray:
+        """Numbers (N,) or (N, groups) -> (N, A)."""
+        columns = numbers.reshape(self.num_envs, -1) if len(numbers) == self.num_envs else numbers
+        if columns.shape != (self.num_envs, len(self.action_groups)):
+            raise ValueError(
+                f"{self.name} expects actions {(self.num_envs, len(self.action_groups))}, or one-hot "
+                f"{(self.num_envs, *self.single_action_space.shape)}, got {numbers.shape}."
+            )
+        for i, row in enumerate(columns):
+            if not all(0 <= number < size for number, size in zip(row, self.action_groups)):
+                raise ValueError(
+                    f"the action of env {i} of {self.name} is {row.tolist()}; expected numbers below {self.action_groups}."
+                )
+        parts = [np.eye(size, dtype=np.float32)[column] for size, column in zip(self.action_groups, columns.T)]
+        return np.concatenate(parts, 1)
+
+    def _results(
+        self,
+        observations: Observations,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        infos: dict[str, Any],
+        final: Observations,
+    ):
+        """What `step` returns, of arrays that nobody else holds. final: last observations, read where an episode ended."""
+        ended = terminated | truncated
+        if ended.any():
+            infos["_final_obs"] = ended.copy()
+            if self.device is None:
+                infos["final_obs"] = np.full(self.num_envs, None, object)
+                for i in ended.nonzero()[0]:
+                    infos["final_obs"][i] = each(final, lambda x, i=i: x[i].copy())
+            else:
+                infos["final_obs"] = each(observations, np.copy)
+                write(infos["final_obs"], ended, each(final, lambda x: x[ended]))
+        if self.device is not None:
+            observations, infos = self._tensors(observations), self._tensors(infos)
+            rewards = torch.from_numpy(rewards.astype(np.float32)).to(self.device)
+            terminated, truncated = self._tensors(terminated), self._tensors(truncated)
+        return observations, rewards, terminated, truncated, infos
+
+    def _tensors(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: self._tensors(v) for name, v in value.items()}
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return torch.from_numpy(value).to(self.device)
+        return value
+
+    def _out(self, value: Any) -> Any:
+        return value if self.device is None else self._tensors(value)
+
+
+def each(value: Any, function: Callable[[Any], Any]) -> Any:
+    """`function` of an array, or of every array of a (nested) dict."""
+    return {name: each(v, function) for name, v in value.items()} if isinstance(value, Mapping) else function(value)
+
+
+def write(observations: Any, rows: Any, values: Any) -> None:
+    """observations[rows] = values, in place, for arrays or (nested) dicts of them."""
+    if isinstance(observations, Mapping):
+        for name, value in observations.items():
+            write(value, rows, values[name])
+    else:
+        observations[rows] = values
+
+
+# -- one environment after the other, here or in worker processes ------------------------------------------------------
+
+
+class EnvVector(BatchedEnv):
+    """Single environments side by side: in this process, or in worker processes that are replaced when they die.
+
+    A worker steps a block of neighbouring environments and writes their observations into memory that both processes see. Where
+    one dies, its running episodes are truncated, with reward 0 and the observation before the lost step as their last; new
+    episodes begin in a new process, the others go on, and one warning says so. `infos["worker_died"]` (N,), there on that step
+    only, marks the environments whose transition is not to be learned from. A worker that dies again before it has made a step
+    is an error.
+
+    Args:
+        first: an environment that was made with these arguments; taken over.
+        n: how many.
+        env_id, kwargs: for `make_env`.
+        device: None: numpy arrays are returned.
+        workers: processes, 0 for none.
+
+    Raises:
+        RuntimeError: naming the environment whose own code failed, or saying that a worker cannot run.
+    """
+
+    def __init__(
+        self,
+        first: gym.Env,
+        n: int,
+        env_id: str,
+        kwargs: Mapping[str, Any],
+        *,
+        device: str | torch.device | None = None,
+        workers: int = 0,
+    ):
+        super().__init__(first, n, device)
+        self._make = (env_id, dict(kwargs))
+        self._blocks = [
+            block.tolist() for block in np.array_split(np.arange(self.num_envs), min(max(workers, 1), self.num_envs))
+        ]
+        self._origin: list[int | None] = [None] * self.num_envs  # seeds of the last reset
+        self._turn = 0
+        if workers:
+            first.close()
+            self._memory = [_Shared(self.single_observation_space, self.num_envs) for _ in range(3)]
+            self._arrays = [memory.arrays() for memory in self._memory]
+            self._groups: list[Worker | _Here] = [self._start(k) for k in range(len(self._blocks))]
+            self._proven = [False] * len(self._blocks)  # has made a step since it was started
+            self._deaths = 0
+            try:
+                self._answers()
+            except WorkerDied as death:
+                self.close()
+                raise RuntimeError(
+                    f'{death} while it started; scripts that use processes need `if __name__ == "__main__":`, and '
+                    "workers=0 runs everything in this one."
+                ) from death
+            except BaseException:
+                self.close()
+                raise
+        else:
+            self._arrays = [_empty(self.single_observation_space, self.num_envs) for _ in range(3)]
+            self._groups = [_Here(_Group(*self._make, self._blocks[0], self._arrays, first))]
+
+    @property
+    def workers(self) -> int:
+        """Worker processes; 0 when everything happens in this one."""
+        return 0 if isinstance(self._groups[0], _Here) else len(self._groups)
+
+    @property
+    def pids(self) -> list[int]:
+        """The worker processes' ids."""
+        return [group.process.pid for group in self._groups if isinstance(group, Worker)]
+
+    def _start(self, k: int) -> Worker:
+        return Worker(_shared_group, *self._make, self._blocks[k], self._memory)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Start an episode in every environment -> (observations, infos).
+
+        `options` go to all of them; a "state" (N, X) among them is shared out.
+        """
+        seeds = self._seeds(seed)
+        super().reset(seed=next((s for s in seeds if s is not None), None))
+        self._origin = seeds
+        states = None if options is None else options.get("state")
+        if states is not None and len(states) != self.num_envs:
+            raise ValueError(f"expected a state for each of {self.num_envs} envs, got {len(states)}.")
+        shared_out = [options if states is None else {**options, "state": states[i]} for i in range(self.num_envs)]
+        self._turn = 1 - self._turn
+        infos: dict[str, Any] = {}
+        for k, block in enumerate(self._blocks):
+            self._groups[k].ask("reset", self._turn, [seeds[i] for i in block], [shared_out[i] for i in block])
+        answers, deaths = self._answers_and_deaths()
+        for k, death in deaths.items():  # nothing is lost: it begins where its predecessor should have
+            block = self._blocks[k]
+            self._warn(k, death, "before its episodes began", stacklevel=3)
+            answers[k] = self._replace(k, [seeds[i] for i in block], [shared_out[i] for i in block])
+        for answer, block in zip(answers, self._blocks):
+            for i, info in zip(block, answer):
+                infos = self._add_info(infos, info, i)
+        return self._out(each(self._arrays[self._turn], np.copy)), self._out(infos)
+
+    def step(self, actions: Any):
+        """Apply actions (N, *A) -> (observations, rewards (N,), terminations (N,), truncations (N,), infos)."""
+        actions = self._checked(actions)
+        self._turn = 1 - self._turn
+        for group, block in zip(self._groups, self._blocks):
+            group.ask("step", self._turn, actions[block[0] : block[-1] + 1])
+        answers, deaths = self._answers_and_deaths()
+        rewards, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), bool)
+        infos: dict[str, Any] = {}
+        for k, block in enumerate(self._blocks):
+            part = slice(block[0], block[-1] + 1)
+            if k in deaths:
+                infos |= self._mourn(k, deaths[k], infos)
+                truncated[part] = True
+                continue
+            rewards[part], terminated[part], truncated[part], step_infos, reset_infos = answers[k]
+            for i, info in step_infos.items():
+                ended = terminated[i] or truncated[i]
+                infos = self._add_info(infos, {"final_info": info} if ended else info, i)
+            for i, info in reset_infos.items():
+                infos = self._add_info(infos, info, i)
+            if self.workers:
+                self._proven[k] = True
+        observations, final = self._arrays[self._turn], self._arrays[2]
+        return self._results(each(observations, np.copy), rewards, terminated, truncated, infos, final)
+
+    def _mourn(self, k: int, death: WorkerDied, infos: dict[str, Any]) -> dict[str, Any]:
+        """Begin new episodes in a new process where worker `k` died, and close the books of the old ones."""
+        block = self._blocks[k]
+        if not self._proven[k]:
+            raise RuntimeError(f"{death} again, before it made a step; workers=0 may show why.") from death
+        self._warn(k, death, "and its running episodes are truncated", stacklevel=4)
+        self._deaths += 1
+        seeds = [
+            # Derived, so that a run with the same seeds and the same misfortune is the same run.
+            None if seed is None else int(np.random.SeedSequence([seed, self._deaths]).generate_state(1)[0] >> 1)
+            for seed in (self._origin[i] for i in block)
+        ]
+        write(self._arrays[2], block, each(self._arrays[1 - self._turn], lambda x: x[block]))
+        for i, info in zip(block, self._replace(k, seeds, [None] * len(block))):
+            infos = self._add_info(infos, info, i)
+        died = infos.get("worker_died", np.zeros(self.num_envs, bool))
+        died[block] = True
+        return {**infos, "worker_died": died}
+
+    def _warn(self, k: int, death: WorkerDied, what: str, *, stacklevel: int) -> None:
+        block = self._blocks[k]
+        warnings.warn(
+            f"{death} {what} (envs {block[0]} to {block[-1]} of {self.name}); a new one takes its place and the others go on.",
+            RuntimeWarning,
+            stacklevel=stacklevel,
+        )
+
+    def _replace(self, k: int, seeds: list[int | None], options: list[Any]) -> list[dict[str, Any]]:
+        self._groups[k].close()
+        self._groups[k], self._proven[k] = self._start(k), False
+        try:
+            self._groups[k].answer()
+            return self._groups[k].call("reset", self._turn, seeds, options)
+        except WorkerDied as again:
+            raise RuntimeError(f"{again}, and the one in its place too; workers=0 may show why.") from again
+
+    def _answers_and_deaths(self) -> tuple[list[Any], dict[int, WorkerDied]]:
+        """What every group answers, all of them read before an error is raised."""
+        answers, deaths, errors = [], {}, []
+        for k, group in enumerate(self._groups):
+            try:
+                answers.append(group.answer())
+            except WorkerDied as death:
+                answers.append(None)
+                deaths[k] = death
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return answers, deaths
+
+    def _answers(self) -> list[Any]:
+        answers, deaths = self._answers_and_deaths()
+        if deaths:
+            raise next(iter(deaths.values()))
+        return answers
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Every environment's method `name` called with the arguments, or its attribute -> one result each."""
+        for group in self._groups:
+            group.ask("call", name, args, kwargs)
+        return tuple(x for answer in self._answers() for x in answer)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Every environment's attribute."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of every environment, to one value for all or a list with one for each."""
+        values = values if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(values) != self.num_envs:
+            raise ValueError(f"expected one value or {self.num_envs}, got {len(values)}.")
+        for group, block in zip(self._groups, self._blocks):
+            group.ask("set_attr", name, [values[i] for i in block])
+        self._answers()
+
+    def get_state(self) -> np.ndarray:
+        """(N, X) float64, as the environments' `get_state`."""
+        return np.stack(self.call("get_state"))
+
+    def set_state(self, states: Any) -> None:
+        """Go to states (N, X) of `get_state`."""
+        if len(states) != self.num_envs:
+            raise ValueError(f"expected a state for each of {self.num_envs} envs, got {len(states)}.")
+        for group, block in zip(self._groups, self._blocks):
+            group.ask("set_state", [states[i] for i in block])
+        self._answers()
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One picture per environment."""
+        return None if self.render_mode is None else self.call("render")
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the worker processes, or close the environments that live here."""
+        for group in self._groups:
+            group.close()
+
+
+class _Group:
+    """The environments of one block, and where their observations go.
+
+    arrays: two for observations, used in turn (so that those before a step outlive a worker that dies in it), and one for last
+    observations; each (N, *O) for all N environments, or a dict of them.
+    """
+
+    def __init__(
+        self, env_id: str, kwargs: dict[str, Any], block: list[int], arrays: list[Any], first: gym.Env | None = None
+    ):
+        self.name, self.block, self.arrays = env_id, block, arrays
+        first = first or make_env(env_id, **kwargs)
+        # Ours share their OpenGL context with their copies, and a context takes a fifth of a second.
+        copies = hasattr(type(first.unwrapped), "__deepcopy__")
+        self.envs = [first, *(copy.deepcopy(first) if copies else make_env(env_id, **kwargs) for _ in block[1:])]
+
+    def _each(self, function: Callable[..., Any], *values: Sequence[Any]) -> list[Any]:
+        results = []
+        for i, env, *mine in zip(self.block, self.envs, *values):
+            try:
+                results.append(function(i, env, *mine))
+            except Exception as error:
+                raise RuntimeError(f"env {i} of {self.name} failed: {type(error).__name__}: {error}") from error
+        return results
+
+    def reset(self, turn: int, seeds: list[int | None], options: list[Any]) -> list[dict[str, Any]]:
+        def one(i: int, env: gym.Env, seed: int | None, chosen: Any) -> dict[str, Any]:
+            observation, info = env.reset(seed=seed, options=chosen)
+            write(self.arrays[turn], i, observation)
+            return info
+
+        return self._each(one, seeds, options)
+
+    def step(self, turn: int, actions: np.ndarray):
+        """Rewards, terminations, truncations, and infos of steps and of resets where there are any, by environment."""
+        step_infos, reset_infos = {}, {}
+
+        def one(i: int, env: gym.Env, action: Any) -> tuple[float, bool, bool]:
+            # A copy: an environment may keep or change it.
+            observation, reward, terminated, truncated, info = env.step(np.array(action) if np.ndim(action) else action)
+            if info:
+                step_infos[i] = info
+            if terminated or truncated:
+                write(self.arrays[2], i, observation)
+                observation, info = env.reset()
+                if info:
+                    reset_infos[i] = info
+            write(self.arrays[turn], i, observation)
+            return float(reward), bool(terminated), bool(truncated)
+
+        rewards, terminated, truncated = zip(*self._each(one, actions))
+        return rewards, terminated, truncated, step_infos, reset_infos
+
+    def call(self, name: str, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
+        def one(i: int, env: gym.Env) -> Any:
+            attribute = env.get_wrapper_attr(name)
+            return attribute(*args, **kwargs) if callable(attribute) else attribute
+
+        return self._each(one)
+
+    def set_attr(self, name: str, values: list[Any]) -> None:
+        self._each(lambda i, env, value: env.set_wrapper_attr(name, value), values)
+
+    def set_state(self, states: list[Any]) -> None:
+        self._each(lambda i, env, state: env.unwrapped.set_state(state), states)
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
+class _Here:
+    """A group in this process, addressed like a worker."""
+
+    def __init__(self, group: _Group):
+        self._group, self._result = group, None
+
+    def ask(self, method: str, *args: Any) -> None:
+        self._result = getattr(self._group, method)(*args)
+
+    def answer(self) -> Any:
+        return self._result
+
+    def close(self) -> None:
+        self._group.close()
+
+
+# -- memory for observations -------------------------------------------------------------------------------------------
+
+
+def _empty(space: spaces.Space, n: int) -> Observations:
+    """Arrays (n, *O) for the observations of a space."""
+    if isinstance(space, spaces.Dict):
+        return {name: _empty(part, n) for name, part in space.items()}
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise ValueError(f"observations must be arrays or a Dict of them, got the space {space}.")
+    return np.zeros((n, *space.shape), space.dtype)
+
+
+class _Shared:
+    """Such arrays in memory that worker processes see too. It has no name on the machine, so nobody can leave it behind."""
+
+    def __init__(self, space: spaces.Space, n: int):
+        self._shapes = each(_empty(space, n), lambda array: (array.shape, array.dtype))
+        self._raw = each(
+            self._shapes,
+            lambda shape: multiprocessing.get_context(start_method()).RawArray(
+                "b", max(1, int(np.prod(shape[0])) * shape[1].itemsize)
+            ),
+        )
+
+    def arrays(self) -> Observations:
+        return self._view(self._shapes, self._raw)
+
+    def _view(self, shapes: Any, raw: Any) -> Observations:
+        if isinstance(shapes, Mapping):
+            return {name: self._view(shape, raw[name]) for name, shape in shapes.items()}
+        shape, dtype = shapes
+        return np.frombuffer(raw, dtype, int(np.prod(shape))).reshape(shape)
+
+
+def _shared_group(env_id: str, kwargs: dict[str, Any], block: list[int], memory: list[_Shared]) -> _Group:
+    return _Group(env_id, kwargs, block, [part.arrays() for part in memory])
