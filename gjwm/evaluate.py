@@ -501,7 +501,6 @@ def evaluate(
     }
     reach = report["prediction"]["horizon"]
     report["prediction"]["linear_gaussian"] = linear_gaussian_report(z, a, horizon=reach)
-    see = make_env(env_id, **env_kwargs)
     report["prediction"]["noise_floor"] = noise_floor(
         model, see, episodes, horizon=reach, frame_stack=env_kwargs.get("frame_stack", 1), seed=seed
     )
