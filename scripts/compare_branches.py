@@ -43,7 +43,7 @@ KINDS = {
 BEHAVIOUR = {"coloured": 1.0}
 UP = 0.3
 EPISODES = 1500  # that laws of the state learn from; a trained run brings its own
-STEPS = 4000  # of fitting each law
+STEPS = 3000  # of fitting each law
 PAST_FORK = 0.2  # progress beyond the junction at which a branch is told from the middle, and from the other
 
 
