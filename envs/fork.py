@@ -11,19 +11,21 @@ from gymnasium import spaces
 JUNCTION = 0.4  # progress at which the road forks, world units
 LENGTH = 1.0  # progress at the end of either branch
 START_X = 0.1  # x of progress 0
-SPREAD = 0.3  # how far a branch ends from the middle line, world units
-BEND = 0.3  # progress over which a branch leaves the middle line
+GAP = 0.1  # how far a branch begins from the middle line, world units
+SPREAD = 0.3  # how far it ends from the middle line, world units
+BEND = 0.3  # progress over which it gets there
 ROAD = 0.06  # half width of the road, world units
 RADIUS = 0.04  # of the dot
 
 ROAD_COLOUR, WALL_COLOUR, AGENT_COLOUR = (236, 236, 228), (44, 52, 70), (222, 44, 40)
 
 
-def place(progress: np.ndarray | float, branch: np.ndarray | float) -> np.ndarray:
-    """Progress along the road (...) and branch (...) in {-1, 0, 1} -> the dot's centre x, y (..., 2), world units."""
-    progress, branch = np.broadcast_arrays(np.asarray(progress, float), np.asarray(branch, float))
-    away = SPREAD * np.clip((progress - JUNCTION) / BEND, 0.0, 1.0)
-    return np.stack([START_X + 0.8 * progress, 0.5 + branch * away], -1)
+def place(progress: np.ndarray | float, branch: np.ndarray | float, sway: np.ndarray | float = 0.0) -> np.ndarray:
+    """Progress along the road (...), branch (...) in {-1, 0, 1} and sway across the road (...) -> the dot's centre x, y
+    (..., 2), world units."""
+    progress, branch, sway = np.broadcast_arrays(*(np.asarray(v, float) for v in (progress, branch, sway)))
+    away = GAP + (SPREAD - GAP) * np.clip((progress - JUNCTION) / BEND, 0.0, 1.0)
+    return np.stack([START_X + 0.8 * progress, 0.5 + branch * away + sway], -1)
 
 
 class ForkEnv(gym.Env):
@@ -33,10 +35,16 @@ class ForkEnv(gym.Env):
 
     The dot moves along a road from left to right and back. At the junction the road forks, up and down. Whenever the dot
     passes the junction forwards, its branch is drawn: up with `up_probability`. Going back before the junction undoes the
-    choice. Steps are noisy. A model that predicts one future predicts the wall between the branches.
+    choice. A model that predicts one future predicts the wall between the branches.
+
+    The world is made such that a fork, and nothing else, is what a law of the future has to get right. The branches are
+    apart from the first step on, by five times the noise, so that one observation tells the branch: if they parted
+    slowly, no observation just past the junction could. And every step is noisy along and across the road, also at its
+    ends: where a next state is certain, a likelihood is unbounded, and models that are fitted to it attend to little else.
 
     Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is in steps. Progress is
-    the distance along the road: 0 at its start, 0.4 at the junction, 1 at the end of either branch.
+    the distance along the road: 0 at its start, 0.4 at the junction, 1 at the end of either branch. A branch begins 0.1
+    above or below the middle line and is 0.3 away from it from progress 0.7 on.
 
     ## Action space
 
@@ -46,7 +54,9 @@ class ForkEnv(gym.Env):
     |-------|-------------------|----------------------------|---------|
     | 0     | progress per step | `speed` (0.08) world units | [-1, 1] |
 
-    A normal deviate times `noise` is added to each step's progress, which then stays within [0, 1].
+    The action takes progress no further than the ends of the road, 0 and 1. A normal deviate times `noise` is then added,
+    and what is beyond an end is reflected. The dot's sway, how far it is off the line of its road, is a normal deviate
+    times `sway`, drawn anew at each step.
 
     ## Observation space
 
@@ -57,11 +67,11 @@ class ForkEnv(gym.Env):
 
     ## Reward
 
-    1 on a step that ends within 0.02 of the end of a branch, else 0.
+    1 on a step that ends within 0.05 of the end of a branch, else 0.
 
     ## Starting state
 
-    Progress uniform on [0, 0.35], before the junction.
+    Progress uniform on [0, 0.35], before the junction; sway as on any step.
 
     ## Episode end
 
@@ -78,7 +88,8 @@ class ForkEnv(gym.Env):
     | `obs`               | `"pixels"` | `"pixels"` or `"state"`                       |
     | `size`              | 64         | side of the picture, pixels, 16 or more       |
     | `up_probability`    | 0.5        | of the upper branch                           |
-    | `noise`             | 0.01       | standard deviation of progress per step       |
+    | `noise`             | 0.03       | standard deviation of progress per step       |
+    | `sway`              | 0.02       | standard deviation across the road            |
     | `speed`             | 0.08       | progress per step at full action              |
     | `max_episode_steps` | 40         | steps until truncation                        |
     | `render_mode`       | None       | `"rgb_array"` for `render()`                  |
@@ -97,7 +108,8 @@ class ForkEnv(gym.Env):
         obs: str = "pixels",
         size: int = 64,
         up_probability: float = 0.5,
-        noise: float = 0.01,
+        noise: float = 0.03,
+        sway: float = 0.02,
         speed: float = 0.08,
         max_episode_steps: int = 40,
         render_mode: str | None = None,
@@ -106,15 +118,15 @@ class ForkEnv(gym.Env):
             raise ValueError(f"obs is {obs!r}; pass 'pixels' or 'state'")
         if size < 16 or max_episode_steps < 1:
             raise ValueError(f"size is {size} and max_episode_steps {max_episode_steps}; pass at least 16 and 1")
-        if not 0 <= up_probability <= 1 or noise < 0 or speed <= 0:
+        if not 0 <= up_probability <= 1 or noise < 0 or sway < 0 or speed <= 0:
             raise ValueError(
-                f"up_probability is {up_probability}, noise {noise} and speed {speed}; pass a probability, "
-                "a number >= 0 and one > 0"
+                f"up_probability is {up_probability}, noise {noise}, sway {sway} and speed {speed}; pass a probability, "
+                "two numbers >= 0 and one > 0"
             )
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}; pass None or 'rgb_array'")
         self.obs, self.size, self.render_mode = obs, size, render_mode
-        self.up_probability, self.noise, self.speed = up_probability, noise, speed
+        self.up_probability, self.noise, self.sway, self.speed = up_probability, noise, sway, speed
         self.max_episode_steps = max_episode_steps
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = (
@@ -122,7 +134,7 @@ class ForkEnv(gym.Env):
         )
         self._pixels = (np.arange(size) + 0.5) / size
         self._road = self._draw_road()
-        self._progress, self._branch, self._clock = 0.0, 0, 0
+        self._progress, self._branch, self._aside, self._clock = 0.0, 0, 0.0, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> `(observation, {})`; `options={"state": s}` says where, as `set_state` does."""
@@ -131,7 +143,9 @@ class ForkEnv(gym.Env):
         if unknown:
             raise ValueError(f"options holds {unknown}; the only option of this environment is 'state'")
         state = (options or {}).get("state")
-        self.set_state(np.array([self.np_random.uniform(0, 0.35), 0.0]) if state is None else state)
+        if state is None:
+            state = np.array([self.np_random.uniform(0, 0.35), 0.0, self.sway * self.np_random.standard_normal()])
+        self.set_state(state)
         return self.observe(), {}
 
     def step(self, action):
@@ -139,8 +153,11 @@ class ForkEnv(gym.Env):
         action = np.asarray(action, np.float32)
         if action.shape != (1,) or np.isnan(action).any():
             raise ValueError(f"action is {action!r}; expected one number in [-1, 1], shape (1,)")
-        step = self.speed * float(np.clip(action[0], -1, 1)) + self.noise * self.np_random.standard_normal()
-        self._progress = float(np.clip(self._progress + step, 0.0, LENGTH))
+        aimed = np.clip(self._progress + self.speed * float(np.clip(action[0], -1, 1)), 0.0, LENGTH)
+        along, across = self.np_random.standard_normal(2)
+        # Reflected, not clipped: states that are reached exactly have no density.
+        self._progress = float(np.clip(LENGTH - abs(LENGTH - abs(aimed + self.noise * along)), 0.0, LENGTH))
+        self._aside = self.sway * float(across)
         forked = self._branch == 0 and self._progress > JUNCTION
         if forked:
             # y grows downwards: up is -1.
@@ -148,7 +165,7 @@ class ForkEnv(gym.Env):
         elif self._progress <= JUNCTION:
             self._branch = 0
         self._clock += 1
-        arrived = self._progress >= LENGTH - 0.02
+        arrived = self._progress >= LENGTH - 0.05
         return self.observe(), float(arrived), False, self._clock >= self.max_episode_steps, {"forked": forked}
 
     def observe(self) -> np.ndarray:
@@ -165,28 +182,30 @@ class ForkEnv(gym.Env):
         return np.moveaxis(self._picture(), 0, -1)
 
     def get_state(self) -> np.ndarray:
-        """(2,) float64: progress in world units, and the branch: -1 up, 1 down, 0 before the junction."""
-        return np.array([self._progress, self._branch], np.float64)
+        """(3,) float64: progress in world units; the branch: -1 up, 1 down, 0 before the junction; sway in world units."""
+        return np.array([self._progress, self._branch, self._aside], np.float64)
 
     def set_state(self, state: np.ndarray) -> None:
-        """Go to `state (2,)`; the episode's clock restarts."""
+        """Go to `state (3,)`; the episode's clock restarts."""
         state = np.asarray(state, np.float64)
         if (
-            state.shape != (2,)
+            state.shape != (3,)
+            or not np.isfinite(state).all()
             or not 0 <= state[0] <= LENGTH
             or state[1] != (np.sign(state[1]) * (state[0] > JUNCTION))
         ):
             raise ValueError(
-                f"state is {state.tolist()}; expected progress in [0, 1] and a branch: 0 up to {JUNCTION}, else -1 or 1"
+                f"state is {state.tolist()}; expected progress in [0, 1], a branch: 0 up to {JUNCTION}, else -1 or 1, and "
+                "the sway across the road"
             )
         if state[0] > JUNCTION and state[1] == 0:
             raise ValueError(f"state is {state.tolist()}; beyond the junction at {JUNCTION} the branch is -1 or 1")
-        self._progress, self._branch, self._clock = float(state[0]), int(state[1]), 0
+        self._progress, self._branch, self._aside, self._clock = float(state[0]), int(state[1]), float(state[2]), 0
 
     @property
     def position(self) -> np.ndarray:
         """(2,) float64: the dot's centre x, y, world units."""
-        return place(self._progress, self._branch)
+        return place(self._progress, self._branch, self._aside)
 
     def true_state(self) -> dict[str, np.ndarray]:
         """Named variables that the picture shows, for probes: position (2,)."""
@@ -194,7 +213,9 @@ class ForkEnv(gym.Env):
 
     def _draw_road(self) -> np.ndarray:
         """(3, size, size) float: the road, softened over a pixel at its edges."""
-        line = np.concatenate([place(np.linspace(0, LENGTH, 200), b) for b in (-1, 1)])
+        before, after = np.linspace(0, JUNCTION, 100), np.linspace(JUNCTION, LENGTH, 150)
+        across = place(JUNCTION, 0, np.linspace(-GAP, GAP, 50))  # the place where the road divides
+        line = np.concatenate([place(before, 0), across, place(after, -1), place(after, 1)])
         x, y = np.meshgrid(self._pixels, self._pixels)
         distance = np.hypot(x[..., None] - line[:, 0], y[..., None] - line[:, 1]).min(-1)
         wall = np.clip((distance - ROAD) * self.size + 0.5, 0, 1)

@@ -1,4 +1,5 @@
-"""MPCAgent: encode, plan, act. The only stateful controller: it owns each env's warm start."""
+"""MPCAgent: encode, plan, act. The only stateful controller: it owns each env's warm start and, for dynamics with a memory,
+its past."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
 from gjwm.costs import Cost
-from gjwm.dynamics import Prediction
+from gjwm.dynamics import Past, Prediction, TailedPrediction
 from gjwm.planning import Plan, Planner, Score
 from gjwm.world_model import WorldModel
 
@@ -122,8 +123,55 @@ def _shifted(plans: Tensor) -> Tensor:
     return torch.cat([plans[..., 1:, :], plans[..., -1:, :]], -2)
 
 
+class History:
+    """The last latents and actions of B envs, whose episodes began at different times.
+
+    Args:
+        steps: kept at most.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self._z: Tensor | None = None  # (B, L, D), the newest last
+        self._a: Tensor | None = None  # (B, L, A)
+        self._lengths: Tensor | None = None  # (B,) how many of them belong to the env's episode
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Forget the past of all envs, or of those where mask (B,) is true."""
+        if mask is None or self._lengths is None:
+            self._z = self._a = self._lengths = None
+        else:
+            self._lengths = self._lengths.masked_fill(mask.to(self._lengths.device), 0)
+
+    def append(self, z: Tensor, a: Tensor) -> None:
+        """Each env was in z (B, D) and took a (B, A)."""
+        if self._lengths is None or len(self._lengths) != len(z):
+            self._z, self._a = z[:, None], a[:, None]
+            self._lengths = torch.zeros(len(z), dtype=torch.long, device=z.device)
+        else:
+            self._z = torch.cat([self._z, z[:, None]], 1)[:, -self.steps :]
+            self._a = torch.cat([self._a, a[:, None]], 1)[:, -self.steps :]
+        self._lengths = (self._lengths + 1).clamp(max=self.steps)
+
+    def groups(self, envs: int) -> list[tuple[Tensor | None, Past | None]]:
+        """Envs with pasts of one length: their indices, None for all of them, and the past."""
+        if self._lengths is None or len(self._lengths) != envs:
+            return [(None, None)]
+        lengths = self._lengths.unique().tolist()
+        found: list[tuple[Tensor | None, Past | None]] = []
+        for length in lengths:
+            index = None if len(lengths) == 1 else (self._lengths == length).nonzero()[:, 0]
+            kept = [x[:, x.shape[1] - length :] for x in (self._z, self._a)]
+            z, a = kept if index is None else (x[index] for x in kept)
+            found.append((index, (z, a) if length else None))
+        return found
+
+
 class MPCAgent:
     """Plans in the latent space of a world model.
+
+    For dynamics with a memory the agent keeps the past of each env, the latents that it saw and the actions that it took since
+    the env's last `reset`, and plans with it. It then encodes every observation, also those between two plans.
 
     Args:
         model: a world model in evaluation mode.
@@ -140,10 +188,12 @@ class MPCAgent:
         rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged when particles is None, such as an
             ensemble's members side by side (`model.dynamics.rollout_members`) or samples of any law, with noise of their own
             for each candidate (`lambda z0, a: model.rollout(z0, a, particles=16, generator=generator)`); None: the model's
-            mean rollout.
-        policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts compete in each plan.
+            mean rollout. With a memory it is called with `past=` as well, (z (B, L, D), a (B, L, A)) or None.
+        policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts, made without a past, compete in each
+            plan.
         policy_plans: rollouts of the policy; more than one only helps a policy that draws its actions.
         reuse: see `RecedingHorizon`.
+        history: steps of the past that a memory reads, at most.
         chunk: rollouts made and judged at a time. On a CPU batches that fit the cache are faster than one large one.
         compile: compile the rollout with torch.compile (CUDA graphs on a GPU). The first plan of each shape then takes
             tens of seconds.
@@ -163,10 +213,12 @@ class MPCAgent:
         policy: Callable[[Tensor], Tensor] | None = None,
         policy_plans: int = 1,
         reuse: float = 0.0,
+        history: int = 16,
         chunk: int = 2048,
         compile: bool = False,
     ):
-        for name, value in (("particles", particles), ("policy_plans", policy_plans), ("chunk", chunk)):
+        counts = (("particles", particles), ("policy_plans", policy_plans), ("history", history), ("chunk", chunk))
+        for name, value in counts:
             if value is not None and value < 1:
                 raise ValueError(f"MPCAgent expects {name} >= 1, got {value}.")
         if particles is not None:
@@ -185,7 +237,9 @@ class MPCAgent:
         if compile:
             mode = "reduce-overhead" if model.device.type == "cuda" else None
             self._rollout = torch.compile(self._rollout, mode=mode, dynamic=False)
-        self._imagined: tuple[Tensor, Tensor | None] | None = None  # start and particle noise of the last plan
+        # The past of each env, where it matters, and what the last plan was made from: start, particle noise, pasts.
+        self._history = History(history) if getattr(model.dynamics, "has_memory", False) else None
+        self._imagined: tuple[Tensor, Tensor | None, list[tuple[Tensor | None, Past | None]] | None] | None = None
 
     @property
     def plan(self) -> Plan | None:
@@ -193,8 +247,10 @@ class MPCAgent:
         return self.controller.plan
 
     def reset(self, mask: ArrayLike | None = None) -> None:
-        """Start new episodes in all envs, or where mask (B,) is true: see `RecedingHorizon.reset`."""
+        """Start new episodes in all envs, or where mask (B,) is true: see `RecedingHorizon.reset`. Their past is forgotten."""
         self.controller.reset(mask)
+        if self._history is not None:
+            self._history.reset(None if mask is None else torch.as_tensor(mask).bool())
 
     def act(self, o: ArrayLike) -> Tensor:
         """Observations of B envs (B, *O), tensor or numpy array -> actions (B, A).
@@ -213,24 +269,29 @@ class MPCAgent:
         # A planner may differentiate the rollout, which tensors made in inference mode forbid.
         with torch.inference_mode(False), torch.no_grad():
             envs, device = o.shape[0], self.model.device
-            if not self.controller.needs_plan:
+            if not self.controller.needs_plan and self._history is None:
                 return self.controller.act(None, envs, device)
             z0 = self.model.encode(o.clone().to(device))
             if not z0.isfinite().all():
                 raise ValueError("the encoder returned NaN or infinity for these observations; the model has diverged.")
             shape = (envs, 1, self.particles or 0, self.controller.horizon, z0.shape[-1])
             keep = getattr(self.controller.planner, "differentiates", False)
-            self._imagined = z0, None
+            pasts = None if self._history is None else self._history.groups(envs)
+            if self.controller.needs_plan:
+                self._imagined = z0, None, pasts
 
             def score(a: Tensor) -> Tensor:
                 if self.particles is not None and (self._imagined[1] is None or not keep):
                     noise = torch.randn(shape, generator=self.controller.generator, device=device)
-                    self._imagined = z0, noise
+                    self._imagined = z0, noise, pasts
                 return self._score(z0, a, self._imagined[1])
 
-            return self.controller.act(
+            action = self.controller.act(
                 score, envs, device, None if self.policy is None else lambda: self._policy_rollouts(z0)
             )
+            if self._history is not None:
+                self._history.append(z0, action)
+            return action
 
     def explain(self) -> dict[str, Tensor]:
         """The last plan's cost in its terms, (B,) each: those of a `SumCost` by name, else under "cost".
@@ -240,7 +301,7 @@ class MPCAgent:
         """
         if self._imagined is None or self.plan is None:
             raise ValueError("nothing has been planned yet: call act first.")
-        z0, noise = self._imagined
+        z0, noise, _ = self._imagined
         with torch.no_grad():
             a = self.plan.mean[:, None]
             z = self.imagine(z0, a, noise)
@@ -248,8 +309,19 @@ class MPCAgent:
         return {name: value[:, 0] for name, value in terms.items()}
 
     def imagine(self, z0: Tensor, a: Tensor, noise: Tensor | None = None) -> Tensor:
-        """z0 (B, D), a (B, N, H, A) -> what `rollout` gives, or with noise (B, 1, P, H, D) particles (B, N, P, H+1, D)."""
-        return self._rollout(z0, a) if noise is None else particle_rollout(self.model, z0, a, noise)
+        """z0 (B, D), a (B, N, H, A) -> what `rollout` gives, or with noise (B, 1, P, H, D) particles (B, N, P, H+1, D).
+
+        With a memory, of the pasts that the last plan was made from.
+        """
+        if noise is not None:
+            return particle_rollout(self.model, z0, a, noise)
+        if self._history is None:
+            return self._rollout(z0, a)
+        pasts = [(None, None)] if self._imagined is None else self._imagined[2]
+        if len(pasts) == 1:
+            return self._rollout(z0, a, past=pasts[0][1])
+        paths = torch.cat([self._rollout(z0[i], a[i], past=past) for i, past in pasts])
+        return paths[torch.cat([i for i, _ in pasts]).argsort()]
 
     def _score(self, z0: Tensor, a: Tensor, noise: Tensor | None) -> Tensor:
         """a (B, N, H, A) -> cost (B, N), a few candidates of all envs at a time."""
@@ -283,13 +355,13 @@ def _check_particles(model: WorldModel) -> None:
     reason = None
     if getattr(model.dynamics, "has_memory", False):
         reason = "have a memory"
-    elif type(law) is not Prediction:
+    elif type(law.base if isinstance(law, TailedPrediction) else law) is not Prediction:
         reason = f"predict a {type(law).__name__}"
     if reason is not None:
         raise ValueError(
             f"MPCAgent(particles=...) samples independent Gaussians per latent dimension, and these "
-            f"{type(model.dynamics).__name__} {reason}: pass rollout=lambda z0, a: model.rollout(z0, a, particles=P), or for "
-            f"an ensemble rollout=model.dynamics.rollout_members, instead."
+            f"{type(model.dynamics).__name__} {reason}: pass rollout=lambda z0, a: model.rollout(z0, a, particles=P) (with a "
+            f"memory lambda z0, a, past: ... past=past), or for an ensemble rollout=model.dynamics.rollout_members, instead."
         )
 
 
@@ -297,7 +369,8 @@ def particle_rollout(model: WorldModel, z0: Tensor, a: Tensor, noise: Tensor) ->
     """Samples of p(z' | z, a) over the horizon, with given noise: the same for all candidates if its axis N is 1.
 
     Args:
-        model: anything with `predict(z, a) -> Prediction`, whose mean and variance are all that is read: a diagonal Gaussian.
+        model: anything with `predict(z, a) -> Prediction`, whose mean and variance are all that is read: a diagonal Gaussian
+            (a calibrated law's tails are not sampled, their variance is).
         z0: (B, D).
         a: (B, N, H, A).
         noise: standard normal (B, N or 1, P, H, D).

@@ -1,15 +1,14 @@
-"""Do predicted laws hold what they promise, and if not, one factor per horizon that makes them.
+"""Do predicted laws hold what they promise, and if not, one factor per horizon and one weight of tails that make them.
 
 A report judges any law through its marginals' probability integral transform (PIT), scores and samples; `Calibration`
-is what a world model keeps from held-out episodes: the factor on the standard deviation at each horizon, and how
-surprising ordinary steps are.
+is what a world model keeps from held-out episodes: the factor on the standard deviation at each horizon, how much further
+hard steps deviate than ordinary ones, and how surprising ordinary steps are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields, replace
 from typing import Protocol
 
 import torch
@@ -24,6 +23,7 @@ __all__ = [
     "concatenate",
     "energy_score",
     "fit_calibration",
+    "fit_tail",
     "fit_temperature",
     "forecast_windows",
     "gaussian_crps",
@@ -33,6 +33,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 UNIT_GAUSSIAN_NATS = 0.5 * math.log(
     2 * math.pi * math.e
 )  # per dimension, of N(0, I) about itself: the baseline of "skill"
+RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)  # of hard to ordinary deviations that `fit_tail` chooses from
 _ECE_LEVELS = torch.arange(0.05, 0.951, 0.05, dtype=torch.float64)
 
 
@@ -138,7 +139,7 @@ def _flattened(prediction: Prediction, axes: int) -> Prediction:
     return prediction.map(lambda x: x.flatten(0, axes - 1))
 
 
-def fit_temperature(prediction: Prediction, target: Tensor) -> float:
+def fit_temperature(prediction: Prediction, target: Tensor, *, tail: float = 1.0) -> float:
     """The factor on the predicted deviations from the mean that makes the 50, 80, 90 and 95% intervals right on average.
 
     Least squares of coverage - level rather than mean squared standardised errors: k-step errors have heavier tails than
@@ -147,14 +148,20 @@ def fit_temperature(prediction: Prediction, target: Tensor) -> float:
     Args:
         prediction: a law of (..., D).
         target: held-out outcomes (..., D).
+        tail: the ratio of `Prediction.tailed` that the law gets as well.
 
     Raises:
         ValueError: as `calibration_report`.
     """
+    return _fit_factor(prediction, target, tail)[0]
+
+
+def _fit_factor(prediction: Prediction, target: Tensor, tail: float) -> tuple[float, float]:
+    """The factor of `fit_temperature`, and the squared gaps of coverage that it leaves."""
     _check(prediction, target)
 
     def miscoverage(log_factor: float) -> float:
-        inside = 2 * (prediction.tempered(math.exp(log_factor)).cdf(target) - 0.5).abs()
+        inside = 2 * (prediction.tempered(math.exp(log_factor)).tailed(tail).cdf(target) - 0.5).abs()
         return sum(((inside <= level).float().mean().item() - level) ** 2 for level in LEVELS)
 
     low, high = math.log(1 / 5), math.log(5)  # a factor beyond these would hide a broken model
@@ -163,7 +170,31 @@ def fit_temperature(prediction: Prediction, target: Tensor) -> float:
         best = min(grid, key=miscoverage)
         width = (high - low) / 8
         low, high = best - width, best + width
-    return math.exp(best)
+    return math.exp(best), miscoverage(best)
+
+
+def fit_tail(laws: Sequence[tuple[Prediction, Tensor]], *, rows: int = 1500) -> float:
+    """The ratio of `Prediction.tailed`, one of `RATIOS`, that leaves the least gaps of coverage, each law with its best factor.
+
+    Args:
+        laws: of (N, D), such as those some steps ahead, with held-out outcomes (N, D).
+        rows: of each that are looked at, evenly spaced.
+
+    Raises:
+        ValueError: as `calibration_report`.
+    """
+
+    def gaps(ratio: float) -> float:
+        return sum(_fit_factor(law, target, ratio)[1] for law, target in few)
+
+    few = [_thinned(law, target, rows) for law, target in laws]
+    return min(RATIOS, key=gaps)
+
+
+def _thinned(law: Prediction, target: Tensor, rows: int) -> tuple[Prediction, Tensor]:
+    """At most `rows` rows, evenly spaced, of a law of (N, D) and its targets."""
+    stride = max(1, -(-len(target) // rows))
+    return law[::stride], target[::stride]
 
 
 class Forecaster(Protocol):
@@ -224,8 +255,7 @@ def forecast_windows(
 
 def concatenate(laws: Sequence[Prediction]) -> Prediction:
     """Laws of (B_i, ..., D) as one law of (sum B_i, ..., D)."""
-    first = laws[0]
-    return replace(first, **{f.name: torch.cat([getattr(law, f.name) for law in laws]) for f in fields(first)})
+    return laws[0].concatenated(laws)
 
 
 @torch.no_grad()
@@ -238,7 +268,10 @@ def fit_calibration(
     particles: int = 64,
     generator: Generator | None = None,
 ) -> Calibration:
-    """The factor for each horizon, and the scores of ordinary steps, of an uncalibrated model on held-out episodes.
+    """The factor for each horizon, the weight of tails, and the scores of ordinary steps, of an uncalibrated model on held-out
+    episodes.
+
+    The tail's ratio is fitted to the laws one step, half of the horizon and the horizon ahead; then the factors with it.
 
     Args:
         z, a: latents (E, T+1, D) and actions (E, T, A).
@@ -246,15 +279,18 @@ def fit_calibration(
         particles, generator: of the forecasts.
     """
     one_step = model.predict_sequence(z[:, :-1], a)
-    temperature = [fit_temperature(one_step, z[:, 1:])]
+    # Neighbouring steps say the same: more rows would be slower and not surer.
+    ahead = [_thinned(_flattened(one_step, 2), z[:, 1:].flatten(0, 1), 6000)]
     if horizon > 1:
         windows = forecast_windows(
             model, z, a, horizon=min(horizon, a.shape[1]), particles=particles, generator=generator
         )
         law, truth = concatenate([law for law, _ in windows]), torch.cat([truth for _, truth in windows])
-        temperature += [fit_temperature(law[:, k], truth[:, k]) for k in range(1, truth.shape[1])]
-    scores = -one_step.tempered(temperature[0]).log_prob(z[:, 1:]) / z.shape[-1]
-    return Calibration(temperature, scores.flatten().tolist())
+        ahead += [(law[:, k], truth[:, k]) for k in range(1, truth.shape[1])]
+    tail = fit_tail([ahead[k] for k in sorted({0, len(ahead) // 2, len(ahead) - 1})])
+    temperature = [fit_temperature(law, truth, tail=tail) for law, truth in ahead]
+    scores = -one_step.tempered(temperature[0]).tailed(tail).log_prob(z[:, 1:]) / z.shape[-1]
+    return Calibration(temperature, scores.flatten().tolist(), tail)
 
 
 class Calibration(nn.Module):
@@ -263,21 +299,32 @@ class Calibration(nn.Module):
     Args:
         temperature: factor on the predicted standard deviation 1, 2, .. steps ahead; the last holds beyond.
         scores: surprise (see `WorldModel.surprise`) of ordinary held-out steps.
+        tail: how many times as far as ordinary steps a tenth of the steps deviate, see `Prediction.tailed`; 1: Gaussian tails.
     """
 
-    def __init__(self, temperature: Sequence[float] | Tensor, scores: Sequence[float] | Tensor):
+    def __init__(
+        self, temperature: Sequence[float] | Tensor, scores: Sequence[float] | Tensor, tail: float | Tensor = 1.0
+    ):
         super().__init__()
+        self.register_buffer("tail", torch.as_tensor(tail, dtype=torch.float64).clone())
         self.register_buffer("temperature", torch.as_tensor(temperature, dtype=torch.float32).clone())
         self.register_buffer("scores", torch.as_tensor(scores, dtype=torch.float32).sort().values)
         if not len(self.temperature) or not (self.temperature > 0).all():
             raise ValueError(f"temperatures must be positive numbers, one per horizon, got {list(temperature)}.")
         if not len(self.scores) or not self.scores.isfinite().all():
             raise ValueError("a calibration needs finite held-out scores, got none or NaN.")
+        if self.tail.dim() or not self.tail >= 1:
+            raise ValueError(f"hard steps deviate at least as far as others: expected one tail >= 1, got {tail}.")
+        self._ratio = self.tail.item()  # read on every prediction, which must not wait for a GPU
 
     def factors(self, horizon: int) -> Tensor:
         """(H, 1) factors for steps 1..H."""
         steps = torch.arange(horizon, device=self.temperature.device).clamp(max=len(self.temperature) - 1)
         return self.temperature[steps, None]
+
+    def correct(self, law: Prediction, horizon: int | None = None) -> Prediction:
+        """What held-out episodes make of a law: of (..., D) one step ahead, or of (..., H, D) 1..H steps ahead."""
+        return law.tempered(self.temperature[0] if horizon is None else self.factors(horizon)).tailed(self._ratio)
 
     def p_value(self, score: Tensor) -> Tensor:
         """The share of ordinary steps at least as surprising, (1 + #{held out >= score}) / (1 + n): uniform on

@@ -506,6 +506,7 @@ def evaluate(
     )
     if model.calibration is not None:
         report["calibration"]["temperature_by_horizon"] = model.calibration.temperature.tolist()
+        report["calibration"]["tail"] = model.calibration.tail.item()
     if episodes[0].o.ndim == 4 and len(episodes[0].a) >= 16:  # pictures, long enough to be spoiled
         stages("violations of expectation")
         report["surprise"] = violation_report(

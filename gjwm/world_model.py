@@ -35,7 +35,7 @@ class WorldModel(nn.Module):
         heads: what else is read from latents, by name, such as {"reward": RewardHead(...)}; see `gjwm.heads`.
 
     `calibration` is None until `calibrate` has seen held-out episodes; then predictions, forecasts and particles are widened or
-    narrowed by its factors.
+    narrowed by its factors, and predictions and forecasts have its tails.
     """
 
     def __init__(self, encoder: nn.Module, dynamics: Dynamics, heads: Mapping[str, nn.Module] | None = None):
@@ -67,11 +67,11 @@ class WorldModel(nn.Module):
 
     def predict(self, z: Tensor, a: Tensor, past: Past | None = None) -> Prediction:
         """(..., D), (..., A) -> law of the next latent."""
-        return self._tempered(self.dynamics.predict(z, a, past))
+        return self._corrected(self.dynamics.predict(z, a, past))
 
     def predict_sequence(self, z: Tensor, a: Tensor) -> Prediction:
         """One step ahead of each latent of trajectories: z (B, T, D), a (B, T, A) -> law of (B, T, D)."""
-        return self._tempered(self.dynamics.predict_sequence(z, a))
+        return self._corrected(self.dynamics.predict_sequence(z, a))
 
     def forecast(
         self,
@@ -84,7 +84,7 @@ class WorldModel(nn.Module):
     ) -> Prediction:
         """The law of the next H latents, each given only z0 and the actions: (B, D), (B, H, A) -> law of (B, H, D)."""
         law = self.dynamics.forecast(z0, a, particles=particles, generator=generator, past=past)
-        return law if self.calibration is None else law.tempered(self.calibration.factors(a.shape[1]))
+        return law if self.calibration is None else self.calibration.correct(law, a.shape[1])
 
     def rollout(
         self,
@@ -107,8 +107,8 @@ class WorldModel(nn.Module):
         factors = torch.cat([path.new_ones(1, 1), self.calibration.factors(a.shape[-2])])
         return centre + factors * (path - centre)
 
-    def _tempered(self, law: Prediction) -> Prediction:
-        return law if self.calibration is None else law.tempered(self.calibration.temperature[0])
+    def _corrected(self, law: Prediction) -> Prediction:
+        return law if self.calibration is None else self.calibration.correct(law)
 
     def surprise(self, o: Tensor, a: Tensor) -> Surprise:
         """How unexpected each step of some trajectories is.
@@ -139,7 +139,7 @@ class WorldModel(nn.Module):
         particles: int = 64,
         generator: Generator | None = None,
     ) -> Calibration:
-        """Fit and keep one factor per horizon, and the scores of ordinary steps, on held-out episodes.
+        """Fit and keep one factor per horizon, one weight of tails, and the scores of ordinary steps, on held-out episodes.
 
         Args:
             z, a: latents (E, T+1, D) and actions (E, T, A) of episodes that training never saw.
@@ -219,7 +219,9 @@ class WorldModel(nn.Module):
             model = WorldModel(_rebuild(payload["encoder"], path), _rebuild(payload["dynamics"], path), heads)
             state = payload["state"]
             if "calibration.scores" in state:
-                model.calibration = Calibration(state["calibration.temperature"], state["calibration.scores"])
+                # Files of this format from before there were tails have none.
+                state.setdefault("calibration.tail", torch.tensor(1.0, dtype=torch.float64))
+                model.calibration = Calibration(*(state[f"calibration.{x}"] for x in ("temperature", "scores", "tail")))
             model.load_state_dict(state)
         except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(

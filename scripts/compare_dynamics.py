@@ -83,7 +83,7 @@ def main(run: Path, data: Path, kinds: list[str]) -> None:
         model.calibrate(*held_out, horizon=HORIZON, generator=generator())
         prediction = prediction_report(model, z_test, a_test, horizon=HORIZON, generator=generator())
         report = {"run": str(run), "kind": kind, "seed": cfg.seed, "r2_by_horizon": prediction["r2_by_horizon"]}
-        report["temperature"] = model.calibration.temperature.tolist()
+        report["temperature"], report["tail"] = model.calibration.temperature.tolist(), model.calibration.tail.item()
         with torch.no_grad():
             one_step = model.predict_sequence(z_test[:, :-1], a_test)
             report["horizon_1"] = calibration_report(one_step, z_test[:, 1:])

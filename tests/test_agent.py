@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from gjwm.agent import MPCAgent, RecedingHorizon, particle_rollout
+from gjwm.calibration import Calibration
 from gjwm.costs import DisagreementCost, ExpectedGoalCost, GoalCost, RiskCost, SmoothnessCost, SumCost
 from gjwm.dynamics import EnsembleDynamics, GaussianDynamics, LinearGaussianDynamics, MixtureDynamics
 from gjwm.encoders import MLPEncoder
@@ -242,8 +243,77 @@ def test_particles_of_other_laws_are_refused_and_the_models_own_samples_take_the
         cost,
         horizon=3,
         generator=generator,
-        rollout=lambda z0, a: world_model.rollout(z0, a, particles=4, generator=generator),
+        rollout=lambda z0, a, past=None: world_model.rollout(z0, a, particles=4, generator=generator, past=past),
     )
+    for seed in (0, 1):
+        assert agent.act(torch.randn(2, 3, generator=g(seed))).shape == (2, 2)
+
+
+@pytest.mark.parametrize("backbone", ["gru", "transformer"])
+def test_with_a_memory_each_env_is_planned_with_the_past_since_its_own_reset(backbone):
+    torch.manual_seed(0)
+    dynamics = GaussianDynamics(4, 2, hidden=16, backbone=backbone, memory_width=8, window=4)
+    world_model = WorldModel(MLPEncoder((3,), 4, hidden=(16,)), dynamics).eval()
+    seen = []
+
+    def rollout(z0, a, past=None):
+        seen.append((z0, past))
+        return world_model.rollout(z0, a, past=past)
+
+    agent = MPCAgent(world_model, Counting(), GoalCost(torch.zeros(3, 4)), horizon=3, history=5, rollout=rollout)
+    o = torch.randn(9, 3, 3, generator=g())
+    with torch.no_grad():
+        z = world_model.encode(o)
+    a = []
+    for t in range(9):
+        if t == 7:
+            agent.reset([False, True, False])
+        a.append(agent.act(o[t]))
+        candidates = torch.randn(3, 2, 3, 2, generator=g(t))
+        seen.clear()
+        with torch.no_grad():
+            path = agent.imagine(z[t], candidates)
+        for env in range(3):
+            since = max(7 if env == 1 and t >= 7 else 0, t - 5)  # the last reset, or as long ago as is kept
+            past = None
+            if since < t:
+                past = torch.stack([z[s, env] for s in range(since, t)])[None], torch.stack(a[since:t])[None, :, env]
+            with torch.no_grad():
+                expected = world_model.rollout(z[t, env][None], candidates[env][None], past=past)
+            torch.testing.assert_close(path[env][None], expected, atol=1e-5, rtol=1e-5)
+        assert len(seen) == (2 if t >= 7 else 1)  # envs with pasts of one length are planned together
+    agent.reset()
+    agent.act(o[0])
+    seen.clear()
+    agent.imagine(z[0], candidates)
+    assert seen[0][1] is None
+
+
+def test_a_memory_reads_the_steps_between_plans_too_and_changes_what_is_planned():
+    torch.manual_seed(0)
+    dynamics = GaussianDynamics(4, 2, hidden=16, backbone="gru", memory_width=8)
+    world_model = WorldModel(MLPEncoder((3,), 4, hidden=(16,)), dynamics).eval()
+    options = dict(horizon=4, replan_every=2)
+    planner = CEM(samples=64, elites=8, iterations=3)
+    agent = MPCAgent(world_model, planner, GoalCost(torch.ones(2, 4)), generator=g(), **options)
+    o = torch.randn(5, 2, 3, generator=g(1))
+    for t in range(5):
+        agent.act(o[t])
+    assert agent._history.groups(2)[0][1][0].shape == (2, 5, 4)
+    remembered = agent.plan.cost
+    torch.testing.assert_close(agent.explain()["cost"], remembered, atol=1e-4, rtol=1e-4)
+    forgetful = MPCAgent(world_model, planner, GoalCost(torch.ones(2, 4)), generator=g(), **options)
+    forgetful.act(o[4])
+    z0 = world_model.encode(o[4])
+    with torch.no_grad():
+        same_plan = forgetful.imagine(z0, agent.plan.mean[:, None])
+        assert not torch.allclose(same_plan, agent.imagine(z0, agent.plan.mean[:, None]), atol=1e-3)
+
+
+def test_a_calibrated_models_tails_do_not_hinder_particles():
+    world_model = model()
+    world_model.calibration = Calibration([1.5], [0.0], tail=3.0)
+    agent = MPCAgent(world_model, Counting(), GoalCost(torch.zeros(2, 4)), horizon=3, particles=4)
     assert agent.act(torch.randn(2, 3, generator=g())).shape == (2, 2)
 
 

@@ -10,6 +10,7 @@ from gjwm.calibration import (
     calibration_report,
     energy_score,
     fit_calibration,
+    fit_tail,
     fit_temperature,
     forecast_windows,
 )
@@ -71,6 +72,26 @@ def test_the_fitted_factor_undoes_a_wrong_scale(wrong):
     assert calibration_report(mixture.tempered(wrong), y)["ece"] > 0.05
     repaired = mixture.tempered(wrong).tempered(fit_temperature(mixture.tempered(wrong), y))
     assert calibration_report(repaired, y)["ece"] < 0.02
+
+
+def test_one_weight_of_tails_makes_all_intervals_right_where_a_factor_alone_cannot():
+    law = Prediction(randn(6000, 4), randn(6000, 4, seed=1).exp())
+    y, held = law.tailed(3.0).sample(g(2)), law.tailed(3.0).sample(g(3))
+    alone = law.tempered(fit_temperature(law, held))
+    tail = fit_tail([(law, held)], rows=3000)
+    assert 2.5 <= tail <= 3.5
+    both = law.tempered(fit_temperature(law, held, tail=tail)).tailed(tail)
+    scalar, right = calibration_report(alone, y), calibration_report(both, y)
+    assert right["coverage_90"] == pytest.approx(0.9, abs=0.01) and right["ece"] < 0.006
+    assert right["coverage_95"] == pytest.approx(0.95, abs=0.01)
+    assert scalar["coverage_90"] < 0.89 and scalar["coverage_95"] < 0.935
+    assert right["nll"] < scalar["nll"] - 0.02
+    assert right["spread_skill"] == pytest.approx(1, abs=0.05) and scalar["spread_skill"] < 0.9
+
+
+def test_gaussian_errors_get_no_tails():
+    law = Prediction(randn(6000, 4), randn(6000, 4, seed=1).exp())
+    assert fit_tail([(law, law.sample(g(2)))], rows=6000) == 1.0
 
 
 class Overconfident(Dynamics):
@@ -152,5 +173,7 @@ def test_bad_input_is_named():
         Calibration([0.0], [1.0])
     with pytest.raises(ValueError, match="scores"):
         Calibration([1.0], [])
+    with pytest.raises(ValueError, match="tail"):
+        Calibration([1.0], [0.0], tail=0.5)
     with pytest.raises(ValueError, match="at least as long"):
         forecast_windows(Overconfident(), torch.zeros(4, 3, 2), torch.zeros(4, 2, 2), horizon=5)

@@ -20,6 +20,7 @@ from gjwm.dynamics.prediction import (
     LowRankPrediction,
     MixturePrediction,
     Prediction,
+    TailedPrediction,
     beta_nll,
     gaussian_crps,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "MixturePrediction",
     "Past",
     "Prediction",
+    "TailedPrediction",
     "beta_nll",
     "gaussian_crps",
 ]

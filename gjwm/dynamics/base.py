@@ -45,7 +45,7 @@ class Dynamics(nn.Module):
         raise NotImplementedError
 
     def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> Prediction:
-        """The distribution around the mean; no gradient reaches z, a or the context."""
+        """The distribution around the mean, or beside it."""
         raise NotImplementedError
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:

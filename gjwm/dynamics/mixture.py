@@ -14,19 +14,18 @@ from gjwm.encoders import mlp
 
 
 class MixtureDynamics(ResidualDynamics):
-    """p(z' | z, a) = sum_k w_k N(m + d_k - sum_j w_j d_j, diag s_k^2), with w, d, s from a network of (z, a) and m =
-    z + f(z, a).
+    """p(z' | z, a) = sum_k w_k N(z + d_k, diag s_k^2), with w, d, s from a network of (z, a), beside a regression z + f(z, a).
 
-    The components are placed around the regression mean m such that the mixture's mean is m exactly. So m learns from
-    the alignment with the encoder, like every other dynamics' mean, and the components from the likelihood on
-    detached latents. One component has the law of `GaussianDynamics`, learned by the plain likelihood instead of the
-    beta-NLL and with another floor of the spread. A rollout of the mean runs between the branches
-    of a fork: use particles there.
+    The regression (`mean`, and rollouts without particles) learns from the alignment with the encoder, like every other
+    dynamics' mean; the whole mixture learns from the likelihood on detached latents, and its own mean
+    (`predict(z, a).mean`) is another estimate of the same expectation. The components do not refer to the regression:
+    at a fork it is the wall between the branches, blurred over all latents near the fork and moving while it learns, and
+    components placed around it follow it there. A rollout of the mean runs between the branches: use particles.
 
     Args:
         latent_dim, action_dim, hidden, depth, backbone, memory_width, window: see `ResidualDynamics`.
         components: K.
-        mixture_hidden: width of the two hidden layers that weights, offsets and spreads come from.
+        mixture_hidden: width of the two hidden layers that weights, means and spreads come from.
         min_std, max_std: bounds of s_k.
         entropy: weight of the entropy of the batch's mean weights, which keeps components in use. 0 for a pure likelihood.
     """
@@ -44,7 +43,7 @@ class MixtureDynamics(ResidualDynamics):
         backbone: str = "mlp",
         memory_width: int = 128,
         window: int = 8,
-        mixture_hidden: int = 128,
+        mixture_hidden: int = 256,
         min_std: float = 0.03,
         max_std: float = 1.25,
         entropy: float = 0.01,
@@ -73,14 +72,14 @@ class MixtureDynamics(ResidualDynamics):
             self.mixture[-1].bias[components : components * (1 + latent_dim)].normal_(std=0.5)
 
     def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> MixturePrediction:
-        raw = self.mixture(self._spread_inputs(z, a, context))
+        # With its graph, unlike a Gaussian's spread: it is here that a planner's gradient passes through particles.
+        raw = self.mixture(torch.cat([z, a] if context is None else [z, a, context], -1))
         k, d = self.components, self.latent_dim
         log_weights = raw[..., :k].log_softmax(-1)
         offsets = raw[..., k : k + k * d].unflatten(-1, (k, d))
-        offsets = offsets - (log_weights.exp()[..., None] * offsets).sum(-2, keepdim=True)
         low, high = self.log_std_range
         spread = torch.exp(2 * (low + (high - low) * torch.sigmoid(raw[..., k + k * d :])))
-        return MixturePrediction.of(log_weights, mean[..., None, :] + offsets, spread.unflatten(-1, (k, d)))
+        return MixturePrediction.of(log_weights, z[..., None, :] + offsets, spread.unflatten(-1, (k, d)))
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
         z, z_next = z.detach(), z_next.detach()

@@ -1,13 +1,14 @@
 """Laws of the next latent: one interface from a diagonal Gaussian to a mixture.
 
-Every law has a mean and a variance per dimension, samples, and answers how well a latent agrees with it. `tempered(s)` is how
-recalibration widens or narrows a law by one factor: the law of mean + s (x - mean), or the same about each branch of a mixture.
+Every law has a mean and a variance per dimension, samples, and answers how well a latent agrees with it. Recalibration changes
+laws in two ways. `tempered(s)` widens or narrows by one factor: the law of mean + s (x - mean), or the same about each branch
+of a mixture. `tailed(r)` keeps the variance and gives heavier tails: some draws deviate r times as far as the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 LOG_TWO_PI = math.log(2 * math.pi)
+HARD = 0.1  # share of draws that deviate further in a law with tails
 
 
 def normal_cdf(u: Tensor) -> Tensor:
@@ -75,9 +77,26 @@ class Prediction:
         """The law of mean + scale (x - mean); scale broadcasts against (..., D)."""
         return replace(self, variance=self.variance * _squared(scale))
 
+    def tailed(self, ratio: float) -> Prediction:
+        """Mean and variance as before, and heavier tails: a tenth (`HARD`) of the draws deviate `ratio` times as far from the
+        mean as the others, in all dimensions together. 1 changes nothing.
+
+        Tukey's contaminated normal: errors of a model are larger in some states than it knows.
+
+        Raises:
+            ValueError: for a ratio below 1, or of a law that has tails already.
+        """
+        return self if _scales(ratio) is None else TailedPrediction(self.mean, self.variance, self, ratio)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
         """The same law with `change` applied to each of its tensors, such as one that reshapes leading axes."""
         return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+    @staticmethod
+    def concatenated(laws: Sequence[Any]) -> Any:
+        """Laws of one kind and (B_i, ..., D) as one law of (sum B_i, ..., D)."""
+        first = laws[0]
+        return replace(first, **{f.name: torch.cat([getattr(law, f.name) for law in laws]) for f in fields(first)})
 
     def to(self, *args: Any) -> Prediction:
         """The same law on another device or in another dtype, without a graph."""
@@ -90,6 +109,69 @@ class Prediction:
 
 def _squared(scale: float | Tensor) -> float | Tensor:
     return scale * scale
+
+
+def _scales(ratio: float) -> tuple[tuple[float, float], ...] | None:
+    """(share, scale) of ordinary and of hard draws, with mean squared scale 1; None for a ratio of 1."""
+    if not ratio >= 1:
+        raise ValueError(f"hard draws deviate at least as far as others: expected a ratio >= 1, got {ratio}.")
+    if ratio == 1:
+        return None
+    unit = math.sqrt(1 - HARD + HARD * ratio * ratio)
+    return (1 - HARD, 1 / unit), (HARD, ratio / unit)
+
+
+@dataclass(frozen=True)
+class TailedPrediction(Prediction):
+    """A Gaussian law with the tails of `Prediction.tailed`: a mixture of two of its temperings, with the same covariance."""
+
+    base: Prediction
+    ratio: float
+
+    def _parts(self) -> list[tuple[float, float]]:
+        return list(_scales(self.ratio))
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        draw = self.base.sample(generator)
+        hard = torch.rand(draw.shape[:-1], generator=generator, device=draw.device)[..., None] < HARD
+        (_, ordinary), (_, further) = self._parts()
+        return self.mean + torch.where(hard, further, ordinary) * (draw - self.mean)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        # N(mean, s^2 Cov) at z is N(mean, Cov) at mean + (z - mean) / s, divided by s^D.
+        parts = [
+            self.base.log_prob(self.mean + (z - self.mean) / s) + math.log(w) - z.shape[-1] * math.log(s)
+            for w, s in self._parts()
+        ]
+        return torch.stack(parts).logsumexp(0)
+
+    def cdf(self, z: Tensor) -> Tensor:
+        u = (z - self.mean) / self.variance.sqrt()
+        return sum(w * normal_cdf(u / s) for w, s in self._parts())
+
+    def crps(self, z: Tensor) -> Tensor:
+        std, parts = self.variance.sqrt(), self._parts()
+        to_target = sum(w * _expected_distance(z - self.mean, s * std) for w, s in parts)
+        spread = sum(v * w * math.hypot(r, s) for v, r in parts for w, s in parts)  # of E|x - x'| in 2 std / sqrt(2 pi)
+        return to_target - spread * std / math.sqrt(2 * math.pi)
+
+    def mahalanobis(self, z: Tensor) -> Tensor:
+        return self.base.mahalanobis(z)
+
+    def tempered(self, scale: float | Tensor) -> Prediction:
+        return self.base.tempered(scale).tailed(self.ratio)
+
+    def tailed(self, ratio: float) -> Prediction:
+        if _scales(ratio) is not None:
+            raise ValueError(f"this law has tails already, of ratio {self.ratio}; got another of {ratio}.")
+        return self
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
+        return self.base.map(change).tailed(self.ratio)
+
+    @staticmethod
+    def concatenated(laws: Sequence[TailedPrediction]) -> Prediction:
+        return laws[0].base.concatenated([law.base for law in laws]).tailed(laws[0].ratio)
 
 
 @dataclass(frozen=True)
@@ -237,6 +319,18 @@ class MixturePrediction(Prediction):
             self,
             variance=self.between + self.within * _squared(scale),
             variances=self.variances * _squared(inner),
+        )
+
+    def tailed(self, ratio: float) -> MixturePrediction:
+        """Each component with the tails of `Prediction.tailed`: two components about its mean, so branches keep their mass."""
+        scales = _scales(ratio)
+        if scales is None:
+            return self
+        return replace(
+            self,
+            log_weights=torch.cat([self.log_weights + math.log(w) for w, _ in scales], -1),
+            means=torch.cat([self.means for _ in scales], -2),
+            variances=torch.cat([self.variances * s * s for _, s in scales], -2),
         )
 
 

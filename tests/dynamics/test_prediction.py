@@ -126,6 +126,49 @@ def test_tempering_a_mixture_leaves_its_branches_where_they_are():
     torch.testing.assert_close(p.tempered(1.7).variance, tempered.variance)
 
 
+@pytest.mark.parametrize("law", [diagonal, full, low_rank, ensemble], ids=["diagonal", "full", "low_rank", "ensemble"])
+def test_tails_keep_mean_and_variance_and_are_a_mixture_of_two_scales(law):
+    p, z = law(6), randn(6, D, seed=9)
+    heavy = p.tailed(3.0)
+    torch.testing.assert_close(heavy.mean, p.mean)
+    if law is not ensemble:
+        torch.testing.assert_close(heavy.variance, p.variance)
+        torch.testing.assert_close(heavy.mahalanobis(z), p.mahalanobis(z))
+        unit = math.sqrt(0.9 + 0.1 * 9)
+        parts = [p.tempered(s / unit).log_prob(z) + math.log(w) for w, s in ((0.9, 1), (0.1, 3))]
+        torch.testing.assert_close(heavy.log_prob(z), torch.stack(parts).logsumexp(0))
+    assert p.tailed(1.0) is p
+    far = p.mean + 8 * p.variance.sqrt()
+    assert (heavy.log_prob(far) > p.log_prob(far)).all()
+    # It stays one law whatever is done to it.
+    torch.testing.assert_close(heavy.tempered(1.7).log_prob(z), p.tempered(1.7).tailed(3.0).log_prob(z))
+    torch.testing.assert_close(heavy[2:].log_prob(z[2:]), heavy.log_prob(z)[2:])
+    both = heavy.concatenated([heavy[:2], heavy[2:]])
+    assert type(both) is type(heavy)
+    torch.testing.assert_close(both.log_prob(z), heavy.log_prob(z))
+    with pytest.raises(ValueError, match="ratio"):
+        p.tailed(0.5)
+
+
+@pytest.mark.parametrize("law", [diagonal, full, mixture], ids=["diagonal", "full", "mixture"])
+def test_a_tailed_laws_cdf_and_crps_are_those_of_its_samples(law):
+    p, z = law().tailed(3.0), randn(D, seed=9)
+    x = p.map(lambda t: t.expand(40_000, *t.shape)).sample(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(p.cdf(z), (x <= z).double().mean(0), atol=0.01, rtol=0)
+    torch.testing.assert_close(x.var(0), p.variance, rtol=0.06, atol=0.02)
+    expected = (x - z).abs().mean(0) - (x[::2] - x[1::2]).abs().mean(0) / 2
+    torch.testing.assert_close(p.crps(z), expected, atol=0.02, rtol=0.03)
+
+
+def test_tails_and_temperature_leave_every_branch_its_mass():
+    p = mixture(6)
+    heavy = p.tempered(1.7).tailed(3.0)
+    w = heavy.log_weights.exp().unflatten(-1, (2, -1))
+    torch.testing.assert_close(w.sum(-2), p.log_weights.exp())
+    torch.testing.assert_close(heavy.means.unflatten(-2, (2, -1))[:, 1], p.means)
+    torch.testing.assert_close(heavy.variance, p.tempered(1.7).variance)
+
+
 def test_log_prob_is_that_of_independent_normals():
     p, z = diagonal(4), randn(4, D, seed=2)
     expected = torch.distributions.Normal(p.mean, p.variance.sqrt()).log_prob(z).sum(-1)
