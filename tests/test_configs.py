@@ -97,3 +97,8 @@ def test_the_default_is_the_demo_the_readme_promises():
     # 24 environment steps ahead, 50 to get there.
     assert cfg.env.action_repeat * cfg.evaluate.goal_offset == 24 and cfg.env.action_repeat * cfg.evaluate.steps == 50
     assert cfg.evaluate.pairs >= 100
+
+
+def test_an_experiment_may_change_what_the_main_file_sets():
+    assert load_config(["experiment=two_room_random"]).objective.law == "within"
+    assert load_config(["experiment=two_room_random", "objective.law=marginal"]).objective.law == "marginal"
