@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -316,6 +316,10 @@ class Calibration(nn.Module):
         if self.tail.dim() or not self.tail >= 1:
             raise ValueError(f"hard steps deviate at least as far as others: expected one tail >= 1, got {tail}.")
         self._ratio = self.tail.item()  # read on every prediction, which must not wait for a GPU
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._ratio = self.tail.item()
 
     def factors(self, horizon: int) -> Tensor:
         """(H, 1) factors for steps 1..H."""

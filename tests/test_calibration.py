@@ -177,3 +177,12 @@ def test_bad_input_is_named():
         Calibration([1.0], [0.0], tail=0.5)
     with pytest.raises(ValueError, match="at least as long"):
         forecast_windows(Overconfident(), torch.zeros(4, 3, 2), torch.zeros(4, 2, 2), horizon=5)
+
+
+def test_loading_a_calibration_loads_its_tails():
+    heavy, light = Calibration([1.0], [0.0], 3.0), Calibration([1.0], [0.0])
+    light.load_state_dict(heavy.state_dict())
+    law = Prediction(torch.zeros(4, 2), torch.ones(4, 2))
+    far = torch.full((4, 2), 5.0)
+    assert torch.equal(light.correct(law).log_prob(far), heavy.correct(law).log_prob(far))
+    assert (light.correct(law).log_prob(far) > law.log_prob(far)).all()
