@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -93,7 +94,7 @@ class ControlSuiteEnv(gym.Env):
     | `camera`            | None         | camera id; -1: the free one; None: 2 for quadruped, else 0      |
     | `action_repeat`     | 1            | control steps per action                                        |
     | `frame_stack`       | 1            | pictures per observation                                        |
-    | `max_episode_steps` | None         | actions per episode; None: the task's time limit                |
+    | `max_episode_steps` | None         | actions per episode, no more than the task's time limit; None: that |
     | `hidden`            | ()           | names of geoms, sites or bodies left out of pictures            |
     | `render_mode`       | None         | `"rgb_array"` for `render()`                                    |
     | `render_size`       | `size`       | side of `render()`'s picture, pixels                            |
@@ -142,7 +143,10 @@ class ControlSuiteEnv(gym.Env):
         self._drawn = _EPISODE_FIELDS + (_TERRAIN if (domain, task) == ("quadruped", "escape") else ())
         self._substeps = round(suite.control_timestep() / self._physics.timestep())
         limit = suite._step_limit  # control steps; dm_control has no public name for it
-        self._limit = min(limit, action_repeat * max_episode_steps) if max_episode_steps else limit
+        self._limit = limit
+        if max_episode_steps is not None:
+            self.check_length(max_episode_steps)
+            self._limit = min(limit, action_repeat * max_episode_steps)
         self._hide(hidden)
         camera = camera if camera is not None else {"quadruped": 2}.get(domain, 0)
         if not -1 <= camera < self._model.ncam:
@@ -166,6 +170,15 @@ class ControlSuiteEnv(gym.Env):
         self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
         self._steps = 0
         self._simulator: _Simulator | None = None
+
+    def check_length(self, max_episode_steps: int) -> None:
+        """ValueError for a number of actions that the task's own time limit does not allow."""
+        if max_episode_steps < 1 or self.action_repeat * (max_episode_steps - 1) >= self._limit:
+            raise ValueError(
+                f"{self.domain}-{self.task_name} ends after {self._limit:g} control steps, so max_episode_steps must be 1 to "
+                f"{math.ceil(self._limit / self.action_repeat)} with action_repeat={self.action_repeat}, got "
+                f"{max_episode_steps}."
+            )
 
     def _space(self, size: int) -> spaces.Space:
         pixels = spaces.Box(0, 255, (3 * self.frame_stack, size, size), np.uint8)

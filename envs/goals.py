@@ -257,9 +257,14 @@ class GoalEnv(gym.Env):
         self.env.close()
 
 
-def make_goal_task(*, domain: str, task: str, **kwargs: Any) -> GoalEnv:
+def make_goal_task(*, domain: str, task: str, max_episode_steps: int | None = None, **kwargs: Any) -> gym.Env:
     """A control suite task with goals: arguments of `GoalEnv`, the others of `ControlSuiteEnv`."""
     from gjwm.envs.control_suite import ControlSuiteEnv
 
     own = {name: kwargs.pop(name) for name in _OWN if name in kwargs}
-    return GoalEnv(ControlSuiteEnv(domain=domain, task=task, **kwargs), **own)
+    env = GoalEnv(ControlSuiteEnv(domain=domain, task=task, **kwargs), **own)
+    if max_episode_steps is None:
+        return env
+    # Around it, so that a short episode does not cut the walk to its goal short.
+    env.world.check_length(max_episode_steps)
+    return gym.wrappers.TimeLimit(env, max_episode_steps)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -29,14 +31,29 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """`gymnasium.make` for the pipeline: every environment takes the same arguments and actions in [-1, 1], or one-hot ones.
 
     Ids "gjwm/..." need no module in front. Environments that offer `get_state` are made as they are, bounded actions rescaled;
-    all others are wrapped in `gjwm.envs.gym_env.GymEnv`.
+    all others are wrapped in `gjwm.envs.gym_env.GymEnv`. `max_episode_steps` goes to the environment where it takes it, so that
+    it can lengthen episodes too; `gymnasium.make` would keep it for a `TimeLimit`, which can only shorten them.
+
+    Raises:
+        ValueError: for arguments the environment does not take.
+        gymnasium.error.Error: for an unknown id, naming the nearest.
     """
+    foreign = is_foreign(env_id)
+    spec = spec_of("gjwm/gym-v0" if foreign else env_id)
+    if foreign:
+        kwargs = {"name": env_id, **kwargs}
+    steps = kwargs.get("max_episode_steps")
+    if steps is not None and steps < 1:
+        raise ValueError(f"max_episode_steps must be at least 1 or None, got {steps}.")
+    if steps is not None and "max_episode_steps" in _parameters(spec.entry_point):
+        del kwargs["max_episode_steps"]
+        spec = dataclasses.replace(spec, max_episode_steps=None, kwargs={**spec.kwargs, "max_episode_steps": steps})
     try:
-        if is_foreign(env_id):
-            return gym.make("gjwm.envs:gjwm/gym-v0", name=env_id, **kwargs)
-        env = gym.make(importable(env_id), **kwargs)
+        env = gym.make(spec, **kwargs)
     except TypeError as error:
         raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}.") from error
+    if foreign:
+        return env
     space = env.action_space
     if isinstance(space, spaces.Box) and space.is_bounded() and not is_unit(space):
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
@@ -63,4 +80,8 @@ def torch_native(spec: EnvSpec) -> bool:
     creator = spec.vector_entry_point
     if creator is None:
         return False
-    return "device" in inspect.signature(creator if callable(creator) else load_env_creator(creator)).parameters
+    return "device" in _parameters(creator)
+
+
+def _parameters(creator: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(creator if callable(creator) else load_env_creator(creator)).parameters

@@ -69,7 +69,7 @@ class TorchEnv(gym.Env):
 
     All other arguments are the world's own. `gym.make` keeps an argument named `max_episode_steps` for a `TimeLimit` around
     the environment, which can only shorten episodes; longer ones are asked for at the class, in the id's registered `kwargs`,
-    or through `gym.make_vec`.
+    or through `gym.make_vec`, `gjwm.envs.make_vec` and `gjwm.envs.making.make_env`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012

@@ -35,6 +35,7 @@ from gjwm.envs.making import importable, make_env, spec_of, torch_native
 from gjwm.envs.workers import Worker, WorkerDied, cores, start_method
 
 CONTROL_SUITE = "gjwm.envs.control_suite:ControlSuiteEnv"
+DEATHS = 3  # of a block's workers in a row, without a step in between, that end a run
 Observations = Any  # an array (N, *O), or a (nested) dict of them
 
 
@@ -65,6 +66,8 @@ def make_vec(
     """
     if not isinstance(n, int | np.integer) or n < 1 or (workers is not None and workers < 0):
         raise ValueError(f"expected n >= 1 and workers >= 0 or None, got {n!r} and {workers!r}.")
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r} needs a CUDA GPU, and torch sees none; use device='cpu' or None.")
     spec = spec_of(env_id)
     if physics == "warp":
         if spec.entry_point != CONTROL_SUITE:
@@ -86,14 +89,21 @@ def make_vec(
             importable(env_id), num_envs=n, vectorization_mode="vector_entry_point", device=device, **kwargs
         )
     first = make_env(env_id, **kwargs)  # says what is wrong before any process is started
-    obs = getattr(first.unwrapped, "obs", "state")
-    if spec.entry_point == CONTROL_SUITE and obs == "state" and not workers:
+    pictures = shows_pictures(first.observation_space)
+    if spec.entry_point == CONTROL_SUITE and not pictures and not workers:
         from gjwm.envs.control_vector import ControlSuiteVectorEnv
 
         return ControlSuiteVectorEnv(first, n, device=device)
     if workers is None:
-        workers = 0 if obs == "state" else cores()
+        workers = cores() if pictures else 0
     return EnvVector(first, n, env_id, kwargs, device=device, workers=workers)
+
+
+def shows_pictures(space: spaces.Space) -> bool:
+    """Whether observations hold a picture: an array of uint8 with three axes, at any depth."""
+    if isinstance(space, spaces.Dict):
+        return any(shows_pictures(part) for part in space.values())
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
 
 
 class BatchedEnv(VectorEnv):
@@ -220,8 +230,8 @@ class EnvVector(BatchedEnv):
     A worker steps a block of neighbouring environments and writes their observations into memory that both processes see. Where
     one dies, its running episodes are truncated, with reward 0 and the observation before the lost step as their last; new
     episodes begin in a new process, the others go on, and one warning says so. `infos["worker_died"]` (N,), there on that step
-    only, marks the environments whose transition is not to be learned from. A worker that dies again before it has made a step
-    is an error.
+    only, marks the environments whose transition is not to be learned from. Only the third death in a row in one block, without
+    a step in between, is an error.
 
     Args:
         first: an environment that was made with these arguments; taken over.
@@ -245,19 +255,20 @@ class EnvVector(BatchedEnv):
         workers: int = 0,
     ):
         super().__init__(first, n, device)
+        self.name = env_id.rpartition(":")[2]  # Gymnasium's own are all "gjwm/gym-v0" to `first.spec`
         self._make = (env_id, dict(kwargs))
         self._blocks = [
             block.tolist() for block in np.array_split(np.arange(self.num_envs), min(max(workers, 1), self.num_envs))
         ]
-        self._origin: list[int | None] = [None] * self.num_envs  # seeds of the last reset
+        self._origin: list[int | None] = [None] * self.num_envs  # seeds of the last reset that had any
+        self._resets = self._deaths = 0  # since then
         self._turn = 0
         if workers:
             first.close()
             self._memory = [_Shared(self.single_observation_space, self.num_envs) for _ in range(3)]
             self._arrays = [memory.arrays() for memory in self._memory]
             self._groups: list[Worker | _Here] = [self._start(k) for k in range(len(self._blocks))]
-            self._proven = [False] * len(self._blocks)  # has made a step since it was started
-            self._deaths = 0
+            self._lost = [0] * len(self._blocks)  # deaths in a row without a step
             try:
                 self._answers()
             except WorkerDied as death:
@@ -295,7 +306,11 @@ class EnvVector(BatchedEnv):
         """
         seeds = self._seeds(seed)
         super().reset(seed=next((s for s in seeds if s is not None), None))
-        self._origin = seeds
+        if any(s is not None for s in seeds):
+            self._resets = self._deaths = 0
+        else:
+            self._resets += 1
+        self._origin = [old if new is None else new for old, new in zip(self._origin, seeds)]
         states = None if options is None else options.get("state")
         if states is not None and len(states) != self.num_envs:
             raise ValueError(f"expected a state for each of {self.num_envs} envs, got {len(states)}.")
@@ -305,10 +320,12 @@ class EnvVector(BatchedEnv):
         for k, block in enumerate(self._blocks):
             self._groups[k].ask("reset", self._turn, [seeds[i] for i in block], [shared_out[i] for i in block])
         answers, deaths = self._answers_and_deaths()
-        for k, death in deaths.items():  # nothing is lost: it begins where its predecessor should have
+        for k, death in deaths.items():  # with seeds nothing is lost: it begins where its predecessor should have
             block = self._blocks[k]
-            self._warn(k, death, "before its episodes began", stacklevel=3)
-            answers[k] = self._replace(k, [seeds[i] for i in block], [shared_out[i] for i in block])
+            derived = dict(zip(block, self._derived_seeds(block)))
+            again = [derived[i] if seeds[i] is None else seeds[i] for i in block]
+            chosen = [shared_out[i] for i in block]
+            answers[k] = self._replace(k, death, "before its episodes began", again, chosen, stacklevel=3)
         for answer, block in zip(answers, self._blocks):
             for i, info in zip(block, answer):
                 infos = self._add_info(infos, info, i)
@@ -336,45 +353,66 @@ class EnvVector(BatchedEnv):
             for i, info in reset_infos.items():
                 infos = self._add_info(infos, info, i)
             if self.workers:
-                self._proven[k] = True
+                self._lost[k] = 0
         observations, final = self._arrays[self._turn], self._arrays[2]
         return self._results(each(observations, np.copy), rewards, terminated, truncated, infos, final)
 
     def _mourn(self, k: int, death: WorkerDied, infos: dict[str, Any]) -> dict[str, Any]:
         """Begin new episodes in a new process where worker `k` died, and close the books of the old ones."""
         block = self._blocks[k]
-        if not self._proven[k]:
-            raise RuntimeError(f"{death} again, before it made a step; workers=0 may show why.") from death
-        self._warn(k, death, "and its running episodes are truncated", stacklevel=4)
-        self._deaths += 1
-        seeds = [
-            # Derived, so that a run with the same seeds and the same misfortune is the same run.
-            None if seed is None else int(np.random.SeedSequence([seed, self._deaths]).generate_state(1)[0] >> 1)
-            for seed in (self._origin[i] for i in block)
-        ]
         write(self._arrays[2], block, each(self._arrays[1 - self._turn], lambda x: x[block]))
-        for i, info in zip(block, self._replace(k, seeds, [None] * len(block))):
+        what = "and its running episodes are truncated"
+        begun = self._replace(k, death, what, self._derived_seeds(block), [None] * len(block), stacklevel=4)
+        for i, info in zip(block, begun):
             infos = self._add_info(infos, info, i)
         died = infos.get("worker_died", np.zeros(self.num_envs, bool))
         died[block] = True
         return {**infos, "worker_died": died}
 
-    def _warn(self, k: int, death: WorkerDied, what: str, *, stacklevel: int) -> None:
-        block = self._blocks[k]
-        warnings.warn(
-            f"{death} {what} (envs {block[0]} to {block[-1]} of {self.name}); a new one takes its place and the others go on.",
-            RuntimeWarning,
-            stacklevel=stacklevel,
-        )
+    def _derived_seeds(self, block: list[int]) -> list[int | None]:
+        """Seeds for episodes that begin because a worker died.
 
-    def _replace(self, k: int, seeds: list[int | None], options: list[Any]) -> list[dict[str, Any]]:
-        self._groups[k].close()
-        self._groups[k], self._proven[k] = self._start(k), False
-        try:
-            self._groups[k].answer()
-            return self._groups[k].call("reset", self._turn, seeds, options)
-        except WorkerDied as again:
-            raise RuntimeError(f"{again}, and the one in its place too; workers=0 may show why.") from again
+        They follow from the last seeds, the resets without any since, and the deaths since, so that a run with the same seeds
+        and the same misfortune is the same run. Where no seed was ever given: None.
+        """
+        self._deaths += 1
+        return [
+            None
+            if seed is None
+            else int(np.random.SeedSequence([seed, self._resets, self._deaths]).generate_state(1)[0] >> 1)
+            for seed in (self._origin[i] for i in block)
+        ]
+
+    def _replace(
+        self,
+        k: int,
+        death: WorkerDied,
+        what: str,
+        seeds: list[int | None],
+        options: list[Any],
+        *,
+        stacklevel: int,
+    ) -> list[dict[str, Any]]:
+        """Put a new process in the place of one that died and reset its environments -> their infos. Warns of each death."""
+        where = f"envs {self._blocks[k][0]} to {self._blocks[k][-1]} of {self.name}"
+        while True:
+            self._lost[k] += 1
+            if self._lost[k] >= DEATHS:
+                raise RuntimeError(
+                    f"{death}, {DEATHS} in a row before a step was made ({where}); workers=0 may show why."
+                ) from death
+            warnings.warn(
+                f"{death} {what} ({where}); a new one takes its place and the others go on.",
+                RuntimeWarning,
+                stacklevel=stacklevel,
+            )
+            self._groups[k].close()
+            self._groups[k] = self._start(k)
+            try:
+                self._groups[k].answer()
+                return self._groups[k].call("reset", self._turn, seeds, options)
+            except WorkerDied as again:
+                death = again
 
     def _answers_and_deaths(self) -> tuple[list[Any], dict[int, WorkerDied]]:
         """What every group answers, all of them read before an error is raised."""

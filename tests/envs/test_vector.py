@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gjwm.envs import make_vec, rendering
 from gjwm.envs.making import make_env
 from gjwm.envs.suite_formulas import FORMULAS
-from gjwm.envs.workers import Worker, WorkerDied
+from gjwm.envs.workers import Worker, WorkerDied, cores
 
 MODULE = """
     import os, time
@@ -181,6 +181,38 @@ def test_goals_come_along():
     assert observation.keys() == {"observation", "achieved_goal", "desired_goal"} and "goal_state" in infos
     actions = random_actions(env, 9)
     assert_same(play(env, actions), one_by_one(env_id, 2, actions, **kwargs))
+    assert env.workers == 0
+    env = make_vec("gjwm/reacher-easy-goal-v0", 4, obs="pixels", goal="both", size=16)
+    assert env.workers == min(4, cores()) and env.observation_space["desired_goal"]["pixels"].shape == (4, 3, 16, 16)
+    env.close()
+
+
+def test_episodes_are_as_long_as_asked_for_alone_and_in_a_batch():
+    for env_id, steps, kwargs in [
+        ("Pendulum-v1", 300, {}),
+        ("CartPole-v1", 600, {"terminate": False}),
+        ("gjwm/two-room-v0", 150, {"obs": "state", "terminate_on_goal": False}),
+        ("gjwm/fork-v0", 60, {"obs": "state"}),
+        ("gjwm/point_mass-easy-goal-v0", 30, {}),
+        (WALK, 7, {"length": 99}),  # does not take the argument
+    ]:
+        single, batch = (
+            make_env(env_id, max_episode_steps=steps, **kwargs),
+            make_vec(env_id, 2, max_episode_steps=steps, **kwargs),
+        )
+        single.reset(seed=0), batch.reset(seed=0)
+        action = np.zeros((2, *single.action_space.shape), np.float32)
+        for t in range(1, steps + 1):
+            assert single.step(action[0])[3] == (t == steps)
+            assert (batch.step(action)[3] == (t == steps)).all()
+        batch.close()
+    for make in (make_env, lambda env_id, **kwargs: make_vec(env_id, 2, **kwargs)):
+        for name in ("reacher-easy", "reacher-easy-goal"):
+            with pytest.raises(ValueError, match=r"after 1000 control steps.* 1 to 1000 .*got 1200"):
+                make(f"gjwm/{name}-v0", max_episode_steps=1200)
+        make("gjwm/reacher-easy-v0", max_episode_steps=4, action_repeat=300).close()
+    with pytest.raises(ValueError, match="at least 1 or None, got 0"):
+        make_env("Pendulum-v1", max_episode_steps=0)
 
 
 def test_threads_change_nothing():
@@ -376,9 +408,55 @@ def test_a_worker_that_cannot_live_is_an_error_and_not_a_loop():
     deadly = np.array([[0.0], [0.95]], np.float32)
     with pytest.warns(RuntimeWarning, match="exit code 3"):
         env.step(deadly)
-    with pytest.raises(RuntimeError, match="again, before it made a step"):
+    with pytest.warns(RuntimeWarning, match="exit code 3"):
+        env.step(deadly)
+    with pytest.raises(RuntimeError, match="3 in a row before a step was made"):
         env.step(deadly)
     env.close()
+
+
+def test_killed_before_the_first_step_and_twice_in_a_row_a_worker_is_still_replaced():
+    env = make_vec(WALK, 2, workers=2)
+    begun = env.reset(seed=0)[0]
+    for _ in range(2):
+        os.kill(env.pids[1], signal.SIGKILL)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            observation, _, _, truncated, infos = env.step(np.zeros((2, 1)))
+        assert len(caught) == 1 and caught[0].filename == __file__ and "SIGKILL" in str(caught[0].message)
+        assert truncated.tolist() == infos["worker_died"].tolist() == [False, True]
+        assert infos["final_obs"][1]["x"].tolist() == begun["x"][1].tolist()
+        begun = observation
+    for t in range(3, 5):
+        observation, _, _, truncated, _ = env.step(np.zeros((2, 1)))
+        assert observation["t"].tolist() == [t, t - 2] and not truncated.any()
+    os.kill(env.pids[1], signal.SIGKILL)  # after a step it has all its lives again
+    with pytest.warns(RuntimeWarning, match="SIGKILL"):
+        env.step(np.zeros((2, 1)))
+    env.close()
+
+
+def test_the_same_misfortune_is_the_same_run():
+    def run(env):
+        drawn = [env.reset(seed=3)[0]["x"], env.reset()[0]["x"]]
+        for t in range(4):
+            if t in (1, 2):
+                os.kill(env.pids[1], signal.SIGKILL)
+                with pytest.warns(RuntimeWarning, match="SIGKILL"):
+                    drawn.append(env.step(np.zeros((2, 1)))[0]["x"])
+            else:
+                drawn.append(env.step(np.zeros((2, 1)))[0]["x"])
+        os.kill(env.pids[0], signal.SIGKILL)
+        with pytest.warns(RuntimeWarning, match="before its episodes began"):
+            drawn.append(env.reset()[0]["x"])
+        return np.array(drawn)
+
+    env, other = make_vec(WALK, 2, workers=2), make_vec(WALK, 2, workers=2)
+    first = run(env)
+    np.testing.assert_array_equal(first, run(env))
+    np.testing.assert_array_equal(first, run(other))
+    assert len(set(first[[1, 3, 4], 1, 1])) == 3
+    env.close(), other.close()
 
 
 def test_an_object_that_cannot_be_made_says_why_to_every_question():
@@ -474,7 +552,7 @@ def test_wrong_actions_name_the_env(kwargs):
         env.step(np.zeros((2, 3)))
     env.step(np.zeros((3, 2)))  # nothing is broken by it
     env.close()
-    with pytest.raises(ValueError, match=r"action of env 2 .* is \[5\]"):
+    with pytest.raises(ValueError, match=r"action of env 2 of CartPole-v1 is \[5\]"):
         make_vec("CartPole-v1", 3).step(np.array([0, 1, 5]))
 
 
@@ -502,6 +580,10 @@ def test_impossible_requests_are_one_sentence(monkeypatch):
         make_vec("gjwm/reacher-easy-v0", 2, physics="moon")
     with pytest.raises(ValueError, match="not for CartPole"):
         make_vec("CartPole-v1", 2, physics="warp")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for env_id in ("CartPole-v1", "gjwm/two-room-v0"):
+        with pytest.raises(ValueError, match="device='cuda' needs a CUDA GPU"):
+            make_vec(env_id, 2, device="cuda")
     monkeypatch.setitem(sys.modules, "mujoco_warp", None)
     with pytest.raises(ImportError, match=r"gjwm\[warp\]"):
         make_vec("gjwm/cheetah-run-v0", 2, physics="warp")
