@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from gjwm.envs.goal_spaces import goal_space
 from gjwm.envs.rendering import FaithfulRenderer, FastRenderer, NoContexts, prepare_backend
 from gjwm.envs.task_names import TASKS
 from gjwm.envs.variation import Variation
+from gjwm.envs.workers import cores
 
 # Arrays of the *model* that some task redraws at each reset (targets, damping, terrain); part of an environment's state.
 _EPISODE_FIELDS = (
@@ -57,7 +57,7 @@ class ControlSuiteEnv(gym.Env):
 
     After a reset or `set_state` the frame stack repeats the first frame. Pictures of the fast renderer have no shadows,
     reflections, skybox or multisampling (`gjwm.envs.rendering`); those of the faithful one are dm_control's to the last bit,
-    and take 9 to 27 times as long. The two look different: never mix them in one dataset, which keeps the choice.
+    and take 9 to 27 times as long here. The two look different: never mix them in one dataset, which keeps the choice.
 
     ## Reward
 
@@ -205,7 +205,9 @@ class ControlSuiteEnv(gym.Env):
                 if model.site(site).name == name:
                     model.site_group[site], found = invisible, True
             if not found:
-                raise ValueError(f"{self.domain} has no body, geom or site named {name!r} to hide.")
+                raise ValueError(
+                    f"{self.domain} has no body, geom or site named {name!r} to hide; env.hidden=[] hides nothing."
+                )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> (observation, info). `options={"state": s}` starts from a state of `get_state`."""
@@ -281,7 +283,7 @@ class ControlSuiteEnv(gym.Env):
         return picture if self._variation is None else self._variation.draw_over(picture, self._word, self._data.time)
 
     def get_state(self) -> np.ndarray:
-        """(X,) float64, everything the future depends on.
+        """(X,) float64, everything the future depends on but the episode's clock, and so its time limit.
 
         MuJoCo's integration state; what this episode drew in the model (targets, damping, ...); the sensors' readings, which
         are of the last step; the episode's seed, from which its variation comes; and the generator of the episodes to come,
@@ -408,7 +410,7 @@ def _load(domain: str, task: str, *, draws: bool):
         names = ["-".join(names) for names in TASKS]
         near = get_close_matches(f"{domain}-{task}", names, n=3, cutoff=0.4) or names
         raise ValueError(f"dm_control's suite has no task '{domain}-{task}'; the nearest are {', '.join(near)}.")
-    prepare_backend(draws)
+    prepare_backend(draws, "dm_control.suite")
     from dm_control import suite
 
     env = suite.load(domain, task, task_kwargs={"random": 0})
@@ -444,7 +446,7 @@ class _Simulator:
                 f"simulate expects states (B, X) and actions (B, N, H, A), got {states.shape} and {actions.shape}."
             )
         envs, candidates, horizon, _ = actions.shape
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or cores()
         if len(self.data) != threads:
             self.pool = rollout.Rollout(nthread=threads)
             self.data = [mujoco.MjData(self.model) for _ in range(threads)]

@@ -43,8 +43,8 @@ class GoalEnv(gym.Env):
 
     ## Starting state and episode end
 
-    `reset(seed=s)` starts where the environment itself starts with this seed; the goal is drawn from the same seed, and where it
-    is reached already up to 20 times ("ahead" walks on). The environment's own time limit truncates; `terminated` as the environment says, and
+    `reset(seed=s)` starts where the environment itself starts with this seed; the goal is drawn from a stream of the same seed that
+    is independent of the start, and where it is reached already up to 20 times ("ahead" walks on). The environment's own time limit truncates; `terminated` as the environment says, and
     at the goal with `terminate_on_goal`.
 
     ## Info
@@ -130,7 +130,8 @@ class GoalEnv(gym.Env):
 
         `options={"state": s, "goal_state": g}` set start and goal, either or both, to states of the environment.
         """
-        super().reset(seed=seed)
+        # Not the environment's own stream: the goal would be a function of the start.
+        super().reset(seed=None if seed is None else int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
         options = dict(options or {})
         unknown = set(options) - {"state", "goal_state"}
         if unknown:

@@ -20,6 +20,14 @@ from gjwm.envs.rendering import choose_backend, prepare_backend
 # What classic control keeps beside `state`: the torque that Pendulum draws, and how long CartPole has been over.
 _BESIDE = ("last_u", "steps_beyond_terminated")
 
+# What Gymnasium's MuJoCo environments observe, reward and draw beside the integration state. MuJoCo derives it from that
+# state, but a step leaves it as it was before its last integration, and forces on bodies only where a step asks for them.
+_DERIVED = (
+    *("xpos", "xquat", "xmat", "xipos", "ximat", "subtree_com", "sensordata"),
+    *("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
+    *("cinert", "cvel", "cfrc_ext", "qfrc_actuator", "qfrc_constraint"),
+)
+
 
 class GymEnv(gym.Env):
     """A Gymnasium environment with actions in [-1, 1] or one-hot, pixels from its `render()`, action repeat and frame stack.
@@ -50,7 +58,8 @@ class GymEnv(gym.Env):
     ## State
 
     `get_state` and `set_state` work for environments whose `state` attribute is the state (classic control) and for those on
-    MuJoCo, and carry the random generator. The elapsed time of a time limit goes on.
+    MuJoCo, with what Gymnasium's own observations and rewards read of a step (contact forces, inertias), and carry the
+    random generator. The elapsed time of a time limit is not in the state and goes on.
 
     ## Reaching goals
 
@@ -249,7 +258,7 @@ class GymEnv(gym.Env):
     # -- states --------------------------------------------------------------------------------------------------------
 
     def get_state(self) -> np.ndarray:
-        """(X,) float64, everything the future depends on; see the class for which environments.
+        """(X,) float64, everything the future depends on but the time limit; see the class for which environments.
 
         Raises:
             ValueError: when the environment does not say its state.
@@ -335,7 +344,7 @@ def _read(world: gym.Env, name: str) -> np.ndarray:
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         state = np.empty(mujoco.mj_stateSize(world.model, kind))
         mujoco.mj_getState(world.model, world.data, state, kind)
-        return state
+        return np.concatenate([state, *(np.ravel(getattr(world.data, name)) for name in _DERIVED)])
     state = getattr(world, "state", None)
     if state is None or np.asarray(state).dtype.kind not in "fiu":
         raise ValueError(
@@ -357,9 +366,17 @@ def _write(world: gym.Env, state: np.ndarray) -> None:
         import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        mujoco.mj_setState(world.model, world.data, state, kind)
+        count = mujoco.mj_stateSize(world.model, kind)
+        physics = np.ascontiguousarray(state[:count])
+        mujoco.mj_setState(world.model, world.data, physics, kind)
         mujoco.mj_forward(world.model, world.data)
-        mujoco.mj_setState(world.model, world.data, state, kind)  # mj_forward leaves traces in the solver's warm start
+        mujoco.mj_setState(
+            world.model, world.data, physics, kind
+        )  # mj_forward leaves traces in the solver's warm start
+        for name in _DERIVED:
+            field = getattr(world.data, name)
+            field[...] = state[count : count + field.size].reshape(field.shape)
+            count += field.size
     else:
         old, size = world.state, np.size(world.state)
         for i, name in enumerate(_BESIDE):

@@ -9,6 +9,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 
 import numpy as np
@@ -21,10 +22,10 @@ _OFF = ("disable", "disabled", "off", "false", "0")
 def choose_backend() -> str:
     """Name the OpenGL backend in MUJOCO_GL (EGL, then OSMesa) and return it. Call before dm_control is imported.
 
-    A MUJOCO_GL that the user set is respected.
+    A MUJOCO_GL that the user set is tried, and nothing else.
 
     Raises:
-        RuntimeError: when neither library works on this machine, or MUJOCO_GL forbids both.
+        RuntimeError: when neither library works on this machine, or MUJOCO_GL forbids both or names what does not work.
     """
     # OpenGL without a graphics card: its threads cost small pictures more than they bring (64x64: half of the time), and worker
     # processes share the cores. At 480x480 they would save a third.
@@ -34,12 +35,12 @@ def choose_backend() -> str:
         raise RuntimeError(
             f"MUJOCO_GL={chosen} leaves no OpenGL to draw with: unset it and {_INSTALL}; obs='state' needs neither."
         )
-    if chosen:
-        return chosen
     # mujoco itself picks an OpenGL on import and fails where that one is missing; it is not needed, each backend is a module.
-    os.environ["MUJOCO_GL"] = "disable"
-    import_module("mujoco")
-    del os.environ["MUJOCO_GL"]
+    _import_without_opengl("mujoco")
+    if chosen:
+        if _works(chosen):
+            return chosen
+        raise RuntimeError(f"MUJOCO_GL={chosen} does not work here: unset it or {_INSTALL}; obs='state' needs neither.")
     for name in _BACKENDS:
         if _works(name):
             os.environ["MUJOCO_GL"] = name
@@ -49,32 +50,50 @@ def choose_backend() -> str:
     )
 
 
-def prepare_backend(draws: bool) -> None:
+def prepare_backend(draws: bool, simulator: str = "mujoco") -> None:
     """`choose_backend`, where a machine without OpenGL is an error only if something is to be drawn.
 
-    Simulators try OpenGL on import, and such a machine must still serve state vectors.
+    Simulators try OpenGL on import, and such a machine must still serve state vectors: there, `simulator`, a module, is
+    imported without any.
     """
-    if draws:
+    try:
         choose_backend()
-    elif "MUJOCO_GL" not in os.environ:
-        try:
-            choose_backend()
-        except RuntimeError:
-            os.environ["MUJOCO_GL"] = "disable"
+    except RuntimeError:
+        if draws:
+            raise
+        _import_without_opengl(simulator)
 
 
+def _import_without_opengl(module: str) -> None:
+    previous = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disable"
+    try:
+        import_module(module)
+    finally:
+        if previous is None:
+            del os.environ["MUJOCO_GL"]
+        else:
+            os.environ["MUJOCO_GL"] = previous
+
+
+@cache
 def _works(backend: str) -> bool:
-    """Whether PyOpenGL can load this platform and make a context on it."""
+    """Whether PyOpenGL can load this platform and make a context on it that MuJoCo can draw in."""
+    if backend not in (*_BACKENDS, "glfw"):
+        return False
     previous = os.environ.get("PYOPENGL_PLATFORM")
-    os.environ["PYOPENGL_PLATFORM"] = backend
+    if backend in _BACKENDS:
+        os.environ["PYOPENGL_PLATFORM"] = backend
     try:
         context = import_module(f"mujoco.{backend}").GLContext(16, 16)
         context.make_current()
+        if backend == "glfw":  # without a display it makes a context that is none, and says nothing
+            mujoco = import_module("mujoco")
+            mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_50).free()
         context.free()
     except Exception:  # the loaders raise ImportError, AttributeError, RuntimeError or OpenGL's own, all for "not here"
-        if previous is None:
-            del os.environ["PYOPENGL_PLATFORM"]
-        else:
+        os.environ.pop("PYOPENGL_PLATFORM", None)
+        if previous is not None:
             os.environ["PYOPENGL_PLATFORM"] = previous
         for name in [
             name for name in sys.modules if name == "OpenGL" or name.startswith(("OpenGL.", f"mujoco.{backend}"))
@@ -87,7 +106,7 @@ def _works(backend: str) -> bool:
 class FastRenderer:
     """Square pictures without shadows, reflections, skybox and multisampling.
 
-    dm_control's own pictures take 9 to 27 times as long at 64x64, nearly all of it for those four. The OpenGL context is
+    `FaithfulRenderer`, with those four, takes 9 to 27 times as long at 64x64. The OpenGL context is
     made at the first picture, so an environment can be sent to another process before. It takes a fifth of a second, so
     copies of an environment share one renderer; it is freed with the last of them, or at the interpreter's exit.
 

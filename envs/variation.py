@@ -35,7 +35,7 @@ class Variation:
 
     | factor        | at strength 1                                                                                    |
     |---------------|--------------------------------------------------------------------------------------------------|
-    | `colour`      | materials, and geoms and sites without one, take any colour; opacity stays                       |
+    | `colour`      | materials, and geoms and sites that take theirs from none, take any colour; opacity stays        |
     | `camera`      | moves by up to 0.1 of the model's extent along each axis, turns by up to 5 degrees, zooms by up to 10% |
     | `light`       | 0.5 to 2 times as bright in each of red, green and blue, from up to 40 degrees beside             |
     | `mass`        | each body 0.5 to 2 times as heavy, its inertia with it                                            |
@@ -75,8 +75,12 @@ class Variation:
     def _colour(self, model: Any, strength: float, rng: np.random.Generator) -> None:
         for name in _FIELDS["colour"]:
             base = self._base[name]
-            colour = rng.uniform(0.1, 1.0, (len(base), 3))
-            getattr(model, name)[:, :3] = (1 - strength) * base[:, :3] + strength * colour
+            colour = (1 - strength) * base[:, :3] + strength * rng.uniform(0.1, 1.0, (len(base), 3))
+            own = np.ones(len(base), bool)
+            if name != "mat_rgba":  # MuJoCo draws a material's colour only while the geom's or site's is the default
+                material = getattr(model, name.replace("rgba", "matid")) >= 0
+                own = ~(material & (base == np.float32([0.5, 0.5, 0.5, 1])).all(1))
+            getattr(model, name)[own, :3] = colour[own]
 
     def _camera(self, model: Any, strength: float, rng: np.random.Generator) -> None:
         import mujoco

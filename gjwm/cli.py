@@ -36,6 +36,7 @@ from gjwm.data_command import data_command
 from gjwm.dataset import DiskWindows, dataset_info, open_windows
 from gjwm.decoder import ConvDecoder
 from gjwm.diagnostics import wilson_interval
+from gjwm.envs.workers import cores
 from gjwm.evaluate import Details, check_equal_length, check_protocol, encode_episodes, evaluate
 from gjwm.explore import BEHAVIOURS
 from gjwm.files import replacing
@@ -69,7 +70,7 @@ def _prepare(cfg: DictConfig) -> None:
     for name, seed in (("seed", cfg.seed), ("evaluate.seed", cfg.evaluate.seed)):
         if not isinstance(seed, int) or not 0 <= seed < HELD_OUT:
             raise ValueError(f"{name} must be a whole number from 0 to {HELD_OUT - 1}, got {seed!r}.")
-    threads = cfg.threads or len(os.sched_getaffinity(0))
+    threads = cfg.threads or cores()
     if not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads must be null or a whole number, 1 or more, got {threads!r}.")
     torch.set_num_threads(threads)
@@ -432,7 +433,7 @@ def _versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in names},
-        "machine": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {cores()} cores",
     }
 
 

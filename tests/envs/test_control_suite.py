@@ -345,7 +345,7 @@ def test_a_hidden_target_is_in_no_picture():
     hidden.set_state(hidden.get_state())
     np.testing.assert_array_equal(hidden.observe(), moved)
     assert state.shape == hidden.get_state().shape
-    with pytest.raises(ValueError, match="nonsense"):
+    with pytest.raises(ValueError, match=r"'nonsense' to hide; env.hidden=\[\] hides nothing"):
         make("reacher-easy", hidden=("nonsense",))
 
 
@@ -386,12 +386,38 @@ for name in ("reacher-easy", "quadruped-escape"):
     assert "(6,)" in done.stdout and "(101,)" in done.stdout
 
 
+@pytest.mark.parametrize("named", ["bogus", "on", "glfw"])
+def test_an_opengl_that_does_not_work_is_named_and_state_needs_none(named):
+    code = """
+from gjwm.collect import make_env
+for name in ("gjwm/reacher-easy-v0", "InvertedPendulum-v5"):
+    e = make_env(name, obs="state")
+    e.reset(seed=0)
+    e.step(e.action_space.sample())
+    try:
+        make_env(name, obs="pixels")
+    except RuntimeError as error:
+        print(error)
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM")}
+    environment["MUJOCO_GL"] = named
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all(
+        line.startswith(f"MUJOCO_GL={named} does not work here: unset it or install EGL") for line in lines
+    )
+
+
 def test_without_any_opengl_the_error_says_what_to_install(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(rendering, "_works", lambda name: False)
     with pytest.raises(RuntimeError, match="libegl1"):
         rendering.choose_backend()
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(RuntimeError, match=r"MUJOCO_GL=osmesa does not work here: unset it or install.*libegl1"):
+        rendering.choose_backend()
+    monkeypatch.setattr(rendering, "_works", lambda name: name == "osmesa")
     assert rendering.choose_backend() == "osmesa"
     monkeypatch.setenv("MUJOCO_GL", "off")
     with pytest.raises(RuntimeError, match="MUJOCO_GL=off"):

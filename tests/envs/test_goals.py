@@ -56,6 +56,23 @@ def test_a_seed_decides_start_and_goal_and_the_goal_is_fresh_in_each_episode():
     assert (drawn["desired_goal"] != first[0]["desired_goal"]).any()
 
 
+def test_goals_of_a_gymnasium_environment_do_not_follow_from_its_start():
+    env = GoalEnv(make_env("Pendulum-v1"), goals="reset")
+    starts, goals = [], []
+    for seed in range(50):
+        o, info = env.reset(seed=seed)
+        starts.append(np.arctan2(o["observation"][1], o["observation"][0]))
+        goals.append(info["goal_state"][0])
+    assert abs(np.corrcoef(starts, goals)[0, 1]) < 0.4
+    # The walk's first action is the generator's first draw, as the start's angle was.
+    env = GoalEnv(make_env("Pendulum-v1"))
+    first = []
+    for seed in range(50):
+        env.reset(seed=seed, options={"goal_state": env.world.get_state()})
+        first.append(env.np_random.uniform())
+    assert abs(np.corrcoef(starts, first)[0, 1]) < 0.4
+
+
 def test_the_walk_to_the_goal_leaves_the_time_limit_alone():
     env = make(offset=400)
     env.reset(seed=0)

@@ -126,7 +126,17 @@ def test_rewards_add_up_over_action_repeat_until_the_end():
 
 
 @pytest.mark.parametrize(
-    "name", ["Pendulum-v1", "CartPole-v1", "Acrobot-v1", "MountainCarContinuous-v0", "HalfCheetah-v5", "buttons"]
+    "name",
+    [
+        "Pendulum-v1",
+        "CartPole-v1",
+        "Acrobot-v1",
+        "MountainCarContinuous-v0",
+        "HalfCheetah-v5",
+        "Ant-v5",
+        "Humanoid-v5",
+        "buttons",
+    ],
 )
 def test_a_state_brings_back_the_exact_future(name):
     env = make(terminate=False) if name == "buttons" else make_env(name).unwrapped

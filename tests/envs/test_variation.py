@@ -54,6 +54,33 @@ def test_a_factor_changes_what_it_names_and_nothing_else(factor):
         assert any((changed[name] != plain[name]).any() for name in _FIELDS[factor])
 
 
+@pytest.mark.parametrize("name", ["walker-walk", "cheetah-run", "reacher-easy", "quadruped-walk"])
+@pytest.mark.parametrize("factor", FACTORS)
+def test_little_strength_changes_little(factor, name):
+    base, env = make(name), make(name, variation={factor: 1e-3})
+    for seed in range(3):
+        a, b = (e.reset(seed=seed)[0]["pixels"].astype(int) for e in (base, env))
+        change = np.abs(a - b)
+        if factor in ("camera", "mass"):  # things move a little, and edges are not smoothed
+            assert (change > 2).mean() < 0.02
+        else:
+            assert change.max() <= 2
+
+
+@pytest.mark.parametrize("name", ["walker-walk", "cheetah-run", "quadruped-walk"])
+def test_what_shares_a_material_keeps_one_colour(name):
+    base, env = make(name)._model, make(name, variation=["colour"])
+    env.reset(seed=0)
+    model = env._model
+    for part, count in (("geom", model.ngeom), ("site", model.nsite)):
+        rgba, material = getattr(model, f"{part}_rgba"), getattr(model, f"{part}_matid")
+        default = (getattr(base, f"{part}_rgba") == np.array([0.5, 0.5, 0.5, 1], np.float32)).all(1)
+        for i in range(count):
+            of_material = material[i] >= 0 and default[i]
+            assert (rgba[i] == getattr(base, f"{part}_rgba")[i]).all() == of_material
+    assert (model.mat_rgba[:, :3] != base.mat_rgba[:, :3]).any(1).all()
+
+
 @pytest.mark.parametrize("name", ["cheetah-run", "reacher-easy", "quadruped-walk", "swimmer-swimmer6"])
 def test_a_seed_decides_the_variation_whatever_came_before(name):
     everything = dict.fromkeys(FACTORS, True)
