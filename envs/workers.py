@@ -149,6 +149,6 @@ def _portable(error: Exception) -> Exception:
     """The error, or one with the same text where it does not survive pickling."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # a class decides for itself how it fails to unpickle
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
