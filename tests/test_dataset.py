@@ -331,6 +331,14 @@ def test_metadata_that_is_missing_damaged_or_foreign_stops_every_use(tmp_path):
         assert contents(path) == before
 
 
+def test_a_writer_killed_before_its_first_metadata_leaves_a_folder_that_can_be_used(tmp_path):
+    for name in ("lock", "metadata.json.partial"):
+        (tmp_path / name).write_text("")
+    with DatasetWriter(tmp_path, **header()) as writer:
+        assert writer.episodes == 0
+    assert not (tmp_path / "metadata.json.partial").exists() and dataset_info(tmp_path)["episodes"] == 0
+
+
 def test_an_empty_dataset_says_so(tmp_path):
     DatasetWriter(tmp_path, **header()).close()
     assert verify(tmp_path) == [] and list(read_episodes(tmp_path)) == []

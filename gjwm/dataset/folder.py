@@ -130,7 +130,10 @@ class DatasetWriter:
                         f"{path} holds episodes with {name}={info[name]!r} and cannot be extended with {name}={value!r}; "
                         "choose another folder."
                     )
-        elif self.path.is_dir() and (found := sorted(p.name for p in self.path.iterdir() if p.name != "lock")):
+        # A writer killed at its very start leaves these two and nothing to lose.
+        elif self.path.is_dir() and (
+            found := sorted(p.name for p in self.path.iterdir() if p.name not in ("lock", "metadata.json.partial"))
+        ):
             raise ValueError(f"{path} is no dataset and not empty (it has {found[0]}); choose another folder.")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _acquire(self.path)
