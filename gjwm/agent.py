@@ -112,6 +112,14 @@ class RecedingHorizon:
         self._age += 1
         return action
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next plan starts from; `plan`, the last one's account, is not part of it."""
+        return {"mean": self._mean, "runners_up": self._runners_up, "age": self._age}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._mean, self._runners_up, self._age = state["mean"], state["runners_up"], state["age"]
+
     @property
     def needs_plan(self) -> bool:
         """Whether the next `act` plans (an observation is then needed)."""
@@ -142,6 +150,14 @@ class History:
             self._z = self._a = self._lengths = None
         else:
             self._lengths = self._lengths.masked_fill(mask.to(self._lengths.device), 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The past of each env."""
+        return {"z": self._z, "a": self._a, "lengths": self._lengths}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._z, self._a, self._lengths = state["z"], state["a"], state["lengths"]
 
     def append(self, z: Tensor, a: Tensor) -> None:
         """Each env was in z (B, D) and took a (B, A)."""
@@ -251,6 +267,22 @@ class MPCAgent:
         self.controller.reset(mask)
         if self._history is not None:
             self._history.reset(None if mask is None else torch.as_tensor(mask).bool())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What acting goes on from: the warm starts, and pasts where there is a memory."""
+        history = None if self._history is None else self._history.state_dict()
+        return {"controller": self.controller.state_dict(), "history": history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, from any device."""
+        device = self.model.device
+
+        def moved(part: dict[str, Any]) -> dict[str, Any]:
+            return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in part.items()}
+
+        self.controller.load_state_dict(moved(state["controller"]))
+        if self._history is not None:
+            self._history.load_state_dict(moved(state["history"]))
 
     def act(self, o: ArrayLike) -> Tensor:
         """Observations of B envs (B, *O), tensor or numpy array -> actions (B, A).

@@ -1,4 +1,4 @@
-"""`gjwm collect|train|evaluate|report|video|study key=value ...`, `gjwm data` and `gjwm benchmark`: all that knows hydra.
+"""`gjwm collect|train|online|evaluate|report|video|study key=value ...`, `gjwm data` and `gjwm benchmark`: all that knows hydra.
 
 Each command composes `configs/config.yaml` with the overrides, builds plain objects from it and calls the library. A run
 lives in one folder, runs/<name>/, with the resolved config beside what it made.
@@ -33,7 +33,7 @@ from gjwm.behaviours import Behaviour, behaviour_from_weights
 from gjwm.checkpoint import Checkpoints
 from gjwm.collect import Episode, collect_dataset, collect_episodes
 from gjwm.data_command import data_command
-from gjwm.dataset import DiskWindows, dataset_info, open_windows
+from gjwm.dataset import DiskWindows, dataset_info, open_windows, read_episodes
 from gjwm.decoder import ConvDecoder
 from gjwm.diagnostics import wilson_interval
 from gjwm.envs.workers import cores
@@ -42,6 +42,18 @@ from gjwm.explore import BEHAVIOURS
 from gjwm.files import replacing
 from gjwm.logging import RunLogger, log_results, progress
 from gjwm.objectives import JointEmbeddingObjective
+from gjwm.online import (
+    Exploration,
+    ReturnCurve,
+    RewardLearner,
+    Stream,
+    play_returns,
+    pretrain,
+    return_report,
+    reward_agent,
+    train_online,
+)
+from gjwm.replay import ReplayBuffer, Windows
 from gjwm.report import ARRAYS, EVALUATION, GALLERY, LiveReport, judge, save_arrays, write_report
 from gjwm.rollout_video import attempt, films_of, gallery, goals_video, grid_video, position_readout
 from gjwm.study import aggregate, pooled_success, rows_for_table
@@ -158,7 +170,7 @@ def collect_command(cfg: DictConfig, command: str) -> None:
 def train_command(cfg: DictConfig, command: str) -> None:
     """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures; with cfg.resume go on."""
     run = Path(cfg.run_dir)
-    _require_same_env(cfg)
+    _require_same_env(cfg, cfg.dataset)
     decoder_steps = cfg.train.decoder_steps
     options = _options("train", OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"]), train)
     if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
@@ -168,7 +180,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
         )
     checkpoints = Checkpoints(run / "state")
     resolved = OmegaConf.to_container(cfg, resolve=True)
-    begun = _begin(cfg, run, checkpoints)
+    begun = _begin(cfg, run, checkpoints, cfg.train.steps)
     if begun is None:
         print(f"{run}: already trained, nothing to resume")
         return
@@ -260,8 +272,165 @@ def train_command(cfg: DictConfig, command: str) -> None:
     print(f"{run}: checkpoint.pt, metrics.jsonl")
 
 
-def _begin(cfg: DictConfig, run: Path, checkpoints: Checkpoints) -> tuple[int | None, int] | None:
-    """Make the run's folder ready -> (step to go on after or None, episodes to train on), or None if the run is complete.
+# Settings of cfg.online that are not arguments of `train_online`.
+_ABOUT_ONLINE = ("lanes", "episodes", "data", "pretrain", "capacity", "exploration")
+
+
+def online_command(cfg: DictConfig, command: str) -> None:
+    """Learn from reward into cfg.run_dir: while acting, or from the dataset cfg.online.data, or both; with cfg.resume go on."""
+    run, own = Path(cfg.run_dir), cfg.online
+    loop = _options("online", OmegaConf.masked_copy(own, [k for k in own if k not in _ABOUT_ONLINE]), train_online)
+    loop["exploration"] = Exploration(**_options("online.exploration", own.exploration, Exploration))
+    settings = _options("learner", cfg.learner, RewardLearner)
+    if own.steps < 1 and (own.data is None or own.pretrain < 1):
+        raise ValueError(
+            "there is nothing to learn from: set online.steps, or online.data and online.pretrain to learn from a dataset."
+        )
+    checkpoints = Checkpoints(run / "state")
+    begun = _begin(cfg, run, checkpoints, cfg.online.steps)
+    if begun is None:
+        print(f"{run}: already trained, nothing to resume")
+        return
+    after, _ = begun
+    data = None
+    if own.data is not None and after is None:
+        _require_same_env(cfg, own.data)
+        data = open_windows(own.data, _residence(cfg), storage=cfg.storage, notify=print)
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    stream = Stream(cfg.env.id, _env_kwargs(cfg), lanes=own.lanes, seed=cfg.seed, workers=cfg.collect.workers)
+    try:
+        action_dim = stream.action_space.shape[0]
+        model = WorldModel(
+            instantiate(cfg.encoder, observation_shape=list(stream.observation_space.shape)),
+            instantiate(cfg.dynamics, action_dim=action_dim),
+            {name: instantiate(head, action_dim=action_dim) for name, head in cfg.heads.items()},
+        ).to(cfg.device)
+        objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
+        learner, planner = RewardLearner(model, objective, **settings), instantiate(cfg.planner)
+        curve = ReturnCurve(run / "returns.csv", repeat=cfg.env.get("action_repeat", 1), resume_after=after)
+        steps = own.pretrain * (data is not None) + own.steps
+        with (
+            LiveReport(run, name=cfg.name, steps=steps, seconds=cfg.report.every) as live,
+            RunLogger(
+                run,
+                wandb_mode=cfg.logger.wandb,
+                project=cfg.logger.project,
+                name=cfg.name,
+                config=resolved,
+                resume_after=after,
+            ) as logger,
+            progress(steps, desc="online") as bar,
+        ):
+            shown: dict[str, float] = {}
+
+            def log(scalars: dict[str, float], step: int) -> None:
+                logger.log(scalars, step)
+                live.update(step)
+                shown.update(scalars)
+                bar.report(step, loss=shown["loss"], earned=shown.get("evaluate/return"))
+
+            def evaluate_returns(step: int, seconds: float) -> dict[str, float]:
+                report = _play(cfg, _actor(cfg, model, planner, "plan"))
+                curve.add(step, seconds, report["returns"])
+                low, high = report["ci95"]
+                return {"evaluate/return": report["return_mean"], "evaluate/low": low, "evaluate/high": high}
+
+            generator = torch.Generator().manual_seed(cfg.seed)
+            begin = time.perf_counter()
+            if data is not None:
+                options = {name: loop[name] for name in ("batch", "length", "log_every")}
+                pretrain(learner, data, updates=own.pretrain, log=log, generator=generator, **options)
+            if own.steps:
+                train_online(
+                    learner,
+                    planner,
+                    stream,
+                    _replay(cfg, stream, data),
+                    evaluate=evaluate_returns,
+                    log=log,
+                    generator=generator,
+                    checkpoints=checkpoints,
+                    **loop,
+                )
+            else:
+                log(evaluate_returns(own.pretrain, time.perf_counter() - begin), own.pretrain)
+            live.finish(steps)
+    finally:
+        stream.close()
+    model.save(run / "checkpoint.pt", version=__version__, config=resolved, training={"command": command})
+    with replacing(run / "config.yaml") as partial:
+        OmegaConf.save(OmegaConf.create(resolved), partial)
+    returns = {name: _play(cfg, _actor(cfg, model, planner, name)) for name in ("plan", "policy", "random", "hold")}
+    _write_json(run / "returns.json", {"version": __version__, "command": command, "returns": returns})
+    for name, row in returns.items():
+        low, high = row["ci95"]
+        print(
+            f"{name:8s} return {row['return_mean']:.1f} [{low:.1f}, {high:.1f}] of {row['episodes']} episodes, "
+            f"{1e3 * row['seconds_per_step']:.1f} ms per step"
+        )
+    print(f"{run}: checkpoint.pt, returns.csv, returns.json, metrics.jsonl")
+
+
+def _residence(cfg: DictConfig) -> str:
+    return "auto" if cfg.device.startswith("cuda") else "cpu"
+
+
+def _replay(cfg: DictConfig, stream: Stream, data: Windows | None) -> ReplayBuffer:
+    """A buffer of the stream's lanes, filled with the dataset's episodes where there is one."""
+    space = stream.observation_space
+    stored = 0 if data is None else dataset_info(cfg.online.data)["steps"]
+    buffer = ReplayBuffer(
+        cfg.online.capacity or stored + cfg.online.steps + cfg.online.lanes,
+        space,
+        stream.action_space,
+        cfg.online.lanes,
+        _residence(cfg),
+        frame_stack=cfg.env.get("frame_stack", 1) if len(space.shape) == 3 else 1,
+    )
+    for episode in read_episodes(cfg.online.data) if data is not None else ():
+        buffer.add_episode(*episode[:5])
+    return buffer
+
+
+def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Callable[[Any], Any]:
+    """o (E, *O) -> a (E, A): the planner, the policy alone, uniform actions or none."""
+    generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
+    if kind == "plan":
+        agent = reward_agent(
+            model,
+            planner,
+            horizon=cfg.online.horizon,
+            discount=cfg.learner.discount,
+            policy_plans=cfg.online.policy_plans,
+            generator=generator,
+        )
+        return lambda o: agent.act(o).cpu().numpy()
+
+    def act(o: Any) -> Any:
+        if kind == "policy":
+            with torch.no_grad():
+                return model.heads["policy"](model.encode(torch.as_tensor(o).to(cfg.device))).cpu().numpy()
+        a = torch.zeros(len(o), model.action_dim)
+        return (a if kind == "hold" else a.uniform_(-1, 1, generator=generator)).numpy()
+
+    return act
+
+
+def _play(cfg: DictConfig, act: Callable[[Any], Any]) -> dict[str, Any]:
+    """Returns on seeds that training never sees, the same ones each time: differences are the actor's."""
+    returns, seconds = play_returns(
+        act,
+        cfg.env.id,
+        _env_kwargs(cfg),
+        episodes=cfg.online.episodes,
+        seed=HELD_OUT + 1000 * cfg.seed,
+        workers=cfg.collect.workers,
+    )
+    return return_report(returns, seconds)
+
+
+def _begin(cfg: DictConfig, run: Path, checkpoints: Checkpoints, steps: int) -> tuple[int | None, int] | None:
+    """Make the run's folder ready -> (step to go on after or None, episodes to train on), or None if all steps are done.
 
     Raises:
         ValueError: when a training would be lost, or resumed with other settings.
@@ -271,7 +440,7 @@ def _begin(cfg: DictConfig, run: Path, checkpoints: Checkpoints) -> tuple[int | 
     if found is not None and cfg.resume:
         before = json.loads(started.read_text())
         _require_same_training(cfg, before["config"], run)
-        if found.step == cfg.train.steps and not unfinished:
+        if found.step >= steps and not unfinished:
             return None
         return found.step, before["episodes"]
     if unfinished:
@@ -280,21 +449,21 @@ def _begin(cfg: DictConfig, run: Path, checkpoints: Checkpoints) -> tuple[int | 
             f"{checkpoints.folder} to start anew."
         )
     checkpoints.clear()
-    episodes = dataset_info(cfg.dataset)["episodes"]
+    episodes = dataset_info(cfg.dataset)["episodes"] if Path(cfg.dataset).exists() else 0
     started.parent.mkdir(parents=True, exist_ok=True)
     _write_json(started, {"config": OmegaConf.to_container(cfg, resolve=True), "episodes": episodes})
     return None, episodes
 
 
-def _require_same_env(cfg: DictConfig) -> None:
+def _require_same_env(cfg: DictConfig, dataset: str) -> None:
     """Refuse data of another world: nothing later would notice."""
-    info = dataset_info(cfg.dataset)
+    info = dataset_info(dataset)
     made = {"id": info["env_id"], **info["env_kwargs"]}
     wanted = OmegaConf.to_container(cfg.env, resolve=True)
     different = sorted(key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key))
     if different:
         raise ValueError(
-            f"{cfg.dataset} was collected with "
+            f"{dataset} was collected with "
             + ", ".join(f"env.{key}={made.get(key)!r} and not {wanted.get(key)!r}" for key in different)
             + "; pass the same settings, or another dataset=..."
         )
@@ -615,6 +784,7 @@ def _require_same_training(cfg: DictConfig, before: dict[str, Any], run: Path) -
 COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
     "collect": collect_command,
     "train": train_command,
+    "online": online_command,
     "evaluate": evaluate_command,
     "report": report_command,
     "video": video_command,
@@ -641,6 +811,7 @@ USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
 
   collect    gather episodes into data/<task>
   train      train a world model on them into runs/<name>
+  online     learn a task from its reward while acting: task=walker-walk preset=cpu|gpu
   evaluate   write runs/<name>/evaluation.json and report.html
   report     draw report.html again, from the run's folder alone: run_dir=...
   video      write runs/<name>/videos/goals.mp4 and grid.mp4
@@ -686,7 +857,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command is None:
             benchmark_command(arguments[1:])
         else:
-            cfg = load_config(arguments[1:])
+            settings = arguments[1:]
+            if arguments[0] == "online" and not any(text.startswith("experiment=") for text in settings):
+                settings = ["experiment=suite", *settings]
+            cfg = load_config(settings)
             _prepare(cfg)
             command(cfg, shlex.join(["gjwm", *arguments]))
     except USER_ERRORS as error:

@@ -130,12 +130,12 @@ class MahalanobisGoalCost(GoalCost):
 class RewardCost:
     """Minus the predicted discounted return: -(sum_h g^h s_h r(z_h, a_h) + g^H s_H V(z_H)), h = 0..H-1.
 
-    s_h = prod_{k <= h} (1 - p(z_k)) is the probability that the episode still goes on at step h (s_0 = 1).
+    s_h = prod_{k < h} (1 - p(z_k, a_k)) is the probability that the episode still goes on at step h (s_0 = 1).
 
     Args:
         reward: head (z (..., D), a (..., A)) -> (...), of the step that leaves z by a.
         discount: g per step, in (0, 1].
-        termination: (z (..., D)) -> (...) probability in [0, 1] that a state is terminal; None: nothing ends.
+        termination: head (z (..., D), a (..., A)) -> (...), probability that the episode ends on that step; None: nothing ends.
         value: (z (..., D)) -> (...) return beyond the horizon; None: 0.
     """
 
@@ -144,7 +144,7 @@ class RewardCost:
         reward: Head,
         *,
         discount: float = 0.99,
-        termination: Callable[[Tensor], Tensor] | None = None,
+        termination: Head | None = None,
         value: Callable[[Tensor], Tensor] | None = None,
     ):
         if not 0 < discount <= 1:
@@ -158,7 +158,7 @@ class RewardCost:
         r = _per_step(self.reward(z[..., :-1, :], a), (*z.shape[:-2], horizon), "reward")
         weight = self.discount ** torch.arange(horizon + 1, device=z.device, dtype=z.dtype)
         if self.termination is not None:
-            going = 1 - _per_step(self.termination(z[..., 1:, :]), r.shape, "termination")
+            going = 1 - _per_step(self.termination(z[..., :-1, :], a), r.shape, "termination")
             going = torch.cat([torch.ones_like(going[..., :1]), going], -1).cumprod(-1)
             weight = weight * going
         total = (weight[..., :-1] * r).sum(-1)

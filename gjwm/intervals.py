@@ -1,4 +1,4 @@
-"""Bootstrap intervals: over episodes, which are independent where their steps are not, and over runs, task by task."""
+"""Intervals over episodes, which are independent where their steps are not, and over runs, task by task."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from collections.abc import Mapping
 
 import numpy as np
 from scipy import stats
+
+
+def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of independent values (E,); with a single one, that value twice."""
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"a mean's interval needs values (E,), at least one, got shape {values.shape}.")
+    mean = float(values.mean())
+    half = 0.0
+    if len(values) > 1:
+        half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean - half, mean + half
 
 
 def ratio_interval(

@@ -157,10 +157,14 @@ class progress(tqdm):
     def __init__(self, total: int, desc: str):
         super().__init__(total=total, desc=desc, unit="step", mininterval=0.5)
 
-    def report(self, step: int, *, loss: float, frames_per_second: float | None = None) -> None:
-        """Move to `step` and show the loss and, when known, frames/s."""
+    def report(
+        self, step: int, *, loss: float, frames_per_second: float | None = None, earned: float | None = None
+    ) -> None:
+        """Move to `step` and show the loss and, when known, frames/s and the last return."""
         shown = {"loss": f"{loss:.4f}"}
         if frames_per_second is not None:
             shown["frames/s"] = f"{frames_per_second:.0f}"
+        if earned is not None:
+            shown["return"] = f"{earned:.1f}"
         self.set_postfix(shown, refresh=False)
         self.update(step - self.n)

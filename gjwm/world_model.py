@@ -181,6 +181,11 @@ class WorldModel(nn.Module):
         losses["nll"] = self.dynamics.nll(z[:, :-1], batch.a, z_next)
         losses["loss"] = losses["loss"] + losses["nll"]  # disjoint parameters: no weight to choose between them
         for name, head in self.heads.items():
+            if not hasattr(head, "loss"):
+                raise ValueError(
+                    f"the head {name!r} learns by temporal differences and not from single windows: use `gjwm online`, or "
+                    "gjwm.online.RewardLearner."
+                )
             losses[name] = head.loss(z.detach(), batch)
             losses["loss"] = losses["loss"] + losses[name]
         with torch.no_grad():

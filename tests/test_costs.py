@@ -109,9 +109,9 @@ def test_the_predicted_return_by_hand():
     assert plain(z, a).item() == -(1.5 + 0.5 * 1.5)
     valued = RewardCost(reward, discount=0.5, value=lambda z: 10 * z[..., 0])
     assert valued(z, a).item() == -(1.5 + 0.5 * 1.5 + 0.25 * 40)
-    # The second state is terminal with probability 0.8: what comes after counts a fifth.
+    # The first step ends the episode with probability 0.8: what comes after counts a fifth.
     ending = RewardCost(
-        reward, discount=0.5, value=lambda z: 10 * z[..., 0], termination=lambda z: 0.8 * (z[..., 0] == 2).float()
+        reward, discount=0.5, value=lambda z: 10 * z[..., 0], termination=lambda z, a: 0.8 * (a[..., 0] > 0).float()
     )
     assert ending(z, a).item() == pytest.approx(-(1.5 + 0.2 * (0.5 * 1.5 + 0.25 * 40)))
     twice = z[:, :, None].expand(1, 1, 3, 3, 1)

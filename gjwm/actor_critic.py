@@ -1,0 +1,174 @@
+"""What looks beyond the planner's horizon: an ensemble of action values and a policy, both on latents.
+
+The values are learned by temporal differences (`gjwm.online`), the policy by ascending them. In a plan the values stand for all
+that comes after the last step, and the policy's own rollouts compete with the sampled ones (TD-MPC2, Hansen et al., 2024).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from gjwm.dynamics.ensemble import BatchedLinear
+
+
+class TwoHot:
+    """Numbers as distributions over bins that are even in symlog(x) = sign(x) log(1 + |x|) (DreamerV3, Hafner et al., 2023).
+
+    A value falls between two bins, which share its mass; learning it is classification, whose gradients do not grow with the
+    size of an error or of the returns.
+
+    Args:
+        bins: their number.
+        low, high: the ends, in symlog units: 6 is a return of 402.
+    """
+
+    def __init__(self, bins: int, low: float, high: float):
+        if bins < 2 or not low < high:
+            raise ValueError(f"expected bins >= 2 and low < high, got bins={bins}, low={low} and high={high}.")
+        self.bins, self.low, self.high = bins, low, high
+        self.width = (high - low) / (bins - 1)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """logits (..., bins), target (...) -> (...); targets beyond the ends count as the end."""
+        symlog = target.sign() * target.abs().log1p()
+        place = ((symlog - self.low) / self.width).clamp(0, self.bins - 1)
+        left = place.floor().clamp(max=self.bins - 2)
+        share = (place - left)[..., None]
+        index = left.long()[..., None].expand(*logits.shape[:-1], 1)
+        log_probability = logits.log_softmax(-1)
+        below, above = log_probability.gather(-1, index), log_probability.gather(-1, index + 1)
+        return -((1 - share) * below + share * above)[..., 0]
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """logits (..., bins) -> the number (...) whose symlog is the mean bin."""
+        centres = torch.linspace(self.low, self.high, self.bins, dtype=logits.dtype, device=logits.device)
+        symlog = logits.softmax(-1) @ centres
+        return symlog.sign() * symlog.abs().expm1()
+
+
+class QEnsemble(nn.Module):
+    """M action values Q_m(z, a), as one batched matrix product.
+
+    Args:
+        latent_dim, action_dim: D, A.
+        members: M.
+        hidden: width of the two hidden layers.
+        bins: of a two-hot output; None: a plain number, learned by squared error.
+        low, high: ends of the bins, see `TwoHot`.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        *,
+        members: int = 2,
+        hidden: int = 256,
+        bins: int | None = 51,
+        low: float = -2.0,
+        high: float = 7.0,
+    ):
+        super().__init__()
+        if members < 1:
+            raise ValueError(f"QEnsemble expects members >= 1, got {members}.")
+        self.config = dict(
+            latent_dim=latent_dim,
+            action_dim=action_dim,
+            members=members,
+            hidden=hidden,
+            bins=bins,
+            low=low,
+            high=high,
+        )
+        self.members = members
+        self.two_hot = None if bins is None else TwoHot(bins, low, high)
+        sizes = [latent_dim + action_dim, hidden, hidden, 1 if bins is None else bins]
+        self.layers = nn.ModuleList(BatchedLinear(members, i, o) for i, o in itertools.pairwise(sizes))
+        with torch.no_grad():  # all values start at 0, rather than at whatever bins the first weights prefer
+            self.layers[-1].weight.zero_()
+            self.layers[-1].bias.zero_()
+
+    def outputs(self, z: Tensor, a: Tensor) -> Tensor:
+        """(..., D), (..., A) -> (M, ..., bins), or (M, ...) for plain numbers."""
+        x = torch.cat([z, a], -1)
+        lead = x.shape[:-1]
+        x = x.reshape(1, -1, x.shape[-1]).expand(self.members, -1, -1)
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            # Normalised hidden units keep bootstrapped values from running away (Ball et al., 2023).
+            x = F.relu(F.layer_norm(x, x.shape[-1:]))
+        x = self.layers[-1](x).unflatten(1, lead)
+        return x[..., 0] if self.two_hot is None else x
+
+    def forward(self, z: Tensor, a: Tensor) -> Tensor:
+        """(..., D), (..., A) -> values (M, ...)."""
+        outputs = self.outputs(z, a)
+        return outputs if self.two_hot is None else self.two_hot.mean(outputs)
+
+    def errors(self, z: Tensor, a: Tensor, target: Tensor) -> Tensor:
+        """How far the values are from returns: (..., D), (..., A), (...) -> (M, ...), in the units they learn by."""
+        outputs = self.outputs(z, a)
+        if self.two_hot is None:
+            return (outputs - target).square()
+        return self.two_hot.cross_entropy(outputs, target.expand(outputs.shape[:-1]))
+
+
+class Policy(nn.Module):
+    """A Gaussian over actions in (-1, 1), squashed by tanh: a = tanh(mu(z) + sigma(z) * noise).
+
+    Args:
+        latent_dim, action_dim: D, A.
+        hidden: widths of the hidden layers.
+        min_std, max_std: of the Gaussian before squashing.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        action_dim: int,
+        *,
+        hidden: Sequence[int] = (256, 256),
+        min_std: float = 1e-2,
+        max_std: float = 2.0,
+    ):
+        super().__init__()
+        if not 0 < min_std < max_std:
+            raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
+        self.config = dict(
+            latent_dim=latent_dim, action_dim=action_dim, hidden=list(hidden), min_std=min_std, max_std=max_std
+        )
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise([latent_dim, *hidden]):
+            layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Linear(hidden[-1], 2 * action_dim))
+        self.log_std_range = (math.log(min_std), math.log(max_std))
+
+    def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = self.net(z).chunk(2, -1)
+        low, high = self.log_std_range
+        return mean, low + (high - low) * torch.sigmoid(raw)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(..., D) -> the action at the Gaussian's mean (..., A)."""
+        return self._moments(z)[0].tanh()
+
+    def sample(self, z: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """(..., D) -> an action (..., A) drawn from the policy, and its log-density (...). Both carry gradients."""
+        device = z.device if generator is None else generator.device
+        shape = (*z.shape[:-1], self.config["action_dim"])
+        return self.squash(z, torch.randn(shape, generator=generator, device=device).to(z))
+
+    def squash(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """`sample` with the standard normal noise (..., A) given."""
+        mean, log_std = self._moments(z)
+        before = mean + log_std.exp() * noise
+        density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(x)^2), stable for large |x|.
+        squash = 2 * (math.log(2) - before - F.softplus(-2 * before))
+        return before.tanh(), (density - squash).sum(-1)

@@ -1,0 +1,26 @@
+"""Learning from reward: a world model with values and a policy, from data alone or while acting.
+
+    learner   one update of everything, and the agent that plans with what was learned
+    stream    environments to act in, which can come back to a given moment
+    loop      act, remember, update, evaluate, and go on exactly after an interruption
+    returns   what an agent earns in environments of its own
+"""
+
+from gjwm.online.learner import RewardLearner, lambda_returns, reward_agent
+from gjwm.online.loop import Exploration, pretrain, train_online
+from gjwm.online.returns import ReturnCurve, play_returns, return_report
+from gjwm.online.stream import Stream, Transition
+
+__all__ = [
+    "Exploration",
+    "ReturnCurve",
+    "RewardLearner",
+    "Stream",
+    "Transition",
+    "lambda_returns",
+    "play_returns",
+    "pretrain",
+    "return_report",
+    "reward_agent",
+    "train_online",
+]

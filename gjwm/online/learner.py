@@ -1,0 +1,258 @@
+"""One update of everything that planning for reward needs: world model, reward, termination, values and policy.
+
+The encoder and the dynamics learn from the joint-embedding objective as in `gjwm.train`. Reward, termination and values are
+learned along the open-loop rollout of a window, the very latents that a planner will judge, by temporal differences where they
+look beyond it; the policy ascends the values (TD-MPC2, Hansen et al., 2024, with a Gaussian latent in place of its simplices).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from gjwm.actor_critic import Policy, QEnsemble
+from gjwm.agent import MPCAgent
+from gjwm.costs import RewardCost
+from gjwm.objectives import JointEmbeddingObjective
+from gjwm.planning import Planner
+from gjwm.types import Batch
+from gjwm.world_model import WorldModel
+
+
+def lambda_returns(r: Tensor, value: Tensor, going: Tensor, *, discount: float, lam: float) -> Tensor:
+    """G_t = r_t + g c_t ((1 - lam) V_{t+1} + lam G_{t+1}), with G_T = V_T beyond the window (Sutton & Barto, 2018, eq. 12.18).
+
+    lam = 0 is the one-step target, lam = 1 the n-step return to the window's end.
+
+    Args:
+        r: rewards (..., T).
+        value: V of the state after each step (..., T).
+        going: c (..., T), 0 where the step ended in a terminal state, else 1.
+
+    Returns:
+        (..., T).
+    """
+    target, found = value[..., -1], []
+    for t in reversed(range(r.shape[-1])):
+        target = r[..., t] + discount * going[..., t] * ((1 - lam) * value[..., t] + lam * target)
+        found.append(target)
+    return torch.stack(found[::-1], -1)
+
+
+class RewardLearner:
+    """A world model with the heads "reward", "value" and "policy", and "termination" where episodes can end, as it learns.
+
+    Args:
+        model: see there; its heads "value" and "policy" are a `QEnsemble` and a `Policy`.
+        objective: of the encoder and the predicted mean.
+        lr, policy_lr: Adam's learning rates, of the policy and of all else.
+        encoder_rate: the encoder's learning rate as a share of lr: values follow a representation that moves slowly.
+        clip: largest gradient norm.
+        discount: g per step.
+        lam: of the value targets, see `lambda_returns`.
+        target_rate: share of the values that their slow copy, which gives the targets, takes over at each update.
+        rho: each further open-loop step counts this much less.
+        reward_weight, value_weight, termination_weight: of these errors beside the objective. They reach the dynamics and the
+            encoder too, which so keep what matters for reward where the objective leaves a choice.
+        entropy: the policy's gain from a nat of entropy, in units of the values' spread.
+        compile: compile the two halves of an update (about a minute at the start).
+
+    Raises:
+        ValueError: when the model lacks a head, or has dynamics whose predicted mean is not one latent (an ensemble's).
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        objective: JointEmbeddingObjective,
+        *,
+        lr: float = 1e-3,
+        policy_lr: float = 1e-3,
+        encoder_rate: float = 0.3,
+        clip: float = 10.0,
+        discount: float = 0.99,
+        lam: float = 0.0,
+        target_rate: float = 0.01,
+        rho: float = 0.7,
+        reward_weight: float = 1.0,
+        value_weight: float = 0.1,
+        termination_weight: float = 0.1,
+        entropy: float = 1e-3,
+        compile: bool = False,
+    ):
+        missing = [name for name in ("reward", "value", "policy") if name not in model.heads]
+        if missing:
+            raise ValueError(
+                f"learning from reward needs a model with the heads reward, value and policy; it lacks {', '.join(missing)}."
+            )
+        if not 0 < discount <= 1 or not 0 <= lam <= 1 or not 0 < target_rate <= 1:
+            raise ValueError(
+                f"expected 0 < discount <= 1, 0 <= lam <= 1 and 0 < target_rate <= 1, got {discount}, {lam} and {target_rate}."
+            )
+        self.model, self.objective = model, objective.to(model.device)
+        self.discount, self.lam, self.target_rate, self.rho = discount, lam, target_rate, rho
+        self.weights = {"reward": reward_weight, "value": value_weight, "termination": termination_weight}
+        self.clip, self.entropy = clip, entropy
+        self.value: QEnsemble = model.heads["value"]
+        self.policy: Policy = model.heads["policy"]
+        self.slow = copy.deepcopy(self.value).requires_grad_(False)
+        apart = {id(p) for module in (model.encoder, self.policy) for p in module.parameters()}
+        encoder = list(model.encoder.parameters())
+        rest = [p for module in (model, objective) for p in module.parameters() if id(p) not in apart]
+        self._parameters = [*encoder, *rest]
+        self._policy_parameters = list(self.policy.parameters())
+        groups = [{"params": encoder, "lr": encoder_rate * lr}, {"params": rest}]
+        self.optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
+        self.policy_optimizer = torch.optim.Adam(self._policy_parameters, lr=policy_lr, fused=True)
+        self.spread = torch.ones((), device=model.device)  # of the values from 5% to 95% of states: a running average
+        self._tails = torch.tensor([0.05, 0.95], device=model.device)
+        self._read, self._ascend = self._read_window, self._ascend_values
+        if compile:
+            self._read = torch.compile(self._read, dynamic=False)
+            self._ascend = torch.compile(self._ascend, dynamic=False)
+
+    def update(self, batch: Batch, generator: Generator | None = None) -> dict[str, Tensor]:
+        """One gradient step on windows (B, T) -> detached scalars. The model must be in training mode.
+
+        Args:
+            generator: of the policy's actions and the objective's slices.
+
+        Raises:
+            FloatingPointError: when the loss is NaN or infinite; nothing has then changed.
+        """
+        z = self.model.encode(batch.o)
+        noise = _normal(batch.a, generator)
+        z_hat, nll, heads = self._read(z, batch.a, batch.r, batch.terminated.float(), noise)
+        # One latent of each window: what the discrepancy compares is then all but independent.
+        losses = self.objective(z_hat, z[:, 1:], z[:, :1], generator=generator)
+        loss = losses["loss"] + nll + sum(self.weights[name] * error for name, error in heads.items())
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"the loss became {loss.item()}; lower the learning rate or look for NaN in the observations and rewards."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.clip)
+        self.optimizer.step()
+
+        states = torch.cat([z[:, :1], z_hat[0]], 1).detach()
+        noise = _normal(torch.cat([batch.a, batch.a[:, :1]], 1), generator)
+        self.value.requires_grad_(False)
+        ascent, q, entropy = self._ascend(states, noise, self.spread)
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        ascent.backward()
+        self.value.requires_grad_(True)
+        nn.utils.clip_grad_norm_(self._policy_parameters, self.clip)
+        self.policy_optimizer.step()
+        with torch.no_grad():
+            low, high = torch.quantile(q.flatten(), self._tails)
+            self.spread.lerp_((high - low).clamp(min=1.0), 0.01)
+            torch._foreach_lerp_(list(self.slow.parameters()), list(self.value.parameters()), self.target_rate)
+        scalars = {**losses, **heads, "loss": loss, "nll": nll, "q": q.mean(), "entropy": entropy, "grad_norm": norm}
+        return {name: value.detach() for name, value in scalars.items()}
+
+    def _read_window(self, z: Tensor, a: Tensor, r: Tensor, terminated: Tensor, noise: Tensor):
+        """Predictions (2, B, T, D), the spread's loss, and the heads' errors along the open-loop rollout."""
+        model = self.model
+        z_hat = model.dynamics.training_means(z, a)
+        if z_hat.dim() != 4:
+            raise ValueError(f"{type(model.dynamics).__name__} predicts several means; use one whose mean is one latent.")
+        nll = model.dynamics.nll(z[:, :-1], a, z[:, 1:])
+        path = torch.cat([z[:, :1], z_hat[0, :, :-1]], 1)  # where each step of the window starts from
+        weight = self.rho ** torch.arange(a.shape[1], device=z.device)
+        weight = weight / weight.sum()
+
+        def weighted(error: Tensor) -> Tensor:
+            return (error.flatten(0, -2).mean(0) * weight).sum()
+
+        with torch.no_grad():
+            z_next = z[:, 1:]
+            v_next = self.slow(z_next, self.policy.squash(z_next, noise)[0]).amin(0)
+            target = lambda_returns(r, v_next, 1 - terminated, discount=self.discount, lam=self.lam)
+        errors = {
+            "reward": weighted(F.smooth_l1_loss(model.heads["reward"](path, a), r, reduction="none")),
+            "value": weighted(self.value.errors(path, a, target)),
+        }
+        if "termination" in model.heads:
+            logit = model.heads["termination"].logit(path, a)
+            errors["termination"] = weighted(
+                F.binary_cross_entropy_with_logits(logit, terminated, reduction="none")
+            )
+        return z_hat, nll, errors
+
+    def _ascend_values(self, z: Tensor, noise: Tensor, spread: Tensor):
+        """The policy's loss, the values it finds, and its entropy."""
+        a, log_density = self.policy.squash(z, noise)
+        q = self.value(z, a).mean(0)
+        loss = (self.entropy * log_density - q / spread).mean()
+        return loss, q.detach(), -log_density.detach().mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that learning goes on from: weights, slow values, optimisers."""
+        parts = ("model", "objective", "slow", "optimizer", "policy_optimizer")
+        return {**{name: getattr(self, name).state_dict() for name in parts}, "spread": self.spread}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name, value in state.items():
+            if name == "spread":
+                self.spread.copy_(value)
+            else:
+                getattr(self, name).load_state_dict(value)
+
+
+def _normal(like: Tensor, generator: Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device).to(like.device)
+
+
+def reward_agent(
+    model: WorldModel,
+    planner: Planner,
+    *,
+    horizon: int,
+    discount: float,
+    replan_every: int = 1,
+    policy_plans: int = 8,
+    generator: Generator | None = None,
+) -> MPCAgent:
+    """An agent that plans for the model's predicted reward.
+
+    Where the model has values, the members' mean at the policy's action stands for all that comes after the horizon; where it has
+    a policy, its rollouts compete in every plan; where it predicts termination, nothing is earned after it.
+
+    Args:
+        model: with a reward head, in evaluation mode.
+        planner: see `gjwm.planning`.
+        horizon, replan_every, generator: see `MPCAgent`.
+        discount: g per step.
+        policy_plans: the policy's rollouts per plan.
+
+    Raises:
+        ValueError: when the model has no reward head.
+    """
+    heads = model.heads
+    if "reward" not in heads:
+        raise ValueError("planning for reward needs a model with a reward head; train it with heads=[reward].")
+    policy = heads["policy"] if "policy" in heads else None
+    value = heads["value"] if "value" in heads and policy is not None else None
+    cost = RewardCost(
+        heads["reward"],
+        discount=discount,
+        termination=heads["termination"] if "termination" in heads else None,
+        value=None if value is None else lambda z: value(z, policy(z)).mean(0),
+    )
+    return MPCAgent(
+        model,
+        planner,
+        cost,
+        horizon=horizon,
+        replan_every=replan_every,
+        generator=generator,
+        policy=None if policy is None else lambda z: policy.sample(z, generator)[0],
+        policy_plans=policy_plans,
+    )

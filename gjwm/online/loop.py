@@ -1,0 +1,245 @@
+"""Act, remember, update, evaluate: learning while acting, which goes on exactly where an interruption left it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from gjwm.checkpoint import Checkpoints, random_state, restore_random_state
+from gjwm.online.learner import RewardLearner, reward_agent
+from gjwm.online.stream import Stream
+from gjwm.planning import Planner
+from gjwm.replay import ReplayBuffer, Windows
+
+Log = Callable[[dict[str, float], int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """Gaussian noise on the planner's actions, whose standard deviation falls linearly.
+
+    Args:
+        start, end: its first and last value, in units of the action range's half width.
+        steps: over which it falls, after the random ones.
+    """
+
+    start: float = 0.5
+    end: float = 0.1
+    steps: int = 10_000
+
+    def std(self, step: int) -> float:
+        """After `step` steps with the planner."""
+        return self.end + (self.start - self.end) * max(0.0, 1 - step / self.steps)
+
+
+def pretrain(
+    learner: RewardLearner,
+    windows: Windows,
+    *,
+    updates: int,
+    batch: int = 128,
+    length: int = 3,
+    log: Log | None = None,
+    log_every: int = 100,
+    generator: Generator | None = None,
+) -> None:
+    """Learn from data alone; the model ends in evaluation mode.
+
+    Args:
+        windows: of `length` steps, with rewards: a `ReplayBuffer` or `DiskWindows`.
+        updates, batch: gradient steps, and windows in each.
+        log: called with scalars every `log_every` updates.
+        generator: on the CPU; draws the windows and seeds all other noise.
+    """
+    device = learner.model.device
+    noise = _generator(generator, device)
+    learner.model.train()
+    since = time.perf_counter()
+    for update in range(1, updates + 1):
+        losses = learner.update(windows.sample(batch, length, generator=generator).to(device), noise)
+        if log is not None and (update % log_every == 0 or update == updates):
+            rate = batch * (length + 1) * log_every / (time.perf_counter() - since)
+            log({**_scalars(losses), "frames_per_second": rate}, update)
+            since = time.perf_counter()
+    learner.model.eval()
+
+
+def train_online(
+    learner: RewardLearner,
+    planner: Planner,
+    stream: Stream,
+    buffer: ReplayBuffer,
+    *,
+    steps: int = 50_000,
+    random_steps: int = 2000,
+    update_ratio: float = 0.5,
+    batch: int = 128,
+    length: int = 3,
+    horizon: int = 4,
+    policy_plans: int = 8,
+    exploration: Exploration | None = None,
+    evaluate: Callable[[int, float], Mapping[str, float]] | None = None,
+    evaluate_every: int = 5000,
+    log: Log | None = None,
+    log_every: int = 500,
+    generator: Generator | None = None,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_every: int = 5000,
+) -> None:
+    """Learn while acting, in place; the model ends in evaluation mode.
+
+    While the learner updates, a thread steps the environments with the actions just chosen: an update learns from what was
+    known before them, so that the overlap changes the time and nothing else.
+
+    Args:
+        learner, planner: see `RewardLearner`, `reward_agent`.
+        stream: of N lanes.
+        buffer: of N lanes, with room for what is to be remembered, which may hold data already. When learning goes on from a
+            state, the one kept with it takes its place.
+        steps: agent steps in all, counted over the lanes; control-suite frames are action_repeat times as many.
+        random_steps: of these, with uniform actions at the start. Their updates are made up for at once.
+        update_ratio: updates per step.
+        batch, length: windows per update, and steps of each: the open-loop horizon that is learned.
+        horizon, policy_plans: of the planner.
+        exploration: noise on the planned actions; None: `Exploration()`.
+        evaluate: called with the step and the seconds so far, every `evaluate_every` steps and after the last, the model in
+            evaluation mode; what it returns is logged. It must draw no numbers from `generator`.
+        log: called with scalars every `log_every` steps: "train/*" of the last update, "return" of the episodes that ended
+            since, "updates", "seconds" and how they were spent.
+        generator: on the CPU; draws actions and windows and seeds all other noise.
+        checkpoints: where everything is kept every `checkpoint_every` steps and after the last. If a state is there already,
+            learning goes on from it as if it had not been interrupted (bit by bit on a CPU with as many threads); all other
+            arguments must be what they were.
+
+    Raises:
+        ValueError: for settings that cannot work.
+        FloatingPointError: when a loss is NaN or infinite; the model then holds the last good weights.
+    """
+    lanes, model = stream.lanes, learner.model
+    if buffer.num_envs != lanes:
+        raise ValueError(f"the stream has {lanes} lanes and the buffer {buffer.num_envs}; make them alike.")
+    if steps < 1 or update_ratio <= 0 or random_steps < lanes * (length + 1):
+        raise ValueError(
+            f"expected steps >= 1, update_ratio > 0 and random_steps >= lanes * (length + 1) = {lanes * (length + 1)}, got "
+            f"{steps}, {update_ratio} and {random_steps}."
+        )
+    exploration = Exploration() if exploration is None else exploration
+    device = model.device
+    generator = Generator().manual_seed(torch.seed()) if generator is None else generator
+    noise = _generator(generator, device)
+    agent = reward_agent(
+        model,
+        planner,
+        horizon=horizon,
+        discount=learner.discount,
+        policy_plans=policy_plans,
+        generator=noise,
+    )
+    clock = _Clock()
+    step, updates, recent, losses = 0, 0, [], {}
+    found = None if checkpoints is None else checkpoints.latest()
+    if found is not None:
+        step, state = found.step, found.content
+        _restore(state, learner, agent, stream, generator, noise)
+        buffer = ReplayBuffer.load(found.attached["replay.pt"], buffer.device)
+        updates, recent, losses = state["updates"], state["recent"], state["losses"]
+        clock.spent = state["spent"]
+
+    def due(every: int, before: int) -> bool:
+        return step // every > before // every or step >= steps
+
+    model.eval()
+    with ThreadPoolExecutor(1) as elsewhere:
+        while step < steps:
+            if step < random_steps:
+                a = 2 * torch.rand(lanes, buffer.action_dim, generator=generator) - 1
+            else:
+                a = agent.act(stream.observation).cpu()
+                a += exploration.std(step - random_steps) * torch.randn(a.shape, generator=generator)
+                a.clamp_(-1, 1)
+            clock.passed("acting")
+            stepping = elsewhere.submit(stream.step, a.numpy())
+            # As many updates as the steps taken so far are worth: none while actions are random, then those of all of them.
+            owed = int(update_ratio * step) - updates if step >= random_steps else 0
+            model.train()
+            for _ in range(owed):
+                losses = learner.update(buffer.sample(batch, length, generator=generator).to(device), noise)
+            updates += owed
+            model.eval()
+            clock.passed("updating")
+            seen = stepping.result()
+            buffer.add(seen.o, seen.a, seen.r, seen.terminated, seen.truncated, seen.o_next, mask=seen.valid)
+            agent.reset(torch.from_numpy(seen.ended))
+            recent += seen.returns
+            before, step = step, step + lanes
+            clock.passed("stepping")
+            if log is not None and losses and due(log_every, before):
+                earned = {"return": sum(recent) / len(recent)} if recent else {}
+                recent = []
+                log({**_scalars(losses), **earned, "updates": updates, **clock.scalars()}, step)
+            if evaluate is not None and step > random_steps and due(evaluate_every, before):
+                earned = evaluate(step, clock.total)
+                clock.passed("evaluating")
+                if log is not None:
+                    log(dict(earned), step)
+            if checkpoints is not None and due(checkpoint_every, before):
+                clock.passed("keeping")
+                content = _state(learner, agent, stream, generator, noise)
+                content |= {"updates": updates, "recent": recent, "losses": losses, "spent": clock.spent}
+                checkpoints.save(step, content, attach={"replay.pt": buffer.save})
+
+
+class _Clock:
+    """Where the time goes."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def passed(self, what: str) -> None:
+        now = time.perf_counter()
+        self.spent[what] = self.spent.get(what, 0.0) + now - self._last
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        return sum(self.spent.values())
+
+    def scalars(self) -> dict[str, float]:
+        return {"seconds": self.total, **{f"seconds/{name}": s for name, s in self.spent.items()}}
+
+
+def _state(learner: RewardLearner, agent: Any, stream: Stream, generator: Generator, noise: Generator) -> dict[str, Any]:
+    return {
+        "learner": learner.state_dict(),
+        "agent": agent.state_dict(),
+        "stream": stream.state_dict(),
+        "generators": [generator.get_state(), noise.get_state()],
+        "random": random_state(),
+    }
+
+
+def _restore(
+    state: dict[str, Any], learner: RewardLearner, agent: Any, stream: Stream, generator: Generator, noise: Generator
+) -> None:
+    learner.load_state_dict(state["learner"])
+    agent.load_state_dict(state["agent"])
+    stream.load_state_dict(state["stream"])
+    for each, kept in zip((generator, noise), state["generators"]):
+        each.set_state(kept)
+    restore_random_state(state["random"])
+
+
+def _scalars(losses: Mapping[str, Tensor]) -> dict[str, float]:
+    return {"loss" if name == "loss" else f"train/{name}": value.item() for name, value in losses.items()}
+
+
+def _generator(generator: Generator | None, device: torch.device) -> Generator:
+    """One on `device`, seeded by `generator`."""
+    return Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=generator)))

@@ -1,0 +1,99 @@
+"""What an agent earns: undiscounted returns of whole episodes, in environments and seeds of their own."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gjwm.envs.vector import make_vec
+from gjwm.files import replacing
+from gjwm.intervals import mean_interval
+
+Act = Callable[[np.ndarray], np.ndarray]
+
+
+def play_returns(
+    act: Act,
+    env_id: str,
+    env_kwargs: Mapping[str, Any],
+    *,
+    episodes: int,
+    seed: int,
+    workers: int | None = None,
+) -> tuple[np.ndarray, float]:
+    """One episode in each of E environments side by side, with seeds seed, seed + 1, ...
+
+    Args:
+        act: observations (E, *O) -> actions (E, A); called anew at each step, also for environments that are done.
+        env_id, env_kwargs, workers: see `gjwm.envs.vector.make_vec`.
+
+    Returns:
+        returns (E,), and seconds of thought per step of one environment.
+    """
+    if episodes < 1:
+        raise ValueError(f"returns need at least one episode, got episodes={episodes}.")
+    envs = make_vec(env_id, episodes, workers=workers, **env_kwargs)
+    try:
+        o, _ = envs.reset(seed=seed)
+        returns, running = np.zeros(episodes), np.ones(episodes, bool)
+        thought, steps = 0.0, 0
+        while running.any():
+            begin = time.perf_counter()
+            a = act(o)
+            thought, steps = thought + time.perf_counter() - begin, steps + episodes
+            o, r, terminated, truncated, _ = envs.step(a)
+            returns[running] += r[running]
+            running &= ~(terminated | truncated)
+    finally:
+        envs.close()
+    return returns, thought / steps
+
+
+def return_report(returns: np.ndarray, seconds_per_step: float) -> dict[str, Any]:
+    """Returns (E,) -> their mean with a 95% interval (Student's t), and each of them."""
+    low, high = mean_interval(returns)
+    return {
+        "return_mean": float(returns.mean()),
+        "ci95": [low, high],
+        "returns": [float(x) for x in returns],
+        "episodes": len(returns),
+        "seconds_per_step": seconds_per_step,
+    }
+
+
+class ReturnCurve:
+    """Every return of every evaluation of a run, as a CSV file that is whole at any time.
+
+    Args:
+        path: of the file: step, frames, seconds, episode, return.
+        repeat: frames per agent step.
+        resume_after: rows up to this step of an interrupted run are kept; None: none are.
+    """
+
+    COLUMNS = ("step", "frames", "seconds", "episode", "return")
+
+    def __init__(self, path: str | Path, *, repeat: int = 1, resume_after: int | None = None):
+        self.path, self.repeat = Path(path), repeat
+        self.rows: list[tuple[int, int, float, int, float]] = []
+        if resume_after is not None and self.path.is_file():
+            with open(self.path, newline="") as file:
+                for row in csv.DictReader(file):
+                    if int(row["step"]) <= resume_after:
+                        self._append(int(row["step"]), float(row["seconds"]), int(row["episode"]), float(row["return"]))
+
+    def add(self, step: int, seconds: float, returns: Sequence[float]) -> None:
+        """The returns of an evaluation after `step` agent steps and so much time."""
+        for episode, value in enumerate(returns):
+            self._append(step, seconds, episode, value)
+        with replacing(self.path) as partial, open(partial, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.COLUMNS)
+            writer.writerows(self.rows)
+
+    def _append(self, step: int, seconds: float, episode: int, value: float) -> None:
+        self.rows.append((step, step * self.repeat, round(seconds, 1), episode, round(value, 3)))

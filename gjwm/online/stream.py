@@ -1,0 +1,102 @@
+"""Environments that a learner acts in, one episode after the other in every lane, and how to come back to one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gjwm.envs.vector import make_vec
+
+
+class Transition(NamedTuple):
+    """One step of N lanes."""
+
+    o: np.ndarray  # (N, *O)
+    a: np.ndarray  # (N, A)
+    r: np.ndarray  # (N,)
+    terminated: np.ndarray  # (N,)
+    truncated: np.ndarray  # (N,)
+    o_next: np.ndarray  # (N, *O), the true last one where an episode ended
+    valid: np.ndarray  # (N,) false where a worker process died on this step
+    returns: list[float]  # of the episodes that ended
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.terminated | self.truncated
+
+
+class Stream:
+    """N lanes of an environment, with the moment they are at as something that can be kept and come back to.
+
+    All lanes start anew with fresh seeds whenever their episodes end on the same step, as those of tasks of one length always
+    do. The actions since then are remembered, and `load_state_dict` takes them again: a simulator's future depends on more than
+    it shows, and no two simulators keep it in the same place.
+
+    Args:
+        env_id, env_kwargs: see `gjwm.envs.vector.make_vec`; observations must be one array.
+        lanes: N.
+        seed: of all episodes.
+        workers: see `make_vec`.
+    """
+
+    def __init__(
+        self, env_id: str, env_kwargs: Mapping[str, Any], *, lanes: int, seed: int, workers: int | None = None
+    ):
+        self.envs = make_vec(env_id, lanes, workers=workers, **env_kwargs)
+        self.observation_space, self.action_space = self.envs.single_observation_space, self.envs.single_action_space
+        if self.observation_space.shape is None:
+            self.envs.close()
+            raise ValueError(
+                f"a learner acts on one array of observations and {env_id} gives {self.observation_space}; set obs=state or "
+                "obs=pixels."
+            )
+        self.lanes, self.seed = lanes, seed
+        self._rounds = -1
+        self._begin()
+
+    def _begin(self) -> None:
+        self._rounds += 1
+        seeds = np.random.SeedSequence([self.seed, self._rounds]).generate_state(self.lanes) >> 1
+        self.observation, _ = self.envs.reset(seed=[int(s) for s in seeds])
+        self._actions: list[np.ndarray] = []
+        self._returns = np.zeros(self.lanes)
+
+    def step(self, a: np.ndarray) -> Transition:
+        """Actions (N, A) in [-1, 1] -> what happened; `observation` (N, *O) is then what to act on next."""
+        o, a = self.observation, np.array(a, np.float32)
+        self._actions.append(a)
+        following, r, terminated, truncated, infos = self.envs.step(a)
+        ended = terminated | truncated
+        o_next = following
+        if ended.any():
+            o_next = np.array(following)
+            for i in ended.nonzero()[0]:
+                o_next[i] = infos["final_obs"][i]
+        valid = ~np.asarray(infos.get("worker_died", np.zeros(self.lanes)), bool)
+        self._returns += r
+        returns = self._returns[ended & valid].tolist()
+        self._returns[ended] = 0
+        self.observation = following
+        if ended.all():
+            self._begin()
+        return Transition(o, a, r, terminated, truncated, o_next, valid, returns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seeds' place, and the actions since they were set (T, N, A)."""
+        a = np.array(self._actions, np.float32).reshape(-1, *self.envs.action_space.shape)
+        return {"rounds": self._rounds, "actions": torch.from_numpy(a)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Come back to the moment of `state_dict`."""
+        self._rounds = state["rounds"] - 1
+        self._begin()
+        for a in state["actions"].numpy():
+            self.step(a)
+
+    def close(self) -> None:
+        """Free the environments."""
+        self.envs.close()
