@@ -40,7 +40,8 @@ class TwoHot:
         place = ((symlog - self.low) / self.width).clamp(0, self.bins - 1)
         left = place.floor().clamp(max=self.bins - 2)
         share = (place - left)[..., None]
-        index = left.long()[..., None].expand(*logits.shape[:-1], 1)
+        index = left.nan_to_num().long()[..., None]  # a NaN must show in the error, not as an index
+        index = index.expand(*logits.shape[:-1], 1)
         log_probability = logits.log_softmax(-1)
         below, above = log_probability.gather(-1, index), log_probability.gather(-1, index + 1)
         return -((1 - share) * below + share * above)[..., 0]

@@ -1,4 +1,4 @@
-"""`gjwm collect|train|online|evaluate|report|video|study key=value ...`, `gjwm data` and `gjwm benchmark`: all that knows hydra.
+"""`gjwm collect|train|online|evaluate|... key=value ...`, `gjwm data` and `gjwm benchmark`: all that knows hydra.
 
 Each command composes `configs/config.yaml` with the overrides, builds plain objects from it and calls the library. A run
 lives in one folder, runs/<name>/, with the resolved config beside what it made.

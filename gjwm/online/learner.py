@@ -160,7 +160,9 @@ class RewardLearner:
         model = self.model
         z_hat = model.dynamics.training_means(z, a)
         if z_hat.dim() != 4:
-            raise ValueError(f"{type(model.dynamics).__name__} predicts several means; use one whose mean is one latent.")
+            raise ValueError(
+                f"{type(model.dynamics).__name__} predicts several means; use one whose mean is one latent."
+            )
         nll = model.dynamics.nll(z[:, :-1], a, z[:, 1:])
         path = torch.cat([z[:, :1], z_hat[0, :, :-1]], 1)  # where each step of the window starts from
         weight = self.rho ** torch.arange(a.shape[1], device=z.device)
@@ -179,9 +181,7 @@ class RewardLearner:
         }
         if "termination" in model.heads:
             logit = model.heads["termination"].logit(path, a)
-            errors["termination"] = weighted(
-                F.binary_cross_entropy_with_logits(logit, terminated, reduction="none")
-            )
+            errors["termination"] = weighted(F.binary_cross_entropy_with_logits(logit, terminated, reduction="none"))
         return z_hat, nll, errors
 
     def _ascend_values(self, z: Tensor, noise: Tensor, spread: Tensor):
@@ -222,8 +222,8 @@ def reward_agent(
 ) -> MPCAgent:
     """An agent that plans for the model's predicted reward.
 
-    Where the model has values, the members' mean at the policy's action stands for all that comes after the horizon; where it has
-    a policy, its rollouts compete in every plan; where it predicts termination, nothing is earned after it.
+    Where the model has values, the members' mean at the policy's action stands for all that comes after the horizon; where it
+    has a policy, its rollouts compete in every plan; where it predicts termination, nothing is earned after it.
 
     Args:
         model: with a reward head, in evaluation mode.

@@ -5,37 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from gjwm.checkpoint import Checkpoints, random_state, restore_random_state
+from gjwm.online.exploration import Exploration, Explorer
 from gjwm.online.learner import RewardLearner, reward_agent
 from gjwm.online.stream import Stream
 from gjwm.planning import Planner
 from gjwm.replay import ReplayBuffer, Windows
 
 Log = Callable[[dict[str, float], int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exploration:
-    """Gaussian noise on the planner's actions, whose standard deviation falls linearly.
-
-    Args:
-        start, end: its first and last value, in units of the action range's half width.
-        steps: over which it falls, after the random ones.
-    """
-
-    start: float = 0.5
-    end: float = 0.1
-    steps: int = 10_000
-
-    def std(self, step: int) -> float:
-        """After `step` steps with the planner."""
-        return self.end + (self.start - self.end) * max(0.0, 1 - step / self.steps)
 
 
 def pretrain(
@@ -77,7 +58,7 @@ def train_online(
     buffer: ReplayBuffer,
     *,
     steps: int = 50_000,
-    random_steps: int = 2000,
+    aimless_steps: int = 2000,
     update_ratio: float = 0.5,
     batch: int = 128,
     length: int = 3,
@@ -103,11 +84,11 @@ def train_online(
         buffer: of N lanes, with room for what is to be remembered, which may hold data already. When learning goes on from a
             state, the one kept with it takes its place.
         steps: agent steps in all, counted over the lanes; control-suite frames are action_repeat times as many.
-        random_steps: of these, with uniform actions at the start. Their updates are made up for at once.
+        aimless_steps: of these, without a plan at the start: see `Exploration`. Their updates are made up for at once.
         update_ratio: updates per step.
         batch, length: windows per update, and steps of each: the open-loop horizon that is learned.
         horizon, policy_plans: of the planner.
-        exploration: noise on the planned actions; None: `Exploration()`.
+        exploration: of the actions; None: `Exploration()`.
         evaluate: called with the step and the seconds so far, every `evaluate_every` steps and after the last, the model in
             evaluation mode; what it returns is logged. It must draw no numbers from `generator`.
         log: called with scalars every `log_every` steps: "train/*" of the last update, "return" of the episodes that ended
@@ -124,12 +105,11 @@ def train_online(
     lanes, model = stream.lanes, learner.model
     if buffer.num_envs != lanes:
         raise ValueError(f"the stream has {lanes} lanes and the buffer {buffer.num_envs}; make them alike.")
-    if steps < 1 or update_ratio <= 0 or random_steps < lanes * (length + 1):
+    if steps < 1 or update_ratio <= 0 or aimless_steps < lanes * (length + 1):
         raise ValueError(
-            f"expected steps >= 1, update_ratio > 0 and random_steps >= lanes * (length + 1) = {lanes * (length + 1)}, got "
-            f"{steps}, {update_ratio} and {random_steps}."
+            f"expected steps >= 1, update_ratio > 0 and aimless_steps >= lanes * (length + 1) = {lanes * (length + 1)}, got "
+            f"{steps}, {update_ratio} and {aimless_steps}."
         )
-    exploration = Exploration() if exploration is None else exploration
     device = model.device
     generator = Generator().manual_seed(torch.seed()) if generator is None else generator
     noise = _generator(generator, device)
@@ -141,12 +121,18 @@ def train_online(
         policy_plans=policy_plans,
         generator=noise,
     )
+    explorer = Explorer(exploration or Exploration(), lanes, buffer.action_dim, generator)
+    parts = {"learner": learner, "agent": agent, "stream": stream, "explorer": explorer}
     clock = _Clock()
     step, updates, recent, losses = 0, 0, [], {}
     found = None if checkpoints is None else checkpoints.latest()
     if found is not None:
         step, state = found.step, found.content
-        _restore(state, learner, agent, stream, generator, noise)
+        for part in parts:
+            parts[part].load_state_dict(state[part])
+        for each, kept in zip((generator, noise), state["generators"]):
+            each.set_state(kept)
+        restore_random_state(state["random"])
         buffer = ReplayBuffer.load(found.attached["replay.pt"], buffer.device)
         updates, recent, losses = state["updates"], state["recent"], state["losses"]
         clock.spent = state["spent"]
@@ -157,16 +143,14 @@ def train_online(
     model.eval()
     with ThreadPoolExecutor(1) as elsewhere:
         while step < steps:
-            if step < random_steps:
-                a = 2 * torch.rand(lanes, buffer.action_dim, generator=generator) - 1
+            if step < aimless_steps:
+                a = explorer.aimless()
             else:
-                a = agent.act(stream.observation).cpu()
-                a += exploration.std(step - random_steps) * torch.randn(a.shape, generator=generator)
-                a.clamp_(-1, 1)
+                a = explorer.disturb(agent.act(stream.observation).cpu(), step - aimless_steps)
             clock.passed("acting")
             stepping = elsewhere.submit(stream.step, a.numpy())
-            # As many updates as the steps taken so far are worth: none while actions are random, then those of all of them.
-            owed = int(update_ratio * step) - updates if step >= random_steps else 0
+            # As many updates as the steps taken so far are worth: none while actions are aimless, then those of all of them.
+            owed = int(update_ratio * step) - updates if step >= aimless_steps else 0
             model.train()
             for _ in range(owed):
                 losses = learner.update(buffer.sample(batch, length, generator=generator).to(device), noise)
@@ -179,18 +163,20 @@ def train_online(
             recent += seen.returns
             before, step = step, step + lanes
             clock.passed("stepping")
-            if log is not None and losses and due(log_every, before):
+            if losses and due(log_every, before):
                 earned = {"return": sum(recent) / len(recent)} if recent else {}
                 recent = []
-                log({**_scalars(losses), **earned, "updates": updates, **clock.scalars()}, step)
-            if evaluate is not None and step > random_steps and due(evaluate_every, before):
+                if log is not None:
+                    log({**_scalars(losses), **earned, "updates": updates, **clock.scalars()}, step)
+            if evaluate is not None and step > aimless_steps and due(evaluate_every, before):
                 earned = evaluate(step, clock.total)
                 clock.passed("evaluating")
                 if log is not None:
                     log(dict(earned), step)
             if checkpoints is not None and due(checkpoint_every, before):
                 clock.passed("keeping")
-                content = _state(learner, agent, stream, generator, noise)
+                content = {name: part.state_dict() for name, part in parts.items()}
+                content |= {"generators": [generator.get_state(), noise.get_state()], "random": random_state()}
                 content |= {"updates": updates, "recent": recent, "losses": losses, "spent": clock.spent}
                 checkpoints.save(step, content, attach={"replay.pt": buffer.save})
 
@@ -213,27 +199,6 @@ class _Clock:
 
     def scalars(self) -> dict[str, float]:
         return {"seconds": self.total, **{f"seconds/{name}": s for name, s in self.spent.items()}}
-
-
-def _state(learner: RewardLearner, agent: Any, stream: Stream, generator: Generator, noise: Generator) -> dict[str, Any]:
-    return {
-        "learner": learner.state_dict(),
-        "agent": agent.state_dict(),
-        "stream": stream.state_dict(),
-        "generators": [generator.get_state(), noise.get_state()],
-        "random": random_state(),
-    }
-
-
-def _restore(
-    state: dict[str, Any], learner: RewardLearner, agent: Any, stream: Stream, generator: Generator, noise: Generator
-) -> None:
-    learner.load_state_dict(state["learner"])
-    agent.load_state_dict(state["agent"])
-    stream.load_state_dict(state["stream"])
-    for each, kept in zip((generator, noise), state["generators"]):
-        each.set_state(kept)
-    restore_random_state(state["random"])
 
 
 def _scalars(losses: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,97 @@
+"""Actions nobody planned: loud coloured noise before anything is known, then quieter noise on top of the plan.
+
+White noise at every step hardly moves a body: it averages out before inertia has answered. Of 16 aimless episodes of
+dm_control's pendulum none swings up on white actions and 6 on brown, saturated ones; ball-in-cup and cartpole are alike,
+while a walker prefers whiter ones. So the first episodes are of several colours, and the noise on plans is pink (Eberhard et
+al., 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from gjwm.planning.noise import coloured_noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """How much, how long and of what colour.
+
+    Args:
+        start, end: first and last standard deviation of the noise on plans, in units of the action range's half width.
+        steps: over which it falls linearly, after the aimless ones.
+        colour: exponent of its spectrum along time: 0 white, 1 pink, 2 brown.
+        aimless_colours: those of the first episodes, one after the other.
+        loudness: their standard deviation; they are clipped to the range, and mostly at its ends with 3.
+        block: steps of one draw, about an episode.
+    """
+
+    start: float = 0.5
+    end: float = 0.1
+    steps: int = 10_000
+    colour: float = 1.0
+    aimless_colours: Sequence[float] = field(default_factory=lambda: (2.0, 1.0, 2.0, 0.0))
+    loudness: float = 3.0
+    block: int = 500
+
+    def __post_init__(self):
+        if min(self.start, self.end, self.loudness) < 0 or self.steps < 1 or self.block < 2 or not self.aimless_colours:
+            raise ValueError(
+                f"exploration expects start, end and loudness >= 0, steps >= 1, block >= 2 and a colour, got {self}."
+            )
+
+    def std(self, step: int) -> float:
+        """Of the noise after `step` steps with the planner."""
+        return self.end + (self.start - self.end) * max(0.0, 1 - step / self.steps)
+
+
+class Explorer:
+    """The noise of N lanes, drawn in blocks.
+
+    Args:
+        exploration: see there.
+        lanes, action_dim: N, A.
+        generator: on the CPU.
+    """
+
+    def __init__(self, exploration: Exploration, lanes: int, action_dim: int, generator: Generator):
+        self.exploration, self.lanes, self.action_dim, self.generator = exploration, lanes, action_dim, generator
+        self._block: Tensor | None = None  # (N, T, A)
+        self._place = self._blocks = 0
+        self._aimless = True
+
+    def aimless(self) -> Tensor:
+        """Actions (N, A) in [-1, 1]."""
+        return (self.exploration.loudness * self._next(aimless=True)).clamp(-1, 1)
+
+    def disturb(self, a: Tensor, step: int) -> Tensor:
+        """Planned actions (N, A) after `step` steps with the planner, with noise, in [-1, 1]."""
+        return (a + self.exploration.std(step) * self._next(aimless=False)).clamp(-1, 1)
+
+    def _next(self, *, aimless: bool) -> Tensor:
+        if self._block is None or self._place == self._block.shape[1] or aimless != self._aimless:
+            shape = (1, 1, self.exploration.block, self.action_dim)
+            colours = self.exploration.aimless_colours
+            each = [
+                colours[(self._blocks * self.lanes + i) % len(colours)] if aimless else self.exploration.colour
+                for i in range(self.lanes)
+            ]
+            noise = [coloured_noise(shape, colour, generator=self.generator)[0, 0] for colour in each]
+            self._block, self._place, self._aimless = torch.stack(noise), 0, aimless
+            self._blocks += 1
+        self._place += 1
+        return self._block[:, self._place - 1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is left of the block, and its number; the generator's state is its owner's."""
+        return {"block": self._block, "place": self._place, "blocks": self._blocks, "aimless": self._aimless}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._block, self._place = state["block"], state["place"]
+        self._blocks, self._aimless = state["blocks"], state["aimless"]

@@ -1,0 +1,461 @@
+"""Claims about learning from reward: targets, values, policy, the loop, and that an interruption changes nothing."""
+
+import json
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import distributions
+
+from gjwm.actor_critic import Policy, QEnsemble, TwoHot
+from gjwm.checkpoint import Checkpoints
+from gjwm.cli import main
+from gjwm.dynamics import EnsembleDynamics, GaussianDynamics
+from gjwm.encoders import MLPEncoder
+from gjwm.heads import RewardHead, TerminationHead
+from gjwm.objectives import JointEmbeddingObjective, SIGReg
+from gjwm.online import (
+    Exploration,
+    Explorer,
+    ReturnCurve,
+    RewardLearner,
+    Stream,
+    lambda_returns,
+    play_returns,
+    pretrain,
+    return_report,
+    reward_agent,
+    train_online,
+)
+from gjwm.planning import MPPI
+from gjwm.replay import ReplayBuffer
+from gjwm.types import Batch
+from gjwm.world_model import WorldModel
+
+torch.set_num_threads(1)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Slide(gym.Env):
+    """A point x on a line, moved by the action; the reward says how near it is to 0.6. Leaving [-1.5, 1.5] ends the episode."""
+
+    observation_space = spaces.Box(-2, 2, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1)
+        return np.array([self.x], np.float32), {}
+
+    def step(self, action):
+        self.x += 0.2 * float(action[0]) + 0.005 * self.np_random.standard_normal()
+        fallen = abs(self.x) > 1.5
+        reward = 0.0 if fallen else math.exp(-8 * (self.x - 0.6) ** 2)
+        return np.array([np.clip(self.x, -2, 2)], np.float32), reward, fallen, False, {}
+
+
+gym.register("test/Slide-v0", entry_point=Slide, max_episode_steps=20)
+
+
+def learner(observation_dim=1, action_dim=1, *, heads=("reward", "value", "policy"), dynamics=None, **options):
+    torch.manual_seed(0)
+    made = {
+        "reward": lambda: RewardHead(4, action_dim, hidden=(32, 32)),
+        "termination": lambda: TerminationHead(4, action_dim, hidden=(32, 32)),
+        "value": lambda: QEnsemble(4, action_dim, hidden=32),
+        "policy": lambda: Policy(4, action_dim, hidden=(32, 32)),
+    }
+    model = WorldModel(
+        MLPEncoder((observation_dim,), 4, hidden=(32, 32)),
+        dynamics or GaussianDynamics(4, action_dim, hidden=32, std_hidden=16),
+        {name: made[name]() for name in heads},
+    )
+    objective = JointEmbeddingObjective(SIGReg(num_slices=16, time="pooled"), lam=1.0)
+    return RewardLearner(model, objective, **options)
+
+
+def planner():
+    return MPPI(samples=24, iterations=2, elites=6, covariance="diagonal", init_std=0.7, min_std=0.05)
+
+
+# -- targets, values, policy ---------------------------------------------------------------------------------------------
+
+
+def test_lambda_returns_are_one_step_targets_at_0_and_the_windows_return_at_1():
+    r, value = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([10.0, 20.0, 30.0])
+    on = torch.ones(3)
+    one = lambda_returns(r, value, on, discount=0.5, lam=0.0)
+    assert one.tolist() == [1 + 5, 2 + 10, 4 + 15]
+    whole = lambda_returns(r, value, on, discount=0.5, lam=1.0)
+    assert whole.tolist() == [1 + 0.5 * (2 + 0.5 * 19), 2 + 0.5 * 19, 19.0]
+    ended = lambda_returns(r, value, torch.tensor([1.0, 0.0, 1.0]), discount=0.5, lam=1.0)
+    assert ended.tolist() == [1 + 0.5 * 2, 2.0, 19.0]  # nothing comes after a terminal state
+
+
+def test_two_hot_keeps_a_number_and_its_cross_entropy_is_least_there():
+    bins = TwoHot(51, -2.0, 7.0)
+    for x in (-3.0, 0.0, 0.7, 12.3, 400.0):
+        logits = torch.zeros(51, requires_grad=True)
+        optimizer = torch.optim.Adam([logits], lr=0.5)
+        for _ in range(300):
+            optimizer.zero_grad()
+            bins.cross_entropy(logits, torch.tensor(x)).backward()
+            optimizer.step()
+        assert bins.mean(logits.detach()).item() == pytest.approx(x, rel=0.02, abs=0.02)
+    ends = bins.cross_entropy(torch.zeros(2, 51), torch.tensor([-1e6, 1e6]))
+    assert ends.tolist() == pytest.approx([math.log(51)] * 2)
+    with pytest.raises(ValueError, match="bins"):
+        TwoHot(1, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("bins", [None, 51])
+def test_an_ensembles_members_are_networks_of_their_own_and_start_at_0(bins):
+    q = QEnsemble(3, 2, members=3, hidden=16, bins=bins)
+    z, a = torch.randn(5, 4, 3, generator=generator()), torch.rand(5, 4, 2, generator=generator())
+    assert q(z, a).shape == (3, 5, 4)
+    middle = 0.0 if bins is None else math.expm1(2.5)  # uniform over bins from -2 to 7 in symlog
+    torch.testing.assert_close(q(z, a), torch.full((3, 5, 4), middle))
+    for layer in q.layers:
+        torch.nn.init.normal_(layer.weight, generator=generator(1))
+    apart = q(z, a)
+    for layer in q.layers:
+        layer.weight.data[1] += 1
+    changed = q(z, a)
+    assert torch.equal(apart[0], changed[0]) and torch.equal(apart[2], changed[2])
+    assert (apart[1] != changed[1]).any()
+
+
+def test_the_policys_density_is_that_of_a_squashed_gaussian():
+    policy = Policy(3, 2, hidden=(16, 16))
+    z = torch.randn(64, 3, generator=generator())
+    a, log_density = policy.sample(z, generator(1))
+    mean, log_std = policy._moments(z)
+    squashed = distributions.TransformedDistribution(
+        distributions.Normal(mean, log_std.exp()), distributions.TanhTransform()
+    )
+    near = (a.abs() < 0.999).all(-1)  # the inverse of tanh is no longer exact beyond
+    torch.testing.assert_close(log_density[near], squashed.log_prob(a).sum(-1)[near], atol=1e-3, rtol=1e-3)
+    assert torch.equal(policy(z), mean.tanh()) and (a.abs() <= 1).all()
+
+
+@pytest.mark.parametrize(("terminal", "value"), [(False, 10.0), (True, 1.0)])
+def test_values_become_the_discounted_return_and_stop_at_a_terminal_state(terminal, value):
+    """Reward 1 at every step: 1 / (1 - 0.9) where nothing ends, 1 where every step does."""
+    heads = ("reward", "value", "policy", "termination")
+    subject = learner(heads=heads, discount=0.9, target_rate=0.1, lr=3e-3)
+    subject.model.train()
+    draw = generator(2)
+    for _ in range(400):
+        o, a = torch.randn(64, 1, 1, generator=draw).expand(-1, 4, -1), torch.rand(64, 3, 1, generator=draw)
+        ended = torch.full((64, 3), terminal)
+        losses = subject.update(Batch(o, a, torch.ones(64, 3), ended, torch.arange(64)), draw)
+    assert losses["loss"].isfinite()
+    model = subject.model.eval()
+    z = model.encode(torch.randn(50, 1, generator=draw))
+    q = model.heads["value"](z, model.heads["policy"](z))
+    assert q.mean().item() == pytest.approx(value, rel=0.1)
+    ends = model.heads["termination"](z, model.heads["policy"](z))
+    assert ends.mean().item() == pytest.approx(float(terminal), abs=0.05)
+
+
+def test_the_policy_climbs_the_values_without_moving_them():
+    subject = learner(entropy=0.0)
+    draw = generator(3)
+    batch = Batch(
+        torch.randn(64, 4, 1, generator=draw),
+        2 * torch.rand(64, 3, 1, generator=draw) - 1,
+        torch.zeros(64, 3),
+        torch.zeros(64, 3, dtype=torch.bool),
+        torch.arange(64),
+    )
+    # Rewards that grow with the action alone: the best one is 1 everywhere.
+    batch = Batch(batch.o, batch.a, 1 + batch.a[..., 0], torch.ones(64, 3, dtype=torch.bool), batch.episode)
+    subject.model.train()
+    for _ in range(500):
+        subject.update(batch, draw)
+    model = subject.model.eval()
+    assert model.heads["policy"](model.encode(batch.o)).mean() > 0.8
+    before = [p.clone() for p in model.heads["value"].parameters()]
+    loss, *_ = subject._ascend_values(model.encode(batch.o), torch.randn(64, 4, 1), subject.spread)
+    subject.value.requires_grad_(False)
+    loss, *_ = subject._ascend_values(model.encode(batch.o).detach(), torch.randn(64, 4, 1), subject.spread)
+    loss.backward()
+    assert all(torch.equal(p, q) for p, q in zip(before, model.heads["value"].parameters()))
+    assert all(p.grad is not None for p in subject.policy.parameters())
+
+
+def test_what_a_learner_cannot_use_is_one_sentence():
+    with pytest.raises(ValueError, match="lacks value, policy"):
+        learner(heads=("reward",))
+    with pytest.raises(ValueError, match="discount"):
+        learner(discount=1.5)
+    batch = Batch(
+        torch.randn(8, 4, 1), torch.rand(8, 3, 1), torch.zeros(8, 3), torch.zeros(8, 3).bool(), torch.arange(8)
+    )
+    with pytest.raises(ValueError, match="EnsembleDynamics predicts several means"):
+        learner(dynamics=EnsembleDynamics(4, 1, members=2, hidden=8, std_hidden=8)).update(batch)
+    subject = learner()
+    with pytest.raises(ValueError, match="gjwm online"):
+        subject.model.loss(batch, subject.objective)
+    with pytest.raises(ValueError, match="reward head"):
+        reward_agent(
+            learner().model.__class__(subject.model.encoder, subject.model.dynamics), planner(), horizon=3, discount=0.9
+        )
+
+
+def test_a_loss_that_is_not_finite_changes_nothing():
+    subject = learner()
+    subject.model.train()
+    before = [p.clone() for p in subject.model.parameters()]
+    batch = Batch(
+        torch.randn(8, 4, 1),
+        torch.rand(8, 3, 1),
+        torch.full((8, 3), math.inf),
+        torch.zeros(8, 3).bool(),
+        torch.arange(8),
+    )
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        subject.update(batch)
+    assert all(torch.equal(p, q) for p, q in zip(before, subject.model.parameters()))
+
+
+# -- environments ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs"),
+    [
+        ("test/Slide-v0", {}),
+        ("gjwm/cartpole-swingup-v0", {"obs": "state", "action_repeat": 2, "max_episode_steps": 20}),
+    ],
+)
+def test_a_stream_comes_back_to_a_moment(env_id, kwargs):
+    draw = np.random.default_rng(0)
+    first, second = (Stream(env_id, kwargs, lanes=3, seed=5) for _ in range(2))
+    for _ in range(47):
+        first.step(draw.uniform(-1, 1, (3, *first.action_space.shape)))
+    second.load_state_dict(first.state_dict())
+    for _ in range(45):
+        a = draw.uniform(-1, 1, (3, *first.action_space.shape))
+        x, y = first.step(a), second.step(a)
+        for u, v in zip(x, y):
+            np.testing.assert_array_equal(u, v)
+    assert first._rounds == second._rounds
+    first.close()
+    second.close()
+
+
+def test_a_streams_episodes_differ_and_end_with_their_true_last_observation():
+    stream = Stream("test/Slide-v0", {}, lanes=2, seed=0)
+    starts, o_next, ended, returns = [stream.observation.copy()], None, np.zeros(2, bool), []
+    for _ in range(60):
+        seen = stream.step(np.full((2, 1), 0.1))
+        if o_next is not None:
+            np.testing.assert_array_equal(seen.o[~ended], o_next[~ended])
+        o_next, ended = seen.o_next, seen.ended
+        returns += seen.returns
+        if ended.any():
+            # 0.02 per step: the last observation is as far from the one before as all others are from theirs.
+            np.testing.assert_allclose(seen.o_next[ended] - seen.o[ended], 0.02, atol=0.03)
+            starts.append(stream.observation.copy())
+    assert len(returns) == 6 and len(np.unique(np.concatenate(starts))) == 8
+    stream.close()
+    with pytest.raises(ValueError, match="one array"):
+        Stream("gjwm/cartpole-swingup-v0", {"obs": "both", "size": 16}, lanes=1, seed=0, workers=0)
+
+
+def test_returns_are_those_of_whole_episodes():
+    returns, seconds = play_returns(lambda o: (0.6 - o) / 0.2, "test/Slide-v0", {}, episodes=6, seed=3)
+    assert (returns > 13).all() and (returns <= 20).all() and seconds > 0
+    fallen, _ = play_returns(lambda o: np.ones_like(o), "test/Slide-v0", {}, episodes=6, seed=3)
+    assert (fallen < returns).all()
+    report = return_report(np.array([1.0, 2.0, 6.0]), 0.5)
+    assert report["return_mean"] == 3 and report["ci95"] == pytest.approx([-3.572, 9.572], abs=1e-3)
+    with pytest.raises(ValueError, match="at least one episode"):
+        play_returns(lambda o: o, "test/Slide-v0", {}, episodes=0, seed=0)
+
+
+def test_a_return_curve_is_whole_and_goes_on(tmp_path):
+    curve = ReturnCurve(tmp_path / "returns.csv", repeat=2)
+    curve.add(10, 1.5, [3.0, 4.0])
+    curve.add(20, 2.5, [5.0, 6.0])
+    again = ReturnCurve(tmp_path / "returns.csv", repeat=2, resume_after=15)
+    again.add(20, 2.75, [7.0, 8.0])
+    lines = (tmp_path / "returns.csv").read_text().split()
+    assert lines == [
+        "step,frames,seconds,episode,return",
+        "10,20,1.5,0,3.0",
+        "10,20,1.5,1,4.0",
+        "20,40,2.8,0,7.0",
+        "20,40,2.8,1,8.0",
+    ]
+
+
+# -- the loop --------------------------------------------------------------------------------------------------------------
+
+
+def run(steps, checkpoints=None, log=None, **options):
+    heads = ("reward", "value", "policy", "termination")
+    subject = learner(heads=heads, discount=0.9, target_rate=0.05)
+    stream = Stream("test/Slide-v0", {}, lanes=2, seed=1)
+    buffer = ReplayBuffer(1000, stream.observation_space, stream.action_space, 2)
+    train_online(
+        subject,
+        planner(),
+        stream,
+        buffer,
+        steps=steps,
+        batch=16,
+        log=log,
+        generator=generator(4),
+        checkpoints=checkpoints,
+        **{"aimless_steps": 60, "log_every": 20, "checkpoint_every": 100, "horizon": 3, **options},
+    )
+    stream.close()
+    return subject
+
+
+def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path):
+    rows, again = [], []
+    whole = run(300, Checkpoints(tmp_path / "whole"), lambda row, step: rows.append((step, row)))
+    run(130, Checkpoints(tmp_path / "cut"))  # kept after 100 and 130 steps
+    for file in (tmp_path / "cut").glob("state-*130*"):
+        file.unlink()  # killed before the last was written
+    resumed = run(300, Checkpoints(tmp_path / "cut"), lambda row, step: again.append((step, row)))
+    assert again[0][0] == 120
+
+    def told(rows):
+        return [(step, {k: v for k, v in row.items() if "seconds" not in k}) for step, row in rows if step > 100]
+
+    assert told(again) == told(rows)
+    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert torch.equal(a, b)
+    kept = [ReplayBuffer.load(tmp_path / name / "state-000000300-replay.pt") for name in ("whole", "cut")]
+    x, y = (buffer.sample(32, 3, generator=generator(9)) for buffer in kept)
+    assert torch.equal(x.o, y.o) and torch.equal(x.a, y.a) and torch.equal(x.r, y.r)
+
+
+@pytest.mark.slow
+def test_acting_learns_what_pays():
+    """After 1,000 steps the planner earns most of what standing at the best place would, and random actions little."""
+    subject = run(1000, update_ratio=0.5, aimless_steps=200)
+    agent = reward_agent(subject.model, planner(), horizon=3, discount=0.9, generator=generator(5))
+    learned, _ = play_returns(lambda o: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100)
+    draw = np.random.default_rng(0)
+    aimless, _ = play_returns(lambda o: draw.uniform(-1, 1, o.shape), "test/Slide-v0", {}, episodes=20, seed=100)
+    assert learned.mean() > 14 and aimless.mean() < 8, (learned.mean(), aimless.mean())
+
+
+def test_updates_keep_to_their_ratio_and_the_schedule_falls():
+    rows = []
+    run(200, log=lambda row, step: rows.append((step, row)), update_ratio=0.25)
+    # An update is made while the step after it is taken.
+    assert all(abs(row["updates"] - 0.25 * step) <= 1 for step, row in rows)
+    noise = Exploration(start=0.5, end=0.1, steps=100)
+    assert [noise.std(s) for s in (0, 50, 100, 1000)] == pytest.approx([0.5, 0.3, 0.1, 0.1])
+
+
+def test_aimless_actions_have_the_colours_asked_for_and_go_on_from_a_state():
+    explorer = Explorer(Exploration(aimless_colours=(0.0, 2.0), block=400, loudness=0.3), 2, 1, generator())
+    a = torch.stack([explorer.aimless() for _ in range(400)])[..., 0]
+    neighbours = [torch.corrcoef(torch.stack([a[:-1, i], a[1:, i]]))[0, 1].item() for i in range(2)]
+    assert abs(neighbours[0]) < 0.15 and neighbours[1] > 0.9
+    planned = torch.stack([explorer.disturb(torch.zeros(2, 1), step) for step in range(3)])
+    assert planned.abs().max() <= 1 and planned.std() > 0
+    other = Explorer(explorer.exploration, 2, 1, generator(1))
+    other.load_state_dict(explorer.state_dict())
+    assert torch.equal(explorer.disturb(torch.zeros(2, 1), 9), other.disturb(torch.zeros(2, 1), 9))
+    with pytest.raises(ValueError, match="block >= 2"):
+        Exploration(block=1)
+
+
+def test_settings_that_cannot_work_are_one_sentence():
+    for options, match in [
+        ({"steps": 0}, "steps >= 1"),
+        ({"update_ratio": 0}, "update_ratio > 0"),
+        ({"aimless_steps": 4}, "aimless_steps >="),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            run(**{"steps": 100, **options})
+    stream = Stream("test/Slide-v0", {}, lanes=2, seed=1)
+    with pytest.raises(ValueError, match="2 lanes and the buffer 3"):
+        train_online(
+            learner(), planner(), stream, ReplayBuffer(99, stream.observation_space, stream.action_space, 3), steps=9
+        )
+    stream.close()
+
+
+def test_learning_from_data_alone_ranks_actions():
+    """From aimless episodes, without one step of its own, the policy moves towards the reward from both sides."""
+    subject = learner(discount=0.9, target_rate=0.05)
+    buffer = ReplayBuffer(2000, Slide.observation_space, Slide.action_space)
+    draw, env = np.random.default_rng(1), Slide()
+    for episode in range(60):
+        o, _ = env.reset(seed=episode)
+        os, actions, rewards, ended = [o], [], [], []
+        for _ in range(20):
+            a = draw.uniform(-1, 1, 1).astype(np.float32)
+            o, r, fallen, _, _ = env.step(a)
+            os.append(o), actions.append(a), rewards.append(r), ended.append(fallen)
+            if fallen:
+                break
+        done = np.array(ended)
+        buffer.add_episode(np.stack(os), np.stack(actions), np.array(rewards), done, np.zeros_like(done))
+    rows = []
+    pretrain(subject, buffer, updates=400, batch=64, log=lambda row, step: rows.append(row), generator=generator(6))
+    assert not subject.model.training and math.isfinite(rows[-1]["loss"])
+    policy, model = subject.model.heads["policy"], subject.model
+    with torch.no_grad():
+        a = policy(model.encode(torch.tensor([[-0.3], [0.2], [1.1]])))
+    assert a[0] > 0.3 and a[1] > 0.3 and a[2] < -0.3, a
+
+
+# -- the command -----------------------------------------------------------------------------------------------------------
+
+TINY = [
+    *("threads=1", "logger.wandb=disabled", "report.every=0.001", "name=tiny", "latent_dim=4", "env.id=Pendulum-v1"),
+    *("experiment=suite", "~env.hidden", "encoder.hidden=[16]", "dynamics.hidden=16", "dynamics.std_hidden=8"),
+    *("heads.reward.hidden=[16]", "heads.value.hidden=16", "heads.policy.hidden=[16]", "discrepancy.num_slices=8"),
+    *("planner.samples=16", "planner.iterations=2", "planner.elites=4", "online.horizon=3", "online.batch=16"),
+    *("online.steps=480", "online.aimless_steps=200", "online.lanes=2", "online.log_every=80"),
+    *("online.evaluate_every=240", "online.checkpoint_every=240", "online.episodes=2", "online.policy_plans=2"),
+]
+
+
+def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["online", *TINY, "resume=true"]) == 0
+    folder = tmp_path / "runs" / "tiny"
+    assert "plan" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "evaluate/return" in row] == [240, 480]
+    steps = {line.split(",")[0] for line in (folder / "returns.csv").read_text().splitlines()[1:]}
+    assert steps == {"240", "480"}
+    returns = json.loads((folder / "returns.json").read_text())["returns"]
+    assert set(returns) == {"plan", "policy", "random", "hold"} and returns["plan"]["episodes"] == 2
+    assert WorldModel.load(folder / "checkpoint.pt").heads.keys() == {"reward", "value", "policy"}
+    assert "<svg" in (folder / "report.html").read_text()
+    assert main(["online", *TINY, "resume=true"]) == 0
+    assert "nothing to resume" in capsys.readouterr().out
+    assert main(["online", *TINY, "resume=true", "learner.lr=0.1"]) == 1
+    assert "learner" in capsys.readouterr().err
+
+
+def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = ["collect.episodes=4", "collect.length=40", "collect.workers=0", "collect.behaviour=uniform", "dataset=data"]
+    assert main(["collect", *TINY, *data]) == 0
+    alone = ["online.data=data", "online.steps=0", "online.pretrain=30", "online.log_every=10"]
+    assert main(["online", *TINY, *data, *alone]) == 0
+    assert "plan" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "tiny" / "returns.csv").read_text().splitlines()[1].startswith("30,")
+    assert main(["online", *TINY, "online.steps=0", "name=nothing"]) == 1
+    assert "nothing to learn from" in capsys.readouterr().err
+    assert main(["online", *TINY, "env.action_repeat=4", "name=other", *alone]) == 1
+    assert "action_repeat" in capsys.readouterr().err
