@@ -115,7 +115,7 @@ def _options(group: str, settings: DictConfig, function: Callable) -> dict[str, 
         if name not in parameters:
             raise ValueError(f"there is no setting {group}.{name}; choose from {', '.join(parameters)}.")
         default = parameters[name].default
-        if isinstance(default, bool | None | str) or default is inspect.Parameter.empty:
+        if isinstance(default, bool) or not isinstance(default, int | float):
             continue
         whole = isinstance(default, int)
         right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
