@@ -186,7 +186,7 @@ class ControlSuiteEnv(gym.Env):
             return pixels
         with self._physics.reset_context():
             self._task.initialize_episode(self._physics)
-        state = spaces.Box(-np.inf, np.inf, self._state_vector().shape, np.float32)
+        state = spaces.Box(-np.inf, np.inf, self.state_vector().shape, np.float32)
         return state if self.obs == "state" else spaces.Dict({"pixels": pixels, "state": state})
 
     def _hide(self, names: Sequence[str]) -> None:
@@ -255,18 +255,19 @@ class ControlSuiteEnv(gym.Env):
             raise ValueError(f"an action holds NaN or infinity: {action.reshape(-1)[:8]}.")
         return self._middle + np.clip(action, -1, 1).astype(np.float64) * self._half
 
-    def _state_vector(self) -> np.ndarray:
+    def state_vector(self) -> np.ndarray:
+        """The task's own observation (S,), whatever this environment observes."""
         parts = self._task.get_observation(self._physics).values()
         return np.concatenate([np.atleast_1d(part).ravel() for part in parts]).astype(np.float32)
 
     def observe(self):
         """The observation of the current state, shaped as `observation_space`."""
         if self.obs == "state":
-            return self._state_vector()
+            return self.state_vector()
         if not self._frames:
             self._frames.extend([self._picture(self._renderer)] * self.frame_stack)
         pixels = np.concatenate(self._frames)
-        return pixels if self.obs == "pixels" else {"pixels": pixels, "state": self._state_vector()}
+        return pixels if self.obs == "pixels" else {"pixels": pixels, "state": self.state_vector()}
 
     def render(self) -> np.ndarray | None:
         """uint8 (render_size, render_size, 3)."""

@@ -236,17 +236,17 @@ class GymEnv(gym.Env):
             rgb = np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.BOX))
         return np.ascontiguousarray(np.moveaxis(rgb, -1, 0))
 
-    def _state_vector(self) -> np.ndarray:
+    def state_vector(self) -> np.ndarray:
         return np.asarray(spaces.flatten(self._env.observation_space, self._observation), np.float32)
 
     def observe(self):
         """The observation of the current state, shaped as `observation_space`."""
         if self.obs == "state":
-            return self._state_vector()
+            return self.state_vector()
         if not self._frames:
             self._frames.extend([self._picture(self.size)] * self.frame_stack)
         pixels = np.concatenate(self._frames)
-        return pixels if self.obs == "pixels" else {"pixels": pixels, "state": self._state_vector()}
+        return pixels if self.obs == "pixels" else {"pixels": pixels, "state": self.state_vector()}
 
     def render(self) -> np.ndarray | None:
         """uint8 (render_size, render_size, 3)."""
@@ -283,11 +283,11 @@ class GymEnv(gym.Env):
     @property
     def position(self) -> np.ndarray:
         """(P,) float64: what success is measured on."""
-        return self._state_vector()[self._chosen].astype(np.float64)
+        return self.state_vector()[self._chosen].astype(np.float64)
 
     def true_state(self) -> dict[str, np.ndarray]:
         """Named variables for probes: position (P,) and the flattened observation."""
-        return {"position": self.position, "observation": self._state_vector().astype(np.float64)}
+        return {"position": self.position, "observation": self.state_vector().astype(np.float64)}
 
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """True positions under many action sequences, without changing this environment; one step at a time, so slow.

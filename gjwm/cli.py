@@ -43,6 +43,7 @@ from gjwm.files import replacing
 from gjwm.logging import RunLogger, log_results, progress
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.online import (
+    Act,
     Exploration,
     ReturnCurve,
     RewardLearner,
@@ -51,6 +52,7 @@ from gjwm.online import (
     pretrain,
     return_report,
     reward_agent,
+    simulator_actor,
     train_online,
 )
 from gjwm.replay import ReplayBuffer, Windows
@@ -273,7 +275,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
 
 
 # Settings of cfg.online that are not arguments of `train_online`.
-_ABOUT_ONLINE = ("lanes", "episodes", "data", "pretrain", "capacity", "exploration")
+_ABOUT_ONLINE = ("lanes", "episodes", "data", "pretrain", "capacity", "exploration", "oracle")
 
 
 def online_command(cfg: DictConfig, command: str) -> None:
@@ -360,7 +362,8 @@ def online_command(cfg: DictConfig, command: str) -> None:
     model.save(run / "checkpoint.pt", version=__version__, config=resolved, training={"command": command})
     with replacing(run / "config.yaml") as partial:
         OmegaConf.save(OmegaConf.create(resolved), partial)
-    returns = {name: _play(cfg, _actor(cfg, model, planner, name)) for name in ("plan", "policy", "random", "hold")}
+    kinds = ["plan", "policy", "random", "hold", *(["oracle"] if own.oracle else [])]
+    returns = {name: _play(cfg, _actor(cfg, model, planner, name)) for name in kinds}
     _write_json(run / "returns.json", {"version": __version__, "command": command, "returns": returns})
     for name, row in returns.items():
         low, high = row["ci95"]
@@ -392,8 +395,8 @@ def _replay(cfg: DictConfig, stream: Stream, data: Windows | None) -> ReplayBuff
     return buffer
 
 
-def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Callable[[Any], Any]:
-    """o (E, *O) -> a (E, A): the planner, the policy alone, uniform actions or none."""
+def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Act:
+    """The planner, the policy alone, uniform actions, none, or the planner on the true simulator."""
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     if kind == "plan":
         agent = reward_agent(
@@ -404,9 +407,14 @@ def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Calla
             policy_plans=cfg.online.policy_plans,
             generator=generator,
         )
-        return lambda o: agent.act(o).cpu().numpy()
+        return lambda o, envs: agent.act(o).cpu().numpy()
+    if kind == "oracle":
+        options = dict(cfg.online.oracle)
+        return simulator_actor(
+            cfg.env.id, _env_kwargs(cfg), instantiate(options.pop("planner")), generator=generator, **options
+        )
 
-    def act(o: Any) -> Any:
+    def act(o: Any, envs: Any) -> Any:
         if kind == "policy":
             with torch.no_grad():
                 return model.heads["policy"](model.encode(torch.as_tensor(o).to(cfg.device))).cpu().numpy()
@@ -416,7 +424,7 @@ def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Calla
     return act
 
 
-def _play(cfg: DictConfig, act: Callable[[Any], Any]) -> dict[str, Any]:
+def _play(cfg: DictConfig, act: Act) -> dict[str, Any]:
     """Returns on seeds that training never sees, the same ones each time: differences are the actor's."""
     returns, seconds = play_returns(
         act,

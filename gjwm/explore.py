@@ -14,7 +14,8 @@ from torch import Generator
 from gjwm import behaviours
 from gjwm.agent import MPCAgent
 from gjwm.behaviours import Policy
-from gjwm.costs import Cost, DisagreementCost, GoalCost, RewardCost, SumCost
+from gjwm.costs import Cost, DisagreementCost, GoalCost, SumCost
+from gjwm.online import reward_agent
 from gjwm.planning import ICEM
 from gjwm.world_model import WorldModel
 
@@ -46,11 +47,7 @@ class _Planning:
         players = [self._player(model, rng) for rng in rngs]
 
         def act(env: Any, t: int, o: Any) -> np.ndarray:
-            if isinstance(o, Mapping):
-                raise ValueError(
-                    f"{type(self).__name__} acts on one array of observations and the env gives {', '.join(o)}; set "
-                    "obs=pixels or obs=state, as in training."
-                )
+            o = self._seen(model, env, o)
             actions = np.stack([player(t, torch.as_tensor(o[i : i + 1])) for i, player in enumerate(players)])
             noise = np.stack([self.noise * rng.standard_normal(action_dim) for rng in rngs])
             return (actions + noise).clip(-1, 1).astype(np.float32)
@@ -64,20 +61,35 @@ class _Planning:
             raise ValueError(f"{self.run} was trained with {model.action_dim} actions, the env has {action_dim}.")
         return model
 
+    def _seen(self, model: WorldModel, env: Any, o: Any) -> Any:
+        """What the model was trained on (N, *O), of what the env shows or, for a model of states, of what it hides."""
+        wanted = model.encoder.observation_shape
+        shown = o if isinstance(o, Mapping) else {"the observation": o}
+        for value in shown.values():
+            if tuple(value.shape[1:]) == wanted:
+                return value
+        if len(wanted) == 1 and hasattr(env.unwrapped, "state_vector"):  # a player of states makes data of pixels
+            state = env.unwrapped.state_vector()[None]
+            if state.shape[1:] == wanted:
+                return state
+        found = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in shown.items())
+        raise ValueError(
+            f"{self.run} was trained on observations {wanted} and the env gives {found}; set obs=pixels or obs=state, as in "
+            "training."
+        )
+
     def _player(self, model: WorldModel, rng: np.random.Generator) -> Any:
         """(t, o (1, *O)) -> action (A,), for one episode."""
         raise NotImplementedError
 
     def _agent(self, model: WorldModel, cost: Cost, rng: np.random.Generator, **options: Any) -> MPCAgent:
-        return MPCAgent(
-            model,
-            ICEM(samples=self.samples, elites=self.elites, iterations=self.iterations),
-            cost,
-            horizon=self.horizon,
-            replan_every=self.replan_every,
-            generator=_generator(rng),
-            **options,
-        )
+        return MPCAgent(model, self._planner(), cost, **self._horizons(rng), **options)
+
+    def _planner(self) -> ICEM:
+        return ICEM(samples=self.samples, elites=self.elites, iterations=self.iterations)
+
+    def _horizons(self, rng: np.random.Generator) -> dict[str, Any]:
+        return dict(horizon=self.horizon, replan_every=self.replan_every, generator=_generator(rng))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +100,14 @@ class Planned(_Planning):
     in the data.
 
     Args:
-        objective: "reward" (the run needs a reward head), "goal", or "auto": reward where there is a head for it.
+        objective: "reward" (the run needs a reward head), "goal", or "auto": reward where there is a head for it. A run of
+            `gjwm online` also has values and a policy, which its plans use: a horizon of 4 is then enough.
+        discount: of the reward, per step.
         goal_steps: steps until the next goal.
     """
 
     objective: str = "auto"
+    discount: float = 0.99
     goal_steps: int = 25
 
     def __post_init__(self):
@@ -104,7 +119,7 @@ class Planned(_Planning):
         if self.objective == "reward" and not rewarded:
             raise ValueError(f"{self.run} has no reward head; train it with heads=[reward], or set objective=goal.")
         if rewarded and self.objective != "goal":
-            agent = self._agent(model, RewardCost(model.heads["reward"]), rng)
+            agent = reward_agent(model, self._planner(), discount=self.discount, **self._horizons(rng))
             return lambda t, o: agent.act(o)[0].cpu().numpy()
         goals = _generator(rng)
         agent = self._agent(model, GoalCost(torch.zeros(1, model.latent_dim)), rng)

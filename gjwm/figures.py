@@ -1,7 +1,8 @@
-"""A picture of latents, by matplotlib, which is an optional dependency: `pip install 'gjwm[plots]'`."""
+"""Pictures of latents and of learning, by matplotlib, which is an optional dependency: `pip install 'gjwm[plots]'`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,5 +65,43 @@ def gaussianity_figure(
     right.legend(frameon=False, fontsize=8, loc="upper right")
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png")
+    return path
+
+
+def curves_figure(
+    path: str | Path,
+    curves: Mapping[str, Mapping[int, np.ndarray]],
+    levels: Mapping[str, Mapping[str, float]],
+) -> Path:
+    """A panel of learning curves per task, one line and band per run, with levels to compare with -> `path` (PNG).
+
+    Args:
+        curves: task -> run -> rows (R, 4) of frames, mean return, and the ends of its interval.
+        levels: task -> name -> return.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    Figure = _figure_class()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = min(3, len(curves))
+    lines = -(-len(curves) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * lines), dpi=80, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    for axes, (task, runs) in zip(panels, curves.items()):
+        for run, rows in runs.items():
+            axes.plot(
+                rows[:, 0] / 1e3, rows[:, 1], color=OURS, lw=1.4, label=None if run != min(runs) else "gjwm, per run"
+            )
+            axes.fill_between(rows[:, 0] / 1e3, rows[:, 2], rows[:, 3], color=OURS, alpha=0.12, lw=0)
+        for (name, value), dash in zip(levels.get(task, {}).items(), ("--", ":", "-.")):
+            axes.axhline(value, color=INK, lw=0.9, ls=dash, label=name)
+        axes.set(title=task, ylim=(0, 1000), xlabel="1,000 frames", ylabel="return")
+        axes.legend(frameon=False, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
     figure.savefig(path, format="png")
     return path

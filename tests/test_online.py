@@ -182,9 +182,9 @@ def test_the_policy_climbs_the_values_without_moving_them():
     model = subject.model.eval()
     assert model.heads["policy"](model.encode(batch.o)).mean() > 0.8
     before = [p.clone() for p in model.heads["value"].parameters()]
-    loss, *_ = subject._ascend_values(model.encode(batch.o), torch.randn(64, 4, 1), subject.spread)
+    loss, *_ = subject._ascend_values(model.encode(batch.o), batch.a, torch.randn(64, 4, 1), subject.spread)
     subject.value.requires_grad_(False)
-    loss, *_ = subject._ascend_values(model.encode(batch.o).detach(), torch.randn(64, 4, 1), subject.spread)
+    loss, *_ = subject._ascend_values(model.encode(batch.o).detach(), batch.a, torch.randn(64, 4, 1), subject.spread)
     loss.backward()
     assert all(torch.equal(p, q) for p, q in zip(before, model.heads["value"].parameters()))
     assert all(p.grad is not None for p in subject.policy.parameters())
@@ -271,14 +271,14 @@ def test_a_streams_episodes_differ_and_end_with_their_true_last_observation():
 
 
 def test_returns_are_those_of_whole_episodes():
-    returns, seconds = play_returns(lambda o: (0.6 - o) / 0.2, "test/Slide-v0", {}, episodes=6, seed=3)
+    returns, seconds = play_returns(lambda o, _: (0.6 - o) / 0.2, "test/Slide-v0", {}, episodes=6, seed=3)
     assert (returns > 13).all() and (returns <= 20).all() and seconds > 0
-    fallen, _ = play_returns(lambda o: np.ones_like(o), "test/Slide-v0", {}, episodes=6, seed=3)
+    fallen, _ = play_returns(lambda o, _: np.ones_like(o), "test/Slide-v0", {}, episodes=6, seed=3)
     assert (fallen < returns).all()
     report = return_report(np.array([1.0, 2.0, 6.0]), 0.5)
     assert report["return_mean"] == 3 and report["ci95"] == pytest.approx([-3.572, 9.572], abs=1e-3)
     with pytest.raises(ValueError, match="at least one episode"):
-        play_returns(lambda o: o, "test/Slide-v0", {}, episodes=0, seed=0)
+        play_returns(lambda o, _: o, "test/Slide-v0", {}, episodes=0, seed=0)
 
 
 def test_a_return_curve_is_whole_and_goes_on(tmp_path):
@@ -346,10 +346,22 @@ def test_acting_learns_what_pays():
     """After 1,000 steps the planner earns most of what standing at the best place would, and random actions little."""
     subject = run(1000, update_ratio=0.5, aimless_steps=200)
     agent = reward_agent(subject.model, planner(), horizon=3, discount=0.9, generator=generator(5))
-    learned, _ = play_returns(lambda o: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100)
+    learned, _ = play_returns(lambda o, _: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100)
     draw = np.random.default_rng(0)
-    aimless, _ = play_returns(lambda o: draw.uniform(-1, 1, o.shape), "test/Slide-v0", {}, episodes=20, seed=100)
+    aimless, _ = play_returns(lambda o, _: draw.uniform(-1, 1, o.shape), "test/Slide-v0", {}, episodes=20, seed=100)
     assert learned.mean() > 14 and aimless.mean() < 8, (learned.mean(), aimless.mean())
+
+
+@pytest.mark.parametrize(("pays", "planned"), [(True, 60), (False, 120)])
+def test_actions_stay_aimless_until_something_was_earned(monkeypatch, pays, planned):
+    first = []
+    disturb = Explorer.disturb
+    monkeypatch.setattr(Explorer, "disturb", lambda self, a, step: (first.append(step), disturb(self, a, step))[1])
+    if not pays:
+        step = Slide.step
+        monkeypatch.setattr(Slide, "step", lambda self, a: (lambda o, r, *rest: (o, 0.0, *rest))(*step(self, a)))
+    run(160, aimless_limit=120)
+    assert first[0] == 0 and len(first) == (160 - planned) / 2
 
 
 def test_updates_keep_to_their_ratio_and_the_schedule_falls():

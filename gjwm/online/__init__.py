@@ -9,10 +9,12 @@ returns   what an agent earns in environments of its own
 from gjwm.online.exploration import Exploration, Explorer
 from gjwm.online.learner import RewardLearner, lambda_returns, reward_agent
 from gjwm.online.loop import pretrain, train_online
-from gjwm.online.returns import ReturnCurve, play_returns, return_report
+from gjwm.online.oracle import simulator_actor
+from gjwm.online.returns import Act, ReturnCurve, play_returns, return_report
 from gjwm.online.stream import Stream, Transition
 
 __all__ = [
+    "Act",
     "Exploration",
     "Explorer",
     "ReturnCurve",
@@ -24,5 +26,6 @@ __all__ = [
     "pretrain",
     "return_report",
     "reward_agent",
+    "simulator_actor",
     "train_online",
 ]

@@ -59,6 +59,8 @@ class RewardLearner:
         reward_weight, value_weight, termination_weight: of these errors beside the objective. They reach the dynamics and the
             encoder too, which so keep what matters for reward where the objective leaves a choice.
         entropy: the policy's gain from a nat of entropy, in units of the values' spread.
+        clone: weight of the policy's squared distance to the actions that were taken, in the same units (TD3+BC, Fujimoto & Gu,
+            2021): for data that no acting will correct. 0 while acting.
         compile: compile the two halves of an update (about a minute at the start).
 
     Raises:
@@ -82,6 +84,7 @@ class RewardLearner:
         value_weight: float = 0.1,
         termination_weight: float = 0.1,
         entropy: float = 1e-3,
+        clone: float = 0.0,
         compile: bool = False,
     ):
         missing = [name for name in ("reward", "value", "policy") if name not in model.heads]
@@ -96,7 +99,7 @@ class RewardLearner:
         self.model, self.objective = model, objective.to(model.device)
         self.discount, self.lam, self.target_rate, self.rho = discount, lam, target_rate, rho
         self.weights = {"reward": reward_weight, "value": value_weight, "termination": termination_weight}
-        self.clip, self.entropy = clip, entropy
+        self.clip, self.entropy, self.clone = clip, entropy, clone
         self.value: QEnsemble = model.heads["value"]
         self.policy: Policy = model.heads["policy"]
         self.slow = copy.deepcopy(self.value).requires_grad_(False)
@@ -142,7 +145,7 @@ class RewardLearner:
         states = torch.cat([z[:, :1], z_hat[0]], 1).detach()
         noise = _normal(torch.cat([batch.a, batch.a[:, :1]], 1), generator)
         self.value.requires_grad_(False)
-        ascent, q, entropy = self._ascend(states, noise, self.spread)
+        ascent, q, entropy = self._ascend(states, batch.a, noise, self.spread)
         self.policy_optimizer.zero_grad(set_to_none=True)
         ascent.backward()
         self.value.requires_grad_(True)
@@ -184,11 +187,13 @@ class RewardLearner:
             errors["termination"] = weighted(F.binary_cross_entropy_with_logits(logit, terminated, reduction="none"))
         return z_hat, nll, errors
 
-    def _ascend_values(self, z: Tensor, noise: Tensor, spread: Tensor):
-        """The policy's loss, the values it finds, and its entropy."""
+    def _ascend_values(self, z: Tensor, taken: Tensor, noise: Tensor, spread: Tensor):
+        """The policy's loss on latents (B, T+1, D), of which T acted; the values it finds, and its entropy."""
         a, log_density = self.policy.squash(z, noise)
         q = self.value(z, a).mean(0)
         loss = (self.entropy * log_density - q / spread).mean()
+        if self.clone:
+            loss = loss + self.clone * (a[:, :-1] - taken).square().mean()
         return loss, q.detach(), -log_density.detach().mean()
 
     def state_dict(self) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def train_online(
     buffer: ReplayBuffer,
     *,
     steps: int = 50_000,
-    aimless_steps: int = 2000,
+    aimless_steps: int = 4000,
+    aimless_limit: int = 20_000,
     update_ratio: float = 0.5,
     batch: int = 128,
     length: int = 3,
@@ -85,6 +86,7 @@ def train_online(
             state, the one kept with it takes its place.
         steps: agent steps in all, counted over the lanes; control-suite frames are action_repeat times as many.
         aimless_steps: of these, without a plan at the start: see `Exploration`. Their updates are made up for at once.
+        aimless_limit: while no reward but 0 has been seen, there is nothing to plan for: actions stay aimless up to this step.
         update_ratio: updates per step.
         batch, length: windows per update, and steps of each: the open-loop horizon that is learned.
         horizon, policy_plans: of the planner.
@@ -125,6 +127,8 @@ def train_online(
     parts = {"learner": learner, "agent": agent, "stream": stream, "explorer": explorer}
     clock = _Clock()
     step, updates, recent, losses = 0, 0, [], {}
+    planned = None  # the step from which on actions are planned
+    paid = False  # whether any reward but 0 has been seen
     found = None if checkpoints is None else checkpoints.latest()
     if found is not None:
         step, state = found.step, found.content
@@ -135,6 +139,7 @@ def train_online(
         restore_random_state(state["random"])
         buffer = ReplayBuffer.load(found.attached["replay.pt"], buffer.device)
         updates, recent, losses = state["updates"], state["recent"], state["losses"]
+        planned, paid = state["planned"], state["paid"]
         clock.spent = state["spent"]
 
     def due(every: int, before: int) -> bool:
@@ -143,10 +148,12 @@ def train_online(
     model.eval()
     with ThreadPoolExecutor(1) as elsewhere:
         while step < steps:
-            if step < aimless_steps:
+            if planned is None and step >= (aimless_steps if paid else max(aimless_steps, aimless_limit)):
+                planned = step
+            if planned is None:
                 a = explorer.aimless()
             else:
-                a = explorer.disturb(agent.act(stream.observation).cpu(), step - aimless_steps)
+                a = explorer.disturb(agent.act(stream.observation).cpu(), step - planned)
             clock.passed("acting")
             stepping = elsewhere.submit(stream.step, a.numpy())
             # As many updates as the steps taken so far are worth: none while actions are aimless, then those of all of them.
@@ -161,6 +168,7 @@ def train_online(
             buffer.add(seen.o, seen.a, seen.r, seen.terminated, seen.truncated, seen.o_next, mask=seen.valid)
             agent.reset(torch.from_numpy(seen.ended))
             recent += seen.returns
+            paid = paid or bool((seen.r != 0).any())
             before, step = step, step + lanes
             clock.passed("stepping")
             if losses and due(log_every, before):
@@ -178,6 +186,7 @@ def train_online(
                 content = {name: part.state_dict() for name, part in parts.items()}
                 content |= {"generators": [generator.get_state(), noise.get_state()], "random": random_state()}
                 content |= {"updates": updates, "recent": recent, "losses": losses, "spent": clock.spent}
+                content |= {"planned": planned, "paid": paid}
                 checkpoints.save(step, content, attach={"replay.pt": buffer.save})
 
 

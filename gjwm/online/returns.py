@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 from gjwm.envs.vector import make_vec
 from gjwm.files import replacing
 from gjwm.intervals import mean_interval
 
-Act = Callable[[np.ndarray], np.ndarray]
+Act = Callable[[np.ndarray, VectorEnv], np.ndarray]
 
 
 def play_returns(
@@ -29,7 +30,8 @@ def play_returns(
     """One episode in each of E environments side by side, with seeds seed, seed + 1, ...
 
     Args:
-        act: observations (E, *O) -> actions (E, A); called anew at each step, also for environments that are done.
+        act: observations (E, *O) and the environments themselves, which only an oracle looks into -> actions (E, A). Called at
+            each step, also for environments that are done.
         env_id, env_kwargs, workers: see `gjwm.envs.vector.make_vec`.
 
     Returns:
@@ -44,7 +46,7 @@ def play_returns(
         thought, steps = 0.0, 0
         while running.any():
             begin = time.perf_counter()
-            a = act(o)
+            a = act(o, envs)
             thought, steps = thought + time.perf_counter() - begin, steps + episodes
             o, r, terminated, truncated, _ = envs.step(a)
             returns[running] += r[running]

@@ -1,0 +1,85 @@
+"""Learning curves of runs of `gjwm online`: a small table, and a picture with what others publish at the same frames.
+
+    python scripts/online_curves.py RUN... --csv docs/online.csv --picture docs/assets/online.png
+
+Each run's returns.csv holds every evaluation; here a row is one evaluation of one run: mean return and its 95% interval over
+episodes. Prints the last evaluation per task, with the mean over runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from gjwm.figures import curves_figure
+from gjwm.intervals import mean_interval
+
+# Published means at 100,000 frames from state vectors, three seeds or more (result files of TD-MPC2's and DreamerV3's code).
+PUBLISHED = {
+    "cartpole-swingup": {"TD-MPC2": 839, "SAC": 835, "DreamerV3": 513},
+    "ball_in_cup-catch": {"TD-MPC2": 981, "SAC": 958, "DreamerV3": 761},
+    "reacher-easy": {"TD-MPC2": 937, "SAC": 540, "DreamerV3": 727},
+    "finger-spin": {"TD-MPC2": 948, "SAC": 762, "DreamerV3": 780},
+    "pendulum-swingup": {"TD-MPC2": 724, "SAC": 96, "DreamerV3": 716},
+    "walker-walk": {"TD-MPC2": 962, "SAC": 708, "DreamerV3": 518},
+}
+COLUMNS = ("task", "seed", "frames", "minutes", "return", "low", "high", "episodes")
+
+
+def rows_of(run: Path) -> list[dict[str, object]]:
+    """One row per evaluation of a run."""
+    cfg = OmegaConf.load(run / "config.yaml")
+    found: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    with open(run / "returns.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            found[int(row["frames"])].append((float(row["seconds"]), float(row["return"])))
+    rows = []
+    for frames, entries in found.items():
+        returns = np.array([value for _, value in entries])
+        low, high = mean_interval(returns)
+        numbers = dict(zip(("return", "low", "high"), (round(x, 1) for x in (returns.mean(), low, high))))
+        minutes = round(entries[0][0] / 60, 1)
+        rows.append({"task": cfg.task, "seed": cfg.seed, "frames": frames, "minutes": minutes, **numbers})
+        rows[-1]["episodes"] = len(returns)
+    return rows
+
+
+def main() -> None:
+    """Read the runs, write the table and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    rows = [row for run in options.runs for row in rows_of(run)]
+    rows.sort(key=lambda row: (list(PUBLISHED).index(row["task"]), row["seed"], row["frames"]))
+    with open(options.csv, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    curves: dict[str, dict[int, list[tuple[float, float, float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        curves[row["task"]][row["seed"]].append((row["frames"], row["return"], row["low"], row["high"]))
+    for task, runs in curves.items():
+        last = np.array([points[-1][1] for points in runs.values()])
+        low, high = mean_interval(last)
+        frames = max(points[-1][0] for points in runs.values())
+        minutes = max(row["minutes"] for row in rows if row["task"] == task)
+        told = f" [{low:.0f}, {high:.0f}]" if len(last) > 1 else ""
+        print(
+            f"{task}: {last.mean():.0f}{told} of {len(last)} runs after {frames} frames, at most {minutes} minutes; {last}"
+        )
+    if options.picture is not None:
+        levels = {task: PUBLISHED[task] for task in curves}
+        curves_figure(
+            options.picture, {t: {s: np.array(p) for s, p in runs.items()} for t, runs in curves.items()}, levels
+        )
+
+
+if __name__ == "__main__":
+    main()
