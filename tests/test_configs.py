@@ -11,11 +11,14 @@ from omegaconf import OmegaConf
 from gjwm.behaviours import behaviour_from_weights
 from gjwm.cli import _env_kwargs, load_config
 from gjwm.collect import make_env
+from gjwm.explore import BEHAVIOURS
 from gjwm.objectives import JointEmbeddingObjective
+from gjwm.online import RewardLearner
+from gjwm.types import Batch
 from gjwm.world_model import WorldModel
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-GROUPS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "experiment")
+GROUPS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "experiment", "preset")
 
 
 def options(group):
@@ -44,7 +47,7 @@ def test_an_experiment_builds_its_env_model_and_planner(name):
     )
     observation, reward, *_ = env.step(plan.mean[0, 0].numpy())
     assert env.observation_space.contains(observation) and np.isfinite(reward)
-    assert behaviour_from_weights(OmegaConf.to_container(cfg.collect.behaviour))
+    assert behaviour_from_weights(OmegaConf.to_container(cfg, resolve=True)["collect"]["behaviour"], BEHAVIOURS)
     env.close()
 
 
@@ -68,7 +71,37 @@ def test_dynamics(name):
 def test_heads(name):
     cfg = load_config([f"heads=[{name}]"])
     head = instantiate(cfg.heads[name], action_dim=2)
-    assert head(torch.zeros(3, 4, cfg.latent_dim), torch.zeros(3, 4, 2)).shape == (3, 4)
+    z, a = torch.zeros(3, 4, cfg.latent_dim), torch.zeros(3, 4, 2)
+    if name == "policy":
+        assert head(z).shape == a.shape
+    else:
+        assert head(z, a).shape == ((2, 3, 4) if name == "value" else (3, 4))
+
+
+@pytest.mark.parametrize("name", options("preset"))
+@pytest.mark.parametrize("experiment", ["suite", "suite_offline", "cartpole_v1"])
+def test_presets_size_a_learner_that_can_update(name, experiment):
+    plus = "" if experiment.startswith("suite") else "+"
+    heads = "heads=[reward,value,policy,termination]"
+    cfg = load_config(
+        [f"experiment={experiment}", f"{plus}preset={name}", heads, "online.batch=8", "learner.compile=false"]
+    )
+    images = cfg.env.obs == "pixels"
+    shape = (6, 64, 64) if images else (5,)
+    model = WorldModel(
+        instantiate(cfg.encoder, observation_shape=list(shape)),
+        instantiate(cfg.dynamics, action_dim=2),
+        {head: instantiate(settings, action_dim=2) for head, settings in cfg.heads.items()},
+    )
+    learner = RewardLearner(
+        model, JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective), **cfg.learner
+    )
+    steps = cfg.online.length
+    o = torch.randint(255, (8, steps + 1, *shape), generator=torch.Generator().manual_seed(0))
+    o = o.to(torch.uint8) if images else o.float()
+    batch = Batch(o, torch.zeros(8, steps, 2), torch.ones(8, steps), torch.zeros(8, steps).bool(), torch.arange(8))
+    assert learner.update(batch, torch.Generator().manual_seed(0))["loss"].isfinite()
+    assert torch.device(cfg.device).type == {"cpu": "cpu", "gpu": "cuda"}[name]
 
 
 @pytest.mark.parametrize("name", options("discrepancy"))

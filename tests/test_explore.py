@@ -54,6 +54,16 @@ def test_an_episode_that_is_planned_depends_on_its_number_only(runs, kind):
     assert not np.array_equal(first.a, second.a)
 
 
+def test_a_player_of_states_makes_data_of_pixels(runs):
+    behaviour = Planned(run=str(runs / "rewarded"), **SMALL)
+    (pixels,) = play(behaviour, env_kwargs={"obs": "pixels", "size": 16}, episodes=1)
+    (state,) = play(behaviour, episodes=1)
+    assert pixels.o.shape == (10, 3, 16, 16)
+    np.testing.assert_array_equal(pixels.a, state.a)
+    (both,) = play(behaviour, env_kwargs={"obs": "both", "size": 16}, episodes=1)
+    np.testing.assert_array_equal(both.a, state.a)
+
+
 def test_planned_episodes_of_a_batched_world_do_not_depend_on_their_batch(tmp_path):
     torch.manual_seed(0)
     (sample,) = collect_episodes("gjwm/two-room-v0", {"obs": "state"}, episodes=1, length=1)
@@ -100,8 +110,8 @@ def test_what_cannot_be_planned_is_one_sentence(runs):
         Planned(run="x", objective="fame")
     with pytest.raises(RuntimeError, match="was trained with 2 actions, the env has 1"):
         play(Curious(run=str(runs / "ensemble"), **SMALL), env_id="gjwm/cartpole-swingup-v0")
-    with pytest.raises(RuntimeError, match="acts on one array of observations"):
-        play(Curious(run=str(runs / "ensemble"), **SMALL), env_kwargs={"obs": "both", "size": 16})
+    with pytest.raises(RuntimeError, match="was trained on observations"):
+        play(Curious(run=str(runs / "ensemble"), **SMALL), env_id="gjwm/reacher-easy-v0")
 
 
 def test_settings_name_every_behaviour():

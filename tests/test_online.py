@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 from torch import distributions
 
 from gjwm.actor_critic import Policy, QEnsemble, TwoHot
@@ -28,9 +29,10 @@ from gjwm.online import (
     pretrain,
     return_report,
     reward_agent,
+    simulator_actor,
     train_online,
 )
-from gjwm.planning import MPPI
+from gjwm.planning import ICEM, MPPI
 from gjwm.replay import ReplayBuffer
 from gjwm.types import Batch
 from gjwm.world_model import WorldModel
@@ -279,6 +281,18 @@ def test_returns_are_those_of_whole_episodes():
     assert report["return_mean"] == 3 and report["ci95"] == pytest.approx([-3.572, 9.572], abs=1e-3)
     with pytest.raises(ValueError, match="at least one episode"):
         play_returns(lambda o, _: o, "test/Slide-v0", {}, episodes=0, seed=0)
+
+
+def test_an_oracle_sees_the_true_rewards_of_its_plans():
+    """To a point mass's target: planned on the simulator, it earns more than standing still, from the same states."""
+    kwargs = {"obs": "state", "action_repeat": 4, "max_episode_steps": 20}
+    planner = ICEM(samples=24, iterations=3, elites=6, repeat=4)
+    act = simulator_actor("gjwm/point_mass-easy-v0", kwargs, planner, horizon=12, replan_every=4, generator=generator())
+    played, _ = play_returns(act, "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
+    still, _ = play_returns(lambda o, envs: np.zeros((3, 2)), "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
+    assert played.mean() > still.mean() + 5, (played, still)
+    with pytest.raises(ValueError, match="no get_state"):
+        simulator_actor("x", {}, planner)(np.zeros((2, 1)), SyncVectorEnv([Slide, Slide]))
 
 
 def test_a_return_curve_is_whole_and_goes_on(tmp_path):

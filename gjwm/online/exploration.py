@@ -2,8 +2,8 @@
 
 White noise at every step hardly moves a body: it averages out before inertia has answered. Of 16 aimless episodes of
 dm_control's pendulum none swings up on white actions and 6 on brown, saturated ones; ball-in-cup and cartpole are alike,
-while a walker prefers whiter ones. So the first episodes are of several colours, and the noise on plans is pink (Eberhard et
-al., 2023).
+while a walker prefers whiter ones. So the first episodes are of several colours. The noise on plans is white: once a
+goal is reached, coloured noise would drive away from it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Exploration:
     start: float = 0.5
     end: float = 0.1
     steps: int = 10_000
-    colour: float = 1.0
+    colour: float = 0.0
     aimless_colours: Sequence[float] = field(default_factory=lambda: (2.0, 1.0, 2.0, 0.0))
     loudness: float = 3.0
     block: int = 500
