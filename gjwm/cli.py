@@ -182,7 +182,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
         )
     checkpoints = Checkpoints(run / "state")
     resolved = OmegaConf.to_container(cfg, resolve=True)
-    begun = _begin(cfg, run, checkpoints, cfg.train.steps)
+    begun = _begin(cfg, run, checkpoints, cfg.train.steps, "checkpoint.pt")
     if begun is None:
         print(f"{run}: already trained, nothing to resume")
         return
@@ -289,7 +289,7 @@ def online_command(cfg: DictConfig, command: str) -> None:
             "there is nothing to learn from: set online.steps, or online.data and online.pretrain to learn from a dataset."
         )
     checkpoints = Checkpoints(run / "state")
-    begun = _begin(cfg, run, checkpoints, cfg.online.steps)
+    begun = _begin(cfg, run, checkpoints, own.steps, "returns.json")
     if begun is None:
         print(f"{run}: already trained, nothing to resume")
         return
@@ -359,7 +359,9 @@ def online_command(cfg: DictConfig, command: str) -> None:
             live.finish(steps)
     finally:
         stream.close()
-    model.save(run / "checkpoint.pt", version=__version__, config=resolved, training={"command": command})
+    seconds = checkpoints.latest().content["seconds"] if own.steps else time.perf_counter() - begin
+    training = {"seconds": seconds, "threads": torch.get_num_threads(), "command": command}
+    model.save(run / "checkpoint.pt", version=__version__, config=resolved, training=training)
     with replacing(run / "config.yaml") as partial:
         OmegaConf.save(OmegaConf.create(resolved), partial)
     kinds = ["plan", "policy", "random", "hold", *(["oracle"] if own.oracle else [])]
@@ -437,8 +439,14 @@ def _play(cfg: DictConfig, act: Act) -> dict[str, Any]:
     return return_report(returns, seconds)
 
 
-def _begin(cfg: DictConfig, run: Path, checkpoints: Checkpoints, steps: int) -> tuple[int | None, int] | None:
-    """Make the run's folder ready -> (step to go on after or None, episodes to train on), or None if all steps are done.
+def _begin(
+    cfg: DictConfig, run: Path, checkpoints: Checkpoints, steps: int, last: str
+) -> tuple[int | None, int] | None:
+    """Make the run's folder ready -> (step to go on after or None, episodes to train on), or None if all is done.
+
+    Args:
+        steps: after which training ends.
+        last: the file that is written at the very end: if the last state is newer, the run was killed before it.
 
     Raises:
         ValueError: when a training would be lost, or resumed with other settings.
@@ -448,7 +456,7 @@ def _begin(cfg: DictConfig, run: Path, checkpoints: Checkpoints, steps: int) -> 
     if found is not None and cfg.resume:
         before = json.loads(started.read_text())
         _require_same_training(cfg, before["config"], run)
-        if found.step >= steps and not unfinished:
+        if found.step >= steps and not unfinished and _newer(run / last, checkpoints):
             return None
         return found.step, before["episodes"]
     if unfinished:
@@ -461,6 +469,12 @@ def _begin(cfg: DictConfig, run: Path, checkpoints: Checkpoints, steps: int) -> 
     started.parent.mkdir(parents=True, exist_ok=True)
     _write_json(started, {"config": OmegaConf.to_container(cfg, resolve=True), "episodes": episodes})
     return None, episodes
+
+
+def _newer(file: Path, checkpoints: Checkpoints) -> bool:
+    """Whether a file is there and was written after all states."""
+    states = max(path.stat().st_mtime_ns for path in checkpoints.folder.glob("state-*.pt"))
+    return file.is_file() and file.stat().st_mtime_ns >= states
 
 
 def _require_same_env(cfg: DictConfig, dataset: str) -> None:

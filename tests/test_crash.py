@@ -153,3 +153,49 @@ def test_a_killed_training_resumes_to_the_same_metrics_and_weights(tmp_path, mon
 def _newest(run):
     """When something in the run's folder last changed."""
     return max((p.stat().st_mtime_ns for p in run.rglob("*") if p.exists()), default=0)
+
+
+ONLINE = [
+    *("experiment=suite", "task=pendulum-swingup", "threads=1", "logger.wandb=disabled", "latent_dim=4"),
+    *("encoder.hidden=[16]", "dynamics.hidden=16", "dynamics.std_hidden=8", "heads.reward.hidden=[16]"),
+    *("heads.value.hidden=16", "heads.policy.hidden=[16]", "discrepancy.num_slices=8", "planner.samples=16"),
+    *("planner.iterations=2", "planner.elites=4", "online.horizon=3", "online.batch=16", "+env.max_episode_steps=50"),
+    *(f"online.steps={300 + 100 * KILLS}", "online.aimless_steps=100", "online.aimless_limit=100", "online.lanes=2"),
+    *("online.log_every=20", "online.evaluate_every=200", "online.checkpoint_every=40", "online.episodes=2"),
+]
+
+
+def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    since = time.monotonic()
+    assert main(["online", *ONLINE, "name=unbroken"]) == 0
+    seconds = time.monotonic() - since
+    rng, kills = random.Random(2), 0
+    run = tmp_path / "runs" / "killed"
+    command = ["online", *ONLINE, "name=killed", "resume=true"]
+    code = f"from gjwm.cli import main; raise SystemExit(main({command!r}))"
+    while kills < KILLS:
+        stamp = _newest(run)
+        kills += killed(
+            [sys.executable, "-c", code], lambda stamp=stamp: _newest(run) != stamp, seconds / (KILLS + 1), rng
+        )
+        found = Checkpoints(run / "state").latest()
+        assert found is None or found.step % 40 == 0 or found.step == 300 + 100 * KILLS
+        for file in run.glob("*.pt"):
+            torch.load(file, weights_only=True)
+    assert main(command) == 0
+
+    def made(name):
+        folder = tmp_path / "runs" / name
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+        returns = [line.split(",") for line in (folder / "returns.csv").read_text().splitlines()]
+        return (
+            rows,
+            [row[:2] + row[3:] for row in returns],
+            torch.load(folder / "checkpoint.pt", weights_only=True)["state"],
+        )
+
+    (rows, returns, weights), (rows_again, returns_again, weights_again) = made("unbroken"), made("killed")
+    assert rows_again == rows and returns_again == returns
+    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)

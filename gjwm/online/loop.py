@@ -186,7 +186,7 @@ def train_online(
                 content = {name: part.state_dict() for name, part in parts.items()}
                 content |= {"generators": [generator.get_state(), noise.get_state()], "random": random_state()}
                 content |= {"updates": updates, "recent": recent, "losses": losses, "spent": clock.spent}
-                content |= {"planned": planned, "paid": paid}
+                content |= {"planned": planned, "paid": paid, "seconds": clock.total}
                 checkpoints.save(step, content, attach={"replay.pt": buffer.save})
 
 
