@@ -3,7 +3,8 @@
 White noise at every step hardly moves a body: it averages out before inertia has answered. Of 16 aimless episodes of
 dm_control's pendulum none swings up on white actions and 6 on brown, saturated ones; ball-in-cup and cartpole are alike,
 while a walker prefers whiter ones. So the first episodes are of several colours. The noise on plans is white: once a
-goal is reached, coloured noise would drive away from it.
+goal is reached, coloured noise would drive away from it. One lane follows its plans without any: where the model wrongly
+promises reward a noisy lane is soon pushed on, and only the one that stays learns better.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Exploration:
     """How much, how long and of what colour.
 
     Args:
-        start, end: first and last standard deviation of the noise on plans, in units of the action range's half width.
+        start, end: first and last standard deviation of the noise on plans, the mean over lanes, in units of the action range's
+            half width. It rises evenly from 0 in the first lane to twice that in the last (a single lane has the mean).
         steps: over which it falls linearly, after the aimless ones.
         colour: exponent of its spectrum along time: 0 white, 1 pink, 2 brown.
         aimless_colours: those of the first episodes, one after the other.
@@ -71,7 +73,8 @@ class Explorer:
 
     def disturb(self, a: Tensor, step: int) -> Tensor:
         """Planned actions (N, A) after `step` steps with the planner, with noise, in [-1, 1]."""
-        return (a + self.exploration.std(step) * self._next(aimless=False)).clamp(-1, 1)
+        share = torch.linspace(0, 2, self.lanes)[:, None] if self.lanes > 1 else 1.0
+        return (a + self.exploration.std(step) * share * self._next(aimless=False)).clamp(-1, 1)
 
     def _next(self, *, aimless: bool) -> Tensor:
         if self._block is None or self._place == self._block.shape[1] or aimless != self._aimless:
