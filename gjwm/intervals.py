@@ -35,6 +35,22 @@ def ratio_interval(
     return low, high
 
 
+def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float | None, float | None]:
+    """(mean, low, high) by Student's t, right for a few independent normal values (R,); the ends are None for a single one.
+
+    Raises:
+        ValueError: without values.
+    """
+    values = np.asarray(values, np.float64).ravel()
+    if not len(values):
+        raise ValueError("a mean needs at least one value, got none.")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, None, None
+    room = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - room, mean + room
+
+
 def interquartile_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     """Mean of the middle half of the values: a quarter is cut from each end (Agarwal et al., 2021)."""
     return stats.trim_mean(np.asarray(values, np.float64), 0.25, axis=axis)
