@@ -67,29 +67,26 @@ def expand(
         where: "axis=value", or several of these joined by commas -> overrides of the points that have all of them.
 
     Raises:
-        ValueError: for an axis without values or with one twice, a condition that no point meets, and points whose names
-            are the same.
+        ValueError: for an axis without values or with one twice, a condition on what is no axis, and points whose names are
+            the same.
     """
     where = where or {}
     for key, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ValueError(f"study.grid.{key} must be a list of values, got {values!r}.")
     axes = sorted(grid, key=lambda key: key != TASK)
-    cells, met = [], set()
+    conditions = {condition: set(condition.replace(" ", "").split(",")) for condition in where}
+    unknown = [c for c, parts in conditions.items() if not {part.partition("=")[0] for part in parts} <= grid.keys()]
+    if unknown:  # a value that the grid lacks is no mistake: a study may be run in part
+        raise ValueError(f"study.where names {unknown[0]!r}, which is no axis=value of study.grid: {', '.join(grid)}.")
+    cells = []
     for values in itertools.product(*(grid[key] for key in axes)):
         point = dict(zip(axes, values))
         given = {f"{key}={_plain(value)}" for key, value in point.items()}
-        extra = {}
-        for condition, settings in where.items():
-            if set(condition.replace(" ", "").split(",")) <= given:
-                met.add(condition)
-                extra = merged(extra, settings)
+        extra = merged(*(where[condition] for condition, parts in conditions.items() if parts <= given))
         method = [_label(key, value) for key, value in point.items() if key != TASK]
         task = [_label(TASK, point[TASK])] if TASK in point else []
         cells.append(Cell("".join(task), ",".join(method), (*task, *method), merged(overrides or {}, point, extra)))
-    unmet = [condition for condition in where if condition not in met]
-    if unmet:
-        raise ValueError(f"study.where names {unmet[0]!r}, which is no axis=value of study.grid.")
     paths = [cell.parts for cell in cells]
     twice = [path for path in paths if paths.count(path) > 1]
     if twice:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from gjwm.study.summary import Record, names
 
@@ -30,10 +29,26 @@ def rank_correlation(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> float 
     Returns:
         the correlation, None where either does not vary within any group.
     """
-    ranks = [[stats.rankdata(group) for group in groups] for groups in (x, y)]
-    a, b = (np.concatenate([rank - rank.mean() for rank in groups]) for groups in ranks)
-    scale = np.sqrt(np.square(a).sum() * np.square(b).sum())
-    return None if scale < 1e-12 else float((a * b).sum() / scale)
+    rho = _correlations([(a, b, np.ones((1, len(a)))) for a, b in zip(x, y)])[0]
+    return None if np.isnan(rho) else float(rho)
+
+
+def _correlations(groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The same of many draws at once: groups of x, y (N_g,) and how often each run was drawn (R, N_g) -> (R,), or NaN."""
+    total = 0.0
+    for x, y, weight in groups:
+        a, b = (_centred_ranks(np.asarray(values, np.float64), weight) for values in (x, y))
+        total = total + np.stack([(weight * a * b).sum(1), (weight * a * a).sum(1), (weight * b * b).sum(1)])
+    both, ours, theirs = total
+    scale = np.sqrt(ours * theirs)
+    return np.where(scale > 1e-9, both / np.maximum(scale, 1e-9), np.nan)
+
+
+def _centred_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Mid-ranks less their mean of samples that hold value i as often as weight (R, N) says -> (R, N)."""
+    below = (values[None] < values[:, None]) + 0.5 * (values[None] == values[:, None])
+    ranks = weight @ below.T
+    return ranks - (weight * ranks).sum(1, keepdims=True) / weight.sum(1, keepdims=True)
 
 
 def interval(
@@ -49,16 +64,16 @@ def interval(
         (low, high), None where fewer than half of the draws have a correlation.
     """
     rng = np.random.default_rng(seed)
-    members = [[np.flatnonzero(cluster == c) for c in np.unique(cluster)] for _, _, cluster in groups]
-    found = []
-    for _ in range(draws):
-        rows = [np.concatenate([m[i] for i in rng.integers(0, len(m), len(m))]) for m in members]
-        drawn = rank_correlation([g[0][r] for g, r in zip(groups, rows)], [g[1][r] for g, r in zip(groups, rows)])
-        if drawn is not None:
-            found.append(drawn)
-    if len(found) < draws / 2:
+    drawn = []
+    for x, y, cluster in groups:
+        _, member = np.unique(cluster, return_inverse=True)
+        count = member.max() + 1
+        drawn.append((x, y, rng.multinomial(count, np.full(count, 1 / count), draws)[:, member].astype(np.float64)))
+    found = _correlations(drawn)
+    known = found[np.isfinite(found)]
+    if len(known) < draws / 2:
         return None
-    low, high = np.percentile(found, [2.5, 97.5])
+    low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -119,9 +119,8 @@ def cell_figures(records: Sequence[Record]) -> dict[str, Interval]:
             found[title] = mean_interval(np.array(values))
     if "success" in found:
         mean, low, high = found["success"]
-        wilson = wilson_interval(*attempts(records))
-        ends = [end for end in (low, high) if end is not None]
-        found["success"] = (mean, max(0.0, min(wilson[0], *ends)), min(1.0, max(wilson[1], *ends)))
+        lows, highs = zip(wilson_interval(*attempts(records)), *([] if low is None else [(low, high)]))
+        found["success"] = (mean, max(0.0, min(lows)), min(1.0, max(highs)))
     return found
 
 
