@@ -594,11 +594,12 @@ def study_command(cfg: DictConfig, command: str) -> None:
     axes, fixed = split_sweep(overrides)
     settings = OmegaConf.to_container(cfg.study, resolve=False)  # interpolations are each run's own
     settings["grid"] |= axes
-    at_once = settings["jobs"] or (cores() if has_joblib() or settings["launcher"] == "slurm" else 1)
+    several = {"local": cores() if has_joblib() else 1, "slurm": 256}  # as many as submitit's arrays run by default
+    if settings["launcher"] not in several:
+        raise ValueError(f"study.launcher must be local or slurm, got {settings['launcher']!r}.")
+    at_once = several[settings["launcher"]] if settings["jobs"] is None else settings["jobs"]
     if not isinstance(at_once, int) or at_once < 1:
         raise ValueError(f"study.jobs must be null or a whole number, 1 or more, got {at_once!r}.")
-    if settings["launcher"] not in ("local", "slurm"):
-        raise ValueError(f"study.launcher must be local or slurm, got {settings['launcher']!r}.")
     folder = Path(cfg.run_dir)
     sweep = Sweep(
         name=cfg.name,
@@ -618,14 +619,16 @@ def study_command(cfg: DictConfig, command: str) -> None:
     if not settings["only_summary"]:
         try:
             with holding(folder / "lock"):
-                print(f"{folder}: {at_once} at once" + ", pip install 'gjwm[study]' runs several" * (not has_joblib()))
+                missing = "" if has_joblib() else "; pip install 'gjwm[study]' runs several"
+                print(f"{folder}: up to {at_once} at once{missing}")
                 sweep.execute(launch, lambda message: print(message, flush=True))
         except BlockingIOError as error:
             raise ValueError(
                 f"another study is running in {folder}; wait for it, or look at it with study.only_summary=true."
             ) from error
     records = sweep.records()
-    print(write_study(folder, records, title=cfg.name, command=command, reference=settings["reference"]))
+    tuned = None if sweep.tune is None else sweep.tune.key
+    print(write_study(folder, records, title=cfg.name, command=command, reference=settings["reference"], tuned=tuned))
     print(folder / "study.md")
     failed = sum(record.state == "failed" for record in records)
     if failed and not settings["only_summary"]:

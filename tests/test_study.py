@@ -36,7 +36,12 @@ def test_a_grid_is_the_product_of_its_axes_with_tasks_outermost():
         "discrepancy": "sigreg",
         "objective.lam": 5.0,
     }
-    assert expand({}) == expand({}, {}, {}) and expand({})[0].parts == ()
+    assert [cell.parts for cell in expand({"a.lam": [-1, 1, 1e-3], "x": [[8, 8]]})] == [
+        ("lam--1", "8-8"),
+        ("lam-1", "8-8"),
+        ("lam-0.001", "8-8"),
+    ]
+    assert expand({})[0].parts == ()
 
 
 @pytest.mark.parametrize(

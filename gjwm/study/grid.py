@@ -126,6 +126,8 @@ def _plain(value: Any) -> str:
 
 def _label(key: str, value: Any) -> str:
     """A value as it is called in tables and folders: a group's choice by its name, others after the last part of their key."""
-    shown = re.sub(r"[^\w.+-]+", "-", _plain(value)).strip("-")
+    shown = _plain(value)
+    if not isinstance(value, int | float):  # a minus sign is no separator
+        shown = re.sub(r"[^\w.+-]+", "-", shown).strip("-")
     key = bare(key)
     return f"{key.rpartition('.')[2]}-{shown}" if "." in key else shown

@@ -41,13 +41,20 @@ OVER_TASKS = ("success", "R2, 5 steps", "linear R2", "kNN R2", "MLP R2", "effect
 
 
 def write_study(
-    folder: str | Path, records: Sequence[Record], *, title: str, command: str, reference: str | None = None
+    folder: str | Path,
+    records: Sequence[Record],
+    *,
+    title: str,
+    command: str,
+    reference: str | None = None,
+    tuned: str | None = None,
 ) -> str:
     """Write all files into `folder`, each atomically -> the text of study.md.
 
     Args:
         records: of every run that the study has, done or not.
         reference: method that the others are compared with.
+        tuned: the key that was chosen per cell, if one was.
 
     Raises:
         ValueError: for a reference that is no method of the study.
@@ -58,6 +65,7 @@ def write_study(
     compared = differences(records, reference) if reference is not None and final(records) else {}
     content = {
         "command": command,
+        "tuned": tuned,
         "states": {state: sum(r.state == state for r in records) for state in ("done", "failed", "pending")},
         "cells": [
             {
@@ -186,10 +194,10 @@ def _markdown(content: Mapping[str, Any], records: Sequence[Record], title: str,
         + f" ({sum(r.tuning for r in records)} of all only choose a setting)" * any(r.tuning for r in records)
         + ". Means over seeds with 95% intervals by Student's t; that of success also covers Wilson's over all attempts.",
     ]
-    tuned = any(cell["tuned"] is not None for cell in content["cells"])
+    tuned = content["tuned"]
     for task in dict.fromkeys(cell["task"] for cell in content["cells"]):
         cells = [cell for cell in content["cells"] if cell["task"] == task]
-        header = ["method", *(["chosen"] if tuned else []), *HEADLINE, "runs"]
+        header = ["method", *([tuned] if tuned else []), *HEADLINE, "runs"]
         rows = [
             [
                 cell["method"],

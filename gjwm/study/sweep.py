@@ -36,8 +36,11 @@ class Tune:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], seeds: Sequence[int]) -> Tune:
-        """Raises:
-        ValueError: for other keys, no values, or a seed that a final run has too."""
+        """From a mapping with these three keys.
+
+        Raises:
+            ValueError: for other keys, no values, or a seed that a final run has too.
+        """
         if set(settings) != {"key", "values", "seed"} or not settings["values"]:
             raise ValueError(f"study.tune needs key, values (one at least) and seed, got {dict(settings)}.")
         if settings["seed"] in seeds:
@@ -143,7 +146,7 @@ class Sweep:
         parts = (*cell.parts, f"seed-{seed}")
         layers = [written(key, value) for key, value in cell.overrides.items() if bare(key) not in self._typed]
         layers += self._typed.values()
-        config = self._composed(layers)
+        config = self._composed([*layers, written("name", self.name)])  # ${name} is the study's in what runs share
         own = {
             "seed": seed,
             "name": "/".join((self.name, *parts)),
