@@ -49,10 +49,14 @@ def test_an_experiment_builds_its_env_model_and_planner(name):
     env.close()
 
 
+def _plain(overrides):
+    return OmegaConf.to_container(load_config(overrides), resolve=True)
+
+
 @pytest.mark.parametrize("name", options("study"))
 def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_path):
     settings = OmegaConf.to_container(load_config([f"study={name}"]).study, resolve=False)
-    sweep = Sweep(name=name, folder=tmp_path, compose=load_config, **settings_of(settings))
+    sweep = Sweep(name=name, folder=tmp_path, compose=_plain, **settings_of(settings))
     runs = [next(iter(row.values())) for row in sweep.tuning_runs.values()] + sweep.final_runs()[:1]
     assert len({run.folder for run in runs}) == len(runs)
     seen = set()
@@ -60,7 +64,7 @@ def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_pa
         if run.cell.task in seen and run.cell.method in seen:
             continue  # every task and every method once
         seen |= {run.cell.task, run.cell.method}
-        cfg = sweep.config(run)
+        cfg = OmegaConf.create(sweep.config(run))
         assert cfg.seed == run.seed and cfg.run_dir == str(run.folder) and cfg.dataset.endswith(f"-seed-{run.seed}")
         env = make_env(cfg.env.id, **_env_kwargs(cfg))
         encoder = instantiate(cfg.encoder, observation_shape=list(env.observation_space.shape)).eval()

@@ -200,7 +200,7 @@ def test_a_run_is_told_everything_and_the_command_line_has_the_last_word(tmp_pat
     one = sweep(tmp_path, given=["train.steps=7", "name=x", "dataset=d"], threads=1, **settings)
     run = one.final_runs()[1]
     assert run.name == "a/none/seed-1" and run.folder == tmp_path / "runs" / "a" / "none" / "seed-1"
-    assert set(run.overrides) == {
+    assert set(one.told(run)) == {
         *("env.size=16", "experiment=a", "discrepancy=none", "objective.lam=0", "train.steps=7", "threads=1"),
         *("seed=1", "name=s/a/none/seed-1", "dataset=d-seed-1", "evaluate.seed=2", written("run_dir", str(run.folder))),
     }

@@ -58,7 +58,6 @@ class Run:
     seed: int
     tuning: bool
     folder: Path
-    overrides: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -101,7 +100,7 @@ class Sweep:
             if axis in self._typed:
                 raise ValueError(f"{axis} is an axis of study.grid and was set as well; give its values as {axis}=a,b.")
         self.cells = expand(self.grid, self.overrides, self.where)
-        self._configs: dict[str, Config] = {}
+        self._known: dict[Path, tuple[tuple[str, ...], Config]] = {}
 
     # -- which runs there are ------------------------------------------------------------------------------------------
 
@@ -143,33 +142,32 @@ class Sweep:
         return runs
 
     def _run(self, cell: Cell, seed: int, *, tuning: bool = False) -> Run:
-        parts = (*cell.parts, f"seed-{seed}")
-        layers = [written(key, value) for key, value in cell.overrides.items() if bare(key) not in self._typed]
-        layers += self._typed.values()
-        config = self._composed([*layers, written("name", self.name)])  # ${name} is the study's in what runs share
-        own = {
-            "seed": seed,
-            "name": "/".join((self.name, *parts)),
-            "run_dir": str(self.folder.joinpath(*parts)),
-            "dataset": f"{config['dataset']}-seed-{seed}",
-            "evaluate.seed": config["evaluate"]["seed"] + seed,
-            **({} if self.threads is None else {"threads": self.threads}),
-        }
-        kept = [text for text in layers if _key(text) not in own]
-        overrides = (*kept, *(written(key, value) for key, value in own.items()))
-        return Run(cell, seed, tuning, self.folder.joinpath(*parts), overrides)
+        return Run(cell, seed, tuning, self.folder.joinpath(*cell.parts, f"seed-{seed}"))
 
-    def _composed(self, overrides: Sequence[str]) -> Config:
-        key = "\n".join(overrides)
-        if key not in self._configs:
-            self._configs[key] = self.compose(overrides)
-        return self._configs[key]
-
-    # -- what became of them -------------------------------------------------------------------------------------------
+    def told(self, run: Run) -> tuple[str, ...]:
+        """What a run is told."""
+        return self._settled(run)[0]
 
     def config(self, run: Run) -> Config:
         """The resolved configuration of a run."""
-        return self._composed(run.overrides)
+        return self._settled(run)[1]
+
+    def _settled(self, run: Run) -> tuple[tuple[str, ...], Config]:
+        if run.folder not in self._known:  # composing takes tenths of a second
+            layers = [written(key, value) for key, value in run.cell.overrides.items() if bare(key) not in self._typed]
+            layers += self._typed.values()
+            own: dict[str, Any] = {"seed": run.seed, "name": f"{self.name}/{run.name}", "run_dir": str(run.folder)}
+            if self.threads is not None:
+                own["threads"] = self.threads
+            composed = self.compose([*layers, *(written(key, value) for key, value in own.items())])
+            dataset, judged = f"{composed['dataset']}-seed-{run.seed}", composed["evaluate"]["seed"] + run.seed
+            own |= {"dataset": dataset, "evaluate.seed": judged}
+            config = {**composed, "dataset": dataset, "evaluate": {**composed["evaluate"], "seed": judged}}
+            kept = [text for text in layers if _key(text) not in own]
+            self._known[run.folder] = (*kept, *(written(key, value) for key, value in own.items())), config
+        return self._known[run.folder]
+
+    # -- what became of them -------------------------------------------------------------------------------------------
 
     def report(self, run: Run) -> Config | None:
         """The evaluation of a run that is done, or None."""
@@ -243,7 +241,7 @@ class Sweep:
         launch(collections, collected)
         jobs = []
         for run in todo:
-            job = Job(run.name, ("run", *run.overrides), run.folder, self.threads)
+            job = Job(run.name, ("run", *self.told(run)), run.folder, self.threads)
             error = broken.get(self.config(run)["dataset"])
             if error is None:
                 jobs.append(job)
@@ -277,7 +275,7 @@ class Sweep:
                 )
             if path not in jobs:
                 folder = self.folder / "data" / Path(path).name
-                jobs[path] = Job(path, ("collect", *run.overrides, "resume=true"), folder, self.threads)
+                jobs[path] = Job(path, ("collect", *self.told(run), "resume=true"), folder, self.threads)
         return jobs
 
     def _collected(self, path: str, runs: Sequence[Run]) -> bool:
