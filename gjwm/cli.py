@@ -23,6 +23,8 @@ from typing import Any
 import gymnasium
 import torch
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString, Transformer
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -35,11 +37,10 @@ from gjwm.collect import Episode, collect_dataset, collect_episodes
 from gjwm.data_command import data_command
 from gjwm.dataset import DiskWindows, dataset_info, open_windows, read_episodes
 from gjwm.decoder import ConvDecoder
-from gjwm.diagnostics import wilson_interval
 from gjwm.envs.workers import cores
 from gjwm.evaluate import Details, check_equal_length, check_protocol, encode_episodes, evaluate
 from gjwm.explore import BEHAVIOURS
-from gjwm.files import replacing
+from gjwm.files import holding, replacing
 from gjwm.logging import RunLogger, log_results, progress
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.online import (
@@ -58,8 +59,10 @@ from gjwm.online import (
 from gjwm.replay import ReplayBuffer, Windows
 from gjwm.report import ARRAYS, EVALUATION, GALLERY, LiveReport, judge, save_arrays, write_report
 from gjwm.rollout_video import attempt, films_of, gallery, goals_video, grid_video, position_readout
-from gjwm.study import aggregate, pooled_success, rows_for_table
-from gjwm.train import train, train_decoder
+from gjwm.settings import require_same_training, same_evaluation
+from gjwm.study import Job, Sweep, has_joblib, run_local, run_slurm, settings_of, write_study
+from gjwm.study.launch import Done
+from gjwm.train import peak_memory_mb, train, train_decoder
 from gjwm.world_model import WorldModel, load_payload
 
 # Seeds end where held-out episodes begin, so that these never meet training data; those that calibrate the model's predictions
@@ -140,13 +143,20 @@ def _behaviour(cfg: DictConfig) -> Behaviour:
 
 def collect_command(cfg: DictConfig, command: str) -> None:
     """Collect episodes into cfg.dataset, extending what is there; with cfg.resume only those that are missing."""
-    episodes = cfg.collect.episodes
-    if cfg.resume and (Path(cfg.dataset) / "metadata.json").exists():
-        there = dataset_info(cfg.dataset)["episodes"]
-        if there >= episodes:
+    if not cfg.resume:
+        _collect(cfg, cfg.collect.episodes)
+        return
+    # Who asks for the missing episodes waits for whoever is collecting them.
+    with holding(f"{cfg.dataset}.lock", wait=True):
+        found = (Path(cfg.dataset) / "metadata.json").exists()
+        there = dataset_info(cfg.dataset)["episodes"] if found else 0
+        if there >= cfg.collect.episodes:
             print(f"{cfg.dataset}: holds {there} episodes, none are missing")
-            return
-        episodes -= there
+        else:
+            _collect(cfg, cfg.collect.episodes - there)
+
+
+def _collect(cfg: DictConfig, episodes: int) -> None:
     result = collect_dataset(
         cfg.dataset,
         cfg.env.id,
@@ -239,7 +249,12 @@ def train_command(cfg: DictConfig, command: str) -> None:
                 checkpoints.clear()  # going on would end the same way
                 raise
             seconds = checkpoints.latest().content["seconds"]
-            training = {"seconds": seconds, "threads": torch.get_num_threads(), "command": command}
+            training = {
+                "seconds": seconds,
+                "threads": torch.get_num_threads(),
+                "peak_memory_mb": peak_memory_mb(model.device),
+                "command": command,
+            }
         extra = {"version": __version__, "config": resolved, "training": training}
         # What describes the run changes together with its model, and only now: a failed training leaves an older run whole.
         model.save(run / "checkpoint.pt", **extra)
@@ -274,6 +289,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
     print(f"{run}: checkpoint.pt, metrics.jsonl")
 
 
+RETURNS = "returns.json"
 # Settings of cfg.online that are not arguments of `train_online`.
 _ABOUT_ONLINE = ("lanes", "episodes", "data", "pretrain", "capacity", "exploration", "oracle")
 
@@ -289,7 +305,7 @@ def online_command(cfg: DictConfig, command: str) -> None:
             "there is nothing to learn from: set online.steps, or online.data and online.pretrain to learn from a dataset."
         )
     checkpoints = Checkpoints(run / "state")
-    begun = _begin(cfg, run, checkpoints, own.steps, "returns.json")
+    begun = _begin(cfg, run, checkpoints, own.steps, RETURNS)
     if begun is None:
         print(f"{run}: already trained, nothing to resume")
         return
@@ -366,7 +382,7 @@ def online_command(cfg: DictConfig, command: str) -> None:
         OmegaConf.save(OmegaConf.create(resolved), partial)
     kinds = ["plan", "policy", "random", "hold", *(["oracle"] if own.oracle else [])]
     returns = {name: _play(cfg, _actor(cfg, model, planner, name)) for name in kinds}
-    _write_json(run / "returns.json", {"version": __version__, "command": command, "returns": returns})
+    _write_json(run / RETURNS, {"version": __version__, "command": command, "returns": returns})
     for name, row in returns.items():
         low, high = row["ci95"]
         print(
@@ -455,7 +471,8 @@ def _begin(
     unfinished = found is not None and (run / "metrics.jsonl.partial").exists()
     if found is not None and cfg.resume:
         before = json.loads(started.read_text())
-        _require_same_training(cfg, before["config"], run)
+        online = last == RETURNS
+        require_same_training(before["config"], OmegaConf.to_container(cfg, resolve=True), run, online=online)
         if found.step >= steps and not unfinished and _newer(run / last, checkpoints):
             return None
         return found.step, before["episodes"]
@@ -743,64 +760,89 @@ def video_command(cfg: DictConfig, command: str) -> None:
         )
 
 
-# Settings that do not change what training makes.
-_AFTER_TRAINING = (
-    *("evaluate", "planner", "video", "logger", "threads", "study", "device", "report"),
-    *("resume", "storage", "compress", "checkpoint"),
-)
+def run_command(cfg: DictConfig, command: str) -> None:
+    """Collect, train and evaluate into cfg.run_dir; what is there is gone on with, and what is done is not done again.
+
+    One process at a time works on a run: another waits, and then finds it done.
+    """
+    cfg.resume = True
+    run, now = Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True)
+    with holding(run / "lock", wait=True):
+        trained = (run / "checkpoint.pt").is_file() and not (run / "metrics.jsonl.partial").exists()
+        if trained:
+            require_same_training(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), now, run)
+        collect_command(cfg, command)
+        if not trained:
+            train_command(cfg, command)
+        before = json.loads((run / EVALUATION).read_text())["config"] if (run / EVALUATION).is_file() else None
+        if not trained or before is None or not same_evaluation(before, now):
+            evaluate_command(cfg, command)
+        else:
+            print(f"{run}: already evaluated")
 
 
 def study_command(cfg: DictConfig, command: str) -> None:
-    """Collect, train and evaluate cfg.study.seeds into runs/<name>/seed-<k>, then summarise; what is done is not done again."""
-    reports: dict[int, dict[str, Any]] = {}
-    for seed in cfg.study.seeds:
-        one = cfg.copy()
-        one.seed, one.name, one.dataset = seed, f"{cfg.name}/seed-{seed}", f"{cfg.study.dataset}-seed-{seed}"
-        one.resume = True
-        one.evaluate.seed = cfg.evaluate.seed + seed
-        run = Path(one.run_dir)
-        print(f"{run}", flush=True)
-        trained = (run / "checkpoint.pt").is_file()
-        if trained:
-            _require_same_training(one, OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), run)
-        collect_command(one, command)
-        if not trained:
-            train_command(one, command)
-        if not trained or not _same_evaluation(one, run):
-            evaluate_command(one, command)
-        reports[seed] = json.loads((run / "evaluation.json").read_text())
-    figures = aggregate(reports)
-    content: dict[str, Any] = {"seeds": list(reports), "figures": figures}
-    print(benchmarks.table(rows_for_table(figures, list(reports))))
-    for policy in (None, "random", "hold", "oracle"):
-        if policy is None or all(policy in report["planning"] for report in reports.values()):
-            successes, attempts = pooled_success(reports, policy)
-            low, high = wilson_interval(successes, attempts)
-            content.setdefault("pooled_success", {})[policy or "model"] = [successes, attempts, low, high]
-            print(f"{policy or 'model':7s} success {successes} of {attempts}, 95% interval [{low:.1%}, {high:.1%}]")
+    """Run a grid of settings with several seeds, each run in a process of its own, and write what they found together."""
+    overrides = shlex.split(command)[2:]
+    axes, fixed = split_sweep(overrides)
+    settings = OmegaConf.to_container(cfg.study, resolve=False)  # interpolations are each run's own
+    settings["grid"] |= axes
+    several = {"local": cores() if has_joblib() else 1, "slurm": 256}  # as many as submitit's arrays run by default
+    if settings["launcher"] not in several:
+        raise ValueError(f"study.launcher must be local or slurm, got {settings['launcher']!r}.")
+    at_once = several[settings["launcher"]] if settings["jobs"] is None else settings["jobs"]
+    if not isinstance(at_once, int) or at_once < 1:
+        raise ValueError(f"study.jobs must be null or a whole number, 1 or more, got {at_once!r}.")
     folder = Path(cfg.run_dir)
-    _write_json(folder / "study.json", content)
-    print(folder / "study.json")
+    sweep = Sweep(
+        name=cfg.name,
+        folder=folder,
+        compose=lambda given: OmegaConf.to_container(load_config(given), resolve=True),
+        given=[text for text in fixed if not text.lstrip("+~").startswith(("study=", "study.", "study@"))],
+        threads=1 if at_once > 1 and cfg.threads is None else cfg.threads,
+        **settings_of(settings),
+    )
 
+    def launch(jobs: Sequence[Job], done: Done) -> None:
+        if settings["launcher"] == "slurm":
+            run_slurm(jobs, done, at_once=at_once, folder=folder / "slurm", options=settings["slurm"])
+        else:
+            run_local(jobs, done, at_once=at_once)
 
-def _same_evaluation(cfg: DictConfig, run: Path) -> bool:
-    """Whether the run has an evaluation with these settings of evaluate and planner."""
-    path = run / "evaluation.json"
-    if not path.is_file():
-        return False
-    before, now = json.loads(path.read_text())["config"], OmegaConf.to_container(cfg, resolve=True)
-    return all(before[group] == now[group] for group in ("evaluate", "planner"))
-
-
-def _require_same_training(cfg: DictConfig, before: dict[str, Any], run: Path) -> None:
-    """Refuse settings that would have made another training than those of `before`."""
-    now = OmegaConf.to_container(cfg, resolve=True)
-    decisive = (before.keys() | now.keys()) - set(_AFTER_TRAINING)
-    changed = sorted(key for key in decisive if before.get(key) != now.get(key))
-    if changed:
-        raise ValueError(
-            f"{run} was trained with other settings of {', '.join(changed)}; choose another name=..., or remove the folder."
+    if not settings["only_summary"]:
+        try:
+            with holding(folder / "lock"):
+                missing = "" if has_joblib() else "; pip install 'gjwm[study]' runs several"
+                print(f"{folder}: up to {at_once} at once{missing}")
+                sweep.execute(launch, lambda message: print(message, flush=True))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another study is running in {folder}; wait for it, or look at it with study.only_summary=true."
+            ) from error
+    records = sweep.records()
+    tuned = None if sweep.tune is None else sweep.tune.key
+    print(write_study(folder, records, title=cfg.name, command=command, reference=settings["reference"], tuned=tuned))
+    print(folder / "study.md")
+    failed = sum(record.state == "failed" for record in records)
+    if failed and not settings["only_summary"]:
+        raise RuntimeError(
+            f"{failed} of {len(records)} runs failed, {folder / 'study.md'} says why; the same command tries them again."
         )
+
+
+def split_sweep(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
+    """Axes among overrides, in hydra's multirun grammar (discrepancy=none,sigreg, seed=range(3)), and the other overrides."""
+    axes: dict[str, list[Any]] = {}
+    fixed = []
+    for text in overrides:
+        parsed = OverridesParser.create().parse_override(text)
+        if parsed.is_sweep_override():
+            values = parsed.sweep_iterator(transformer=Transformer.identity)
+            key = "+" * parsed.is_add() + parsed.get_key_element().lstrip("+~")
+            axes[key] = [value.text if isinstance(value, QuotedString) else value for value in values]
+        else:
+            fixed.append(text)
+    return axes, fixed
 
 
 COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
@@ -810,6 +852,7 @@ COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
     "evaluate": evaluate_command,
     "report": report_command,
     "video": video_command,
+    "run": run_command,
     "study": study_command,
 }
 
@@ -837,7 +880,8 @@ USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
   evaluate   write runs/<name>/evaluation.json and report.html
   report     draw report.html again, from the run's folder alone: run_dir=...
   video      write runs/<name>/videos/goals.mp4 and grid.mp4
-  study      all of that but the video for several seeds, and a table: study.seeds=[0,1,2]
+  run        collect, train and evaluate, going on with what is there
+  study      that for several seeds and any grid of settings, and a table: study.seeds=[0,1,2] discrepancy=none,sigreg
   data       look into a dataset, check every byte of it, or bring one of another format in
   benchmark  measure speed, ours beside a reference and the floor
 
@@ -851,6 +895,7 @@ USER_ERRORS = (
     MemoryError,
     FloatingPointError,
     RuntimeError,
+    ImportError,
     gymnasium.error.Error,
     HydraException,
     OmegaConfBaseException,
@@ -879,8 +924,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command is None:
             benchmark_command(arguments[1:])
         else:
-            settings = arguments[1:]
-            if arguments[0] == "online" and not any(text.startswith("experiment=") for text in settings):
+            settings = split_sweep(arguments[1:])[1] if command is study_command else arguments[1:]
+            if command is online_command and not any(text.startswith("experiment=") for text in settings):
                 settings = ["experiment=suite", *settings]
             cfg = load_config(settings)
             _prepare(cfg)

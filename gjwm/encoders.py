@@ -71,6 +71,8 @@ class MLPEncoder(Encoder):
         latent_dim: D.
         hidden: width and number of the hidden layers.
         output_norm: "batch" or "none".
+        symlog: read sign(x) log(1 + |x|) of each number (DreamerV3, Hafner et al., 2023). A joint that winds up under aimless
+            actions, or a rare high speed, then does not squeeze all ordinary values together in the standardisation.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class MLPEncoder(Encoder):
         *,
         hidden: Sequence[int] = (256, 256),
         output_norm: str = "batch",
+        symlog: bool = False,
     ):
         super().__init__(observation_shape, latent_dim, output_norm)
         self.config = dict(
@@ -87,12 +90,15 @@ class MLPEncoder(Encoder):
             latent_dim=latent_dim,
             hidden=list(hidden),
             output_norm=output_norm,
+            symlog=symlog,
         )
+        self.symlog = symlog
         inputs = math.prod(observation_shape)
         self.net = nn.Sequential(nn.BatchNorm1d(inputs), mlp([inputs, *hidden, latent_dim]))
 
     def features(self, o: Tensor) -> Tensor:
-        return self.net(o.flatten(1).float())
+        o = o.flatten(1).float()
+        return self.net(o.sign() * o.abs().log1p() if self.symlog else o)
 
 
 class ConvEncoder(Encoder):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, forced to disk, then renamed."""
+"""Files that are whole or absent (written aside, forced to disk, then renamed), and locks that end with their process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that extend one dataset are then not kept apart
+    fcntl = None
 
 
 @contextmanager
@@ -34,5 +39,32 @@ def force_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def acquire(path: str | Path, *, wait: bool = False) -> int:
+    """The descriptor of a lock file, made if need be; closing it, or the end of the process, gives the lock back.
+
+    Raises:
+        BlockingIOError: when another process holds it and `wait` is false.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+@contextmanager
+def holding(path: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`, in a folder that is made, for as long as the block runs; see `acquire`."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = acquire(path, wait=wait)
+    try:
+        yield
     finally:
         os.close(descriptor)

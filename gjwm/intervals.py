@@ -8,18 +8,6 @@ import numpy as np
 from scipy import stats
 
 
-def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of independent values (E,); with a single one, that value twice."""
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"a mean's interval needs values (E,), at least one, got shape {values.shape}.")
-    mean = float(values.mean())
-    half = 0.0
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean - half, mean + half
-
-
 def ratio_interval(
     part: np.ndarray, whole: np.ndarray, *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +33,22 @@ def ratio_interval(
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(ratio, [tail, 100 - tail], axis=0)
     return low, high
+
+
+def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float | None, float | None]:
+    """(mean, low, high) by Student's t, right for a few independent normal values (R,); the ends are None for a single one.
+
+    Raises:
+        ValueError: without values.
+    """
+    values = np.asarray(values, np.float64).ravel()
+    if not len(values):
+        raise ValueError("a mean needs at least one value, got none.")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, None, None
+    room = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - room, mean + room
 
 
 def interquartile_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:

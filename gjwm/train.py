@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,6 +17,20 @@ from gjwm.replay import Prefetch, Windows
 from gjwm.world_model import WorldModel
 
 Log = Callable[[dict[str, float], int], None]
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """The most memory this process has held so far, in MB: of the GPU if `device` is one, else resident; None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux; its getrusage begins with what the parent process held
+        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
 def train(

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from gjwm.figures import curves_figure
 from gjwm.intervals import mean_interval
+from gjwm.online import return_report
 
 # Published means at 100,000 frames from state vectors, three seeds or more (result files of TD-MPC2's and DreamerV3's code).
 PUBLISHED = {
@@ -41,8 +42,8 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     rows = []
     for frames, entries in found.items():
         returns = np.array([value for _, value in entries])
-        low, high = mean_interval(returns)
-        numbers = dict(zip(("return", "low", "high"), (round(x, 1) for x in (returns.mean(), low, high))))
+        report = return_report(returns, 0.0)
+        numbers = dict(zip(("return", "low", "high"), (round(x, 1) for x in (report["return_mean"], *report["ci95"]))))
         minutes = round(entries[0][0] / 60, 1)
         rows.append({"task": cfg.task, "seed": cfg.seed, "frames": frames, "minutes": minutes, **numbers})
         rows[-1]["episodes"] = len(returns)
@@ -67,7 +68,7 @@ def main() -> None:
         curves[row["task"]][row["seed"]].append((row["frames"], row["return"], row["low"], row["high"]))
     for task, runs in curves.items():
         last = np.array([points[-1][1] for points in runs.values()])
-        low, high = mean_interval(last)
+        _, low, high = mean_interval(last)
         frames = max(points[-1][0] for points in runs.values())
         minutes = max(row["minutes"] for row in rows if row["task"] == task)
         told = f" [{low:.0f}, {high:.0f}]" if len(last) > 1 else ""

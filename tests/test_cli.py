@@ -14,6 +14,7 @@ import torch
 
 from gjwm.cli import load_decoder, main
 from gjwm.dataset import dataset_info
+from gjwm.study.launch import Outcome, record
 from gjwm.world_model import WorldModel
 
 ROOT = Path(__file__).parent.parent
@@ -202,6 +203,10 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
     ("arguments", "status", "said"),
     [
         (["fly"], 2, "unknown command 'fly'"),
+        (["study", "study.jobs=0"], 1, "study.jobs must be"),
+        (["study", "study.launcher=moon"], 1, "study.launcher must be local or slurm, got 'moon'"),
+        (["study", "study.seeds=[]"], 1, "study.seeds must be a list"),
+        (["study", "study=moon"], 1, "study/moon"),
         (["train", "train.speed=3"], 1, "speed"),
         (["train", "experiment=moon"], 1, "moon"),
         (["train", "dataset=data/none"], 1, "data/none"),
@@ -287,25 +292,57 @@ def test_nan_in_the_data_stops_training_with_a_sentence(folder, capsys):
         assert status == 1 and said in capsys.readouterr().err
 
 
-def test_a_study_summarises_its_seeds_and_does_nothing_twice(folder, capsys):
+@pytest.fixture
+def here(monkeypatch):
+    """Runs of a study in this process, which is faster; `gjwm.study` tests that they are processes of their own."""
+
+    def run_here(jobs, done, *, at_once):
+        for job in jobs:
+            error = None if main([*job.arguments]) == 0 else "failed"
+            started.append(job.name)
+            done(record(Outcome(job, error, 0.0)))
+
+    started = []
+    monkeypatch.setattr("gjwm.cli.run_local", run_here)
+    return started
+
+
+def test_a_study_of_seeds_summarises_them_and_does_nothing_twice(folder, here, capsys):
     study = ["study.seeds=[3,5]", "train.decoder_steps=0", "evaluate.oracle=false"]
     assert run("study", *study) == 0
+    assert here == ["data/small-seed-3", "data/small-seed-5", "seed-3", "seed-5"]
     made = folder / "runs" / "small"
     runs = [made / f"seed-{seed}" for seed in (3, 5)]
-    content = json.loads((made / "study.json").read_text())
-    rates = [json.loads((path / "evaluation.json").read_text())["planning"]["random"]["success_rate"] for path in runs]
-    assert content["figures"]["random"]["values"] == rates and "oracle" not in content["figures"]
-    assert content["pooled_success"]["random"][1] == 8  # two seeds of four attempts
-    assert "| success" in capsys.readouterr().out
-    written = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
-    assert run("study", *study) == 0
-    assert {path for path, at in written.items() if path.stat().st_mtime_ns != at} == {made / "study.json"}
+    (cell,) = json.loads((made / "study.json").read_text())["cells"]
+    reports = [json.loads((path / "evaluation.json").read_text()) for path in runs]
+    assert cell["figures"]["random"]["values"] == [r["planning"]["random"]["success_rate"] for r in reports]
+    assert "oracle" not in cell["figures"] and cell["pooled_success"][1] == 8  # two seeds of four attempts
+    assert cell["figures"]["peak MB"]["mean"] > 100 and "| success |" in capsys.readouterr().out
+    written = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("seed-*/*")}
+    assert run("study", *study) == 0 and run("run", *study, "seed=3", "name=small/seed-3", *_own(runs[0], 3)) == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written and len(here) == 4
     shards = sorted((folder / "data").rglob("*.h5"))
     assert run("study", *study, "objective.lam=0", "collect.episodes=20") == 1
     assert "trained with other settings of collect, objective" in capsys.readouterr().err
     assert sorted((folder / "data").rglob("*.h5")) == shards  # refused before anything was collected
-    assert run("study", *study, "planner=mppi", "evaluate.pairs=3", "planner.samples=32") == 0
-    assert json.loads((made / "study.json").read_text())["pooled_success"]["random"][1] == 6
+
+
+def _own(path, seed):
+    """What a study tells the run of a seed."""
+    return [f"dataset=data/small-seed-{seed}", f"evaluate.seed={1 + seed}"]
+
+
+def test_a_grid_on_the_command_line_lists_what_fails_and_the_rest_is_whole(folder, here, capsys):
+    grid = ["discrepancy=none,sigreg", "objective.lam=0,-1", "study.seeds=[0]", "train.steps=4", "calibrate.episodes=0"]
+    grid += ["train.decoder_steps=0", "evaluate.oracle=false", "study.reference='none,lam-0'"]
+    assert run("study", *grid) == 1
+    shown = capsys.readouterr()
+    assert "2 of 4 runs failed, runs/small/study.md says why" in shown.err
+    assert len([name for name in here if name.startswith("data/")]) == 1  # four runs share them
+    text = (folder / "runs" / "small" / "study.md").read_text()
+    assert "2 runs done, 2 failed" in text and "| sigreg/lam--1/seed-0 | failed |" in text and "sigreg,lam-0" in text
+    assert run("study", *grid, "study.only_summary=true") == 0 and len(here) == 5
+    assert run("train", "train.lr=1,2") == 1  # axes are a study's
 
 
 def test_a_training_that_fails_leaves_the_run_before_it_whole(folder, capsys):
@@ -336,7 +373,7 @@ def test_scripts_are_doors_to_the_same_commands(script, folder):
     )
     assert done.returncode == 0, done.stderr
     if script == "study":
-        assert "random  success" in done.stdout
+        assert "Success, pooled:" in done.stdout and (folder / "runs/small/seed-1/run.log").is_file()
     bad = subprocess.run(
         [sys.executable, ROOT / "scripts" / f"{script}.py", "no.such=key"], capture_output=True, text=True, timeout=300
     )

@@ -9,16 +9,17 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from gjwm.behaviours import behaviour_from_weights
-from gjwm.cli import _env_kwargs, load_config
+from gjwm.cli import _env_kwargs, load_config, split_sweep
 from gjwm.collect import make_env
 from gjwm.explore import BEHAVIOURS
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.online import RewardLearner
+from gjwm.study import Sweep, settings_of
 from gjwm.types import Batch
 from gjwm.world_model import WorldModel
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-GROUPS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "experiment", "preset")
+GROUPS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "experiment", "preset", "study")
 
 
 def options(group):
@@ -51,10 +52,42 @@ def test_an_experiment_builds_its_env_model_and_planner(name):
     env.close()
 
 
+def _plain(overrides):
+    return OmegaConf.to_container(load_config(overrides), resolve=True)
+
+
+@pytest.mark.parametrize("name", options("study"))
+def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_path):
+    settings = OmegaConf.to_container(load_config([f"study={name}"]).study, resolve=False)
+    sweep = Sweep(name=name, folder=tmp_path, compose=_plain, **settings_of(settings))
+    runs = [next(iter(row.values())) for row in sweep.tuning_runs.values()] + sweep.final_runs()[:1]
+    assert len({run.folder for run in runs}) == len(runs)
+    seen = set()
+    for run in runs:
+        if run.cell.task in seen and run.cell.method in seen:
+            continue  # every task and every method once
+        seen |= {run.cell.task, run.cell.method}
+        cfg = OmegaConf.create(sweep.config(run))
+        assert cfg.seed == run.seed and cfg.run_dir == str(run.folder) and cfg.dataset.endswith(f"-seed-{run.seed}")
+        env = make_env(cfg.env.id, **_env_kwargs(cfg))
+        encoder = instantiate(cfg.encoder, observation_shape=list(env.observation_space.shape)).eval()
+        observation, _ = env.reset(seed=0)
+        assert encoder(torch.from_numpy(observation)[None]).shape == (1, cfg.latent_dim)
+        JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
+        env.close()
+    assert {cell.task for cell in sweep.cells} | {cell.method for cell in sweep.cells} == seen
+
+
+def test_commas_on_the_command_line_are_axes():
+    axes, fixed = split_sweep(["discrepancy=none,sigreg", "+x=1,2.5", "study.seeds=[0,1]", "a='b,c'", "seed=range(2)"])
+    assert axes == {"discrepancy": ["none", "sigreg"], "+x": [1, 2.5], "seed": [0, 1]}
+    assert fixed == ["study.seeds=[0,1]", "a='b,c'"]
+
+
 @pytest.mark.parametrize("name", options("encoder"))
 def test_encoders(name):
     cfg = load_config([f"encoder={name}"])
-    shape = [5] if name == "mlp" else [6, 64, 64]
+    shape = [5] if name.startswith("mlp") else [6, 64, 64]
     encoder = instantiate(cfg.encoder, observation_shape=shape).eval()
     o = torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
     assert encoder(o).shape == (2, cfg.latent_dim)

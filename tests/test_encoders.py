@@ -46,6 +46,26 @@ def test_mlp_encoder_does_not_care_about_the_scale_of_its_inputs():
     torch.testing.assert_close(encoder(o), encoder(1000 * o + 7), atol=2e-3, rtol=0)
 
 
+def test_symlog_keeps_ordinary_values_apart_beside_rare_large_ones():
+    """One sample in 16 is 1,000 times as large: without symlog the others are standardised into one point."""
+    o = torch.linspace(-1, 1, 256)[:, None].clone()
+    o[::16] *= 1000
+    ordinary = torch.arange(256) % 16 != 0
+
+    def spread(symlog):
+        torch.manual_seed(0)
+        encoder = MLPEncoder((1,), 2, symlog=symlog)
+        standardised = encoder.net[0](o.sign() * o.abs().log1p() if symlog else o)
+        assert encoder(o).shape == (256, 2)
+        return standardised[ordinary].std().item()
+
+    assert spread(True) > 10 * spread(False)
+    encoder = MLPEncoder((1,), 2, symlog=True).eval()
+    assert torch.equal(
+        encoder(torch.tensor([[3.0]])), MLPEncoder.features(encoder, torch.tensor([[3.0]])) / (1 + 1e-8) ** 0.5
+    )
+
+
 def test_gradients_reach_every_parameter():
     torch.manual_seed(0)
     encoder = ConvEncoder((6, 64, 64), 4)

@@ -473,6 +473,8 @@ def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     assert "nothing to resume" in capsys.readouterr().out
     assert main(["online", *TINY, "resume=true", "learner.lr=0.1"]) == 1
     assert "learner" in capsys.readouterr().err
+    assert main(["online", *TINY, "resume=true", "planner.samples=20"]) == 1
+    assert "planner" in capsys.readouterr().err
 
 
 def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):

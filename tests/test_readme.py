@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.cli import COMMANDS, load_config
+from gjwm.cli import COMMANDS, load_config, split_sweep
 from gjwm.collect import make_env
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,9 @@ COMMAND_LINES = re.findall(r"^gjwm (\w+) ?(.*?)(?:#.*)?$", SHELL, re.MULTILINE)
 def test_a_command_line_is_one_the_package_takes(command, overrides):
     assert command in {*COMMANDS, "data", "benchmark"}
     if command in COMMANDS:
-        load_config(overrides.split())
+        axes, fixed = split_sweep(overrides.split())
+        assert not axes or command == "study"
+        load_config(fixed)
 
 
 def test_links_and_pictures_exist():

@@ -26,13 +26,8 @@ from gymnasium import spaces
 from gjwm.dataset.episodes import Episode, checksum, from_columns, restack, to_columns
 from gjwm.dataset.journal import MAGIC, Journal, Record, read_journal
 from gjwm.dataset.shard import FORMAT, Shard, write_shard
-from gjwm.files import replacing
+from gjwm.files import acquire, replacing
 from gjwm.replay import ReplayBuffer, box_fields, describe_space, rebuild_space
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes that extend one dataset are then not kept apart
-    fcntl = None
 
 log = logging.getLogger(__name__)
 
@@ -321,16 +316,12 @@ def _write_metadata(path: Path, info: dict[str, Any]) -> None:
 
 def _acquire(path: Path) -> int:
     """The lock's descriptor; the lock ends with it, or with the process."""
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    if fcntl is not None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise BlockingIOError(
-                f"{path} is being extended by another process; wait for it, or choose another folder."
-            ) from error
-    return descriptor
+    try:
+        return acquire(path / "lock")
+    except OSError as error:
+        raise BlockingIOError(
+            f"{path} is being extended by another process; wait for it, or choose another folder."
+        ) from error
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

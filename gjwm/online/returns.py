@@ -58,10 +58,10 @@ def play_returns(
 
 def return_report(returns: np.ndarray, seconds_per_step: float) -> dict[str, Any]:
     """Returns (E,) -> their mean with a 95% interval (Student's t), and each of them."""
-    low, high = mean_interval(returns)
+    mean, low, high = mean_interval(returns)
     return {
-        "return_mean": float(returns.mean()),
-        "ci95": [low, high],
+        "return_mean": mean,
+        "ci95": [mean if low is None else low, mean if high is None else high],  # of one episode nothing is known
         "returns": [float(x) for x in returns],
         "episodes": len(returns),
         "seconds_per_step": seconds_per_step,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from importlib import resources
 
 import numpy as np
 
@@ -64,12 +65,14 @@ class Plot:
         describe: str,
         log_y: bool = False,
         x_ticks: Sequence[tuple[float, str]] | None = None,
+        width: int = WIDTH,
         height: int = HEIGHT,
         left: int = _LEFT,
     ):
         if not x[0] < x[1] or not y[0] < y[1] or (log_y and y[0] <= 0):
             raise ValueError(f"a plot needs axes of some extent (positive where logarithmic), got x={x} and y={y}.")
-        self._x, self._y, self._log, self._height, self._left = x, y, log_y, height, left
+        self._x, self._y, self._log = x, y, log_y
+        self._width, self._height, self._left = width, height, left
         self._marks: list[str] = []
         self.legend: list[tuple[str, str, str]] = []  # (role, kind, label)
         self._describe = describe
@@ -158,8 +161,25 @@ class Plot:
     def svg(self) -> str:
         """The whole plot."""
         return (
-            f'<svg viewBox="0 0 {WIDTH} {self._height}" role="img" aria-label="{escape(self._describe, quote=True)}">'
+            f'<svg viewBox="0 0 {self._width} {self._height}" role="img" aria-label="{escape(self._describe, quote=True)}">'
             f"{self._frame}{''.join(self._marks)}</svg>"
+        )
+
+    def standalone(self) -> str:
+        """The plot as a file of its own, with its legend and the page's style sheet."""
+        style = resources.files("gjwm.report").joinpath("style.css").read_text(encoding="utf-8")
+        names, at = [], self._left
+        for role, _, label in self.legend:
+            names.append(f'<circle class="dot {role}" cx="{at + 4}" cy="-10" r="4"/>')
+            names.append(f'<text x="{at + 12}" y="-6">{escape(label)}</text>')
+            at += 24 + 7 * len(label)
+        top = 24 if names else 0
+        width, height = self._width, self._height + top
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 {-top} {width} {height}" '
+            f'role="img" aria-label="{escape(self._describe, quote=True)}" font-family="system-ui, sans-serif">'
+            f'<style>{escape(style, quote=False)}</style><rect y="{-top}" width="{width}" height="{height}" '
+            f'style="fill: var(--card)"/>{"".join(names)}{self._frame}{"".join(self._marks)}</svg>\n'
         )
 
     def _named(self, role: str, kind: str, label: str | None) -> Plot:
@@ -177,7 +197,7 @@ class Plot:
         # Values beyond the axes stay at the edge, and a little outside so that a clipped curve is seen to leave.
         share, across = min(max(share, -0.02), 1.02), min(max(across, -0.01), 1.01)
         return (
-            self._left + across * (WIDTH - self._left - _RIGHT),
+            self._left + across * (self._width - self._left - _RIGHT),
             self._height - _BOTTOM - share * (self._height - _TOP - _BOTTOM),
         )
 
@@ -186,7 +206,7 @@ class Plot:
         return f"{a:.1f} {b:.1f}"
 
     def _axes(self, x_label: str, y_label: str, x_ticks: Sequence[tuple[float, str]] | None) -> str:
-        left, right, floor = self._left, WIDTH - _RIGHT, self._height - _BOTTOM
+        left, right, floor = self._left, self._width - _RIGHT, self._height - _BOTTOM
         parts = []
         for value in self._y_ticks():
             _, y = self._at(self._x[0], value)

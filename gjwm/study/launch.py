@@ -1,0 +1,160 @@
+"""Runs as processes of their own, so that one that crashes or is killed for memory neither stops nor loses the others.
+
+Several at once on this machine through joblib, on a cluster through submitit; both are optional. Either way a run is a
+command under `supervise`, which keeps what it printed and, if it failed, why.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LOG, FAILURE = "run.log", "failure.txt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command.
+
+    Args:
+        name: what to call it.
+        arguments: of `gjwm`.
+        folder: where run.log goes, and failure.txt if it fails.
+        threads: OMP_NUM_THREADS, which libraries read when they start; None: as in this process.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    folder: Path
+    threads: int | None = None
+
+
+class Outcome(NamedTuple):
+    """How a job ended."""
+
+    job: Job
+    error: str | None  # one line
+    seconds: float
+
+
+Done = Callable[[Outcome], None]
+
+
+def supervise(job: Job) -> Outcome:
+    """Run a job and wait for it; its output is in run.log, and the last line of a failure in failure.txt."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / FAILURE).unlink(missing_ok=True)
+    environment = {**os.environ, **({} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)})}
+    since = time.perf_counter()
+    with open(job.folder / LOG, "w", encoding="utf-8") as log:
+        status = subprocess.run(
+            [sys.executable, "-m", "gjwm", *job.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        ).returncode
+    error = None
+    if status < 0:
+        name = signal.Signals(-status).name
+        error = f"killed by {name}" + ", as a machine out of memory does" * (name == "SIGKILL")
+    elif status:
+        error = last_line(job.folder / LOG) or f"status {status} without a word"
+    return record(Outcome(job, error, time.perf_counter() - since))
+
+
+def record(outcome: Outcome) -> Outcome:
+    """Keep the reason of a failure in the job's folder."""
+    if outcome.error is not None:
+        (outcome.job.folder / FAILURE).write_text(outcome.error + "\n", encoding="utf-8")
+    return outcome
+
+
+def last_line(path: Path) -> str:
+    """The last line with something on it; a progress bar's states count as lines."""
+    lines = path.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def failure_of(folder: Path) -> str | None:
+    """Why the last job in `folder` failed, or None."""
+    path = folder / FAILURE
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def has_joblib() -> bool:
+    """Whether several runs at once are possible on this machine."""
+    try:
+        import joblib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def run_local(jobs: Sequence[Job], done: Done, *, at_once: int) -> None:
+    """Run jobs on this machine, `at_once` at a time, and tell `done` of each as it ends.
+
+    Raises:
+        ImportError: for several at once without joblib.
+    """
+    if at_once == 1:
+        for job in jobs:
+            done(supervise(job))
+        return
+    try:
+        import joblib
+    except ImportError as error:
+        raise ImportError(
+            f"study.jobs={at_once} needs joblib: pip install 'gjwm[study]', or run one at a time with study.jobs=1."
+        ) from error
+    # Threads that each wait for a process: a pool of joblib's own processes breaks as a whole when one of them is killed.
+    parallel = joblib.Parallel(n_jobs=at_once, backend="threading", batch_size=1, return_as="generator_unordered")
+    for outcome in parallel(joblib.delayed(supervise)(job) for job in jobs):
+        done(outcome)
+
+
+def run_slurm(
+    jobs: Sequence[Job], done: Done, *, at_once: int, folder: Path, options: Mapping[str, Any], every: float = 10.0
+) -> None:
+    """Run jobs as one array of a Slurm cluster, `at_once` at a time; all nodes must see the same files.
+
+    Args:
+        folder: for submitit's own logs.
+        options: of submitit's AutoExecutor: "cluster" ("slurm"; "local" runs here, all at once), timeout_min, mem_gb,
+            cpus_per_task, slurm_partition and so on.
+        every: seconds between looks at the queue.
+
+    Raises:
+        ImportError: without submitit.
+        RuntimeError: where there is no Slurm.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise ImportError("study.launcher=slurm needs submitit: pip install 'gjwm[slurm]'.") from error
+    options = dict(options)
+    executor = submitit.AutoExecutor(folder=folder, cluster=options.pop("cluster", "slurm"))
+    executor.update_parameters(slurm_array_parallelism=at_once, **options)
+    waiting = dict(zip(executor.map_array(supervise, jobs), jobs))
+    since = time.perf_counter()
+    while waiting:
+        for task in [task for task in waiting if task.done()]:
+            job = waiting.pop(task)
+            try:
+                outcome = task.result()
+            except (
+                Exception
+            ) as error:  # the supervisor died with its run: a node, its memory or its time were at an end
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+                job.folder.mkdir(parents=True, exist_ok=True)
+                outcome = record(Outcome(job, f"the cluster ended it: {lines[-1]}", time.perf_counter() - since))
+            done(outcome)
+        if waiting:
+            time.sleep(every)
