@@ -71,8 +71,8 @@ class QEnsemble(nn.Module):
         *,
         members: int = 2,
         hidden: int = 256,
-        bins: int | None = 51,
-        low: float = -2.0,
+        bins: int | None = 81,
+        low: float = -7.0,
         high: float = 7.0,
     ):
         super().__init__()
@@ -91,7 +91,9 @@ class QEnsemble(nn.Module):
         self.two_hot = None if bins is None else TwoHot(bins, low, high)
         sizes = [latent_dim + action_dim, hidden, hidden, 1 if bins is None else bins]
         self.layers = nn.ModuleList(BatchedLinear(members, i, o) for i, o in itertools.pairwise(sizes))
-        with torch.no_grad():  # all values start at 0, rather than at whatever bins the first weights prefer
+        with (
+            torch.no_grad()
+        ):  # all values start in the middle of the bins, rather than where the first weights happen to be
             self.layers[-1].weight.zero_()
             self.layers[-1].bias.zero_()
 

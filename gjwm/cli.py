@@ -56,7 +56,7 @@ from gjwm.online import (
     simulator_actor,
     train_online,
 )
-from gjwm.replay import ReplayBuffer, Windows
+from gjwm.replay import ReplayBuffer
 from gjwm.report import ARRAYS, EVALUATION, GALLERY, LiveReport, judge, save_arrays, write_report
 from gjwm.rollout_video import attempt, films_of, gallery, goals_video, grid_video, position_readout
 from gjwm.settings import require_same_training, same_evaluation
@@ -93,7 +93,7 @@ def _prepare(cfg: DictConfig) -> None:
     torch.set_num_threads(threads)
     _check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
-        torch.cuda.set_device(torch.device(cfg.device))  # what "auto" means to a replay buffer
+        torch.cuda.set_device(torch.device(cfg.device).index or 0)  # what "auto" means to a replay buffer
     torch.manual_seed(cfg.seed)  # weights of new networks; everything else has a generator of its own
 
 
@@ -300,88 +300,126 @@ def online_command(cfg: DictConfig, command: str) -> None:
     loop = _options("online", OmegaConf.masked_copy(own, [k for k in own if k not in _ABOUT_ONLINE]), train_online)
     loop["exploration"] = Exploration(**_options("online.exploration", own.exploration, Exploration))
     settings = _options("learner", cfg.learner, RewardLearner)
-    if own.steps < 1 and (own.data is None or own.pretrain < 1):
+    for name, least in (("lanes", 1), ("episodes", 1), ("pretrain", 0), ("steps", 0), ("capacity", 1)):
+        value = own[name]
+        if not (name == "capacity" and value is None) and (not isinstance(value, int) or value < least):
+            raise ValueError(f"online.{name} must be a whole number, {least} or more, got {value!r}.")
+    before = 0 if own.data is None else own.pretrain
+    if not before and not own.steps:
         raise ValueError(
             "there is nothing to learn from: set online.steps, or online.data and online.pretrain to learn from a dataset."
         )
-    checkpoints = Checkpoints(run / "state")
-    begun = _begin(cfg, run, checkpoints, own.steps, RETURNS)
-    if begun is None:
-        print(f"{run}: already trained, nothing to resume")
-        return
-    after, _ = begun
-    data = None
-    if own.data is not None and after is None:
+    if before:
         _require_same_env(cfg, own.data)
-        data = open_windows(own.data, _residence(cfg), storage=cfg.storage, notify=print)
-    resolved = OmegaConf.to_container(cfg, resolve=True)
     stream = Stream(cfg.env.id, _env_kwargs(cfg), lanes=own.lanes, seed=cfg.seed, workers=cfg.collect.workers)
     try:
         action_dim = stream.action_space.shape[0]
         model = WorldModel(
             instantiate(cfg.encoder, observation_shape=list(stream.observation_space.shape)),
             instantiate(cfg.dynamics, action_dim=action_dim),
-            {name: instantiate(head, action_dim=action_dim) for name, head in cfg.heads.items()},
+            # Sizes of a preset for heads that were not asked for have no _target_.
+            {name: instantiate(head, action_dim=action_dim) for name, head in cfg.heads.items() if "_target_" in head},
         ).to(cfg.device)
         objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
         learner, planner = RewardLearner(model, objective, **settings), instantiate(cfg.planner)
-        curve = ReturnCurve(run / "returns.csv", repeat=cfg.env.get("action_repeat", 1), resume_after=after)
-        steps = own.pretrain * (data is not None) + own.steps
-        with (
-            LiveReport(run, name=cfg.name, steps=steps, seconds=cfg.report.every) as live,
-            RunLogger(
-                run,
-                wandb_mode=cfg.logger.wandb,
-                project=cfg.logger.project,
-                name=cfg.name,
-                config=resolved,
-                resume_after=after,
-            ) as logger,
-            progress(steps, desc="online") as bar,
-        ):
-            shown: dict[str, float] = {}
-
-            def log(scalars: dict[str, float], step: int) -> None:
-                logger.log(scalars, step)
-                live.update(step)
-                shown.update(scalars)
-                bar.report(step, loss=shown["loss"], earned=shown.get("evaluate/return"))
-
-            def evaluate_returns(step: int, seconds: float) -> dict[str, float]:
-                report = _play(cfg, _actor(cfg, model, planner, "plan"))
-                curve.add(step, seconds, report["returns"])
-                low, high = report["ci95"]
-                return {"evaluate/return": report["return_mean"], "evaluate/low": low, "evaluate/high": high}
-
-            generator = torch.Generator().manual_seed(cfg.seed)
-            begin = time.perf_counter()
-            if data is not None:
-                options = {name: loop[name] for name in ("batch", "length", "log_every")}
-                pretrain(learner, data, updates=own.pretrain, log=log, generator=generator, **options)
-            if own.steps:
-                train_online(
-                    learner,
-                    planner,
-                    stream,
-                    _replay(cfg, stream, data),
-                    evaluate=evaluate_returns,
-                    log=log,
-                    generator=generator,
-                    checkpoints=checkpoints,
-                    **loop,
-                )
-            else:
-                log(evaluate_returns(own.pretrain, time.perf_counter() - begin), own.pretrain)
-            live.finish(steps)
+        # Only now is anything in the run's folder touched.
+        checkpoints = Checkpoints(run / "state")
+        begun = _begin(cfg, run, checkpoints, before + own.steps, RETURNS)
+        if begun is None:
+            print(f"{run}: already trained, nothing to resume")
+            return
+        _learn_online(cfg, command, stream, learner, planner, loop, checkpoints, after=begun[0], before=before)
     finally:
         stream.close()
-    seconds = checkpoints.latest().content["seconds"] if own.steps else time.perf_counter() - begin
-    training = {"seconds": seconds, "threads": torch.get_num_threads(), "command": command}
-    model.save(run / "checkpoint.pt", version=__version__, config=resolved, training=training)
-    with replacing(run / "config.yaml") as partial:
-        OmegaConf.save(OmegaConf.create(resolved), partial)
-    kinds = ["plan", "policy", "random", "hold", *(["oracle"] if own.oracle else [])]
-    returns = {name: _play(cfg, _actor(cfg, model, planner, name)) for name in kinds}
+
+
+def _learn_online(
+    cfg: DictConfig,
+    command: str,
+    stream: Stream,
+    learner: RewardLearner,
+    planner: Any,
+    loop: dict[str, Any],
+    checkpoints: Checkpoints,
+    *,
+    after: int | None,
+    before: int,
+) -> None:
+    """What `online_command` has made ready; `before` updates on data come first, and `after` is where a kept state stands."""
+    run, own, model = Path(cfg.run_dir), cfg.online, learner.model
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    total = before + own.steps
+    curve = ReturnCurve(
+        run / "returns.csv",
+        repeat=cfg.env.get("action_repeat", 1),
+        resume_after=None if after is None else max(after - before, 0) if own.steps else after,
+    )
+    with (
+        LiveReport(run, name=cfg.name, steps=total, seconds=cfg.report.every) as live,
+        RunLogger(
+            run,
+            wandb_mode=cfg.logger.wandb,
+            project=cfg.logger.project,
+            name=cfg.name,
+            config=resolved,
+            resume_after=after,
+        ) as logger,
+        progress(total, desc="online") as bar,
+    ):
+        shown: dict[str, float] = {}
+
+        def log(scalars: dict[str, float], step: int) -> None:
+            logger.log(scalars, step)
+            live.update(step)
+            shown.update(scalars)
+            bar.report(step, loss=shown.get("loss", math.nan), earned=shown.get("evaluate/return"))
+
+        def evaluate_returns(step: int, seconds: float) -> dict[str, float]:
+            report = _play(cfg, _actor(cfg, model, planner, "plan"))
+            curve.add(step, seconds, report["returns"])
+            low, high = report["ci95"]
+            return {"evaluate/return": report["return_mean"], "evaluate/low": low, "evaluate/high": high}
+
+        generator = torch.Generator().manual_seed(cfg.seed)
+        replay = None
+        if before and (after is None or after <= before):
+            data = open_windows(own.data, _residence(cfg), storage=cfg.storage, notify=print)
+            pretrain(
+                learner,
+                data,
+                updates=before,
+                log=log,
+                generator=generator,
+                checkpoints=checkpoints,
+                **{name: loop[name] for name in ("batch", "length", "log_every", "checkpoint_every")},
+            )
+            del data  # replay takes its place
+        if own.steps:
+            if after is None or after <= before:
+                replay = _replay(cfg, stream)
+            train_online(
+                learner,
+                planner,
+                stream,
+                replay,
+                offset=before,
+                evaluate=evaluate_returns,
+                log=log,
+                generator=generator,
+                checkpoints=checkpoints,
+                **loop,
+            )
+        seconds = checkpoints.latest().content["seconds"]
+        if not own.steps:
+            log(evaluate_returns(before, seconds), before)
+        training = {"seconds": seconds, "threads": torch.get_num_threads(), "command": command}
+        model.save(run / "checkpoint.pt", version=__version__, config=resolved, training=training)
+        with replacing(run / "config.yaml") as partial:
+            OmegaConf.save(OmegaConf.create(resolved), partial)
+        kinds = ["plan", "policy", "random", "hold", *(["oracle"] if own.oracle else [])]
+        returns = {name: _play(cfg, _actor(cfg, model, planner, name)) for name in kinds}
+        live.finish(total, f"{RETURNS} has what was earned")
+    # Last, and after the log is whole: a run without it is not done.
     _write_json(run / RETURNS, {"version": __version__, "command": command, "returns": returns})
     for name, row in returns.items():
         low, high = row["ci95"]
@@ -396,10 +434,10 @@ def _residence(cfg: DictConfig) -> str:
     return "auto" if cfg.device.startswith("cuda") else "cpu"
 
 
-def _replay(cfg: DictConfig, stream: Stream, data: Windows | None) -> ReplayBuffer:
+def _replay(cfg: DictConfig, stream: Stream) -> ReplayBuffer:
     """A buffer of the stream's lanes, filled with the dataset's episodes where there is one."""
-    space = stream.observation_space
-    stored = 0 if data is None else dataset_info(cfg.online.data)["steps"]
+    space, data = stream.observation_space, cfg.online.data
+    stored = 0 if data is None else dataset_info(data)["steps"]
     buffer = ReplayBuffer(
         cfg.online.capacity or stored + cfg.online.steps + cfg.online.lanes,
         space,
@@ -408,14 +446,14 @@ def _replay(cfg: DictConfig, stream: Stream, data: Windows | None) -> ReplayBuff
         _residence(cfg),
         frame_stack=cfg.env.get("frame_stack", 1) if len(space.shape) == 3 else 1,
     )
-    for episode in read_episodes(cfg.online.data) if data is not None else ():
+    for episode in () if data is None else read_episodes(data):
         buffer.add_episode(*episode[:5])
     return buffer
 
 
 def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Act:
     """The planner, the policy alone, uniform actions, none, or the planner on the true simulator."""
-    generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
+    generator = torch.Generator(cfg.device if kind == "plan" else "cpu").manual_seed(cfg.seed)
     if kind == "plan":
         agent = reward_agent(
             model,
@@ -449,7 +487,7 @@ def _play(cfg: DictConfig, act: Act) -> dict[str, Any]:
         cfg.env.id,
         _env_kwargs(cfg),
         episodes=cfg.online.episodes,
-        seed=HELD_OUT + 1000 * cfg.seed,
+        seed=HELD_OUT + 1000 * (cfg.seed % 1000),  # below CALIBRATION
         workers=cfg.collect.workers,
     )
     return return_report(returns, seconds)
@@ -482,7 +520,7 @@ def _begin(
             f"{checkpoints.folder} to start anew."
         )
     checkpoints.clear()
-    episodes = dataset_info(cfg.dataset)["episodes"] if Path(cfg.dataset).exists() else 0
+    episodes = 0 if last == RETURNS else dataset_info(cfg.dataset)["episodes"]
     started.parent.mkdir(parents=True, exist_ok=True)
     _write_json(started, {"config": OmegaConf.to_container(cfg, resolve=True), "episodes": episodes})
     return None, episodes
@@ -926,7 +964,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             settings = split_sweep(arguments[1:])[1] if command is study_command else arguments[1:]
             if command is online_command and not any(text.startswith("experiment=") for text in settings):
-                settings = ["experiment=suite", *settings]
+                ids = [text.partition("=")[2] for text in settings if text.startswith("env.id=")]
+                settings = ["experiment=gym_online" if ids else "experiment=suite", *settings]
             cfg = load_config(settings)
             _prepare(cfg)
             command(cfg, shlex.join(["gjwm", *arguments]))

@@ -55,7 +55,9 @@ class RunLogger:
     def _lines_until(self, step: int) -> str:
         """Whole lines of the interrupted run up to `step`; a killed process may leave half a line, and later ones."""
         kept = []
-        for line in self._partial.read_text(encoding="utf-8").splitlines() if self._partial.exists() else ():
+        # A run that had ended its log and is gone on with has no unfinished one.
+        source = self._partial if self._partial.exists() else self.path / "metrics.jsonl"
+        for line in source.read_text(encoding="utf-8").splitlines() if source.exists() else ():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")

@@ -121,8 +121,9 @@ def test_an_ensembles_members_are_networks_of_their_own_and_start_at_0(bins):
     q = QEnsemble(3, 2, members=3, hidden=16, bins=bins)
     z, a = torch.randn(5, 4, 3, generator=generator()), torch.rand(5, 4, 2, generator=generator())
     assert q(z, a).shape == (3, 5, 4)
-    middle = 0.0 if bins is None else math.expm1(2.5)  # uniform over bins from -2 to 7 in symlog
-    torch.testing.assert_close(q(z, a), torch.full((3, 5, 4), middle))
+    torch.testing.assert_close(q(z, a), torch.zeros(3, 5, 4), atol=1e-5, rtol=0)
+    above = QEnsemble(3, 2, hidden=16, bins=51, low=-2.0, high=7.0)(z, a)  # the middle of its bins is 2.5 in symlog
+    torch.testing.assert_close(above, torch.full((2, 5, 4), math.expm1(2.5)))
     for layer in q.layers:
         torch.nn.init.normal_(layer.weight, generator=generator(1))
     apart = q(z, a)
@@ -150,10 +151,10 @@ def test_the_policys_density_is_that_of_a_squashed_gaussian():
 def test_values_become_the_discounted_return_and_stop_at_a_terminal_state(terminal, value):
     """Reward 1 at every step: 1 / (1 - 0.9) where nothing ends, 1 where every step does."""
     heads = ("reward", "value", "policy", "termination")
-    subject = learner(heads=heads, discount=0.9, target_rate=0.1, lr=3e-3)
+    subject = learner(heads=heads, discount=0.9, target_rate=0.3, lr=1e-2, lam=1.0)
     subject.model.train()
     draw = generator(2)
-    for _ in range(400):
+    for _ in range(500):
         o, a = torch.randn(64, 1, 1, generator=draw).expand(-1, 4, -1), torch.rand(64, 3, 1, generator=draw)
         ended = torch.full((64, 3), terminal)
         losses = subject.update(Batch(o, a, torch.ones(64, 3), ended, torch.arange(64)), draw)
@@ -183,13 +184,18 @@ def test_the_policy_climbs_the_values_without_moving_them():
         subject.update(batch, draw)
     model = subject.model.eval()
     assert model.heads["policy"](model.encode(batch.o)).mean() > 0.8
-    before = [p.clone() for p in model.heads["value"].parameters()]
-    loss, *_ = subject._ascend_values(model.encode(batch.o), batch.a, torch.randn(64, 4, 1), subject.spread)
+
+    kept = [p.clone() for p in model.heads["value"].parameters()]
+    climbing = torch.optim.SGD([*model.heads["value"].parameters(), *subject.policy.parameters()], lr=1.0)
+    moved = [p.clone() for p in subject.policy.parameters()]
     subject.value.requires_grad_(False)
-    loss, *_ = subject._ascend_values(model.encode(batch.o).detach(), batch.a, torch.randn(64, 4, 1), subject.spread)
+    z = model.encode(batch.o).detach()
+    loss, *_ = subject._ascend_values(z, batch.a, torch.randn(64, 4, 1, generator=draw), subject.spread)
+    climbing.zero_grad()
     loss.backward()
-    assert all(torch.equal(p, q) for p, q in zip(before, model.heads["value"].parameters()))
-    assert all(p.grad is not None for p in subject.policy.parameters())
+    climbing.step()
+    assert all(torch.equal(p, q) for p, q in zip(kept, model.heads["value"].parameters()))
+    assert any((p != q).any() for p, q in zip(moved, subject.policy.parameters()))
 
 
 def test_what_a_learner_cannot_use_is_one_sentence():
@@ -263,8 +269,8 @@ def test_a_streams_episodes_differ_and_end_with_their_true_last_observation():
         o_next, ended = seen.o_next, seen.ended
         returns += seen.returns
         if ended.any():
-            # 0.02 per step: the last observation is as far from the one before as all others are from theirs.
-            np.testing.assert_allclose(seen.o_next[ended] - seen.o[ended], 0.02, atol=0.03)
+            # 0.02 per step and a little noise: the last observation is a step on, not the same nor the next first one.
+            np.testing.assert_allclose(seen.o_next[ended] - seen.o[ended], 0.02, atol=0.0195)
             starts.append(stream.observation.copy())
     assert len(returns) == 6 and len(np.unique(np.concatenate(starts))) == 8
     stream.close()
@@ -279,6 +285,8 @@ def test_returns_are_those_of_whole_episodes():
     assert (fallen < returns).all()
     report = return_report(np.array([1.0, 2.0, 6.0]), 0.5)
     assert report["return_mean"] == 3 and report["ci95"] == pytest.approx([-3.572, 9.572], abs=1e-3)
+    with pytest.raises(ValueError, match="goes on after 5 steps"):
+        play_returns(lambda o, _: 0 * o, "test/Slide-v0", {}, episodes=1, seed=0, limit=5)
     with pytest.raises(ValueError, match="at least one episode"):
         play_returns(lambda o, _: o, "test/Slide-v0", {}, episodes=0, seed=0)
 
@@ -378,6 +386,16 @@ def test_actions_stay_aimless_until_something_was_earned(monkeypatch, pays, plan
     assert first[0] == 0 and len(first) == (160 - planned) / 2
 
 
+def test_evaluation_leaves_learning_as_it_is():
+    def evaluate(step, seconds):
+        play_returns(lambda o, _: 0 * o, "test/Slide-v0", {}, episodes=2, seed=50)
+        return {"evaluate/return": 1.0}
+
+    plain, judged = run(140), run(140, evaluate=evaluate, evaluate_every=30)
+    for a, b in zip(plain.model.state_dict().values(), judged.model.state_dict().values()):
+        assert torch.equal(a, b)
+
+
 def test_updates_keep_to_their_ratio_and_the_schedule_falls():
     rows = []
     run(200, log=lambda row, step: rows.append((step, row)), update_ratio=0.25)
@@ -387,11 +405,17 @@ def test_updates_keep_to_their_ratio_and_the_schedule_falls():
     assert [noise.std(s) for s in (0, 50, 100, 1000)] == pytest.approx([0.5, 0.3, 0.1, 0.1])
 
 
-def test_aimless_actions_have_the_colours_asked_for_and_go_on_from_a_state():
-    explorer = Explorer(Exploration(aimless_colours=(0.0, 2.0), block=400, loudness=0.3), 2, 1, generator())
-    a = torch.stack([explorer.aimless() for _ in range(400)])[..., 0]
-    neighbours = [torch.corrcoef(torch.stack([a[:-1, i], a[1:, i]]))[0, 1].item() for i in range(2)]
-    assert abs(neighbours[0]) < 0.15 and neighbours[1] > 0.9
+def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
+    explorer = Explorer(Exploration(loud_colours=(0.0, 2.0), block=400, loudness=0.3), 2, 1, generator())
+
+    def neighbours():
+        a = torch.stack([explorer.aimless() for _ in range(400)])[..., 0]
+        return [torch.corrcoef(torch.stack([a[:-1, i], a[1:, i]]))[0, 1].item() for i in range(2)], a
+
+    (first, second), a = neighbours()
+    assert abs(first) < 0.15 and abs(second) < 0.15 and a.std().item() == pytest.approx(3**-0.5, rel=0.1)
+    (first, second), a = neighbours()
+    assert abs(first) < 0.15 and second > 0.9
     planned = torch.stack([explorer.disturb(torch.zeros(2, 1), step) for step in range(3)])
     assert (
         planned.abs().max() <= 1 and (planned[:, 0] == 0).all() and planned[:, 1].std() > 0
@@ -405,16 +429,24 @@ def test_aimless_actions_have_the_colours_asked_for_and_go_on_from_a_state():
 
 def test_settings_that_cannot_work_are_one_sentence():
     for options, match in [
-        ({"steps": 0}, "steps >= 1"),
+        ({"steps": 0}, "steps to be a whole number"),
+        ({"log_every": 0}, "log_every to be a whole number"),
+        ({"batch": 2.5}, "batch to be a whole number"),
         ({"update_ratio": 0}, "update_ratio > 0"),
-        ({"aimless_steps": 4}, "aimless_steps >="),
+        ({"aimless_steps": 4}, "aimless_steps from"),
+        ({"aimless_steps": 100}, "to below steps"),
     ]:
         with pytest.raises(ValueError, match=match):
             run(**{"steps": 100, **options})
     stream = Stream("test/Slide-v0", {}, lanes=2, seed=1)
-    with pytest.raises(ValueError, match="2 lanes and the buffer 3"):
+    with pytest.raises(ValueError, match="2 lanes and expects a buffer of as many, got one of 3"):
         train_online(
-            learner(), planner(), stream, ReplayBuffer(99, stream.observation_space, stream.action_space, 3), steps=9
+            learner(),
+            planner(),
+            stream,
+            ReplayBuffer(99, stream.observation_space, stream.action_space, 3),
+            steps=99,
+            aimless_steps=20,
         )
     stream.close()
 
@@ -448,7 +480,7 @@ def test_learning_from_data_alone_ranks_actions():
 
 TINY = [
     *("threads=1", "logger.wandb=disabled", "report.every=0.001", "name=tiny", "latent_dim=4", "env.id=Pendulum-v1"),
-    *("experiment=suite", "~env.hidden", "encoder.hidden=[16]", "dynamics.hidden=16", "dynamics.std_hidden=8"),
+    *("encoder.hidden=[16]", "dynamics.hidden=16", "dynamics.std_hidden=8"),
     *("heads.reward.hidden=[16]", "heads.value.hidden=16", "heads.policy.hidden=[16]", "discrepancy.num_slices=8"),
     *("planner.samples=16", "planner.iterations=2", "planner.elites=4", "online.horizon=3", "online.batch=16"),
     *("online.steps=480", "online.aimless_steps=200", "online.lanes=2", "online.log_every=80"),
@@ -467,10 +499,14 @@ def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     assert steps == {"240", "480"}
     returns = json.loads((folder / "returns.json").read_text())["returns"]
     assert set(returns) == {"plan", "policy", "random", "hold"} and returns["plan"]["episodes"] == 2
-    assert WorldModel.load(folder / "checkpoint.pt").heads.keys() == {"reward", "value", "policy"}
+    assert WorldModel.load(folder / "checkpoint.pt").heads.keys() == {"reward", "value", "policy", "termination"}
     assert "<svg" in (folder / "report.html").read_text()
     assert main(["online", *TINY, "resume=true"]) == 0
     assert "nothing to resume" in capsys.readouterr().out
+    (folder / "returns.json").unlink()  # killed while the last returns were measured: the log is whole already
+    assert main(["online", *TINY, "resume=true"]) == 0
+    again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert again == rows and json.loads((folder / "returns.json").read_text())["returns"].keys() == returns.keys()
     assert main(["online", *TINY, "resume=true", "learner.lr=0.1"]) == 1
     assert "learner" in capsys.readouterr().err
     assert main(["online", *TINY, "resume=true", "planner.samples=20"]) == 1
@@ -484,7 +520,32 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     alone = ["online.data=data", "online.steps=0", "online.pretrain=30", "online.log_every=10"]
     assert main(["online", *TINY, *data, *alone]) == 0
     assert "plan" in capsys.readouterr().out
-    assert (tmp_path / "runs" / "tiny" / "returns.csv").read_text().splitlines()[1].startswith("30,")
+    folder = tmp_path / "runs" / "tiny"
+    assert (folder / "returns.csv").read_text().splitlines()[1].startswith("30,")
+    assert main(["online", *TINY, *data, *alone, "resume=true"]) == 0
+    assert "nothing to resume" in capsys.readouterr().out
+    # First from the data, then acting, and on from what was kept in either phase.
+    both = [
+        "online.data=data",
+        "online.pretrain=30",
+        "online.checkpoint_every=20",
+        "online.log_every=10",
+        "resume=true",
+    ]
+    assert main(["online", *TINY, *data, *both, "name=both"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "runs/both/metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    assert steps[:3] == [10, 20, 30] and steps == sorted(steps) and steps[-1] == 30 + 480
+    for wrong, told in [
+        ("heads=[reward]", "lacks value, policy"),
+        ("online.episodes=0", "online.episodes must be a whole number"),
+        ("online.evaluate_every=0", "evaluate_every to be a whole number"),
+        ("env.id=CartPole-v1", "discrete actions"),
+    ]:
+        assert main(["online", *TINY, wrong, "name=wrong"]) == 1
+        said = capsys.readouterr().err
+        assert told in said and "Traceback" not in said
+    assert not (tmp_path / "runs" / "wrong" / "checkpoint.pt").exists()
     assert main(["online", *TINY, "online.steps=0", "name=nothing"]) == 1
     assert "nothing to learn from" in capsys.readouterr().err
     assert main(["online", *TINY, "env.action_repeat=4", "name=other", *alone]) == 1

@@ -1,10 +1,10 @@
-"""Actions nobody planned: loud coloured noise before anything is known, then quieter noise on top of the plan.
+"""Actions nobody planned: before anything is known aimless ones, louder and of more colours while they earn nothing.
 
-White noise at every step hardly moves a body: it averages out before inertia has answered. Of 16 aimless episodes of
-dm_control's pendulum none swings up on white actions and 6 on brown, saturated ones; ball-in-cup and cartpole are alike,
-while a walker prefers whiter ones. So the first episodes are of several colours. The noise on plans is white: once a
-goal is reached, coloured noise would drive away from it. One lane follows its plans without any: where the model wrongly
-promises reward a noisy lane is soon pushed on, and only the one that stays learns better.
+White noise hardly moves a body: it averages out before inertia has answered. Of 16 aimless episodes of dm_control's pendulum
+none swings up on white actions and 6 on brown, saturated ones. But loud episodes are poor lessons where quiet ones earn
+something: the reacher's arm winds up and rushes past all that it is to learn. The noise on plans is white: once a goal is
+reached, coloured noise would drive away from it. One lane follows its plans without any: where the model wrongly promises
+reward a noisy lane is soon pushed on, and only the one that stays learns better.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Exploration:
             half width. It rises evenly from 0 in the first lane to twice that in the last (a single lane has the mean).
         steps: over which it falls linearly, after the aimless ones.
         colour: exponent of its spectrum along time: 0 white, 1 pink, 2 brown.
-        aimless_colours: those of the first episodes, one after the other.
+        loud_colours: of the aimless blocks after the first, which is uniform and white, one after the other over the lanes.
         loudness: their standard deviation; they are clipped to the range, and mostly at its ends with 3.
         block: steps of one draw, about an episode.
     """
@@ -37,12 +37,12 @@ class Exploration:
     end: float = 0.1
     steps: int = 10_000
     colour: float = 0.0
-    aimless_colours: Sequence[float] = field(default_factory=lambda: (2.0, 1.0, 2.0, 0.0))
+    loud_colours: Sequence[float] = field(default_factory=lambda: (2.0, 1.0, 2.0, 0.0))
     loudness: float = 3.0
     block: int = 500
 
     def __post_init__(self):
-        if min(self.start, self.end, self.loudness) < 0 or self.steps < 1 or self.block < 2 or not self.aimless_colours:
+        if min(self.start, self.end, self.loudness) < 0 or self.steps < 1 or self.block < 2 or not self.loud_colours:
             raise ValueError(
                 f"exploration expects start, end and loudness >= 0, steps >= 1, block >= 2 and a colour, got {self}."
             )
@@ -69,7 +69,7 @@ class Explorer:
 
     def aimless(self) -> Tensor:
         """Actions (N, A) in [-1, 1]."""
-        return (self.exploration.loudness * self._next(aimless=True)).clamp(-1, 1)
+        return self._next(aimless=True)
 
     def disturb(self, a: Tensor, step: int) -> Tensor:
         """Planned actions (N, A) after `step` steps with the planner, with noise, in [-1, 1]."""
@@ -78,14 +78,17 @@ class Explorer:
 
     def _next(self, *, aimless: bool) -> Tensor:
         if self._block is None or self._place == self._block.shape[1] or aimless != self._aimless:
-            shape = (1, 1, self.exploration.block, self.action_dim)
-            colours = self.exploration.aimless_colours
-            each = [
-                colours[(self._blocks * self.lanes + i) % len(colours)] if aimless else self.exploration.colour
-                for i in range(self.lanes)
-            ]
-            noise = [coloured_noise(shape, colour, generator=self.generator)[0, 0] for colour in each]
-            self._block, self._place, self._aimless = torch.stack(noise), 0, aimless
+            shape = (self.lanes, self.exploration.block, self.action_dim)
+            if aimless and not self._blocks:
+                self._block = 2 * torch.rand(shape, generator=self.generator) - 1
+            elif aimless:
+                colours = self.exploration.loud_colours
+                each = [colours[i % len(colours)] for i in range(self.lanes)]
+                noise = [coloured_noise((1, *shape[1:]), colour, generator=self.generator)[0] for colour in each]
+                self._block = (self.exploration.loudness * torch.stack(noise)).clamp(-1, 1)
+            else:
+                self._block = coloured_noise(shape, self.exploration.colour, generator=self.generator)
+            self._place, self._aimless = 0, aimless
             self._blocks += 1
         self._place += 1
         return self._block[:, self._place - 1]

@@ -125,7 +125,7 @@ class RewardLearner:
             generator: of the policy's actions and the objective's slices.
 
         Raises:
-            FloatingPointError: when the loss is NaN or infinite; nothing has then changed.
+            FloatingPointError: when the loss or its gradient is NaN or infinite; no weight has then changed.
         """
         z = self.model.encode(batch.o)
         noise = _normal(batch.a, generator)
@@ -133,13 +133,14 @@ class RewardLearner:
         # One latent of each window: what the discrepancy compares is then all but independent.
         losses = self.objective(z_hat, z[:, 1:], z[:, :1], generator=generator)
         loss = losses["loss"] + nll + sum(self.weights[name] * error for name, error in heads.items())
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"the loss became {loss.item()}; lower the learning rate or look for NaN in the observations and rewards."
-            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.clip)
+        if not (loss + norm).isfinite():
+            raise FloatingPointError(
+                f"the loss became {loss.item()} and its gradient {norm.item()}; lower the learning rate or look for NaN in the "
+                "observations and rewards."
+            )
         self.optimizer.step()
 
         states = torch.cat([z[:, :1], z_hat[0]], 1).detach()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -29,25 +30,40 @@ def pretrain(
     log: Log | None = None,
     log_every: int = 100,
     generator: Generator | None = None,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_every: int = 1000,
 ) -> None:
     """Learn from data alone; the model ends in evaluation mode.
 
     Args:
         windows: of `length` steps, with rewards: a `ReplayBuffer` or `DiskWindows`.
         updates, batch: gradient steps, and windows in each.
-        log: called with scalars every `log_every` updates.
+        log: called with scalars every `log_every` updates and after the last.
         generator: on the CPU; draws the windows and seeds all other noise.
+        checkpoints: where everything is kept every `checkpoint_every` updates and after the last. If a state is there already,
+            learning goes on from it, bit by bit on a CPU with as many threads; all other arguments must be what they were.
     """
+    _check_counts(updates=updates, batch=batch, length=length, log_every=log_every, checkpoint_every=checkpoint_every)
     device = learner.model.device
+    generator = Generator().manual_seed(torch.seed()) if generator is None else generator
     noise = _generator(generator, device)
+    clock, first = _Clock(), 0
+    found = None if checkpoints is None else checkpoints.latest()
+    if found is not None:
+        first = found.step
+        learner.load_state_dict(found.content["learner"])
+        _restore_generators(found.content, generator, noise)
+        clock.spent = found.content["spent"]
     learner.model.train()
-    since = time.perf_counter()
-    for update in range(1, updates + 1):
+    for update in range(first + 1, updates + 1):
         losses = learner.update(windows.sample(batch, length, generator=generator).to(device), noise)
+        clock.passed("updating")
         if log is not None and (update % log_every == 0 or update == updates):
-            rate = batch * (length + 1) * log_every / (time.perf_counter() - since)
-            log({**_scalars(losses), "frames_per_second": rate}, update)
-            since = time.perf_counter()
+            log({**_scalars(losses), "updates": update, **clock.scalars()}, update)
+        if checkpoints is not None and (update % checkpoint_every == 0 or update == updates):
+            content = {"learner": learner.state_dict(), "spent": clock.spent, "seconds": clock.total}
+            checkpoints.save(update, content | _generators(generator, noise))
+            clock.passed("keeping")
     learner.model.eval()
 
 
@@ -55,10 +71,11 @@ def train_online(
     learner: RewardLearner,
     planner: Planner,
     stream: Stream,
-    buffer: ReplayBuffer,
+    buffer: ReplayBuffer | None,
     *,
     steps: int = 50_000,
-    aimless_steps: int = 4000,
+    offset: int = 0,
+    aimless_steps: int = 2000,
     aimless_limit: int = 20_000,
     update_ratio: float = 0.5,
     batch: int = 128,
@@ -76,23 +93,24 @@ def train_online(
 ) -> None:
     """Learn while acting, in place; the model ends in evaluation mode.
 
-    While the learner updates, a thread steps the environments with the actions just chosen: an update learns from what was
-    known before them, so that the overlap changes the time and nothing else.
+    While the learner updates, a thread steps the environments with the actions just chosen (see `Stream.overlaps`): an update
+    learns from what was known before them, so that the overlap changes the time and nothing else.
 
     Args:
         learner, planner: see `RewardLearner`, `reward_agent`.
         stream: of N lanes.
         buffer: of N lanes, with room for what is to be remembered, which may hold data already. When learning goes on from a
-            state, the one kept with it takes its place.
+            state, the one kept with it takes its place, and None will do.
         steps: agent steps in all, counted over the lanes; control-suite frames are action_repeat times as many.
+        offset: updates made before, by `pretrain`: steps count on from there in logs and states.
         aimless_steps: of these, without a plan at the start: see `Exploration`. Their updates are made up for at once.
         aimless_limit: while no reward but 0 has been seen, there is nothing to plan for: actions stay aimless up to this step.
         update_ratio: updates per step.
         batch, length: windows per update, and steps of each: the open-loop horizon that is learned.
         horizon, policy_plans: of the planner.
         exploration: of the actions; None: `Exploration()`.
-        evaluate: called with the step and the seconds so far, every `evaluate_every` steps and after the last, the model in
-            evaluation mode; what it returns is logged. It must draw no numbers from `generator`.
+        evaluate: called with the step (without the offset) and the seconds so far, every `evaluate_every` steps and after the
+            last, the model in evaluation mode; what it returns is logged. It must draw no numbers from `generator`.
         log: called with scalars every `log_every` steps: "train/*" of the last update, "return" of the episodes that ended
             since, "updates", "seconds" and how they were spent.
         generator: on the CPU; draws actions and windows and seeds all other noise.
@@ -105,12 +123,19 @@ def train_online(
         FloatingPointError: when a loss is NaN or infinite; the model then holds the last good weights.
     """
     lanes, model = stream.lanes, learner.model
-    if buffer.num_envs != lanes:
-        raise ValueError(f"the stream has {lanes} lanes and the buffer {buffer.num_envs}; make them alike.")
-    if steps < 1 or update_ratio <= 0 or aimless_steps < lanes * (length + 1):
+    _check_counts(
+        steps=steps,
+        batch=batch,
+        length=length,
+        horizon=horizon,
+        evaluate_every=evaluate_every,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+    )
+    if update_ratio <= 0 or not lanes * (length + 1) <= aimless_steps < steps:
         raise ValueError(
-            f"expected steps >= 1, update_ratio > 0 and aimless_steps >= lanes * (length + 1) = {lanes * (length + 1)}, got "
-            f"{steps}, {update_ratio} and {aimless_steps}."
+            f"expected update_ratio > 0, and aimless_steps from lanes * (length + 1) = {lanes * (length + 1)} to below steps, "
+            f"got update_ratio={update_ratio}, aimless_steps={aimless_steps} and steps={steps}."
         )
     device = model.device
     generator = Generator().manual_seed(torch.seed()) if generator is None else generator
@@ -123,24 +148,25 @@ def train_online(
         policy_plans=policy_plans,
         generator=noise,
     )
-    explorer = Explorer(exploration or Exploration(), lanes, buffer.action_dim, generator)
+    explorer = Explorer(exploration or Exploration(), lanes, model.action_dim, generator)
     parts = {"learner": learner, "agent": agent, "stream": stream, "explorer": explorer}
     clock = _Clock()
     step, updates, recent, losses = 0, 0, [], {}
     planned = None  # the step from which on actions are planned
     paid = False  # whether any reward but 0 has been seen
     found = None if checkpoints is None else checkpoints.latest()
-    if found is not None:
-        step, state = found.step, found.content
-        for part in parts:
-            parts[part].load_state_dict(state[part])
-        for each, kept in zip((generator, noise), state["generators"]):
-            each.set_state(kept)
-        restore_random_state(state["random"])
-        buffer = ReplayBuffer.load(found.attached["replay.pt"], buffer.device)
+    if found is not None and found.step > offset:
+        step, state = found.step - offset, found.content
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        _restore_generators(state, generator, noise)
+        buffer = ReplayBuffer.load(found.attached["replay.pt"], device if buffer is None else buffer.device)
         updates, recent, losses = state["updates"], state["recent"], state["losses"]
         planned, paid = state["planned"], state["paid"]
         clock.spent = state["spent"]
+    if buffer is None or buffer.num_envs != lanes:
+        held = "none" if buffer is None else f"one of {buffer.num_envs}"
+        raise ValueError(f"the stream has {lanes} lanes and expects a buffer of as many, got {held}.")
 
     def due(every: int, before: int) -> bool:
         return step // every > before // every or step >= steps
@@ -155,7 +181,7 @@ def train_online(
             else:
                 a = explorer.disturb(agent.act(stream.observation).cpu(), step - planned)
             clock.passed("acting")
-            stepping = elsewhere.submit(stream.step, a.numpy())
+            stepping = elsewhere.submit(stream.step, a.numpy()) if stream.overlaps else None
             # As many updates as the steps taken so far are worth: none while actions are aimless, then those of all of them.
             owed = int(update_ratio * step) - updates if step >= aimless_steps else 0
             model.train()
@@ -164,7 +190,7 @@ def train_online(
             updates += owed
             model.eval()
             clock.passed("updating")
-            seen = stepping.result()
+            seen = stream.step(a.numpy()) if stepping is None else stepping.result()
             buffer.add(seen.o, seen.a, seen.r, seen.terminated, seen.truncated, seen.o_next, mask=seen.valid)
             agent.reset(torch.from_numpy(seen.ended))
             recent += seen.returns
@@ -175,19 +201,34 @@ def train_online(
                 earned = {"return": sum(recent) / len(recent)} if recent else {}
                 recent = []
                 if log is not None:
-                    log({**_scalars(losses), **earned, "updates": updates, **clock.scalars()}, step)
+                    log({**_scalars(losses), **earned, "updates": offset + updates, **clock.scalars()}, offset + step)
             if evaluate is not None and step > aimless_steps and due(evaluate_every, before):
                 earned = evaluate(step, clock.total)
                 clock.passed("evaluating")
                 if log is not None:
-                    log(dict(earned), step)
+                    log(dict(earned), offset + step)
             if checkpoints is not None and due(checkpoint_every, before):
-                clock.passed("keeping")
                 content = {name: part.state_dict() for name, part in parts.items()}
-                content |= {"generators": [generator.get_state(), noise.get_state()], "random": random_state()}
-                content |= {"updates": updates, "recent": recent, "losses": losses, "spent": clock.spent}
-                content |= {"planned": planned, "paid": paid, "seconds": clock.total}
-                checkpoints.save(step, content, attach={"replay.pt": buffer.save})
+                content |= {"updates": updates, "recent": recent, "losses": losses, "planned": planned, "paid": paid}
+                content |= {"spent": clock.spent, "seconds": clock.total, **_generators(generator, noise)}
+                checkpoints.save(offset + step, content, attach={"replay.pt": buffer.save})
+                clock.passed("keeping")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"learning from reward expects {name} to be a whole number, 1 or more, got {value!r}.")
+
+
+def _generators(generator: Generator, noise: Generator) -> dict[str, Any]:
+    return {"generators": [generator.get_state(), noise.get_state()], "random": random_state()}
+
+
+def _restore_generators(state: Mapping[str, Any], generator: Generator, noise: Generator) -> None:
+    for each, kept in zip((generator, noise), state["generators"]):
+        each.set_state(kept)
+    restore_random_state(state["random"])
 
 
 class _Clock:

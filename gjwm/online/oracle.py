@@ -30,7 +30,8 @@ def simulator_actor(
 
     Args:
         env_id, env_kwargs: of the environments played, which must have `get_state` and whose copies observe "state".
-        planner, horizon, replan_every, generator: see `gjwm.agent.RecedingHorizon`.
+        planner: with the same number of candidates in each round the copies are made once, else again for each larger number.
+        horizon, replan_every, generator: see `gjwm.agent.RecedingHorizon`.
         discount: g per step.
 
     Raises (when first called):
@@ -58,19 +59,21 @@ def simulator_actor(
         def score(a: Tensor) -> Tensor:
             nonlocal copies
             count = a.shape[0] * a.shape[1]
-            if copies is None or copies.num_envs != count:
+            if copies is None or copies.num_envs < count:
                 if copies is not None:
                     copies.close()
                 copies = make_vec(env_id, count, workers=0, **{**env_kwargs, "obs": "state"})
+            # Copies that have no candidate of their own play the last one again.
+            rows = np.minimum(np.arange(copies.num_envs), count - 1)
             # A reset also sets the clock back: no copy runs into its time limit.
-            copies.reset(options={"state": np.repeat(states, a.shape[1], 0)})
-            actions = a.flatten(0, 1).numpy()
-            earned, going = np.zeros(count), np.ones(count)
+            copies.reset(options={"state": np.repeat(states, a.shape[1], 0)[rows]})
+            actions = a.flatten(0, 1).cpu().numpy()[rows]
+            earned, going = np.zeros(len(rows)), np.ones(len(rows))
             for h in range(a.shape[2]):
                 _, r, terminated, _, _ = copies.step(actions[:, h])
                 earned += discount**h * going * r
                 going *= ~terminated
-            return -torch.from_numpy(earned).float().view(a.shape[:2])
+            return -torch.from_numpy(earned[:count]).float().view(a.shape[:2])
 
         return controller.act(score, len(o)).numpy()
 

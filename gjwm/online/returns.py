@@ -26,6 +26,7 @@ def play_returns(
     episodes: int,
     seed: int,
     workers: int | None = None,
+    limit: int = 20_000,
 ) -> tuple[np.ndarray, float]:
     """One episode in each of E environments side by side, with seeds seed, seed + 1, ...
 
@@ -33,12 +34,17 @@ def play_returns(
         act: observations (E, *O) and the environments themselves, which only an oracle looks into -> actions (E, A). Called at
             each step, also for environments that are done.
         env_id, env_kwargs, workers: see `gjwm.envs.vector.make_vec`.
+        limit: steps after which an episode should have ended.
 
     Returns:
         returns (E,), and seconds of thought per step of one environment.
+
+    Raises:
+        ValueError: without episodes, or for one that does not end.
+        RuntimeError: when a worker process died, whose episodes would count as shorter than they are.
     """
-    if episodes < 1:
-        raise ValueError(f"returns need at least one episode, got episodes={episodes}.")
+    if not isinstance(episodes, int) or episodes < 1:
+        raise ValueError(f"returns need at least one episode, got episodes={episodes!r}.")
     envs = make_vec(env_id, episodes, workers=workers, **env_kwargs)
     try:
         o, _ = envs.reset(seed=seed)
@@ -48,7 +54,16 @@ def play_returns(
             begin = time.perf_counter()
             a = act(o, envs)
             thought, steps = thought + time.perf_counter() - begin, steps + episodes
-            o, r, terminated, truncated, _ = envs.step(a)
+            if steps > limit * episodes:
+                raise ValueError(
+                    f"an episode of {env_id} goes on after {limit} steps; returns need episodes that end: set "
+                    "env.max_episode_steps."
+                )
+            o, r, terminated, truncated, infos = envs.step(a)
+            if np.any(infos.get("worker_died", False)):
+                raise RuntimeError(
+                    f"a worker process of {env_id} died while returns were measured; measure them again."
+                )
             returns[running] += r[running]
             running &= ~(terminated | truncated)
     finally:

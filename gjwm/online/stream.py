@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gjwm.envs.vector import make_vec
+from gjwm.envs.vector import make_vec, shows_pictures
 
 
 class Transition(NamedTuple):
@@ -34,13 +34,19 @@ class Stream:
 
     All lanes start anew with fresh seeds whenever their episodes end on the same step, as those of tasks of one length always
     do. The actions since then are remembered, and `load_state_dict` takes them again: a simulator's future depends on more than
-    it shows, and no two simulators keep it in the same place.
+    it shows, and no two simulators keep it in the same place. Where episodes end on their own those may be all actions of the
+    run. A worker process that died is not part of the memory: what follows its death cannot be come back to exactly.
 
     Args:
         env_id, env_kwargs: see `gjwm.envs.vector.make_vec`; observations must be one array.
         lanes: N.
         seed: of all episodes.
         workers: see `make_vec`.
+
+    `overlaps` says whether `step` may be called from another thread than the one that made the stream.
+
+    Raises:
+        ValueError: for observations that are no single array, and for discrete actions.
     """
 
     def __init__(
@@ -54,7 +60,12 @@ class Stream:
                 f"a learner acts on one array of observations and {env_id} gives {self.observation_space}; set obs=state or "
                 "obs=pixels."
             )
+        if getattr(self.envs, "action_groups", ()):
+            self.envs.close()
+            raise ValueError(f"{env_id} has discrete actions, and values and policy are for actions in [-1, 1].")
         self.lanes, self.seed = lanes, seed
+        # An OpenGL context belongs to the thread that made it.
+        self.overlaps = bool(getattr(self.envs, "workers", 0)) or not shows_pictures(self.observation_space)
         self._rounds = -1
         self._begin()
 

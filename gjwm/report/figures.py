@@ -428,9 +428,9 @@ def _training_figure(title: str, keys: list[str], metrics: Sequence[Mapping[str,
     plot = Plot(
         x=(low, max(steps) if max(steps) > low else low + 1),
         y=y,
-        x_label="gradient step",
+        x_label="step",
         y_label="log scale" if log else "",
-        describe=f"{title} over {max(steps)} gradient steps, last {values[-1]:.4g}.",
+        describe=f"{title} over {max(steps)} steps, last {values[-1]:.4g}.",
         log_y=log,
         x_ticks=[(v, f"{v:g}") for v in ticks(low, max(steps), 4)] if max(steps) > low else None,
     )

@@ -60,11 +60,11 @@ class LiveReport:
             self._last = now
             self._write(f"step {step} of {self.steps}", max(1, round(self.seconds)))
 
-    def finish(self, step: int) -> None:
-        """The last page, which no longer reloads; an evaluation then writes the full report over it."""
+    def finish(self, step: int, told: str = "`gjwm evaluate` writes the full report here") -> None:
+        """The last page, which no longer reloads; an evaluation may then write the full report over it."""
         self._step = step
         if self.seconds:
-            self._write(f"step {step} of {self.steps}, done; `gjwm evaluate` writes the full report here", None)
+            self._write(f"step {step} of {self.steps}, done; {told}", None)
 
     def _write(self, told: str, refresh: int | None) -> None:
         # The unfinished log first: an older run's metrics.jsonl may lie beside it.
