@@ -333,11 +333,10 @@ def run(steps, checkpoints=None, log=None, **options):
         stream,
         buffer,
         steps=steps,
-        batch=16,
         log=log,
         generator=generator(4),
         checkpoints=checkpoints,
-        **{"aimless_steps": 60, "log_every": 20, "checkpoint_every": 100, "horizon": 3, **options},
+        **{"batch": 16, "aimless_steps": 60, "log_every": 20, "checkpoint_every": 100, "horizon": 3, **options},
     )
     stream.close()
     return subject
@@ -480,7 +479,7 @@ def test_learning_from_data_alone_ranks_actions():
 
 TINY = [
     *("threads=1", "logger.wandb=disabled", "report.every=0.001", "name=tiny", "latent_dim=4", "env.id=Pendulum-v1"),
-    *("encoder.hidden=[16]", "dynamics.hidden=16", "dynamics.std_hidden=8"),
+    *("experiment=gym_online", "encoder.hidden=[16]", "dynamics.hidden=16", "dynamics.std_hidden=8"),
     *("heads.reward.hidden=[16]", "heads.value.hidden=16", "heads.policy.hidden=[16]", "discrepancy.num_slices=8"),
     *("planner.samples=16", "planner.iterations=2", "planner.elites=4", "online.horizon=3", "online.batch=16"),
     *("online.steps=480", "online.aimless_steps=200", "online.lanes=2", "online.log_every=80"),
