@@ -318,7 +318,7 @@ def _acquire(path: Path) -> int:
     """The lock's descriptor; the lock ends with it, or with the process."""
     try:
         return acquire(path / "lock")
-    except OSError as error:
+    except BlockingIOError as error:
         raise BlockingIOError(
             f"{path} is being extended by another process; wait for it, or choose another folder."
         ) from error
