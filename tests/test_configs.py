@@ -32,7 +32,7 @@ def test_no_group_is_left_out_here():
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_an_experiment_builds_its_env_model_and_planner(name):
-    cfg = load_config([f"experiment={name}", *(["env.id=Pendulum-v1"] if name == "gym" else [])])
+    cfg = load_config([f"experiment={name}", *(["env.id=Pendulum-v1"] if name.startswith("gym") else [])])
     env = make_env(cfg.env.id, **_env_kwargs(cfg))
     observation, _ = env.reset(seed=0)
     model = WorldModel(
