@@ -309,7 +309,7 @@ def online_command(cfg: DictConfig, command: str) -> None:
         raise ValueError(
             "there is nothing to learn from: set online.steps, or online.data and online.pretrain to learn from a dataset."
         )
-    if before:
+    if own.data is not None:  # replay begins with it also where nothing is learned from it before
         _require_same_env(cfg, own.data)
     stream = Stream(cfg.env.id, _env_kwargs(cfg), lanes=own.lanes, seed=cfg.seed, workers=cfg.collect.workers)
     try:

@@ -547,5 +547,6 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "runs" / "wrong" / "checkpoint.pt").exists()
     assert main(["online", *TINY, "online.steps=0", "name=nothing"]) == 1
     assert "nothing to learn from" in capsys.readouterr().err
-    assert main(["online", *TINY, "env.action_repeat=4", "name=other", *alone]) == 1
-    assert "action_repeat" in capsys.readouterr().err
+    for phases in (alone, ["online.data=data"]):
+        assert main(["online", *TINY, "env.action_repeat=4", "name=other", *phases]) == 1
+        assert "action_repeat" in capsys.readouterr().err
