@@ -91,9 +91,7 @@ class QEnsemble(nn.Module):
         self.two_hot = None if bins is None else TwoHot(bins, low, high)
         sizes = [latent_dim + action_dim, hidden, hidden, 1 if bins is None else bins]
         self.layers = nn.ModuleList(BatchedLinear(members, i, o) for i, o in itertools.pairwise(sizes))
-        with (
-            torch.no_grad()
-        ):  # all values start in the middle of the bins, rather than where the first weights happen to be
+        with torch.no_grad():  # all values start in the middle of the bins, not where the first weights happen to be
             self.layers[-1].weight.zero_()
             self.layers[-1].bias.zero_()
 
@@ -147,9 +145,10 @@ class Policy(nn.Module):
             latent_dim=latent_dim, action_dim=action_dim, hidden=list(hidden), min_std=min_std, max_std=max_std
         )
         layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise([latent_dim, *hidden]):
+        sizes = [latent_dim, *hidden]
+        for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.ReLU()]
-        self.net = nn.Sequential(*layers, nn.Linear(hidden[-1], 2 * action_dim))
+        self.net = nn.Sequential(*layers, nn.Linear(sizes[-1], 2 * action_dim))
         self.log_std_range = (math.log(min_std), math.log(max_std))
 
     def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _options(group: str, settings: DictConfig, function: Callable) -> dict[str, 
     """A config group as the keyword arguments of `function`, with wrong names and kinds told in one sentence.
 
     Raises:
-        ValueError: for a name that `function` does not take, or no number where its default is one.
+        ValueError: for a name that `function` does not take, or no number where its default is one (null where it may be None).
     """
     options = OmegaConf.to_container(settings, resolve=True)
     parameters = {k: p for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -124,7 +125,9 @@ def _options(group: str, settings: DictConfig, function: Callable) -> dict[str, 
             continue
         whole = isinstance(default, int)
         right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if value is not None and not (right and math.isfinite(value)):
+        if value is None and "None" in str(parameters[name].annotation):
+            continue
+        if not (right and math.isfinite(value)):
             raise ValueError(f"{group}.{name} must be a {'whole ' * whole}number, got {value!r}.")
     return options
 
@@ -214,17 +217,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     decodes = bool(decoder_steps) and len(shape) == 3
     total = options["steps"] + decoder_steps * decodes
-    with (
-        LiveReport(run, name=cfg.name, steps=total, seconds=cfg.report.every) as live,
-        RunLogger(
-            run,
-            wandb_mode=cfg.logger.wandb,
-            project=cfg.logger.project,
-            name=cfg.name,
-            config=resolved,
-            resume_after=after,
-        ) as logger,
-    ):
+    with _logging(cfg, total, after) as (logger, live):
         with progress(options["steps"], desc="train") as bar:
 
             def log(scalars: dict[str, float], step: int) -> None:
@@ -287,6 +280,24 @@ def train_command(cfg: DictConfig, command: str) -> None:
             save_decoder(decoder, run / "decoder.pt")
         live.finish(total)
     print(f"{run}: checkpoint.pt, metrics.jsonl")
+
+
+@contextmanager
+def _logging(cfg: DictConfig, steps: int, after: int | None) -> Iterator[tuple[RunLogger, LiveReport]]:
+    """The run's log, kept up to step `after` of an interrupted run, and its live report of `steps` steps."""
+    run = Path(cfg.run_dir)
+    with (
+        LiveReport(run, name=cfg.name, steps=steps, seconds=cfg.report.every) as live,
+        RunLogger(
+            run,
+            wandb_mode=cfg.logger.wandb,
+            project=cfg.logger.project,
+            name=cfg.name,
+            config=OmegaConf.to_container(cfg, resolve=True),
+            resume_after=after,
+        ) as logger,
+    ):
+        yield logger, live
 
 
 RETURNS = "returns.json"
@@ -354,18 +365,7 @@ def _learn_online(
         repeat=cfg.env.get("action_repeat", 1),
         resume_after=None if after is None else max(after - before, 0) if own.steps else after,
     )
-    with (
-        LiveReport(run, name=cfg.name, steps=total, seconds=cfg.report.every) as live,
-        RunLogger(
-            run,
-            wandb_mode=cfg.logger.wandb,
-            project=cfg.logger.project,
-            name=cfg.name,
-            config=resolved,
-            resume_after=after,
-        ) as logger,
-        progress(total, desc="online") as bar,
-    ):
+    with _logging(cfg, total, after) as (logger, live), progress(total, desc="online") as bar:
         shown: dict[str, float] = {}
 
         def log(scalars: dict[str, float], step: int) -> None:
