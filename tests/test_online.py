@@ -151,7 +151,7 @@ def test_the_policys_density_is_that_of_a_squashed_gaussian():
 def test_values_become_the_discounted_return_and_stop_at_a_terminal_state(terminal, value):
     """Reward 1 at every step: 1 / (1 - 0.9) where nothing ends, 1 where every step does."""
     heads = ("reward", "value", "policy", "termination")
-    subject = learner(heads=heads, discount=0.9, target_rate=0.3, lr=1e-2, lam=1.0)
+    subject = learner(heads=heads, discount=0.9, target_rate=0.3, lr=1e-2, value_lr=1e-2, lam=1.0)
     subject.model.train()
     draw = generator(2)
     for _ in range(500):
@@ -165,6 +165,20 @@ def test_values_become_the_discounted_return_and_stop_at_a_terminal_state(termin
     assert q.mean().item() == pytest.approx(value, rel=0.1)
     ends = model.heads["termination"](z, model.heads["policy"](z))
     assert ends.mean().item() == pytest.approx(float(terminal), abs=0.05)
+
+
+def test_targets_may_follow_the_policy_in_the_model_first():
+    """Rewards 1, each step the last with probability 1/2, and slow values of 8 beyond: worked out by hand."""
+    subject = learner(heads=("reward", "value", "policy", "termination"), discount=0.5, expansion=2)
+    for name, number in (("reward", 1.0), ("termination", 0.0)):  # of the logit
+        last = [m for m in subject.model.heads[name].modules() if isinstance(m, torch.nn.Linear)][-1]
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.constant_(last.bias, number)
+    subject.slow.forward = lambda z, a: torch.full((2, *z.shape[:-1]), 8.0)
+    z, noise = torch.randn(5, 3, 4, generator=generator()), torch.randn(3, 5, 3, 1, generator=generator(1))
+    expected = 1 + 0.5 * 0.5 * (1 + 0.5 * 0.5 * 8)
+    torch.testing.assert_close(subject._values(z, noise), torch.full((5, 3), expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(subject._values(z, noise[:1]), torch.full((5, 3), 8.0))
 
 
 def test_the_policy_climbs_the_values_without_moving_them():
@@ -203,9 +217,16 @@ def test_what_a_learner_cannot_use_is_one_sentence():
         learner(heads=("reward",))
     with pytest.raises(ValueError, match="discount"):
         learner(discount=1.5)
+    with pytest.raises(ValueError, match="expansion"):
+        learner(expansion=-1)
     batch = Batch(
         torch.randn(8, 4, 1), torch.rand(8, 3, 1), torch.zeros(8, 3), torch.zeros(8, 3).bool(), torch.arange(8)
     )
+    subject = learner(entropy=math.nan)
+    kept = [p.clone() for p in subject.policy.parameters()]
+    with pytest.raises(FloatingPointError, match="the policy's loss"):
+        subject.update(batch)
+    assert all(torch.equal(p, q) for p, q in zip(kept, subject.policy.parameters()))
     with pytest.raises(ValueError, match="EnsembleDynamics predicts several means"):
         learner(dynamics=EnsembleDynamics(4, 1, members=2, hidden=8, std_hidden=8)).update(batch)
     subject = learner()
@@ -512,6 +533,30 @@ def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     assert "planner" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_command_learns_while_acting_from_pixels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [
+        *("experiment=suite", "task=cartpole-swingup", "env.obs=pixels", "env.size=32", "env.frame_stack=2"),
+        *(
+            "+env.max_episode_steps=15",
+            "encoder=conv",
+            "encoder.hidden=16",
+            "collect.workers=0",
+            "logger.wandb=disabled",
+        ),
+        *("online.steps=80", "online.aimless_steps=40", "online.lanes=2", "online.episodes=1", "online.batch=4"),
+        *("online.evaluate_every=80", "online.log_every=20", "name=seen"),
+    ]
+    assert main(["online", *settings]) == 0
+    model = WorldModel.load(tmp_path / "runs/seen/checkpoint.pt")
+    assert model.encoder.observation_shape == (6, 32, 32)
+    rows = [json.loads(line) for line in (tmp_path / "runs/seen/metrics.jsonl").read_text().splitlines()]
+    learned = [row["train/reward"] for row in rows if "train/reward" in row]
+    assert len(learned) >= 2 and all(map(math.isfinite, learned))
+    assert json.loads((tmp_path / "runs/seen/returns.json").read_text())["returns"]["plan"]["episodes"] == 1
+
+
 def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = ["collect.episodes=4", "collect.length=40", "collect.workers=0", "collect.behaviour=uniform", "dataset=data"]
@@ -538,6 +583,8 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     for wrong, told in [
         ("heads=[reward]", "lacks value, policy"),
         ("online.episodes=0", "online.episodes must be a whole number"),
+        ("online.horizon=null", "online.horizon must be a whole number, got None"),
+        ("learner.lr=null", "learner.lr must be a number, got None"),
         ("online.evaluate_every=0", "evaluate_every to be a whole number"),
         ("env.id=CartPole-v1", "discrete actions"),
     ]:

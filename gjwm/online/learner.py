@@ -49,11 +49,13 @@ class RewardLearner:
     Args:
         model: see there; its heads "value" and "policy" are a `QEnsemble` and a `Policy`.
         objective: of the encoder and the predicted mean.
-        lr, policy_lr: Adam's learning rates, of the policy and of all else.
+        lr, value_lr, policy_lr: Adam's learning rates, of the world model, the values and the policy.
         encoder_rate: the encoder's learning rate as a share of lr: values follow a representation that moves slowly.
         clip: largest gradient norm.
         discount: g per step.
         lam: of the value targets, see `lambda_returns`.
+        expansion: steps that the policy is followed in the model before the slow values are asked, for each target (model-based
+            value expansion, Feinberg et al., 2018). Values then look so much further at each update.
         target_rate: share of the values that their slow copy, which gives the targets, takes over at each update.
         rho: each further open-loop step counts this much less.
         reward_weight, value_weight, termination_weight: of these errors beside the objective. They reach the dynamics and the
@@ -73,11 +75,13 @@ class RewardLearner:
         objective: JointEmbeddingObjective,
         *,
         lr: float = 1e-3,
+        value_lr: float = 1e-3,
         policy_lr: float = 1e-3,
         encoder_rate: float = 0.3,
         clip: float = 10.0,
         discount: float = 0.99,
         lam: float = 0.0,
+        expansion: int = 0,
         target_rate: float = 0.01,
         rho: float = 0.7,
         reward_weight: float = 1.0,
@@ -92,23 +96,25 @@ class RewardLearner:
             raise ValueError(
                 f"learning from reward needs a model with the heads reward, value and policy; it lacks {', '.join(missing)}."
             )
-        if not 0 < discount <= 1 or not 0 <= lam <= 1 or not 0 < target_rate <= 1:
+        if not 0 < discount <= 1 or not 0 <= lam <= 1 or not 0 < target_rate <= 1 or expansion < 0:
             raise ValueError(
-                f"expected 0 < discount <= 1, 0 <= lam <= 1 and 0 < target_rate <= 1, got {discount}, {lam} and {target_rate}."
+                "expected 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and expansion >= 0, got "
+                f"{discount}, {lam}, {target_rate} and {expansion}."
             )
         self.model, self.objective = model, objective.to(model.device)
         self.discount, self.lam, self.target_rate, self.rho = discount, lam, target_rate, rho
+        self.expansion = expansion
         self.weights = {"reward": reward_weight, "value": value_weight, "termination": termination_weight}
         self.clip, self.entropy, self.clone = clip, entropy, clone
         self.value: QEnsemble = model.heads["value"]
         self.policy: Policy = model.heads["policy"]
         self.slow = copy.deepcopy(self.value).requires_grad_(False)
-        apart = {id(p) for module in (model.encoder, self.policy) for p in module.parameters()}
-        encoder = list(model.encoder.parameters())
+        apart = {id(p) for module in (model.encoder, self.policy, self.value) for p in module.parameters()}
+        encoder, values = list(model.encoder.parameters()), list(self.value.parameters())
         rest = [p for module in (model, objective) for p in module.parameters() if id(p) not in apart]
-        self._parameters = [*encoder, *rest]
+        self._parameters = [*encoder, *values, *rest]
         self._policy_parameters = list(self.policy.parameters())
-        groups = [{"params": encoder, "lr": encoder_rate * lr}, {"params": rest}]
+        groups = [{"params": encoder, "lr": encoder_rate * lr}, {"params": values, "lr": value_lr}, {"params": rest}]
         self.optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
         self.policy_optimizer = torch.optim.Adam(self._policy_parameters, lr=policy_lr, fused=True)
         self.spread = torch.ones((), device=model.device)  # of the values from 5% to 95% of states: a running average
@@ -125,10 +131,10 @@ class RewardLearner:
             generator: of the policy's actions and the objective's slices.
 
         Raises:
-            FloatingPointError: when the loss or its gradient is NaN or infinite; no weight has then changed.
+            FloatingPointError: when a loss or its gradient is NaN or infinite; what it trains has then not changed.
         """
         z = self.model.encode(batch.o)
-        noise = _normal(batch.a, generator)
+        noise = _normal(batch.a.expand(self.expansion + 1, *batch.a.shape), generator)
         z_hat, nll, heads = self._read(z, batch.a, batch.r, batch.terminated.float(), noise)
         # One latent of each window: what the discrepancy compares is then all but independent.
         losses = self.objective(z_hat, z[:, 1:], z[:, :1], generator=generator)
@@ -150,7 +156,11 @@ class RewardLearner:
         self.policy_optimizer.zero_grad(set_to_none=True)
         ascent.backward()
         self.value.requires_grad_(True)
-        nn.utils.clip_grad_norm_(self._policy_parameters, self.clip)
+        norm_policy = nn.utils.clip_grad_norm_(self._policy_parameters, self.clip)
+        if not (ascent + norm_policy).isfinite():
+            raise FloatingPointError(
+                f"the policy's loss became {ascent.item()} and its gradient {norm_policy.item()}; lower the learning rates."
+            )
         self.policy_optimizer.step()
         with torch.no_grad():
             low, high = torch.quantile(q.flatten(), self._tails)
@@ -176,9 +186,9 @@ class RewardLearner:
             return (error.flatten(0, -2).mean(0) * weight).sum()
 
         with torch.no_grad():
-            z_next = z[:, 1:]
-            v_next = self.slow(z_next, self.policy.squash(z_next, noise)[0]).amin(0)
-            target = lambda_returns(r, v_next, 1 - terminated, discount=self.discount, lam=self.lam)
+            target = lambda_returns(
+                r, self._values(z[:, 1:], noise), 1 - terminated, discount=self.discount, lam=self.lam
+            )
         errors = {
             "reward": weighted(F.smooth_l1_loss(model.heads["reward"](path, a), r, reduction="none")),
             "value": weighted(self.value.errors(path, a, target)),
@@ -187,6 +197,18 @@ class RewardLearner:
             logit = model.heads["termination"].logit(path, a)
             errors["termination"] = weighted(F.binary_cross_entropy_with_logits(logit, terminated, reduction="none"))
         return z_hat, nll, errors
+
+    def _values(self, z: Tensor, noise: Tensor) -> Tensor:
+        """What the policy earns from latents (..., D): as the model says at first, then as the slow values do -> (...)."""
+        heads, earned, weight = self.model.heads, 0.0, 1.0
+        for step in noise[:-1]:
+            a = self.policy.squash(z, step)[0]
+            earned = earned + weight * heads["reward"](z, a)
+            weight = weight * self.discount
+            if "termination" in heads:
+                weight = weight * (1 - heads["termination"](z, a))
+            z = self.model.dynamics.mean(z, a)
+        return earned + weight * self.slow(z, self.policy.squash(z, noise[-1])[0]).amin(0)
 
     def _ascend_values(self, z: Tensor, taken: Tensor, noise: Tensor, spread: Tensor):
         """The policy's loss on latents (B, T+1, D), of which T acted; the values it finds, and its entropy."""
