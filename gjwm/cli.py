@@ -388,6 +388,7 @@ def _learn_online(
                 learner,
                 data,
                 updates=before,
+                cooldown=0.0 if own.steps else own.cooldown,
                 log=log,
                 generator=generator,
                 checkpoints=checkpoints,

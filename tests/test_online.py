@@ -533,6 +533,30 @@ def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     assert "planner" in capsys.readouterr().err
 
 
+def test_rates_cool_down_over_the_last_share_of_the_steps():
+    seen = []
+    subject = learner(lr=1e-3, encoder_rate=0.5, value_lr=2e-3, policy_lr=4e-3)
+    update = subject.update
+
+    def watched(batch, noise):
+        groups = (*subject.optimizer.param_groups, *subject.policy_optimizer.param_groups)
+        seen.append([group["lr"] for group in groups])
+        return update(batch, noise)
+
+    subject.update = watched
+    options = dict(aimless_steps=8, update_ratio=0.5, batch=8, evaluate_every=100, horizon=2, generator=generator())
+    stream = Stream("test/Slide-v0", {}, lanes=1, seed=0, workers=0)
+    buffer = ReplayBuffer(200, stream.observation_space, stream.action_space, 1)
+    train_online(subject, planner(), stream, buffer, steps=100, cooldown=0.5, **options)
+    stream.close()
+    whole, last = np.array([5e-4, 2e-3, 1e-3, 4e-3]), np.array(seen)
+    np.testing.assert_allclose(last[:20], np.tile(whole, (20, 1)))
+    assert (np.diff(last[27:, 0]) < 0).all() and np.ptp(last / whole, axis=1).max() < 1e-9
+    np.testing.assert_allclose(last[-1] / whole, 0.1 + 0.9 * 0.02, atol=0.02)
+    with pytest.raises(ValueError, match="cooldown"):
+        pretrain(subject, buffer, updates=2, batch=4, cooldown=1.5)
+
+
 @pytest.mark.slow
 def test_the_command_learns_while_acting_from_pixels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -117,6 +117,8 @@ class RewardLearner:
         groups = [{"params": encoder, "lr": encoder_rate * lr}, {"params": values, "lr": value_lr}, {"params": rest}]
         self.optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
         self.policy_optimizer = torch.optim.Adam(self._policy_parameters, lr=policy_lr, fused=True)
+        for group in (*self.optimizer.param_groups, *self.policy_optimizer.param_groups):
+            group["initial_lr"] = group["lr"]
         self.spread = torch.ones((), device=model.device)  # of the values from 5% to 95% of states: a running average
         self._tails = torch.tensor([0.05, 0.95], device=model.device)
         self._read, self._ascend = self._read_window, self._ascend_values
@@ -168,6 +170,11 @@ class RewardLearner:
             torch._foreach_lerp_(list(self.slow.parameters()), list(self.value.parameters()), self.target_rate)
         scalars = {**losses, **heads, "loss": loss, "nll": nll, "q": q.mean(), "entropy": entropy, "grad_norm": norm}
         return {name: value.detach() for name, value in scalars.items()}
+
+    def scale_rates(self, share: float) -> None:
+        """Learn at this share of the learning rates that were set."""
+        for group in (*self.optimizer.param_groups, *self.policy_optimizer.param_groups):
+            group["lr"] = share * group["initial_lr"]
 
     def _read_window(self, z: Tensor, a: Tensor, r: Tensor, terminated: Tensor, noise: Tensor):
         """Predictions (2, B, T, D), the spread's loss, and the heads' errors along the open-loop rollout."""

@@ -25,6 +25,7 @@ def pretrain(
     windows: Windows,
     *,
     updates: int,
+    cooldown: float = 0.0,
     batch: int = 128,
     length: int = 3,
     log: Log | None = None,
@@ -38,6 +39,7 @@ def pretrain(
     Args:
         windows: of `length` steps, with rewards: a `ReplayBuffer` or `DiskWindows`.
         updates, batch: gradient steps, and windows in each.
+        cooldown: see `train_online`; 0 where acting follows.
         log: called with scalars every `log_every` updates and after the last.
         generator: on the CPU; draws the windows and seeds all other noise.
         checkpoints: where everything is kept every `checkpoint_every` updates and after the last. If a state is there already,
@@ -56,6 +58,7 @@ def pretrain(
         clock.spent = found.content["spent"]
     learner.model.train()
     for update in range(first + 1, updates + 1):
+        learner.scale_rates(_cooled((update - 1) / updates, cooldown))
         losses = learner.update(windows.sample(batch, length, generator=generator).to(device), noise)
         clock.passed("updating")
         if log is not None and (update % log_every == 0 or update == updates):
@@ -78,6 +81,7 @@ def train_online(
     aimless_steps: int = 2000,
     aimless_limit: int = 20_000,
     update_ratio: float = 0.5,
+    cooldown: float = 0.2,
     batch: int = 128,
     length: int = 3,
     horizon: int = 4,
@@ -106,6 +110,8 @@ def train_online(
         aimless_steps: of these, without a plan at the start: see `Exploration`. Their updates are made up for at once.
         aimless_limit: while no reward but 0 has been seen, there is nothing to plan for: actions stay aimless up to this step.
         update_ratio: updates per step.
+        cooldown: share of the steps, the last ones, over which the learning rates fall linearly to a tenth: what is learned
+            then is the average of many updates rather than where the last few have led.
         batch, length: windows per update, and steps of each: the open-loop horizon that is learned.
         horizon, policy_plans: of the planner.
         exploration: of the actions; None: `Exploration()`.
@@ -185,6 +191,7 @@ def train_online(
             # As many updates as the steps taken so far are worth: none while actions are aimless, then those of all of them.
             owed = int(update_ratio * step) - updates if step >= aimless_steps else 0
             model.train()
+            learner.scale_rates(_cooled(step / steps, cooldown))
             for _ in range(owed):
                 losses = learner.update(buffer.sample(batch, length, generator=generator).to(device), noise)
             updates += owed
@@ -213,6 +220,14 @@ def train_online(
                 content |= {"spent": clock.spent, "seconds": clock.total, **_generators(generator, noise)}
                 checkpoints.save(offset + step, content, attach={"replay.pt": buffer.save})
                 clock.passed("keeping")
+
+
+def _cooled(progress: float, cooldown: float) -> float:
+    """1, then over the last `cooldown` of the way linearly down to 0.1."""
+    if not 0 <= cooldown <= 1:
+        raise ValueError(f"expected cooldown, a share of the steps, from 0 to 1, got {cooldown}.")
+    left = 1 - progress
+    return 1.0 if left >= cooldown else 0.1 + 0.9 * left / cooldown
 
 
 def _check_counts(**counts: int) -> None:
