@@ -36,7 +36,7 @@ from gjwm.behaviours import Behaviour, behaviour_from_weights
 from gjwm.checkpoint import Checkpoints
 from gjwm.collect import Episode, collect_dataset, collect_episodes
 from gjwm.data_command import data_command
-from gjwm.dataset import DiskWindows, dataset_info, open_windows, read_episodes
+from gjwm.dataset import DiskWindows, dataset_info, episode_lengths, open_windows, read_episodes
 from gjwm.decoder import ConvDecoder
 from gjwm.envs.workers import cores
 from gjwm.evaluate import Details, check_equal_length, check_protocol, encode_episodes, evaluate
@@ -438,9 +438,12 @@ def _residence(cfg: DictConfig) -> str:
 def _replay(cfg: DictConfig, stream: Stream) -> ReplayBuffer:
     """A buffer of the stream's lanes, filled with the dataset's episodes where there is one."""
     space, data = stream.observation_space, cfg.online.data
-    stored = 0 if data is None else dataset_info(data)["steps"]
+    stored = [0] * cfg.online.lanes  # steps per lane: each episode goes to the one with the fewest
+    for length in () if data is None else episode_lengths(data):
+        stored[stored.index(min(stored))] += length
+    acted = -(-cfg.online.steps // cfg.online.lanes)
     buffer = ReplayBuffer(
-        cfg.online.capacity or stored + cfg.online.steps + cfg.online.lanes,
+        cfg.online.capacity or cfg.online.lanes * (max(stored) + acted + 1),
         space,
         stream.action_space,
         cfg.online.lanes,

@@ -443,7 +443,7 @@ def evaluate(
     planner: Planner,
     *,
     goals: str = "ahead",
-    goal_offset: int = 12,
+    goal_offset: int | None = 12,
     pairs: int = 100,
     steps: int = 25,
     horizon: int = 12,

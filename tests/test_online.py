@@ -222,6 +222,18 @@ def test_what_a_learner_cannot_use_is_one_sentence():
     batch = Batch(
         torch.randn(8, 4, 1), torch.rand(8, 3, 1), torch.zeros(8, 3), torch.zeros(8, 3).bool(), torch.arange(8)
     )
+    for wrong in ({"value_lr": -1.0}, {"clip": 0.0}, {"rho": 0.0}):
+        with pytest.raises(ValueError, match="learning rates >= 0"):
+            learner(**wrong)
+    subject = learner()
+    subject.model.train()
+    kept = {name: x.clone() for name, x in subject.model.state_dict().items()}
+    for name in ("o", "r"):
+        broken = Batch(batch.o.clone(), batch.a, batch.r.clone(), batch.terminated, batch.episode)
+        getattr(broken, name)[0, 0] = math.inf
+        with pytest.raises(FloatingPointError, match="look for them in the data"):
+            subject.update(broken)
+    assert all(torch.equal(x, kept[name]) for name, x in subject.model.state_dict().items())  # running statistics too
     subject = learner(entropy=math.nan)
     kept = [p.clone() for p in subject.policy.parameters()]
     with pytest.raises(FloatingPointError, match="the policy's loss"):
@@ -245,10 +257,11 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     batch = Batch(
         torch.randn(8, 4, 1),
         torch.rand(8, 3, 1),
-        torch.full((8, 3), math.inf),
+        torch.full((8, 3), 1e30),  # finite, and too large for what is made of it
         torch.zeros(8, 3).bool(),
         torch.arange(8),
     )
+    subject.weights["reward"] = 1e30
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         subject.update(batch)
     assert all(torch.equal(p, q) for p, q in zip(before, subject.model.parameters()))
@@ -426,7 +439,7 @@ def test_updates_keep_to_their_ratio_and_the_schedule_falls():
 
 
 def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
-    explorer = Explorer(Exploration(loud_colours=(0.0, 2.0), block=400, loudness=0.3), 2, 1, generator())
+    explorer = Explorer(Exploration(quiet=800, loud_colours=(0.0, 2.0), block=400, loudness=0.3), 2, 1, generator())
 
     def neighbours():
         a = torch.stack([explorer.aimless() for _ in range(400)])[..., 0]
@@ -445,6 +458,11 @@ def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
     assert torch.equal(explorer.disturb(torch.zeros(2, 1), 9), other.disturb(torch.zeros(2, 1), 9))
     with pytest.raises(ValueError, match="block >= 2"):
         Exploration(block=1)
+    alone = Explorer(
+        Exploration(block=400), 1, 1, generator(2)
+    )  # the first 2,000 steps are five blocks of a single lane
+    a = torch.stack([alone.aimless() for _ in range(2400)])[:, 0, 0]
+    assert (a[:2000].abs() > 0.999).float().mean() < 0.01 and (a[2000:].abs() > 0.999).float().mean() > 0.3
 
 
 def test_settings_that_cannot_work_are_one_sentence():
@@ -583,7 +601,7 @@ def test_the_command_learns_while_acting_from_pixels(tmp_path, monkeypatch):
 
 def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    data = ["collect.episodes=4", "collect.length=40", "collect.workers=0", "collect.behaviour=uniform", "dataset=data"]
+    data = ["collect.episodes=3", "collect.length=40", "collect.workers=0", "collect.behaviour=uniform", "dataset=data"]
     assert main(["collect", *TINY, *data]) == 0
     alone = ["online.data=data", "online.steps=0", "online.pretrain=30", "online.log_every=10"]
     assert main(["online", *TINY, *data, *alone]) == 0
@@ -604,6 +622,10 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     rows = [json.loads(line) for line in (tmp_path / "runs/both/metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows]
     assert steps[:3] == [10, 20, 30] and steps == sorted(steps) and steps[-1] == 30 + 480
+    last = sorted((tmp_path / "runs/both/state").glob("*-replay.pt"))[-1]
+    assert (
+        len(ReplayBuffer.load(last)) == 3 * 40 + 480
+    )  # two episodes in one lane, one in the other: nothing is forgotten
     for wrong, told in [
         ("heads=[reward]", "lacks value, policy"),
         ("online.episodes=0", "online.episodes must be a whole number"),

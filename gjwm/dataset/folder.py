@@ -361,6 +361,12 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
             yield episode._replace(o=restack(episode.o, space, info["frame_stack"]))
 
 
+def episode_lengths(path: str | Path) -> list[int]:
+    """Steps of each episode in the order they were collected; errors as `read_episodes`, damage within episodes aside."""
+    info = dataset_info(path)
+    return [int(rows) - 1 for shard in open_shards(path, info) for rows in shard.rows]
+
+
 def load_buffer(path: str | Path, device: torch.device | str = "cpu", *, episodes: int | None = None) -> ReplayBuffer:
     """A replay buffer that holds the dataset, or its first `episodes`, and no more.
 
@@ -372,7 +378,7 @@ def load_buffer(path: str | Path, device: torch.device | str = "cpu", *, episode
     count = info["episodes"] if episodes is None else episodes
     steps = info["steps"]
     if count < info["episodes"]:
-        steps = sum(int(rows) - 1 for rows in _first_rows(path, info, count))
+        steps = sum(episode_lengths(path)[:count])
     try:
         buffer = ReplayBuffer(
             steps,
@@ -394,15 +400,6 @@ def load_buffer(path: str | Path, device: torch.device | str = "cpu", *, episode
         if shard.first_episode + shard.episodes >= count:
             break
     return buffer
-
-
-def _first_rows(path: str | Path, info: Mapping[str, Any], count: int) -> list[int]:
-    rows: list[int] = []
-    for shard in open_shards(path, info):
-        rows += shard.rows.tolist()
-        if len(rows) >= count:
-            break
-    return rows[:count]
 
 
 def require_episodes(path: str | Path, episodes: int | None = None) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class Exploration:
             half width. It rises evenly from 0 in the first lane to twice that in the last (a single lane has the mean).
         steps: over which it falls linearly, after the aimless ones.
         colour: exponent of its spectrum along time: 0 white, 1 pink, 2 brown.
-        loud_colours: of the aimless blocks after the first, which is uniform and white, one after the other over the lanes.
+        quiet: first aimless steps, counted over the lanes in whole blocks, that are uniform and white.
+        loud_colours: of the aimless blocks after those, one after the other over the lanes.
         loudness: their standard deviation; they are clipped to the range, and mostly at its ends with 3.
         block: steps of one draw, about an episode.
     """
@@ -37,14 +38,20 @@ class Exploration:
     end: float = 0.1
     steps: int = 10_000
     colour: float = 0.0
+    quiet: int = 2000
     loud_colours: Sequence[float] = field(default_factory=lambda: (2.0, 1.0, 2.0, 0.0))
     loudness: float = 3.0
     block: int = 500
 
     def __post_init__(self):
-        if min(self.start, self.end, self.loudness) < 0 or self.steps < 1 or self.block < 2 or not self.loud_colours:
+        if (
+            min(self.start, self.end, self.loudness, self.quiet) < 0
+            or self.steps < 1
+            or self.block < 2
+            or not self.loud_colours
+        ):
             raise ValueError(
-                f"exploration expects start, end and loudness >= 0, steps >= 1, block >= 2 and a colour, got {self}."
+                f"exploration expects start, end, quiet and loudness >= 0, steps >= 1, block >= 2 and a colour, got {self}."
             )
 
     def std(self, step: int) -> float:
@@ -79,7 +86,7 @@ class Explorer:
     def _next(self, *, aimless: bool) -> Tensor:
         if self._block is None or self._place == self._block.shape[1] or aimless != self._aimless:
             shape = (self.lanes, self.exploration.block, self.action_dim)
-            if aimless and not self._blocks:
+            if aimless and self._blocks * self.lanes * self.exploration.block < self.exploration.quiet:
                 self._block = 2 * torch.rand(shape, generator=self.generator) - 1
             elif aimless:
                 colours = self.exploration.loud_colours

@@ -101,6 +101,11 @@ class RewardLearner:
                 "expected 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and expansion >= 0, got "
                 f"{discount}, {lam}, {target_rate} and {expansion}."
             )
+        rates = dict(lr=lr, value_lr=value_lr, policy_lr=policy_lr, encoder_rate=encoder_rate)
+        if min(rates.values()) < 0 or not clip > 0 or not 0 < rho <= 1:
+            raise ValueError(
+                f"expected learning rates >= 0, clip > 0 and 0 < rho <= 1, got {rates}, clip={clip}, rho={rho}."
+            )
         self.model, self.objective = model, objective.to(model.device)
         self.discount, self.lam, self.target_rate, self.rho = discount, lam, target_rate, rho
         self.expansion = expansion
@@ -135,6 +140,9 @@ class RewardLearner:
         Raises:
             FloatingPointError: when a loss or its gradient is NaN or infinite; what it trains has then not changed.
         """
+        for name, given in (("observations", batch.o), ("actions", batch.a), ("rewards", batch.r)):
+            if given.is_floating_point() and not given.isfinite().all():  # before they enter running statistics
+                raise FloatingPointError(f"the windows hold NaN or infinite {name}; look for them in the data.")
         z = self.model.encode(batch.o)
         noise = _normal(batch.a.expand(self.expansion + 1, *batch.a.shape), generator)
         z_hat, nll, heads = self._read(z, batch.a, batch.r, batch.terminated.float(), noise)
