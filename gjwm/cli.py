@@ -50,6 +50,7 @@ from gjwm.online import (
     ReturnCurve,
     RewardLearner,
     Stream,
+    check_schedule,
     play_returns,
     pretrain,
     return_report,
@@ -315,6 +316,14 @@ def online_command(cfg: DictConfig, command: str) -> None:
         value = own[name]
         if not (name == "capacity" and value is None) and (not isinstance(value, int) or value < least):
             raise ValueError(f"online.{name} must be a whole number, {least} or more, got {value!r}.")
+    # Before anything is touched, also what would be refused only once pretraining is over.
+    names = ("aimless_steps", "update_ratio", "cooldown", "batch", "length", "horizon")
+    schedule = {name: loop[name] for name in (*names, "evaluate_every", "log_every", "checkpoint_every")}
+    if own.steps:
+        check_schedule(lanes=own.lanes, steps=own.steps, **schedule)
+    else:  # as if there were just enough of them
+        least = own.lanes * (own.length + 1)
+        check_schedule(lanes=own.lanes, steps=least + 1, **{**schedule, "aimless_steps": least})
     before = 0 if own.data is None else own.pretrain
     if not before and not own.steps:
         raise ValueError(
@@ -339,7 +348,11 @@ def online_command(cfg: DictConfig, command: str) -> None:
         if begun is None:
             print(f"{run}: already trained, nothing to resume")
             return
-        _learn_online(cfg, command, stream, learner, planner, loop, checkpoints, after=begun[0], before=before)
+        try:
+            _learn_online(cfg, command, stream, learner, planner, loop, checkpoints, after=begun[0], before=before)
+        except FloatingPointError:
+            checkpoints.clear()  # going on would end the same way
+            raise
     finally:
         stream.close()
 
@@ -363,7 +376,9 @@ def _learn_online(
     curve = ReturnCurve(
         run / "returns.csv",
         repeat=cfg.env.get("action_repeat", 1),
-        resume_after=None if after is None else max(after - before, 0) if own.steps else after,
+        resume_after=max(after - before, 0)
+        if after is not None and own.steps
+        else None,  # from data alone: one, at the end
     )
     with _logging(cfg, total, after) as (logger, live), progress(total, desc="online") as bar:
         shown: dict[str, float] = {}
@@ -969,7 +984,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = split_sweep(arguments[1:])[1] if command is study_command else arguments[1:]
             if command is online_command and not any(text.startswith("experiment=") for text in settings):
                 ids = [text.partition("=")[2] for text in settings if text.startswith("env.id=")]
-                settings = ["experiment=gym_online" if ids else "experiment=suite", *settings]
+                foreign = bool(ids) and not ids[-1].startswith("gjwm/")
+                settings = ["experiment=gym_online" if foreign else "experiment=suite", *settings]
             cfg = load_config(settings)
             _prepare(cfg)
             command(cfg, shlex.join(["gjwm", *arguments]))

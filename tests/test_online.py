@@ -549,6 +549,14 @@ def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     assert "learner" in capsys.readouterr().err
     assert main(["online", *TINY, "resume=true", "planner.samples=20"]) == 1
     assert "planner" in capsys.readouterr().err
+    states = sorted(path.name for path in (folder / "state").iterdir())
+    for wrong in (
+        "online.cooldown=1.5",
+        "online.batch=0",
+        "online.aimless_steps=480",
+    ):  # refused before a run is touched
+        assert main(["online", *TINY, wrong]) == 1
+    assert sorted(path.name for path in (folder / "state").iterdir()) == states
 
 
 def test_rates_cool_down_over_the_last_share_of_the_steps():

@@ -8,7 +8,7 @@ returns   what an agent earns in environments of its own
 
 from gjwm.online.exploration import Exploration, Explorer
 from gjwm.online.learner import RewardLearner, lambda_returns, reward_agent
-from gjwm.online.loop import pretrain, train_online
+from gjwm.online.loop import check_schedule, pretrain, train_online
 from gjwm.online.oracle import simulator_actor
 from gjwm.online.returns import Act, ReturnCurve, play_returns, return_report
 from gjwm.online.stream import Stream, Transition
@@ -21,6 +21,7 @@ __all__ = [
     "RewardLearner",
     "Stream",
     "Transition",
+    "check_schedule",
     "lambda_returns",
     "play_returns",
     "pretrain",

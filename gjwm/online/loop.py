@@ -46,6 +46,7 @@ def pretrain(
             learning goes on from it, bit by bit on a CPU with as many threads; all other arguments must be what they were.
     """
     _check_counts(updates=updates, batch=batch, length=length, log_every=log_every, checkpoint_every=checkpoint_every)
+    _check_cooldown(cooldown)
     device = learner.model.device
     generator = Generator().manual_seed(torch.seed()) if generator is None else generator
     noise = _generator(generator, device)
@@ -129,8 +130,12 @@ def train_online(
         FloatingPointError: when a loss is NaN or infinite; the model then holds the last good weights.
     """
     lanes, model = stream.lanes, learner.model
-    _check_counts(
+    check_schedule(
+        lanes=lanes,
         steps=steps,
+        aimless_steps=aimless_steps,
+        update_ratio=update_ratio,
+        cooldown=cooldown,
         batch=batch,
         length=length,
         horizon=horizon,
@@ -138,11 +143,6 @@ def train_online(
         log_every=log_every,
         checkpoint_every=checkpoint_every,
     )
-    if update_ratio <= 0 or not lanes * (length + 1) <= aimless_steps < steps:
-        raise ValueError(
-            f"expected update_ratio > 0, and aimless_steps from lanes * (length + 1) = {lanes * (length + 1)} to below steps, "
-            f"got update_ratio={update_ratio}, aimless_steps={aimless_steps} and steps={steps}."
-        )
     device = model.device
     generator = Generator().manual_seed(torch.seed()) if generator is None else generator
     noise = _generator(generator, device)
@@ -222,10 +222,26 @@ def train_online(
                 clock.passed("keeping")
 
 
-def _cooled(progress: float, cooldown: float) -> float:
-    """1, then over the last `cooldown` of the way linearly down to 0.1."""
+def check_schedule(
+    *, lanes: int, steps: int, aimless_steps: int, update_ratio: float, cooldown: float, length: int, **counts: int
+) -> None:
+    """Raise ValueError for settings of `train_online` that cannot work; `counts` are its other whole numbers."""
+    _check_counts(steps=steps, length=length, **counts)
+    _check_cooldown(cooldown)
+    if update_ratio <= 0 or not lanes * (length + 1) <= aimless_steps < steps:
+        raise ValueError(
+            f"expected update_ratio > 0, and aimless_steps from lanes * (length + 1) = {lanes * (length + 1)} to below steps, "
+            f"got update_ratio={update_ratio}, aimless_steps={aimless_steps} and steps={steps}."
+        )
+
+
+def _check_cooldown(cooldown: float) -> None:
     if not 0 <= cooldown <= 1:
         raise ValueError(f"expected cooldown, a share of the steps, from 0 to 1, got {cooldown}.")
+
+
+def _cooled(progress: float, cooldown: float) -> float:
+    """1, then over the last `cooldown` of the way linearly down to 0.1."""
     left = 1 - progress
     return 1.0 if left >= cooldown else 0.1 + 0.9 * left / cooldown
 
