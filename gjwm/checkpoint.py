@@ -16,7 +16,7 @@ from gjwm.files import replacing
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # attachments with their sizes
 KEEP = 2  # the newest, and one more should its disk block have gone bad
 
 
@@ -58,7 +58,8 @@ class Checkpoints:
         for name, write in attach.items():
             write(self._attachment(path, name))
         with replacing(path) as partial:
-            torch.save({"format": FORMAT, "step": step, "content": content, "attached": list(attach)}, partial)
+            sizes = {name: self._attachment(path, name).stat().st_size for name in attach}
+            torch.save({"format": FORMAT, "step": step, "content": content, "attached": sizes}, partial)
         for old in self._files()[: -self.keep]:
             self._remove(old)
         return path
@@ -66,13 +67,22 @@ class Checkpoints:
     def _attachment(self, path: Path, name: str) -> Path:
         return path.with_name(f"{path.stem}-{name}")
 
+    @staticmethod
+    def _whole(attachment: Path, size: int) -> Path:
+        """The file, which must have the bytes that were written; one cut short would be found only by whoever loads it."""
+        found = attachment.stat().st_size
+        if found != size:
+            raise ValueError(f"{attachment.name} has {found} bytes of {size}")
+        return attachment
+
     def _remove(self, path: Path) -> None:
         path.unlink()  # first: without it the attachments are nothing
         for attachment in path.parent.glob(f"{path.stem}-*"):
             attachment.unlink()
 
     def latest(self) -> Checkpoint | None:
-        """The newest state that can be read, or None where none was saved; a damaged one is passed over with a warning.
+        """The newest state that is whole, or None where none was saved; a damaged one, or one of whose attachments a piece is
+        missing, is passed over with a warning.
 
         No code is unpickled.
 
@@ -85,7 +95,9 @@ class Checkpoints:
                 payload = torch.load(path, map_location="cpu", weights_only=True)
                 if payload["format"] != FORMAT:
                     raise ValueError(f"format {payload['format']}, this version reads {FORMAT}")
-                attached = {name: self._attachment(path, name) for name in payload["attached"]}
+                attached = {
+                    name: self._whole(self._attachment(path, name), n) for name, n in payload["attached"].items()
+                }
                 return Checkpoint(payload["step"], payload["content"], attached)
             except Exception as error:  # torch raises many kinds for a damaged file; all mean the same
                 log.warning(f"{path} cannot be read ({type(error).__name__}: {error}); trying the one before.")
@@ -94,9 +106,11 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove all states."""
+        """Remove all states, and attachments whose state was never written."""
         for path in self._files():
             self._remove(path)
+        for path in self.folder.glob("state-*-*"):
+            path.unlink()
 
     def _files(self) -> list[Path]:
         """Oldest first."""

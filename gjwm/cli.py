@@ -16,7 +16,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ from gjwm.online import (
     simulator_actor,
     train_online,
 )
-from gjwm.replay import ReplayBuffer
+from gjwm.replay import ReplayBuffer, available_memory
 from gjwm.report import ARRAYS, EVALUATION, GALLERY, LiveReport, judge, save_arrays, write_report
 from gjwm.rollout_video import attempt, films_of, gallery, goals_video, grid_video, position_readout
 from gjwm.settings import require_same_training, same_evaluation
@@ -73,14 +73,22 @@ HELD_OUT = 1_000_000
 CALIBRATION = 2_000_000
 
 
-def load_config(overrides: Sequence[str] = ()) -> DictConfig:
-    """configs/config.yaml with hydra overrides such as "experiment=two_room" or "train.steps=100".
+def with_experiment(command: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides, led by the experiment that a command starts from where they name none.
 
     An env.id that is not one of gjwm's starts from experiment=gym: the default experiment's settings are a task's own.
     """
+    if any(text.startswith("experiment=") for text in overrides):
+        return list(overrides)
     ids = [text.partition("=")[2] for text in overrides if text.startswith("env.id=")]
-    if ids and not ids[-1].startswith("gjwm/") and not any(text.startswith("experiment=") for text in overrides):
-        overrides = ["experiment=gym", *overrides]
+    foreign = bool(ids) and not ids[-1].startswith("gjwm/")
+    online = command == "online"
+    experiment = ("gym_online" if foreign else "suite") if online else "gym" if foreign else None
+    return [*([] if experiment is None else [f"experiment={experiment}"]), *overrides]
+
+
+def load_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """configs/config.yaml with hydra overrides such as "experiment=two_room" or "train.steps=100"."""
     with initialize_config_module("gjwm.configs", version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
@@ -110,14 +118,28 @@ def _check_device(name: str) -> None:
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
 
 
-def _options(group: str, settings: DictConfig, function: Callable) -> dict[str, Any]:
+# Keyword arguments that commands pass themselves: no settings.
+_OWN = {
+    *("log", "log_every", "generator", "prefetch", "checkpoints", "checkpoint_every"),  # of training
+    *("offset", "evaluate", "exploration", "notify", "details", "model", "objective"),
+}
+
+
+def _options(group: str, settings: DictConfig, function: Callable, *, own: Collection[str] = _OWN) -> dict[str, Any]:
     """A config group as the keyword arguments of `function`, with wrong names and kinds told in one sentence.
+
+    Args:
+        own: keyword arguments that are no settings.
 
     Raises:
         ValueError: for a name that `function` does not take, or no number where its default is one (null where it may be None).
     """
     options = OmegaConf.to_container(settings, resolve=True)
-    parameters = {k: p for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in own
+    }
     for name, value in options.items():
         if name not in parameters:
             raise ValueError(f"there is no setting {group}.{name}; choose from {', '.join(parameters)}.")
@@ -309,7 +331,8 @@ _ABOUT_ONLINE = ("lanes", "episodes", "data", "pretrain", "capacity", "explorati
 def online_command(cfg: DictConfig, command: str) -> None:
     """Learn from reward into cfg.run_dir: while acting, or from the dataset cfg.online.data, or both; with cfg.resume go on."""
     run, own = Path(cfg.run_dir), cfg.online
-    loop = _options("online", OmegaConf.masked_copy(own, [k for k in own if k not in _ABOUT_ONLINE]), train_online)
+    acting = OmegaConf.masked_copy(own, [k for k in own if k not in _ABOUT_ONLINE])
+    loop = _options("online", acting, train_online, own=_OWN - {"log_every", "checkpoint_every"})
     loop["exploration"] = Exploration(**_options("online.exploration", own.exploration, Exploration))
     settings = _options("learner", cfg.learner, RewardLearner)
     for name, least in (("lanes", 1), ("episodes", 1), ("pretrain", 0), ("steps", 0), ("capacity", 1)):
@@ -324,7 +347,11 @@ def online_command(cfg: DictConfig, command: str) -> None:
     else:  # as if there were just enough of them
         least = own.lanes * (own.length + 1)
         check_schedule(lanes=own.lanes, steps=least + 1, **{**schedule, "aimless_steps": least})
-    before = 0 if own.data is None else own.pretrain
+    before = own.pretrain
+    if before and own.data is None:
+        raise ValueError(
+            f"online.pretrain={before} updates learn from a dataset and online.data names none: set it, or online.pretrain=0."
+        )
     if not before and not own.steps:
         raise ValueError(
             "there is nothing to learn from: set online.steps, or online.data and online.pretrain to learn from a dataset."
@@ -376,9 +403,7 @@ def _learn_online(
     curve = ReturnCurve(
         run / "returns.csv",
         repeat=cfg.env.get("action_repeat", 1),
-        resume_after=max(after - before, 0)
-        if after is not None and own.steps
-        else None,  # from data alone: one, at the end
+        resume_after=None if after is None else max(after - before, 0) if own.steps else after,
     )
     with _logging(cfg, total, after) as (logger, live), progress(total, desc="online") as bar:
         shown: dict[str, float] = {}
@@ -390,7 +415,7 @@ def _learn_online(
             bar.report(step, loss=shown.get("loss", math.nan), earned=shown.get("evaluate/return"))
 
         def evaluate_returns(step: int, seconds: float) -> dict[str, float]:
-            report = _play(cfg, _actor(cfg, model, planner, "plan"))
+            report = _play(cfg, model, planner, "plan")
             curve.add(step, seconds, report["returns"])
             low, high = report["ci95"]
             return {"evaluate/return": report["return_mean"], "evaluate/low": low, "evaluate/high": high}
@@ -404,8 +429,10 @@ def _learn_online(
                 data,
                 updates=before,
                 cooldown=0.0 if own.steps else own.cooldown,
+                evaluate=None if own.steps else evaluate_returns,
                 log=log,
                 generator=generator,
+                prefetch=2 if isinstance(data, DiskWindows) else 0,
                 checkpoints=checkpoints,
                 **{name: loop[name] for name in ("batch", "length", "log_every", "checkpoint_every")},
             )
@@ -426,14 +453,12 @@ def _learn_online(
                 **loop,
             )
         seconds = checkpoints.latest().content["seconds"]
-        if not own.steps:
-            log(evaluate_returns(before, seconds), before)
         training = {"seconds": seconds, "threads": torch.get_num_threads(), "command": command}
         model.save(run / "checkpoint.pt", version=__version__, config=resolved, training=training)
         with replacing(run / "config.yaml") as partial:
             OmegaConf.save(OmegaConf.create(resolved), partial)
-        kinds = ["plan", "policy", "random", "hold", *(["oracle"] if own.oracle else [])]
-        returns = {name: _play(cfg, _actor(cfg, model, planner, name)) for name in kinds}
+        kinds = ["plan", *(["policy"] if "policy" in model.heads else []), "random", "hold"]
+        returns = {kind: _play(cfg, model, planner, kind) for kind in [*kinds, *(["oracle"] if own.oracle else [])]}
         live.finish(total, f"{RETURNS} has what was earned")
     # Last, and after the log is whole: a run without it is not done.
     _write_json(run / RETURNS, {"version": __version__, "command": command, "returns": returns})
@@ -457,22 +482,34 @@ def _replay(cfg: DictConfig, stream: Stream) -> ReplayBuffer:
     for length in () if data is None else episode_lengths(data):
         stored[stored.index(min(stored))] += length
     acted = -(-cfg.online.steps // cfg.online.lanes)
+    steps = cfg.online.capacity or cfg.online.lanes * (max(stored) + acted + 1)
     buffer = ReplayBuffer(
-        cfg.online.capacity or cfg.online.lanes * (max(stored) + acted + 1),
+        steps,
         space,
         stream.action_space,
         cfg.online.lanes,
         _residence(cfg),
         frame_stack=cfg.env.get("frame_stack", 1) if len(space.shape) == 3 else 1,
+        episodes=steps // 4,  # none is lost where episodes have four steps and more
     )
+    free = available_memory(buffer.device)
+    free = "" if free is None else f" of {free / 2**30:.1f} GiB available"
+    print(f"replay: {steps} steps take up to {buffer.nbytes / 2**20:,.1f} MiB{free} on {buffer.device}", flush=True)
     for episode in () if data is None else read_episodes(data):
         buffer.add_episode(*episode[:5])
     return buffer
 
 
-def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Act:
+@contextmanager
+def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Iterator[Act]:
     """The planner, the policy alone, uniform actions, none, or the planner on the true simulator."""
     generator = torch.Generator(cfg.device if kind == "plan" else "cpu").manual_seed(cfg.seed)
+    if kind == "oracle":
+        options = dict(cfg.online.oracle)
+        planner = instantiate(options.pop("planner"))
+        with simulator_actor(cfg.env.id, _env_kwargs(cfg), planner, generator=generator, **options) as act:
+            yield act
+        return
     if kind == "plan":
         agent = reward_agent(
             model,
@@ -482,33 +519,30 @@ def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Act:
             policy_plans=cfg.online.policy_plans,
             generator=generator,
         )
-        return lambda o, envs: agent.act(o).cpu().numpy()
-    if kind == "oracle":
-        options = dict(cfg.online.oracle)
-        return simulator_actor(
-            cfg.env.id, _env_kwargs(cfg), instantiate(options.pop("planner")), generator=generator, **options
-        )
 
     def act(o: Any, envs: Any) -> Any:
+        if kind == "plan":
+            return agent.act(o).cpu().numpy()
         if kind == "policy":
             with torch.no_grad():
                 return model.heads["policy"](model.encode(torch.as_tensor(o).to(cfg.device))).cpu().numpy()
         a = torch.zeros(len(o), model.action_dim)
         return (a if kind == "hold" else a.uniform_(-1, 1, generator=generator)).numpy()
 
-    return act
+    yield act
 
 
-def _play(cfg: DictConfig, act: Act) -> dict[str, Any]:
-    """Returns on seeds that training never sees, the same ones each time: differences are the actor's."""
-    returns, seconds = play_returns(
-        act,
-        cfg.env.id,
-        _env_kwargs(cfg),
-        episodes=cfg.online.episodes,
-        seed=HELD_OUT + 1000 * (cfg.seed % 1000),  # below CALIBRATION
-        workers=cfg.collect.workers,
-    )
+def _play(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> dict[str, Any]:
+    """Returns of an actor on seeds that training never sees, the same ones each time: differences are the actor's."""
+    with _actor(cfg, model, planner, kind) as act:
+        returns, seconds = play_returns(
+            act,
+            cfg.env.id,
+            _env_kwargs(cfg),
+            episodes=cfg.online.episodes,
+            seed=HELD_OUT + 1000 * (cfg.seed % 1000),  # below CALIBRATION
+            workers=cfg.collect.workers,
+        )
     return return_report(returns, seconds)
 
 
@@ -532,6 +566,11 @@ def _begin(
         require_same_training(before["config"], OmegaConf.to_container(cfg, resolve=True), run, online=online)
         if found.step >= steps and not unfinished and _newer(run / last, checkpoints):
             return None
+        kinds = [torch.device(name).type for name in (before["config"]["device"], cfg.device)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{run} was begun on {kinds[0]}, whose random numbers {kinds[1]} does not have: go on with device={kinds[0]}."
+            )
         return found.step, before["episodes"]
     if unfinished:
         raise ValueError(
@@ -854,7 +893,7 @@ def study_command(cfg: DictConfig, command: str) -> None:
     sweep = Sweep(
         name=cfg.name,
         folder=folder,
-        compose=lambda given: OmegaConf.to_container(load_config(given), resolve=True),
+        compose=lambda given: OmegaConf.to_container(load_config(with_experiment("run", given)), resolve=True),
         given=[text for text in fixed if not text.lstrip("+~").startswith(("study=", "study.", "study@"))],
         threads=1 if at_once > 1 and cfg.threads is None else cfg.threads,
         **settings_of(settings),
@@ -982,18 +1021,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             benchmark_command(arguments[1:])
         else:
             settings = split_sweep(arguments[1:])[1] if command is study_command else arguments[1:]
-            if command is online_command and not any(text.startswith("experiment=") for text in settings):
-                ids = [text.partition("=")[2] for text in settings if text.startswith("env.id=")]
-                foreign = bool(ids) and not ids[-1].startswith("gjwm/")
-                settings = ["experiment=gym_online" if foreign else "experiment=suite", *settings]
-            cfg = load_config(settings)
+            cfg = load_config(with_experiment(arguments[0], settings))
             _prepare(cfg)
             command(cfg, shlex.join(["gjwm", *arguments]))
     except USER_ERRORS as error:
         if os.environ.get("GJWM_TRACEBACK"):
             raise
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        print(f"gjwm {arguments[0]}: {' '.join(str(cause).split())}", file=sys.stderr)  # hydra's come in several lines
+        told = " ".join(str(cause).split())  # hydra's come in several lines
+        if isinstance(cause, OSError) and cause.errno is not None:  # the system's own words
+            told = (
+                f"{cause.filename or 'a file'}: {cause.strerror}; set dataset=... or run_dir=... to a writable folder."
+            )
+        print(f"gjwm {arguments[0]}: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"gjwm {arguments[0]}: stopped.", file=sys.stderr)

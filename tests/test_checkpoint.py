@@ -155,3 +155,23 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         partial.write_text("tw")
         raise Killed
     assert file.read_text() == "one" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_state_with_a_damaged_attachment_is_passed_over_and_orphans_go(tmp_path, caplog):
+    def write(path):
+        with replacing(path) as partial:
+            partial.write_bytes(b"x" * 100)
+
+    states = Checkpoints(tmp_path)
+    for step in (1, 2):
+        states.save(step, {"step": step}, attach={"replay.pt": write})
+    newest = states.latest()
+    assert newest.step == 2 and newest.attached["replay.pt"].stat().st_size == 100
+    newest.attached["replay.pt"].write_bytes(b"x" * 60)  # a disk that was full
+    assert states.latest().step == 1 and "60 bytes of 100" in caplog.text
+    newest.attached["replay.pt"].unlink()
+    assert states.latest().step == 1
+    write(tmp_path / "state-000000003-replay.pt")  # killed before the state that counts on it
+    assert states.latest().step == 1
+    states.clear()
+    assert list(tmp_path.iterdir()) == [] and states.latest() is None

@@ -1,6 +1,8 @@
 """The four commands on a small world, and what they say when something is wrong."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -352,6 +354,28 @@ def test_a_training_that_fails_leaves_the_run_before_it_whole(folder, capsys):
     for bad in ("train.lr=-1", "train.length=100", "train.lr=1e20"):
         assert run("train", bad) == 1
         assert {name: (made / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the words are POSIX's")
+def test_folders_that_cannot_be_written_are_named_and_nothing_is_lost(folder, capsys, monkeypatch):
+    (folder / "file").touch()
+    assert run("collect", "dataset=file/data") == 1
+    assert "file/data: Not a directory; set dataset=" in capsys.readouterr().err
+    assert run("collect") == 0
+    kept = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    opened = os.open
+
+    def read_only(path, flags, *rest):  # as on a disk mounted to be read only
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert run("collect") == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "Read-only file system; set dataset=" in told and "Traceback" not in told
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == kept
+    assert main(["data", "verify", "data/small"]) == 0
 
 
 def test_help_is_help_after_a_command_too(capsys):

@@ -70,14 +70,17 @@ def test_a_killed_collection_loses_at_most_the_unfinished_episode(tmp_path):
     collect_dataset(tmp_path / "unbroken", episodes=EPISODES, **DATA)
     seconds = time.monotonic() - since
     unbroken = list(read_episodes(tmp_path / "unbroken"))
-    path, side = tmp_path / "killed", tmp_path / "told"
-    side.write_text("")
-    rng, kills = random.Random(0), 0
+    rng, kills, trial = random.Random(0), 0, 0
     while kills < KILLS:
+        path, side = tmp_path / f"killed-{trial}", tmp_path / f"told-{trial}"
+        side.touch()
         lines = len(side.read_text().splitlines())
         command = [sys.executable, "-c", textwrap.dedent(COLLECT), str(path), str(side)]
         kills += killed(
-            command, lambda before=lines: len(side.read_text().splitlines()) > before, seconds / (KILLS / 2 + 1), rng
+            command,
+            lambda side=side, lines=lines: len(side.read_text().splitlines()) > lines,
+            seconds / (KILLS / 2 + 1),
+            rng,
         )
         told = [int(line) for line in side.read_text().split() if line != "begin"]
         count = dataset_info(path)["episodes"] if (path / "metadata.json").exists() else 0
@@ -87,12 +90,15 @@ def test_a_killed_collection_loses_at_most_the_unfinished_episode(tmp_path):
             side.write_text(side.read_text() + "".join(f"{n}\n" for n in range(len(told), count)))
         if count:
             assert verify(path) == []
-    collect_dataset(path, episodes=EPISODES - count, **DATA) if count < EPISODES else None
-    again = list(read_episodes(path))
-    assert len(again) == EPISODES and verify(path) == []
-    for a, b in zip(again, unbroken):
-        for x, y in zip(a[:4], b[:4]):
-            np.testing.assert_array_equal(x, y)
+        if kills == KILLS and count < EPISODES:
+            collect_dataset(path, episodes=EPISODES - count, **DATA)
+        if kills == KILLS or count == EPISODES:
+            again = list(read_episodes(path))
+            assert len(again) == EPISODES and verify(path) == []
+            for a, b in zip(again, unbroken):
+                for x, y in zip(a[:4], b[:4]):
+                    np.testing.assert_array_equal(x, y)
+            trial += 1  # nothing is left to kill
 
 
 STEPS = 60 + 12 * KILLS
@@ -170,20 +176,6 @@ def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, m
     since = time.monotonic()
     assert main(["online", *ONLINE, "name=unbroken"]) == 0
     seconds = time.monotonic() - since
-    rng, kills = random.Random(2), 0
-    run = tmp_path / "runs" / "killed"
-    command = ["online", *ONLINE, "name=killed", "resume=true"]
-    code = f"from gjwm.cli import main; raise SystemExit(main({command!r}))"
-    while kills < KILLS:
-        stamp = _newest(run)
-        kills += killed(
-            [sys.executable, "-c", code], lambda stamp=stamp: _newest(run) != stamp, seconds / (KILLS + 1), rng
-        )
-        found = Checkpoints(run / "state").latest()
-        assert found is None or found.step % 40 == 0 or found.step == 200 + 40 * KILLS
-        for file in run.glob("*.pt"):
-            torch.load(file, weights_only=True)
-    assert main(command) == 0
 
     def made(name):
         folder = tmp_path / "runs" / name
@@ -196,6 +188,29 @@ def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, m
             torch.load(folder / "checkpoint.pt", weights_only=True)["state"],
         )
 
-    (rows, returns, weights), (rows_again, returns_again, weights_again) = made("unbroken"), made("killed")
-    assert rows_again == rows and returns_again == returns
-    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+    rows, returns, weights = made("unbroken")
+    rng, kills, trial, went_on = random.Random(2), 0, 0, 0
+    while True:
+        run = tmp_path / "runs" / f"killed-{trial}"
+        command = ["online", *ONLINE, f"name=killed-{trial}", "resume=true"]
+        code = f"from gjwm.cli import main; raise SystemExit(main({command!r}))"
+        if kills < KILLS:
+            stamp = _newest(run)
+            kills += killed(
+                [sys.executable, "-c", code], lambda run=run, stamp=stamp: _newest(run) != stamp, 0.8 * seconds, rng
+            )
+            found = Checkpoints(run / "state").latest()
+            went_on += found is not None
+            assert found is None or found.step % 40 == 0 or found.step == 200 + 40 * KILLS
+            for file in run.glob("*.pt"):
+                torch.load(file, weights_only=True)
+        else:
+            assert main(command) == 0
+        if (run / "returns.json").exists():
+            rows_again, returns_again, weights_again = made(f"killed-{trial}")
+            assert rows_again == rows and returns_again == returns
+            assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+            trial += 1
+            if kills >= KILLS:
+                break
+    assert went_on  # from a state, and not only anew

@@ -1,7 +1,10 @@
 """Claims about learning from reward: targets, values, policy, the loop, and that an interruption changes nothing."""
 
+import csv
 import json
 import math
+import runpy
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -212,9 +215,66 @@ def test_the_policy_climbs_the_values_without_moving_them():
     assert any((p != q).any() for p, q in zip(moved, subject.policy.parameters()))
 
 
+def test_a_clone_keeps_the_policy_near_the_datas_actions():
+    """Nothing is to be gained anywhere, and the data always do 0.5."""
+
+    def distance(clone):
+        subject = learner(clone=clone, entropy=0.0)
+        subject.model.train()
+        draw = generator(7)
+        for _ in range(150):
+            o = torch.randn(32, 4, 1, generator=draw)
+            subject.update(
+                Batch(o, torch.full((32, 3, 1), 0.5), torch.zeros(32, 3), torch.zeros(32, 3).bool(), torch.arange(32)),
+                draw,
+            )
+        model = subject.model.eval()
+        return (model.heads["policy"](model.encode(o[:, 0])) - 0.5).abs().mean().item()
+
+    assert distance(1.0) < 0.1 < distance(0.0)
+
+
+def test_values_may_be_plain_numbers():
+    plain = QEnsemble(4, 1, hidden=16, bins=None)
+    torch.nn.init.ones_(plain.layers[-1].bias)
+    z, a = torch.randn(6, 4, generator=generator()), torch.zeros(6, 1)
+    assert plain(z, a).shape == (2, 6) and (plain(z, a) == 1).all()
+    assert (plain.errors(z, a, torch.full((6,), 3.0)) == 4).all()
+
+
+def test_a_compiled_update_is_the_plain_one(monkeypatch):
+    """Up to rounding; captured as one graph and run without a C++ compiler."""
+    compile_, compiled = torch.compile, []
+
+    def captured(function, **options):
+        compiled.append(function.__name__)
+        return compile_(function, backend="eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", captured)
+    batch = Batch(
+        torch.randn(16, 4, 1, generator=generator()),
+        torch.rand(16, 3, 1, generator=generator(1)),
+        torch.ones(16, 3),
+        torch.zeros(16, 3).bool(),
+        torch.arange(16),
+    )
+    losses = []
+    for compile in (False, True):
+        subject = learner(compile=compile, expansion=1)
+        subject.model.train()
+        for _ in range(3):
+            last = subject.update(batch, generator(2))
+        losses.append(torch.stack([last[name] for name in sorted(last)]))
+    assert len(compiled) == 2
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
+
+
 def test_what_a_learner_cannot_use_is_one_sentence():
-    with pytest.raises(ValueError, match="lacks value, policy"):
-        learner(heads=("reward",))
+    for heads in (("value", "policy"), ("reward", "value"), ("reward", "policy"), ()):
+        with pytest.raises(ValueError, match="both or neither"):
+            learner(heads=heads)
+    with pytest.raises(ValueError, match="no policy"):
+        learner(heads=("reward",), clone=0.1)
     with pytest.raises(ValueError, match="discount"):
         learner(discount=1.5)
     with pytest.raises(ValueError, match="expansion"):
@@ -329,12 +389,13 @@ def test_an_oracle_sees_the_true_rewards_of_its_plans():
     """To a point mass's target: planned on the simulator, it earns more than standing still, from the same states."""
     kwargs = {"obs": "state", "action_repeat": 4, "max_episode_steps": 20}
     planner = ICEM(samples=24, iterations=3, elites=6, repeat=4)
-    act = simulator_actor("gjwm/point_mass-easy-v0", kwargs, planner, horizon=12, replan_every=4, generator=generator())
-    played, _ = play_returns(act, "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
+    plan = dict(horizon=12, replan_every=4, generator=generator())
+    with simulator_actor("gjwm/point_mass-easy-v0", kwargs, planner, **plan) as act:
+        played, _ = play_returns(act, "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
     still, _ = play_returns(lambda o, envs: np.zeros((3, 2)), "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
     assert played.mean() > still.mean() + 5, (played, still)
-    with pytest.raises(ValueError, match="no get_state"):
-        simulator_actor("x", {}, planner)(np.zeros((2, 1)), SyncVectorEnv([Slide, Slide]))
+    with simulator_actor("x", {}, planner) as act, pytest.raises(ValueError, match="no get_state"):
+        act(np.zeros((2, 1)), SyncVectorEnv([Slide, Slide]))
 
 
 def test_a_return_curve_is_whole_and_goes_on(tmp_path):
@@ -394,6 +455,65 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path):
     kept = [ReplayBuffer.load(tmp_path / name / "state-000000300-replay.pt") for name in ("whole", "cut")]
     x, y = (buffer.sample(32, 3, generator=generator(9)) for buffer in kept)
     assert torch.equal(x.o, y.o) and torch.equal(x.a, y.a) and torch.equal(x.r, y.r)
+
+
+def test_a_run_that_stopped_in_the_cooldown_goes_on_bit_by_bit(tmp_path):
+    options = dict(steps=200, cooldown=0.5, update_ratio=0.25)
+    whole = run(checkpoints=Checkpoints(tmp_path / "whole"), checkpoint_every=20, **options)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(row, step):
+        if step >= 160:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(checkpoints=Checkpoints(tmp_path / "cut"), checkpoint_every=20, log=stop, **options)
+    assert Checkpoints(tmp_path / "cut").latest().step == 140
+    resumed = run(checkpoints=Checkpoints(tmp_path / "cut"), checkpoint_every=20, **options)
+    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_stepping_in_a_thread_changes_no_number(monkeypatch):
+    beside = run(140, update_ratio=0.25)
+    begin = Stream.__init__
+
+    def alone(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        assert self.overlaps
+        self.overlaps = False
+
+    monkeypatch.setattr(Stream, "__init__", alone)
+    for a, b in zip(beside.model.state_dict().values(), run(140, update_ratio=0.25).model.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+def test_rewards_alone_are_learned_and_planned_for():
+    """Without values and policy: the reward of three steps is all that counts, and on this line it is enough."""
+    subject = learner(heads=("reward",))
+    assert set(subject.state_dict()) == {"model", "objective", "slow", "optimizer", "spread"}
+    stream = Stream("test/Slide-v0", {}, lanes=2, seed=1)
+    buffer = ReplayBuffer(1000, stream.observation_space, stream.action_space, 2)
+    rows = []
+    train_online(
+        subject,
+        planner(),
+        stream,
+        buffer,
+        steps=600,
+        aimless_steps=200,
+        batch=32,
+        generator=generator(4),
+        log=lambda row, step: rows.append(row),
+    )
+    stream.close()
+    assert "train/reward" in rows[-1] and not {"train/q", "train/value", "train/entropy"} & set(rows[-1])
+    agent = reward_agent(subject.model, planner(), horizon=4, discount=0.99, generator=generator(5))
+    learned, _ = play_returns(lambda o, _: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100)
+    assert learned.mean() > 12, learned.mean()
 
 
 @pytest.mark.slow
@@ -565,8 +685,8 @@ def test_rates_cool_down_over_the_last_share_of_the_steps():
     update = subject.update
 
     def watched(batch, noise):
-        groups = (*subject.optimizer.param_groups, *subject.policy_optimizer.param_groups)
-        seen.append([group["lr"] for group in groups])
+        state = subject.state_dict()
+        seen.append([g["lr"] for name in ("optimizer", "policy_optimizer") for g in state[name]["param_groups"]])
         return update(batch, noise)
 
     subject.update = watched
@@ -581,6 +701,46 @@ def test_rates_cool_down_over_the_last_share_of_the_steps():
     np.testing.assert_allclose(last[-1] / whole, 0.1 + 0.9 * 0.02, atol=0.02)
     with pytest.raises(ValueError, match="cooldown"):
         pretrain(subject, buffer, updates=2, batch=4, cooldown=1.5)
+
+
+@pytest.mark.slow
+def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypatch, capsys):
+    """A run of a control task with rewards alone, started twice under one name."""
+    monkeypatch.chdir(tmp_path)
+    settings = [
+        *(
+            word
+            for word in TINY
+            if not word.startswith(("env.id", "experiment", "name", "heads.value", "heads.policy"))
+        ),
+        *("experiment=suite", "task=pendulum-swingup", "heads=[reward]", "+env.max_episode_steps=12", "name=once"),
+        *("+online.oracle.horizon=3", "+online.oracle.replan_every=3", "online.steps=240", "planner.repeat=1"),
+        "+online.oracle.planner={_target_: gjwm.planning.RandomShooting, samples: 8}",
+    ]
+    assert main(["online", *settings]) == 0
+    assert "replay: " in capsys.readouterr().out
+    folder = tmp_path / "runs" / "once"
+    returns = json.loads((folder / "returns.json").read_text())["returns"]
+    assert set(returns) == {"plan", "random", "hold", "oracle"}
+    before = (folder / "returns.csv").read_text()
+    opened = []
+    written = ReturnCurve.__init__
+
+    def told(self, path, **options):
+        written(self, path, **options)
+        opened.append(Path(path).read_text())
+
+    monkeypatch.setattr(ReturnCurve, "__init__", told)
+    assert main(["online", *settings, "seed=1"]) == 0
+    assert len(before.splitlines()) == 3 and len(opened[0].splitlines()) == 1  # none of the run before
+    monkeypatch.setattr("sys.argv", ["curves", str(folder), "--csv", "curves.csv", "--picture", "curves.png"])
+    runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "online_curves.py"), run_name="__main__")
+    earned = json.loads((folder / "returns.json").read_text())["returns"]["plan"]["return_mean"]
+    assert f"pendulum-swingup: {earned:.0f} of 1 runs after 480 frames" in capsys.readouterr().out
+    (row,) = csv.DictReader((tmp_path / "curves.csv").read_text().splitlines())
+    assert (row["task"], row["seed"], row["frames"], row["episodes"]) == ("pendulum-swingup", "1", "480", "2")
+    assert float(row["return"]) == pytest.approx(earned, abs=0.06)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -618,6 +778,24 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     assert (folder / "returns.csv").read_text().splitlines()[1].startswith("30,")
     assert main(["online", *TINY, *data, *alone, "resume=true"]) == 0
     assert "nothing to resume" in capsys.readouterr().out
+    rows = (folder / "metrics.jsonl").read_text()
+    assert rows.count("evaluate/return") == 1
+    (folder / "returns.json").unlink()  # killed while the last returns were measured
+    assert main(["online", *TINY, *data, *alone, "resume=true"]) == 0
+    assert (folder / "metrics.jsonl").read_text() == rows
+    assert [line.split(",")[0] for line in (folder / "returns.csv").read_text().splitlines()[1:]] == ["30", "30"]
+    begun = folder / "state" / "run.json"
+    told = json.loads(begun.read_text())
+    begun.write_text(json.dumps({**told, "config": {**told["config"], "device": "cuda"}}))
+    (folder / "returns.json").unlink()
+    capsys.readouterr()
+    assert main(["online", *TINY, *data, *alone, "resume=true"]) == 1
+    assert "go on with device=cuda" in capsys.readouterr().err
+    begun.write_text(json.dumps(told))
+    # From disk, read ahead, the same is learned.
+    assert main(["online", *TINY, *data, *alone, "storage=disk", "name=disk"]) == 0
+    weights = [WorldModel.load(tmp_path / "runs" / name / "checkpoint.pt").state_dict() for name in ("tiny", "disk")]
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
     # First from the data, then acting, and on from what was kept in either phase.
     both = [
         "online.data=data",
@@ -635,7 +813,10 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
         len(ReplayBuffer.load(last)) == 3 * 40 + 480
     )  # two episodes in one lane, one in the other: nothing is forgotten
     for wrong, told in [
-        ("heads=[reward]", "lacks value, policy"),
+        ("heads=[reward,value]", "value and policy both or neither; it has reward, value"),
+        ("online.pretrain=30", "online.data names none"),
+        ("+online.offset=3", "no setting online.offset"),
+        ("+online.log=3", "no setting online.log; choose from steps"),
         ("online.episodes=0", "online.episodes must be a whole number"),
         ("online.horizon=null", "online.horizon must be a whole number, got None"),
         ("learner.lr=null", "learner.lr must be a number, got None"),

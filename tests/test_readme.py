@@ -1,13 +1,14 @@
 """The README tells the truth: its snippet runs and does what it says, its commands exist."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gjwm.cli import COMMANDS, load_config, split_sweep
+from gjwm.cli import COMMANDS, load_config, split_sweep, with_experiment
 from gjwm.collect import make_env
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +32,8 @@ def test_the_snippet_is_short_and_swings_a_pendulum_up(tmp_path, monkeypatch):
     assert np.mean(heights[-30:]) > 0.9  # cosine of the angle from upright
 
 
-SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = "\n".join(block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL))
 COMMAND_LINES = re.findall(r"^gjwm (\w+) ?(.*?)(?:#.*)?$", SHELL, re.MULTILINE)
 
 
@@ -39,9 +41,9 @@ COMMAND_LINES = re.findall(r"^gjwm (\w+) ?(.*?)(?:#.*)?$", SHELL, re.MULTILINE)
 def test_a_command_line_is_one_the_package_takes(command, overrides):
     assert command in {*COMMANDS, "data", "benchmark"}
     if command in COMMANDS:
-        axes, fixed = split_sweep(overrides.split())
+        axes, fixed = split_sweep(shlex.split(overrides))
         assert not axes or command == "study"
-        load_config(fixed)
+        load_config(with_experiment(command, fixed))
 
 
 def test_links_and_pictures_exist():

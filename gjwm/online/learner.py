@@ -44,10 +44,11 @@ def lambda_returns(r: Tensor, value: Tensor, going: Tensor, *, discount: float, 
 
 
 class RewardLearner:
-    """A world model with the heads "reward", "value" and "policy", and "termination" where episodes can end, as it learns.
+    """A world model with the head "reward", and what else it has of "value" with "policy" and "termination", as it learns.
 
     Args:
-        model: see there; its heads "value" and "policy" are a `QEnsemble` and a `Policy`.
+        model: see there; its heads "value" and "policy" are a `QEnsemble` and a `Policy`. Without these two nothing is known of
+            what comes after a plan's horizon; without "termination" no episode is thought to end.
         objective: of the encoder and the predicted mean.
         lr, value_lr, policy_lr: Adam's learning rates, of the world model, the values and the policy.
         encoder_rate: the encoder's learning rate as a share of lr: values follow a representation that moves slowly.
@@ -66,7 +67,8 @@ class RewardLearner:
         compile: compile the two halves of an update (about a minute at the start).
 
     Raises:
-        ValueError: when the model lacks a head, or has dynamics whose predicted mean is not one latent (an ensemble's).
+        ValueError: when the model lacks a reward head, has one of value and policy without the other, or has dynamics whose
+            predicted mean is not one latent (an ensemble's).
     """
 
     def __init__(
@@ -91,11 +93,14 @@ class RewardLearner:
         clone: float = 0.0,
         compile: bool = False,
     ):
-        missing = [name for name in ("reward", "value", "policy") if name not in model.heads]
-        if missing:
+        if "reward" not in model.heads or ("value" in model.heads) != ("policy" in model.heads):
             raise ValueError(
-                f"learning from reward needs a model with the heads reward, value and policy; it lacks {', '.join(missing)}."
+                "learning from reward needs a model with a reward head, and with value and policy both or neither; it has "
+                f"{', '.join(model.heads) or 'none'}."
             )
+        self._acts = "policy" in model.heads
+        if clone and not self._acts:
+            raise ValueError(f"clone={clone} weighs the policy's distance to the data, and this model has no policy.")
         if not 0 < discount <= 1 or not 0 <= lam <= 1 or not 0 < target_rate <= 1 or expansion < 0:
             raise ValueError(
                 "expected 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and expansion >= 0, got "
@@ -111,18 +116,20 @@ class RewardLearner:
         self.expansion = expansion
         self.weights = {"reward": reward_weight, "value": value_weight, "termination": termination_weight}
         self.clip, self.entropy, self.clone = clip, entropy, clone
-        self.value: QEnsemble = model.heads["value"]
-        self.policy: Policy = model.heads["policy"]
+        # Empty modules where there are none: they have no weights, and nothing of them is called.
+        self.value: QEnsemble | nn.Module = model.heads["value"] if self._acts else nn.Identity()
+        self.policy: Policy | nn.Module = model.heads["policy"] if self._acts else nn.Identity()
         self.slow = copy.deepcopy(self.value).requires_grad_(False)
         apart = {id(p) for module in (model.encoder, self.policy, self.value) for p in module.parameters()}
         encoder, values = list(model.encoder.parameters()), list(self.value.parameters())
         rest = [p for module in (model, objective) for p in module.parameters() if id(p) not in apart]
         self._parameters = [*encoder, *values, *rest]
-        self._policy_parameters = list(self.policy.parameters())
         groups = [{"params": encoder, "lr": encoder_rate * lr}, {"params": values, "lr": value_lr}, {"params": rest}]
-        self.optimizer = torch.optim.Adam(groups, lr=lr, fused=True)
-        self.policy_optimizer = torch.optim.Adam(self._policy_parameters, lr=policy_lr, fused=True)
-        for group in (*self.optimizer.param_groups, *self.policy_optimizer.param_groups):
+        self._optimizers = {"optimizer": torch.optim.Adam([g for g in groups if g["params"]], lr=lr, fused=True)}
+        self._policy_parameters = list(self.policy.parameters())
+        if self._acts:
+            self._optimizers["policy_optimizer"] = torch.optim.Adam(self._policy_parameters, lr=policy_lr, fused=True)
+        for group in self._rates():
             group["initial_lr"] = group["lr"]
         self.spread = torch.ones((), device=model.device)  # of the values from 5% to 95% of states: a running average
         self._tails = torch.tensor([0.05, 0.95], device=model.device)
@@ -144,12 +151,12 @@ class RewardLearner:
             if given.is_floating_point() and not given.isfinite().all():  # before they enter running statistics
                 raise FloatingPointError(f"the windows hold NaN or infinite {name}; look for them in the data.")
         z = self.model.encode(batch.o)
-        noise = _normal(batch.a.expand(self.expansion + 1, *batch.a.shape), generator)
+        noise = _normal(batch.a.expand(self.expansion + 1, *batch.a.shape), generator) if self._acts else None
         z_hat, nll, heads = self._read(z, batch.a, batch.r, batch.terminated.float(), noise)
         # One latent of each window: what the discrepancy compares is then all but independent.
         losses = self.objective(z_hat, z[:, 1:], z[:, :1], generator=generator)
         loss = losses["loss"] + nll + sum(self.weights[name] * error for name, error in heads.items())
-        self.optimizer.zero_grad(set_to_none=True)
+        self._optimizers["optimizer"].zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.clip)
         if not (loss + norm).isfinite():
@@ -157,34 +164,41 @@ class RewardLearner:
                 f"the loss became {loss.item()} and its gradient {norm.item()}; lower the learning rate or look for NaN in the "
                 "observations and rewards."
             )
-        self.optimizer.step()
+        self._optimizers["optimizer"].step()
+        scalars = {**losses, **heads, "loss": loss, "nll": nll, "grad_norm": norm}
+        if self._acts:
+            scalars |= self._update_policy(torch.cat([z[:, :1], z_hat[0]], 1).detach(), batch.a, generator)
+        return {name: value.detach() for name, value in scalars.items()}
 
-        states = torch.cat([z[:, :1], z_hat[0]], 1).detach()
-        noise = _normal(torch.cat([batch.a, batch.a[:, :1]], 1), generator)
+    def _update_policy(self, z: Tensor, a: Tensor, generator: Generator | None) -> dict[str, Tensor]:
+        """A step of the policy on latents (B, T+1, D), of which the first T did `a`; the slow values follow the others."""
+        noise = _normal(torch.cat([a, a[:, :1]], 1), generator)
         self.value.requires_grad_(False)
-        ascent, q, entropy = self._ascend(states, batch.a, noise, self.spread)
-        self.policy_optimizer.zero_grad(set_to_none=True)
+        ascent, q, entropy = self._ascend(z, a, noise, self.spread)
+        self._optimizers["policy_optimizer"].zero_grad(set_to_none=True)
         ascent.backward()
         self.value.requires_grad_(True)
-        norm_policy = nn.utils.clip_grad_norm_(self._policy_parameters, self.clip)
-        if not (ascent + norm_policy).isfinite():
+        norm = nn.utils.clip_grad_norm_(self._policy_parameters, self.clip)
+        if not (ascent + norm).isfinite():
             raise FloatingPointError(
-                f"the policy's loss became {ascent.item()} and its gradient {norm_policy.item()}; lower the learning rates."
+                f"the policy's loss became {ascent.item()} and its gradient {norm.item()}; lower the learning rates."
             )
-        self.policy_optimizer.step()
+        self._optimizers["policy_optimizer"].step()
         with torch.no_grad():
             low, high = torch.quantile(q.flatten(), self._tails)
             self.spread.lerp_((high - low).clamp(min=1.0), 0.01)
             torch._foreach_lerp_(list(self.slow.parameters()), list(self.value.parameters()), self.target_rate)
-        scalars = {**losses, **heads, "loss": loss, "nll": nll, "q": q.mean(), "entropy": entropy, "grad_norm": norm}
-        return {name: value.detach() for name, value in scalars.items()}
+        return {"q": q.mean(), "entropy": entropy}
+
+    def _rates(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
 
     def scale_rates(self, share: float) -> None:
         """Learn at this share of the learning rates that were set."""
-        for group in (*self.optimizer.param_groups, *self.policy_optimizer.param_groups):
+        for group in self._rates():
             group["lr"] = share * group["initial_lr"]
 
-    def _read_window(self, z: Tensor, a: Tensor, r: Tensor, terminated: Tensor, noise: Tensor):
+    def _read_window(self, z: Tensor, a: Tensor, r: Tensor, terminated: Tensor, noise: Tensor | None):
         """Predictions (2, B, T, D), the spread's loss, and the heads' errors along the open-loop rollout."""
         model = self.model
         z_hat = model.dynamics.training_means(z, a)
@@ -200,14 +214,12 @@ class RewardLearner:
         def weighted(error: Tensor) -> Tensor:
             return (error.flatten(0, -2).mean(0) * weight).sum()
 
-        with torch.no_grad():
-            target = lambda_returns(
-                r, self._values(z[:, 1:], noise), 1 - terminated, discount=self.discount, lam=self.lam
-            )
-        errors = {
-            "reward": weighted(F.smooth_l1_loss(model.heads["reward"](path, a), r, reduction="none")),
-            "value": weighted(self.value.errors(path, a, target)),
-        }
+        errors = {"reward": weighted(F.smooth_l1_loss(model.heads["reward"](path, a), r, reduction="none"))}
+        if noise is not None:
+            with torch.no_grad():
+                value = self._values(z[:, 1:], noise)
+                target = lambda_returns(r, value, 1 - terminated, discount=self.discount, lam=self.lam)
+            errors["value"] = weighted(self.value.errors(path, a, target))
         if "termination" in model.heads:
             logit = model.heads["termination"].logit(path, a)
             errors["termination"] = weighted(F.binary_cross_entropy_with_logits(logit, terminated, reduction="none"))
@@ -236,16 +248,15 @@ class RewardLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """All that learning goes on from: weights, slow values, optimisers."""
-        parts = ("model", "objective", "slow", "optimizer", "policy_optimizer")
-        return {**{name: getattr(self, name).state_dict() for name in parts}, "spread": self.spread}
+        parts = {"model": self.model, "objective": self.objective, "slow": self.slow, **self._optimizers}
+        return {**{name: part.state_dict() for name, part in parts.items()}, "spread": self.spread}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for name, value in state.items():
-            if name == "spread":
-                self.spread.copy_(value)
-            else:
-                getattr(self, name).load_state_dict(value)
+        parts = {"model": self.model, "objective": self.objective, "slow": self.slow, **self._optimizers}
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        self.spread.copy_(state["spread"])
 
 
 def _normal(like: Tensor, generator: Generator | None) -> Tensor:

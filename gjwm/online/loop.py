@@ -15,9 +15,10 @@ from gjwm.online.exploration import Exploration, Explorer
 from gjwm.online.learner import RewardLearner, reward_agent
 from gjwm.online.stream import Stream
 from gjwm.planning import Planner
-from gjwm.replay import ReplayBuffer, Windows
+from gjwm.replay import Prefetch, ReplayBuffer, Windows
 
 Log = Callable[[dict[str, float], int], None]
+Evaluate = Callable[[int, float], Mapping[str, float]]
 
 
 def pretrain(
@@ -28,9 +29,11 @@ def pretrain(
     cooldown: float = 0.0,
     batch: int = 128,
     length: int = 3,
+    evaluate: Evaluate | None = None,
     log: Log | None = None,
     log_every: int = 100,
     generator: Generator | None = None,
+    prefetch: int = 0,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 1000,
 ) -> None:
@@ -40,8 +43,10 @@ def pretrain(
         windows: of `length` steps, with rewards: a `ReplayBuffer` or `DiskWindows`.
         updates, batch: gradient steps, and windows in each.
         cooldown: see `train_online`; 0 where acting follows.
+        evaluate: see `train_online`; called once, after the last update.
         log: called with scalars every `log_every` updates and after the last.
         generator: on the CPU; draws the windows and seeds all other noise.
+        prefetch: batches read ahead by a thread, for data on disk; changes nothing but the time.
         checkpoints: where everything is kept every `checkpoint_every` updates and after the last. If a state is there already,
             learning goes on from it, bit by bit on a CPU with as many threads; all other arguments must be what they were.
     """
@@ -58,16 +63,26 @@ def pretrain(
         _restore_generators(found.content, generator, noise)
         clock.spent = found.content["spent"]
     learner.model.train()
-    for update in range(first + 1, updates + 1):
-        learner.scale_rates(_cooled((update - 1) / updates, cooldown))
-        losses = learner.update(windows.sample(batch, length, generator=generator).to(device), noise)
-        clock.passed("updating")
-        if log is not None and (update % log_every == 0 or update == updates):
-            log({**_scalars(losses), "updates": update, **clock.scalars()}, update)
-        if checkpoints is not None and (update % checkpoint_every == 0 or update == updates):
-            content = {"learner": learner.state_dict(), "spent": clock.spent, "seconds": clock.total}
-            checkpoints.save(update, content | _generators(generator, noise))
-            clock.passed("keeping")
+    with Prefetch(lambda g: windows.sample(batch, length, generator=g), 0, prefetch) as draw:
+        draw.restore(generator.get_state())
+        for update in range(first + 1, updates + 1):
+            learner.scale_rates(_cooled((update - 1) / updates, cooldown))
+            losses = learner.update(draw.next().to(device), noise)
+            clock.passed("updating")
+            if log is not None and (update % log_every == 0 or update == updates):
+                log({**_scalars(losses), "updates": update, **clock.scalars()}, update)
+            if evaluate is not None and update == updates:
+                learner.model.eval()
+                earned = evaluate(update, clock.total)
+                clock.passed("evaluating")
+                if log is not None:
+                    log(dict(earned), update)
+            if checkpoints is not None and (update % checkpoint_every == 0 or update == updates):
+                generator.set_state(draw.state())
+                content = {"learner": learner.state_dict(), "spent": clock.spent, "seconds": clock.total}
+                checkpoints.save(update, content | _generators(generator, noise))
+                clock.passed("keeping")
+        generator.set_state(draw.state())
     learner.model.eval()
 
 
@@ -88,7 +103,7 @@ def train_online(
     horizon: int = 4,
     policy_plans: int = 8,
     exploration: Exploration | None = None,
-    evaluate: Callable[[int, float], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     evaluate_every: int = 5000,
     log: Log | None = None,
     log_every: int = 500,
@@ -166,7 +181,7 @@ def train_online(
         for name, part in parts.items():
             part.load_state_dict(state[name])
         _restore_generators(state, generator, noise)
-        buffer = ReplayBuffer.load(found.attached["replay.pt"], device if buffer is None else buffer.device)
+        buffer = ReplayBuffer.load(found.attached["replay.pt"], "auto" if device.type == "cuda" else device)
         updates, recent, losses = state["updates"], state["recent"], state["losses"]
         planned, paid = state["planned"], state["paid"]
         clock.spent = state["spent"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from gjwm.online.returns import Act
 from gjwm.planning import Planner
 
 
+@contextmanager
 def simulator_actor(
     env_id: str,
     env_kwargs: Mapping[str, Any],
@@ -25,8 +27,8 @@ def simulator_actor(
     replan_every: int = 4,
     discount: float = 0.99,
     generator: Generator | None = None,
-) -> Act:
-    """For `play_returns`: plans on copies of the played environments, whose states it is shown.
+) -> Iterator[Act]:
+    """For `play_returns`: plans on copies of the played environments, whose states it is shown; they close with the block.
 
     Args:
         env_id, env_kwargs: of the environments played, which must have `get_state` and whose copies observe "state".
@@ -77,4 +79,8 @@ def simulator_actor(
 
         return controller.act(score, len(o)).numpy()
 
-    return act
+    try:
+        yield act
+    finally:
+        if copies is not None:
+            copies.close()

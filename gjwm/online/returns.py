@@ -102,11 +102,16 @@ class ReturnCurve:
                 for row in csv.DictReader(file):
                     if int(row["step"]) <= resume_after:
                         self._append(int(row["step"]), float(row["seconds"]), int(row["episode"]), float(row["return"]))
+        self._write()  # the returns of an earlier run of this name are none of this one's
 
     def add(self, step: int, seconds: float, returns: Sequence[float]) -> None:
         """The returns of an evaluation after `step` agent steps and so much time."""
         for episode, value in enumerate(returns):
             self._append(step, seconds, episode, value)
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as partial, open(partial, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(self.COLUMNS)

@@ -502,10 +502,10 @@ class ReplayBuffer(Windows):
             payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the reader
             raise ValueError(
-                f"{path} is not a readable replay buffer ({type(error).__name__}); collect it again."
+                f"{path} is not a readable replay buffer ({type(error).__name__}); write it again."
             ) from error
         if not isinstance(payload, dict) or payload.get("format") != FORMAT or "lanes" not in payload:
-            raise ValueError(f"{path} is not a replay buffer of format {FORMAT}; collect it again.")
+            raise ValueError(f"{path} is not a replay buffer of format {FORMAT}; write it again.")
         spaces_ = (rebuild_space(json.loads(payload[name])) for name in ("observation_space", "action_space"))
         config = dict(payload["config"])
         buffer = cls(config.pop("capacity"), *spaces_, config.pop("num_envs"), device, **config)
