@@ -62,6 +62,10 @@ class Checkpoints:
             torch.save({"format": FORMAT, "step": step, "content": content, "attached": sizes}, partial)
         for old in self._files()[: -self.keep]:
             self._remove(old)
+        states = {file.stem for file in self._files()}
+        for left in self.folder.glob("state-*-*"):  # of a process that was killed while it removed a state
+            if left.name[: len(path.stem)] not in states:
+                left.unlink()
         return path
 
     def _attachment(self, path: Path, name: str) -> Path:
@@ -109,7 +113,7 @@ class Checkpoints:
         """Remove all states, and attachments whose state was never written."""
         for path in self._files():
             self._remove(path)
-        for path in self.folder.glob("state-*-*"):
+        for path in self.folder.glob("state-*"):  # also what a killed process was writing
             path.unlink()
 
     def _files(self) -> list[Path]:

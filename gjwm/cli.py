@@ -6,9 +6,11 @@ lives in one folder, runs/<name>/, with the resolved config beside what it made.
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import importlib.resources
 import inspect
+import itertools
 import json
 import math
 import os
@@ -17,7 +19,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,13 @@ from gjwm.behaviours import Behaviour, behaviour_from_weights
 from gjwm.checkpoint import Checkpoints
 from gjwm.collect import Episode, collect_dataset, collect_episodes
 from gjwm.data_command import data_command
-from gjwm.dataset import DiskWindows, dataset_info, episode_lengths, open_windows, read_episodes
+from gjwm.dataset import STORAGES, DiskWindows, dataset_info, episode_lengths, open_windows, read_episodes
 from gjwm.decoder import ConvDecoder
 from gjwm.envs.workers import cores
 from gjwm.evaluate import Details, check_equal_length, check_protocol, encode_episodes, evaluate
 from gjwm.explore import BEHAVIOURS
 from gjwm.files import holding, replacing
-from gjwm.logging import RunLogger, log_results, progress
+from gjwm.logging import RunLogger, check_mode, log_results, progress
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.online import (
     Act,
@@ -58,7 +60,7 @@ from gjwm.online import (
     simulator_actor,
     train_online,
 )
-from gjwm.replay import ReplayBuffer, available_memory
+from gjwm.replay import ReplayBuffer, available_memory, buffer_bytes, residence
 from gjwm.report import ARRAYS, EVALUATION, GALLERY, LiveReport, judge, save_arrays, write_report
 from gjwm.rollout_video import attempt, films_of, gallery, goals_video, grid_video, position_readout
 from gjwm.settings import require_same_training, same_evaluation
@@ -125,11 +127,19 @@ _OWN = {
 }
 
 
-def _options(group: str, settings: DictConfig, function: Callable, *, own: Collection[str] = _OWN) -> dict[str, Any]:
+def _options(
+    group: str,
+    settings: DictConfig,
+    function: Callable,
+    *,
+    own: Collection[str] = _OWN,
+    besides: Collection[str] = (),
+) -> dict[str, Any]:
     """A config group as the keyword arguments of `function`, with wrong names and kinds told in one sentence.
 
     Args:
         own: keyword arguments that are no settings.
+        besides: other settings of the group, to be named with them.
 
     Raises:
         ValueError: for a name that `function` does not take, or no number where its default is one (null where it may be None).
@@ -142,7 +152,7 @@ def _options(group: str, settings: DictConfig, function: Callable, *, own: Colle
     }
     for name, value in options.items():
         if name not in parameters:
-            raise ValueError(f"there is no setting {group}.{name}; choose from {', '.join(parameters)}.")
+            raise ValueError(f"there is no setting {group}.{name}; choose from {', '.join([*parameters, *besides])}.")
         default = parameters[name].default
         if isinstance(default, bool) or not isinstance(default, int | float):
             continue
@@ -210,7 +220,8 @@ def train_command(cfg: DictConfig, command: str) -> None:
     run = Path(cfg.run_dir)
     _require_same_env(cfg, cfg.dataset)
     decoder_steps = cfg.train.decoder_steps
-    options = _options("train", OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"]), train)
+    own = OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"])
+    options = _options("train", own, train, besides=["decoder_steps"])
     if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
         raise ValueError(
             f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
@@ -234,7 +245,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
     model = WorldModel(
         instantiate(cfg.encoder, observation_shape=list(shape)),
         instantiate(cfg.dynamics, action_dim=buffer.action_space.shape[0]),
-        {name: instantiate(head, action_dim=buffer.action_space.shape[0]) for name, head in cfg.heads.items()},
+        _heads(cfg, buffer.action_space.shape[0]),
     ).to(cfg.device)
     objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
@@ -323,6 +334,11 @@ def _logging(cfg: DictConfig, steps: int, after: int | None) -> Iterator[tuple[R
         yield logger, live
 
 
+def _heads(cfg: DictConfig, action_dim: int) -> dict[str, torch.nn.Module]:
+    """The heads that were asked for; a preset's sizes of others have no _target_."""
+    return {name: instantiate(head, action_dim=action_dim) for name, head in cfg.heads.items() if "_target_" in head}
+
+
 RETURNS = "returns.json"
 # Settings of cfg.online that are not arguments of `train_online`.
 _ABOUT_ONLINE = ("lanes", "episodes", "data", "pretrain", "capacity", "exploration", "oracle")
@@ -332,7 +348,8 @@ def online_command(cfg: DictConfig, command: str) -> None:
     """Learn from reward into cfg.run_dir: while acting, or from the dataset cfg.online.data, or both; with cfg.resume go on."""
     run, own = Path(cfg.run_dir), cfg.online
     acting = OmegaConf.masked_copy(own, [k for k in own if k not in _ABOUT_ONLINE])
-    loop = _options("online", acting, train_online, own=_OWN - {"log_every", "checkpoint_every"})
+    names = _OWN - {"log_every", "checkpoint_every"}
+    loop = _options("online", acting, train_online, own=names, besides=_ABOUT_ONLINE)
     loop["exploration"] = Exploration(**_options("online.exploration", own.exploration, Exploration))
     settings = _options("learner", cfg.learner, RewardLearner)
     for name, least in (("lanes", 1), ("episodes", 1), ("pretrain", 0), ("steps", 0), ("capacity", 1)):
@@ -358,17 +375,27 @@ def online_command(cfg: DictConfig, command: str) -> None:
         )
     if own.data is not None:  # replay begins with it also where nothing is learned from it before
         _require_same_env(cfg, own.data)
+    if cfg.storage not in STORAGES:
+        raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {cfg.storage!r}.")
+    check_mode(cfg.logger.wandb)
     stream = Stream(cfg.env.id, _env_kwargs(cfg), lanes=own.lanes, seed=cfg.seed, workers=cfg.collect.workers)
     try:
         action_dim = stream.action_space.shape[0]
         model = WorldModel(
             instantiate(cfg.encoder, observation_shape=list(stream.observation_space.shape)),
             instantiate(cfg.dynamics, action_dim=action_dim),
-            # Sizes of a preset for heads that were not asked for have no _target_.
-            {name: instantiate(head, action_dim=action_dim) for name, head in cfg.heads.items() if "_target_" in head},
+            _heads(cfg, action_dim),
         ).to(cfg.device)
         objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
         learner, planner = RewardLearner(model, objective, **settings), instantiate(cfg.planner)
+        if own.oracle is not None:
+            _oracle(cfg)
+            if not hasattr(stream.envs, "get_state"):
+                raise ValueError(
+                    f"online.oracle sets the simulator's state, and {cfg.env.id} does not let it: use null."
+                )
+        if own.steps:
+            _announce_replay(_replay_arguments(cfg, stream, None), _residence(cfg))
         # Only now is anything in the run's folder touched.
         checkpoints = Checkpoints(run / "state")
         begun = _begin(cfg, run, checkpoints, before + own.steps, RETURNS)
@@ -376,7 +403,7 @@ def online_command(cfg: DictConfig, command: str) -> None:
             print(f"{run}: already trained, nothing to resume")
             return
         try:
-            _learn_online(cfg, command, stream, learner, planner, loop, checkpoints, after=begun[0], before=before)
+            _learn_online(cfg, command, stream, learner, planner, loop, checkpoints, *begun, before=before)
         except FloatingPointError:
             checkpoints.clear()  # going on would end the same way
             raise
@@ -392,11 +419,13 @@ def _learn_online(
     planner: Any,
     loop: dict[str, Any],
     checkpoints: Checkpoints,
-    *,
     after: int | None,
+    episodes: int,
+    *,
     before: int,
 ) -> None:
-    """What `online_command` has made ready; `before` updates on data come first, and `after` is where a kept state stands."""
+    """What `online_command` has made ready; `before` updates on the dataset's first `episodes` come first, and `after` is where
+    a kept state stands."""
     run, own, model = Path(cfg.run_dir), cfg.online, learner.model
     resolved = OmegaConf.to_container(cfg, resolve=True)
     total = before + own.steps
@@ -423,7 +452,7 @@ def _learn_online(
         generator = torch.Generator().manual_seed(cfg.seed)
         replay = None
         if before and (after is None or after <= before):
-            data = open_windows(own.data, _residence(cfg), storage=cfg.storage, notify=print)
+            data = open_windows(own.data, _residence(cfg), storage=cfg.storage, episodes=episodes, notify=print)
             pretrain(
                 learner,
                 data,
@@ -437,9 +466,11 @@ def _learn_online(
                 **{name: loop[name] for name in ("batch", "length", "log_every", "checkpoint_every")},
             )
             del data  # replay takes its place
+            if cfg.device.startswith("cuda"):
+                torch.cuda.empty_cache()  # else it would still count as taken
         if own.steps:
             if after is None or after <= before:
-                replay = _replay(cfg, stream)
+                replay = _replay(cfg, stream, episodes)
             train_online(
                 learner,
                 planner,
@@ -452,6 +483,7 @@ def _learn_online(
                 checkpoints=checkpoints,
                 **loop,
             )
+        curve.finish()
         seconds = checkpoints.latest().content["seconds"]
         training = {"seconds": seconds, "threads": torch.get_num_threads(), "command": command}
         model.save(run / "checkpoint.pt", version=__version__, config=resolved, training=training)
@@ -475,29 +507,63 @@ def _residence(cfg: DictConfig) -> str:
     return "auto" if cfg.device.startswith("cuda") else "cpu"
 
 
-def _replay(cfg: DictConfig, stream: Stream) -> ReplayBuffer:
-    """A buffer of the stream's lanes, filled with the dataset's episodes where there is one."""
+def _replay_arguments(cfg: DictConfig, stream: Stream, episodes: int | None) -> dict[str, Any]:
+    """Of a buffer of the stream's lanes with room for the dataset's first `episodes` (None: all) and for what is acted."""
     space, data = stream.observation_space, cfg.online.data
     stored = [0] * cfg.online.lanes  # steps per lane: each episode goes to the one with the fewest
-    for length in () if data is None else episode_lengths(data):
+    for length in () if data is None else episode_lengths(data)[:episodes]:
         stored[stored.index(min(stored))] += length
     acted = -(-cfg.online.steps // cfg.online.lanes)
     steps = cfg.online.capacity or cfg.online.lanes * (max(stored) + acted + 1)
-    buffer = ReplayBuffer(
-        steps,
-        space,
-        stream.action_space,
-        cfg.online.lanes,
-        _residence(cfg),
-        frame_stack=cfg.env.get("frame_stack", 1) if len(space.shape) == 3 else 1,
-        episodes=steps // 4,  # none is lost where episodes have four steps and more
-    )
-    free = available_memory(buffer.device)
-    free = "" if free is None else f" of {free / 2**30:.1f} GiB available"
-    print(f"replay: {steps} steps take up to {buffer.nbytes / 2**20:,.1f} MiB{free} on {buffer.device}", flush=True)
-    for episode in () if data is None else read_episodes(data):
-        buffer.add_episode(*episode[:5])
+    return {
+        "capacity": steps,
+        "observation_space": space,
+        "action_space": stream.action_space,
+        "num_envs": cfg.online.lanes,
+        "frame_stack": cfg.env.get("frame_stack", 1) if len(space.shape) == 3 else 1,
+        "episodes": steps // 4,  # none is lost where episodes have four steps and more
+    }
+
+
+def _announce_replay(arguments: dict[str, Any], device: str) -> None:
+    """Say what a buffer will take, before it or anything else is taken.
+
+    Raises:
+        MemoryError: when it is more than there is.
+    """
+    needed = buffer_bytes(**arguments)
+    where = residence(device, needed)
+    available = available_memory(where)
+    free = "" if available is None else f" of {available / 2**30:.1f} GiB available"
+    print(f"replay: {arguments['capacity']} steps take up to {needed / 2**20:,.1f} MiB{free} on {where}", flush=True)
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"a replay of {arguments['capacity']} steps takes {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are "
+            "available; set online.capacity to fewer, or lower env.size."
+        )
+
+
+def _replay(cfg: DictConfig, stream: Stream, episodes: int) -> ReplayBuffer:
+    """A buffer of the stream's lanes, filled with the dataset's first episodes where there is one."""
+    buffer = ReplayBuffer(**_replay_arguments(cfg, stream, episodes), device=_residence(cfg))
+    if cfg.online.data is not None:
+        for episode in itertools.islice(read_episodes(cfg.online.data), episodes):
+            buffer.add_episode(*episode[:5])
     return buffer
+
+
+def _oracle(cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
+    """cfg.online.oracle as a planner and the other arguments of `simulator_actor`.
+
+    Raises:
+        ValueError: for other settings.
+    """
+    planner = cfg.online.oracle.get("planner")
+    if planner is None:
+        raise ValueError("online.oracle needs a planner, such as that of configs/experiment/suite_offline.yaml.")
+    rest = OmegaConf.masked_copy(cfg.online.oracle, [k for k in cfg.online.oracle if k != "planner"])
+    options = _options("online.oracle", rest, simulator_actor, besides=["planner"])
+    return instantiate(planner), {"discount": cfg.learner.discount, **options}
 
 
 @contextmanager
@@ -505,8 +571,7 @@ def _actor(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> Itera
     """The planner, the policy alone, uniform actions, none, or the planner on the true simulator."""
     generator = torch.Generator(cfg.device if kind == "plan" else "cpu").manual_seed(cfg.seed)
     if kind == "oracle":
-        options = dict(cfg.online.oracle)
-        planner = instantiate(options.pop("planner"))
+        planner, options = _oracle(cfg)
         with simulator_actor(cfg.env.id, _env_kwargs(cfg), planner, generator=generator, **options) as act:
             yield act
         return
@@ -578,7 +643,8 @@ def _begin(
             f"{checkpoints.folder} to start anew."
         )
     checkpoints.clear()
-    episodes = 0 if last == RETURNS else dataset_info(cfg.dataset)["episodes"]
+    dataset = cfg.online.data if last == RETURNS else cfg.dataset
+    episodes = 0 if dataset is None else dataset_info(dataset)["episodes"]
     started.parent.mkdir(parents=True, exist_ok=True)
     _write_json(started, {"config": OmegaConf.to_container(cfg, resolve=True), "episodes": episodes})
     return None, episodes
@@ -744,7 +810,7 @@ def _versions() -> dict[str, str]:
 def _evaluate_options(cfg: DictConfig) -> dict[str, Any]:
     """cfg.evaluate as `evaluate`'s arguments, checked before minutes are spent on episodes."""
     own = OmegaConf.masked_copy(cfg.evaluate, [k for k in cfg.evaluate if k not in ("length", "episodes")])
-    options = _options("evaluate", own, evaluate)
+    options = _options("evaluate", own, evaluate, besides=["episodes", "length"])
     episodes, length = cfg.evaluate.episodes, cfg.evaluate.length
     if not isinstance(episodes, int) or not isinstance(length, int) or episodes < 8 or length < 1:
         raise ValueError(
@@ -998,6 +1064,19 @@ USER_ERRORS = (
 )
 
 
+@contextmanager
+def _alone(run_dir: str) -> Iterator[None]:
+    """Keep other trainings out of a run's folder, as two would write over each other."""
+    try:
+        with holding(Path(run_dir) / "lock"):
+            yield
+    except BlockingIOError as error:
+        raise ValueError(f"another process trains into {run_dir}; wait for it, or choose another name=...") from error
+
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command -> exit status: 0, 1 after an error told in one sentence, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -1023,15 +1102,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = split_sweep(arguments[1:])[1] if command is study_command else arguments[1:]
             cfg = load_config(with_experiment(arguments[0], settings))
             _prepare(cfg)
-            command(cfg, shlex.join(["gjwm", *arguments]))
+            with _alone(cfg.run_dir) if command in (train_command, online_command) else nullcontext():
+                command(cfg, shlex.join(["gjwm", *arguments]))
     except USER_ERRORS as error:
         if os.environ.get("GJWM_TRACEBACK"):
             raise
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         told = " ".join(str(cause).split())  # hydra's come in several lines
-        if isinstance(cause, OSError) and cause.errno is not None:  # the system's own words
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE and cause.filename and command is not None:
             told = (
-                f"{cause.filename or 'a file'}: {cause.strerror}; set dataset=... or run_dir=... to a writable folder."
+                f"{cause.filename}: {cause.strerror}; set dataset=... or run_dir=... to a folder that can be written."
             )
         print(f"gjwm {arguments[0]}: {told}", file=sys.stderr)
         return 1

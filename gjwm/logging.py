@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gjwm.files import replacing
+
 MODES = ("offline", "online", "disabled")
 
 
@@ -38,14 +40,14 @@ class RunLogger:
         config: dict[str, Any] | None = None,
         resume_after: int | None = None,
     ):
-        _check(wandb_mode)
+        check_mode(wandb_mode)
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._partial = self.path / "metrics.jsonl.partial"
         kept = "" if resume_after is None else self._lines_until(resume_after)
-        self._file = open(self._partial, "w", encoding="utf-8")
-        self._file.write(kept)
-        self._file.flush()
+        with replacing(self._partial) as fresh:  # killed here, the lines of before are all there still
+            fresh.write_text(kept, encoding="utf-8")
+        self._file = open(self._partial, "a", encoding="utf-8")
         self._wandb = None
         if wandb_mode != "disabled":
             self._wandb = _wandb_run(
@@ -101,7 +103,7 @@ def log_results(
         results: nested; its numbers become "evaluation/prediction/rank_accuracy" and so on, other things are left out.
         videos: name -> .mp4 or .gif, logged as "videos/<name>".
     """
-    _check(wandb_mode)
+    check_mode(wandb_mode)
     if wandb_mode == "disabled":
         return
     import wandb
@@ -129,7 +131,7 @@ def flatten(results: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return found
 
 
-def _check(wandb_mode: str) -> None:
+def check_mode(wandb_mode: str) -> None:
     if wandb_mode not in MODES:
         raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
 

@@ -196,11 +196,13 @@ def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, m
         code = f"from gjwm.cli import main; raise SystemExit(main({command!r}))"
         if kills < KILLS:
             stamp = _newest(run)
-            kills += killed(
+            before = Checkpoints(run / "state").latest()
+            running = killed(
                 [sys.executable, "-c", code], lambda run=run, stamp=stamp: _newest(run) != stamp, 0.8 * seconds, rng
             )
+            kills += running
             found = Checkpoints(run / "state").latest()
-            went_on += found is not None
+            went_on += before is not None
             assert found is None or found.step % 40 == 0 or found.step == 200 + 40 * KILLS
             for file in run.glob("*.pt"):
                 torch.load(file, weights_only=True)

@@ -17,9 +17,11 @@ from torch import distributions
 from gjwm.actor_critic import Policy, QEnsemble, TwoHot
 from gjwm.checkpoint import Checkpoints
 from gjwm.cli import main
+from gjwm.dataset import dataset_info
 from gjwm.dynamics import EnsembleDynamics, GaussianDynamics
 from gjwm.encoders import MLPEncoder
 from gjwm.heads import RewardHead, TerminationHead
+from gjwm.logging import RunLogger
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
 from gjwm.online import (
     Exploration,
@@ -273,8 +275,9 @@ def test_what_a_learner_cannot_use_is_one_sentence():
     for heads in (("value", "policy"), ("reward", "value"), ("reward", "policy"), ()):
         with pytest.raises(ValueError, match="both or neither"):
             learner(heads=heads)
-    with pytest.raises(ValueError, match="no policy"):
-        learner(heads=("reward",), clone=0.1)
+    for wrong in ({"clone": 0.1}, {"expansion": 2}):
+        with pytest.raises(ValueError, match="which this model lacks"):
+            learner(heads=("reward",), **wrong)
     with pytest.raises(ValueError, match="discount"):
         learner(discount=1.5)
     with pytest.raises(ValueError, match="expansion"):
@@ -399,11 +402,14 @@ def test_an_oracle_sees_the_true_rewards_of_its_plans():
 
 
 def test_a_return_curve_is_whole_and_goes_on(tmp_path):
+    (tmp_path / "returns.csv").write_text("of a run before")
     curve = ReturnCurve(tmp_path / "returns.csv", repeat=2)
     curve.add(10, 1.5, [3.0, 4.0])
+    assert (tmp_path / "returns.csv").read_text() == "of a run before"
     curve.add(20, 2.5, [5.0, 6.0])
     again = ReturnCurve(tmp_path / "returns.csv", repeat=2, resume_after=15)
     again.add(20, 2.75, [7.0, 8.0])
+    again.finish()
     lines = (tmp_path / "returns.csv").read_text().split()
     assert lines == [
         "step,frames,seconds,episode,return",
@@ -723,16 +729,20 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
     returns = json.loads((folder / "returns.json").read_text())["returns"]
     assert set(returns) == {"plan", "random", "hold", "oracle"}
     before = (folder / "returns.csv").read_text()
-    opened = []
-    written = ReturnCurve.__init__
-
-    def told(self, path, **options):
-        written(self, path, **options)
-        opened.append(Path(path).read_text())
-
-    monkeypatch.setattr(ReturnCurve, "__init__", told)
+    for wrong, told in (
+        ("logger.wandb=bogus", "logger.wandb must be"),
+        ("storage=bogus", "storage must be"),
+        ("+online.oracle.foo=1", "no setting online.oracle.foo"),
+        ("online.oracle.planner=null", "needs a planner"),
+        ("online.capacity=10000000000000", "set online.capacity to fewer"),
+    ):  # what is there stays whole
+        assert main(["online", *settings, wrong]) == 1
+        said = capsys.readouterr().err
+        assert told in said and "Traceback" not in said
+        assert (folder / "returns.csv").read_text() == before and list((folder / "state").glob("state-*.pt"))
+        assert not (folder / "metrics.jsonl.partial").exists()
     assert main(["online", *settings, "seed=1"]) == 0
-    assert len(before.splitlines()) == 3 and len(opened[0].splitlines()) == 1  # none of the run before
+    assert len(before.splitlines()) == 3 and (folder / "returns.csv").read_text() != before
     monkeypatch.setattr("sys.argv", ["curves", str(folder), "--csv", "curves.csv", "--picture", "curves.png"])
     runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "online_curves.py"), run_name="__main__")
     earned = json.loads((folder / "returns.json").read_text())["returns"]["plan"]["return_mean"]
@@ -805,6 +815,36 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
         "resume=true",
     ]
     assert main(["online", *TINY, *data, *both, "name=both"]) == 0
+
+    class Killed(BaseException):
+        pass
+
+    write, episodes = RunLogger.log, dataset_info("data")["episodes"]
+    for at in (25, 30, 50, 270):  # in either phase, and between them
+        with monkeypatch.context() as patch:
+
+            def stop(self, metrics, step, at=at):
+                if step >= at:
+                    raise Killed
+                write(self, metrics, step)
+
+            patch.setattr(RunLogger, "log", stop)
+            with pytest.raises(Killed):
+                main(["online", *TINY, *data, *both, "name=cut"])
+        if at == 25:  # what is collected meanwhile is not of this run
+            assert main(["collect", *TINY, *data, "collect.episodes=1"]) == 0
+            assert dataset_info("data")["episodes"] == episodes + 1
+    assert main(["online", *TINY, *data, *both, "name=cut"]) == 0
+    weights = [WorldModel.load(tmp_path / "runs" / name / "checkpoint.pt").state_dict() for name in ("both", "cut")]
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
+
+    def made(name):
+        rows = [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        kept = [line.split(",") for line in (tmp_path / "runs" / name / "returns.csv").read_text().splitlines()]
+        rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+        return rows, [row[:2] + row[3:] for row in kept]
+
+    assert made("cut") == made("both")
     rows = [json.loads(line) for line in (tmp_path / "runs/both/metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows]
     assert steps[:3] == [10, 20, 30] and steps == sorted(steps) and steps[-1] == 30 + 480

@@ -7,11 +7,12 @@ format is described in docs/data.md. Nothing here knows how the episodes were co
 
 from gjwm.dataset.episodes import Arrays, Episode, newest_frames, restack
 from gjwm.dataset.folder import SHARD_BYTES, DatasetWriter, dataset_info, episode_lengths, load_buffer, read_episodes
-from gjwm.dataset.stream import DiskWindows, bytes_in_memory, open_windows
+from gjwm.dataset.stream import STORAGES, DiskWindows, bytes_in_memory, open_windows
 from gjwm.dataset.verify import verify
 
 __all__ = [
     "SHARD_BYTES",
+    "STORAGES",
     "Arrays",
     "DatasetWriter",
     "DiskWindows",

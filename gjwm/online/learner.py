@@ -99,8 +99,10 @@ class RewardLearner:
                 f"{', '.join(model.heads) or 'none'}."
             )
         self._acts = "policy" in model.heads
-        if clone and not self._acts:
-            raise ValueError(f"clone={clone} weighs the policy's distance to the data, and this model has no policy.")
+        if (clone or expansion) and not self._acts:
+            raise ValueError(
+                f"clone={clone} and expansion={expansion} are for a policy and its values, which this model lacks: use 0."
+            )
         if not 0 < discount <= 1 or not 0 <= lam <= 1 or not 0 < target_rate <= 1 or expansion < 0:
             raise ValueError(
                 "expected 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and expansion >= 0, got "

@@ -181,7 +181,8 @@ def train_online(
         for name, part in parts.items():
             part.load_state_dict(state[name])
         _restore_generators(state, generator, noise)
-        buffer = ReplayBuffer.load(found.attached["replay.pt"], "auto" if device.type == "cuda" else device)
+        where = "auto" if device.type == "cuda" else "cpu"
+        buffer = ReplayBuffer.load(found.attached["replay.pt"], where if buffer is None else buffer.device)
         updates, recent, losses = state["updates"], state["recent"], state["losses"]
         planned, paid = state["planned"], state["paid"]
         clock.spent = state["spent"]

@@ -5,7 +5,7 @@ holds the tree that prioritised sampling draws from, `prefetch` draws ahead in a
 is stored. Datasets on disk are in `gjwm.dataset`.
 """
 
-from gjwm.replay.buffer import PrioritisedBatch, ReplayBuffer, available_memory, row_bytes
+from gjwm.replay.buffer import PrioritisedBatch, ReplayBuffer, available_memory, buffer_bytes, residence, row_bytes
 from gjwm.replay.prefetch import Prefetch
 from gjwm.replay.spaces import box_fields, describe_space, frame_shapes, rebuild_space, stack_frames, stacked_fields
 from gjwm.replay.windows import Windows
@@ -17,9 +17,11 @@ __all__ = [
     "Windows",
     "available_memory",
     "box_fields",
+    "buffer_bytes",
     "describe_space",
     "frame_shapes",
     "rebuild_space",
+    "residence",
     "row_bytes",
     "stack_frames",
     "stacked_fields",

@@ -42,6 +42,33 @@ def row_bytes(fields: Mapping[str, spaces.Box], shapes: Mapping[str, tuple[int, 
     return frames + 4 * action_dim + 4 + 1 + bookkeeping
 
 
+def buffer_bytes(
+    capacity: int,
+    observation_space: spaces.Space,
+    action_space: spaces.Box,
+    num_envs: int = 1,
+    *,
+    frame_stack: int = 1,
+    episodes: int | None = None,
+    priority_exponent: float | None = None,
+) -> int:
+    """Bytes that a `ReplayBuffer` of these arguments takes when all its rows are filled."""
+    fields = box_fields(observation_space)
+    shapes = frame_shapes(fields, frame_stack)
+    rows = num_envs * _lane_rows(capacity, num_envs, episodes)
+    tree = 0 if priority_exponent is None else 32 * rows  # two nodes per leaf, up to twice as many leaves as rows
+    return rows * row_bytes(fields, shapes, action_space.shape[0]) + tree
+
+
+def _lane_rows(capacity: int, num_envs: int, episodes: int | None) -> int:
+    # One row more for the newest observation of an episode that is still going on, one for what replaces it.
+    return capacity // num_envs + math.ceil(_last_frames(capacity, episodes) / num_envs) + 2
+
+
+def _last_frames(capacity: int, episodes: int | None) -> int:
+    return max(capacity // 16, min(capacity, 4096)) if episodes is None else int(episodes)
+
+
 class PrioritisedBatch(NamedTuple):
     """Windows drawn by priority; `windows.episode` and all other fields as `ReplayBuffer.sample` gives them."""
 
@@ -102,13 +129,12 @@ class ReplayBuffer(Windows):
         self.capacity, self.num_envs = int(capacity), int(num_envs)
         self.observation_space, self.action_space = observation_space, action_space
         self.frame_stack, self.action_dim = int(frame_stack), action_space.shape[0]
-        self.episodes = max(capacity // 16, min(capacity, 4096)) if episodes is None else int(episodes)
+        self.episodes = _last_frames(self.capacity, episodes)
         self._fields = box_fields(observation_space)
         self._stacked = stacked_fields(self._fields, self.frame_stack)
         self._frame_shapes = frame_shapes(self._fields, self.frame_stack)
         self._lane_steps = self.capacity // self.num_envs
-        # One row more for the newest observation of an episode that is still going on, one for what replaces it.
-        self._lane_rows = self._lane_steps + math.ceil(self.episodes / self.num_envs) + 2
+        self._lane_rows = _lane_rows(self.capacity, self.num_envs, self.episodes)
 
         rows = self.num_envs * self._lane_rows
         self.priority_exponent = priority_exponent
@@ -142,11 +168,15 @@ class ReplayBuffer(Windows):
     @property
     def nbytes(self) -> int:
         """Bytes that the rows take when all are filled; refused by the constructor if they are not to be had."""
-        rows = self.num_envs * self._lane_rows
-        tree = (
-            0 if self.priority_exponent is None else 32 * rows
-        )  # two nodes per leaf, up to twice as many leaves as rows
-        return rows * row_bytes(self._fields, self._frame_shapes, self.action_dim) + tree
+        return buffer_bytes(
+            self.capacity,
+            self.observation_space,
+            self.action_space,
+            self.num_envs,
+            frame_stack=self.frame_stack,
+            episodes=self.episodes,
+            priority_exponent=self.priority_exponent,
+        )
 
     def _require_memory(self) -> None:
         needed, available = self.nbytes, available_memory(self.device)
