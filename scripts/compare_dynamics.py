@@ -42,7 +42,6 @@ KINDS = {
     "gaussian": lambda d, a: GaussianDynamics(d, a),
     "gaussian_low_rank": lambda d, a: GaussianDynamics(d, a, covariance="low_rank"),
     "gaussian_full": lambda d, a: GaussianDynamics(d, a, covariance="full"),
-    "gaussian_correlated": lambda d, a: GaussianDynamics(d, a, covariance="correlated"),
     "ensemble": lambda d, a: EnsembleDynamics(d, a),
     "mixture": lambda d, a: MixtureDynamics(d, a),
     "linear": lambda d, a: LinearGaussianDynamics(d, a, forget=1.0),

@@ -286,14 +286,13 @@ def test_surprise_is_the_nll_per_dimension_and_its_p_value_falls_with_it():
         DeterministicDynamics(2, 2, hidden=32),
         GaussianDynamics(2, 2, hidden=32, std_hidden=16, covariance="low_rank", rank=1),
         GaussianDynamics(2, 2, hidden=32, std_hidden=16, covariance="full"),
-        GaussianDynamics(2, 2, hidden=32, std_hidden=16, covariance="correlated"),
         EnsembleDynamics(2, 2, members=3, hidden=32, std_hidden=16),
         MixtureDynamics(2, 2, components=2, hidden=32, mixture_hidden=16),
         LinearGaussianDynamics(2, 2),
         GaussianDynamics(2, 2, hidden=32, std_hidden=16, backbone="gru", memory_width=16),
         GaussianDynamics(2, 2, hidden=32, std_hidden=16, backbone="transformer", memory_width=16),
     ],
-    ids=["deterministic", "low_rank", "full", "correlated", "ensemble", "mixture", "linear", "gru", "transformer"],
+    ids=["deterministic", "low_rank", "full", "ensemble", "mixture", "linear", "gru", "transformer"],
 )
 def test_every_dynamics_trains_with_an_encoder_and_survives_the_disk(dynamics, tmp_path):
     """The law must end better than N(0, I), on a system that all of them can represent."""

@@ -15,8 +15,6 @@ from gjwm.dynamics.base import ResidualDynamics
 from gjwm.dynamics.prediction import FullPrediction, LowRankPrediction, Prediction, beta_nll
 from gjwm.encoders import mlp
 
-MIN_CORRELATION_EIGENVALUE = 1e-3  # residuals of a low-dimensional world's latents all but lie in a subspace
-
 
 class ResidualMoments(nn.Module):
     """Running second moments of the residuals z' - mean, as an exponential average over training batches.
@@ -102,8 +100,7 @@ class GaussianDynamics(ResidualDynamics):
     Args:
         latent_dim, action_dim, hidden, depth, backbone, memory_width, window: see `ResidualDynamics`.
         covariance: "diagonal": diag s^2(z, a). "low_rank": diag s^2(z, a) + V(z, a) V(z, a)^T. "full": one residual covariance
-            shared by all (z, a), counted over training batches. "correlated": s(z, a) and one correlation C shared by all,
-            diag s C diag s, with C counted over standardised residuals: the size of errors varies, their directions do not.
+            shared by all (z, a), counted over training batches.
         rank: columns of V.
         std_hidden: width of the spread network's two hidden layers.
         min_std, max_std: bounds of s.
@@ -132,8 +129,8 @@ class GaussianDynamics(ResidualDynamics):
     ):
         if not 0 < min_std < max_std:
             raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
-        if covariance not in ("diagonal", "low_rank", "full", "correlated"):
-            raise ValueError(f"covariance must be 'diagonal', 'low_rank', 'full' or 'correlated', got {covariance!r}.")
+        if covariance not in ("diagonal", "low_rank", "full"):
+            raise ValueError(f"covariance must be 'diagonal', 'low_rank' or 'full', got {covariance!r}.")
         shape = dict(hidden=hidden, depth=depth, backbone=backbone, memory_width=memory_width, window=window)
         super().__init__(latent_dim, action_dim, **shape)
         self.config = dict(
@@ -149,9 +146,9 @@ class GaussianDynamics(ResidualDynamics):
         )
         self.covariance, self.beta, self.min_std = covariance, beta, min_std
         self.log_std_range = (math.log(min_std), math.log(max_std))
-        if covariance in ("full", "correlated"):
+        if covariance == "full":
             self.residuals = ResidualMoments(latent_dim, full=True)
-        if covariance != "full":
+        else:
             outputs = latent_dim * (1 + rank) if covariance == "low_rank" else latent_dim
             self.log_std = mlp([latent_dim + action_dim + self.context_dim, std_hidden, std_hidden, outputs])
 
@@ -168,17 +165,8 @@ class GaussianDynamics(ResidualDynamics):
         own = torch.exp(2 * (low + (high - low) * torch.sigmoid(raw[..., : self.latent_dim])))
         if self.covariance == "diagonal":
             return Prediction(mean, own)
-        if self.covariance == "correlated":
-            return FullPrediction.of(mean, own.sqrt()[..., None] * self._correlation_tril())
         factor = raw[..., self.latent_dim :].unflatten(-1, (self.latent_dim, -1))
         return LowRankPrediction.of(mean, own, 0.1 * factor)
-
-    def _correlation_tril(self) -> Tensor:
-        """Cholesky factor (D, D) of the standardised residuals' correlation, with a floor under its eigenvalues."""
-        std = self.residuals.moment.diagonal().clamp(min=1e-12).sqrt()
-        correlation = self.residuals.moment / (std[:, None] * std)
-        floor = MIN_CORRELATION_EIGENVALUE * torch.eye(self.latent_dim, dtype=std.dtype, device=std.device)
-        return torch.linalg.cholesky((1 - MIN_CORRELATION_EIGENVALUE) * correlation + floor)
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
         z, z_next = z.detach(), z_next.detach()
@@ -186,8 +174,6 @@ class GaussianDynamics(ResidualDynamics):
         if self.covariance == "full" and self.training:
             self.residuals.update(residual)
         law = self._law(mean, z, a, context)
-        if self.covariance == "correlated" and self.training:
-            self.residuals.update(residual / law.variance.sqrt())
-        if self.covariance in ("diagonal", "correlated"):
+        if self.covariance == "diagonal":
             return beta_nll(law, z_next, self.beta)
         return -law.log_prob(z_next).mean() / self.latent_dim
