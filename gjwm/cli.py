@@ -19,7 +19,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
             f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
             f"{cfg.calibrate.episodes}."
         )
+    _check_kept(cfg)
     checkpoints = Checkpoints(run / "state")
     resolved = OmegaConf.to_container(cfg, resolve=True)
     begun = _begin(cfg, run, checkpoints, cfg.train.steps, "checkpoint.pt")
@@ -334,6 +335,13 @@ def _logging(cfg: DictConfig, steps: int, after: int | None) -> Iterator[tuple[R
         yield logger, live
 
 
+def _check_kept(cfg: DictConfig) -> None:
+    """Settings that are first used when a run's folder has been touched."""
+    if cfg.storage not in STORAGES:
+        raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {cfg.storage!r}.")
+    check_mode(cfg.logger.wandb)
+
+
 def _heads(cfg: DictConfig, action_dim: int) -> dict[str, torch.nn.Module]:
     """The heads that were asked for; a preset's sizes of others have no _target_."""
     return {name: instantiate(head, action_dim=action_dim) for name, head in cfg.heads.items() if "_target_" in head}
@@ -357,7 +365,12 @@ def online_command(cfg: DictConfig, command: str) -> None:
         if not (name == "capacity" and value is None) and (not isinstance(value, int) or value < least):
             raise ValueError(f"online.{name} must be a whole number, {least} or more, got {value!r}.")
     # Before anything is touched, also what would be refused only once pretraining is over.
-    names = ("aimless_steps", "update_ratio", "cooldown", "batch", "length", "horizon")
+    if own.capacity is not None and own.capacity < own.lanes * (own.length + 1):
+        raise ValueError(
+            f"online.capacity={own.capacity} has no room for a window in each lane: expected at least lanes * (length + 1) = "
+            f"{own.lanes * (own.length + 1)}."
+        )
+    names = ("aimless_steps", "update_ratio", "cooldown", "batch", "length", "horizon", "policy_plans")
     schedule = {name: loop[name] for name in (*names, "evaluate_every", "log_every", "checkpoint_every")}
     if own.steps:
         check_schedule(lanes=own.lanes, steps=own.steps, **schedule)
@@ -375,9 +388,7 @@ def online_command(cfg: DictConfig, command: str) -> None:
         )
     if own.data is not None:  # replay begins with it also where nothing is learned from it before
         _require_same_env(cfg, own.data)
-    if cfg.storage not in STORAGES:
-        raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {cfg.storage!r}.")
-    check_mode(cfg.logger.wandb)
+    _check_kept(cfg)
     stream = Stream(cfg.env.id, _env_kwargs(cfg), lanes=own.lanes, seed=cfg.seed, workers=cfg.collect.workers)
     try:
         action_dim = stream.action_space.shape[0]
@@ -388,17 +399,22 @@ def online_command(cfg: DictConfig, command: str) -> None:
         ).to(cfg.device)
         objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
         learner, planner = RewardLearner(model, objective, **settings), instantiate(cfg.planner)
-        if own.oracle is not None:
+        if own.oracle:
             _oracle(cfg)
             if not hasattr(stream.envs, "get_state"):
                 raise ValueError(
                     f"online.oracle sets the simulator's state, and {cfg.env.id} does not let it: use null."
                 )
-        if own.steps:
-            _announce_replay(_replay_arguments(cfg, stream, None), _residence(cfg))
+
+        def ready(episodes: int) -> None:
+            if own.data is not None and not episodes:
+                raise ValueError(f"{own.data} holds no episode to learn from; collect some with `gjwm collect`.")
+            if own.steps:
+                _announce_replay(_replay_arguments(cfg, stream, episodes), _residence(cfg))
+
         # Only now is anything in the run's folder touched.
         checkpoints = Checkpoints(run / "state")
-        begun = _begin(cfg, run, checkpoints, before + own.steps, RETURNS)
+        begun = _begin(cfg, run, checkpoints, before + own.steps, RETURNS, ready)
         if begun is None:
             print(f"{run}: already trained, nothing to resume")
             return
@@ -483,14 +499,15 @@ def _learn_online(
                 checkpoints=checkpoints,
                 **loop,
             )
+        kinds = ["plan", *(["policy"] if "policy" in model.heads else []), "random", "hold"]
+        returns = {kind: _play(cfg, model, planner, kind) for kind in [*kinds, *(["oracle"] if own.oracle else [])]}
+        # Nothing that takes long or can fail is left: now what there was of an earlier run of this name goes.
         curve.finish()
         seconds = checkpoints.latest().content["seconds"]
         training = {"seconds": seconds, "threads": torch.get_num_threads(), "command": command}
         model.save(run / "checkpoint.pt", version=__version__, config=resolved, training=training)
         with replacing(run / "config.yaml") as partial:
             OmegaConf.save(OmegaConf.create(resolved), partial)
-        kinds = ["plan", *(["policy"] if "policy" in model.heads else []), "random", "hold"]
-        returns = {kind: _play(cfg, model, planner, kind) for kind in [*kinds, *(["oracle"] if own.oracle else [])]}
         live.finish(total, f"{RETURNS} has what was earned")
     # Last, and after the log is whole: a run without it is not done.
     _write_json(run / RETURNS, {"version": __version__, "command": command, "returns": returns})
@@ -558,7 +575,7 @@ def _oracle(cfg: DictConfig) -> tuple[Any, dict[str, Any]]:
     Raises:
         ValueError: for other settings.
     """
-    planner = cfg.online.oracle.get("planner")
+    planner = cfg.online.oracle.get("planner") if OmegaConf.is_dict(cfg.online.oracle) else None
     if planner is None:
         raise ValueError("online.oracle needs a planner, such as that of configs/experiment/suite_offline.yaml.")
     rest = OmegaConf.masked_copy(cfg.online.oracle, [k for k in cfg.online.oracle if k != "planner"])
@@ -612,13 +629,19 @@ def _play(cfg: DictConfig, model: WorldModel, planner: Any, kind: str) -> dict[s
 
 
 def _begin(
-    cfg: DictConfig, run: Path, checkpoints: Checkpoints, steps: int, last: str
+    cfg: DictConfig,
+    run: Path,
+    checkpoints: Checkpoints,
+    steps: int,
+    last: str,
+    ready: Callable[[int], None] = lambda episodes: None,
 ) -> tuple[int | None, int] | None:
     """Make the run's folder ready -> (step to go on after or None, episodes to train on), or None if all is done.
 
     Args:
         steps: after which training ends.
         last: the file that is written at the very end: if the last state is newer, the run was killed before it.
+        ready: called with the episodes before anything is touched, unless all is done; what it raises stops the command.
 
     Raises:
         ValueError: when a training would be lost, or resumed with other settings.
@@ -636,15 +659,17 @@ def _begin(
             raise ValueError(
                 f"{run} was begun on {kinds[0]}, whose random numbers {kinds[1]} does not have: go on with device={kinds[0]}."
             )
+        ready(before["episodes"])
         return found.step, before["episodes"]
     if unfinished:
         raise ValueError(
             f"{run} holds a training that stopped after step {found.step}: go on with resume=true, or remove "
             f"{checkpoints.folder} to start anew."
         )
-    checkpoints.clear()
     dataset = cfg.online.data if last == RETURNS else cfg.dataset
     episodes = 0 if dataset is None else dataset_info(dataset)["episodes"]
+    ready(episodes)
+    checkpoints.clear()
     started.parent.mkdir(parents=True, exist_ok=True)
     _write_json(started, {"config": OmegaConf.to_container(cfg, resolve=True), "episodes": episodes})
     return None, episodes
@@ -1067,14 +1092,15 @@ USER_ERRORS = (
 @contextmanager
 def _alone(run_dir: str) -> Iterator[None]:
     """Keep other trainings out of a run's folder, as two would write over each other."""
-    try:
-        with holding(Path(run_dir) / "lock"):
-            yield
-    except BlockingIOError as error:
-        raise ValueError(f"another process trains into {run_dir}; wait for it, or choose another name=...") from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(holding(Path(run_dir) / "lock"))
+        except BlockingIOError as error:
+            raise ValueError(f"another process works in {run_dir}; wait for it, or choose another name=...") from error
+        yield
 
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

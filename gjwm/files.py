@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ try:
     import fcntl
 except ImportError:  # Windows: two processes that extend one dataset are then not kept apart
     fcntl = None
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems without locks
 
 
 @contextmanager
@@ -53,7 +57,9 @@ def acquire(path: str | Path, *, wait: bool = False) -> int:
     if fcntl is not None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+                return descriptor  # as on Windows
             os.close(descriptor)
             raise
     return descriptor

@@ -734,7 +734,10 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
         ("storage=bogus", "storage must be"),
         ("+online.oracle.foo=1", "no setting online.oracle.foo"),
         ("online.oracle.planner=null", "needs a planner"),
+        ("online.oracle=true", "needs a planner"),
         ("online.capacity=10000000000000", "set online.capacity to fewer"),
+        ("online.capacity=3", "no room for a window"),
+        ("online.policy_plans=0", "policy_plans to be a whole number"),
     ):  # what is there stays whole
         assert main(["online", *settings, wrong]) == 1
         said = capsys.readouterr().err
@@ -820,6 +823,9 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
         pass
 
     write, episodes = RunLogger.log, dataset_info("data")["episodes"]
+    # An earlier run of the name, all of whose rows come before those of the next one.
+    assert main(["online", *TINY, *data, *both, "name=cut", "online.evaluate_every=60", "online.log_every=60"]) == 0
+    begin = [word for word in both if word != "resume=true"]
     for at in (25, 30, 50, 270):  # in either phase, and between them
         with monkeypatch.context() as patch:
 
@@ -830,7 +836,7 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
 
             patch.setattr(RunLogger, "log", stop)
             with pytest.raises(Killed):
-                main(["online", *TINY, *data, *both, "name=cut"])
+                main(["online", *TINY, *data, *(begin if at == 25 else both), "name=cut"])
         if at == 25:  # what is collected meanwhile is not of this run
             assert main(["collect", *TINY, *data, "collect.episodes=1"]) == 0
             assert dataset_info("data")["episodes"] == episodes + 1

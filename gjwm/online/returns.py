@@ -84,11 +84,11 @@ def return_report(returns: np.ndarray, seconds_per_step: float) -> dict[str, Any
 
 
 class ReturnCurve:
-    """Every return of every evaluation of a run, as a CSV file that is whole at any time.
+    """Every return of every evaluation of a run, as a CSV file.
 
     Args:
-        path: of the file: step, frames, seconds, episode, return. It is <path>.partial until `finish`, so that a run that fails
-            leaves what an earlier one of its name has earned.
+        path: of the file: step, frames, seconds, episode, return. Until `finish` it is <path>.partial, always whole: a
+            run that fails leaves what an earlier one of its name has earned.
         repeat: frames per agent step.
         resume_after: rows up to this step of an interrupted run are kept; None: none are.
     """
@@ -99,19 +99,21 @@ class ReturnCurve:
         self.path, self.repeat = Path(path), repeat
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.rows: list[tuple[int, int, float, int, float]] = []
-        if resume_after is None:
-            self.partial.unlink(missing_ok=True)  # of a run that was given up
         source = self.partial if self.partial.is_file() else self.path
         if resume_after is not None and source.is_file():
             with open(source, newline="") as file:
                 for row in csv.DictReader(file):
                     if int(row["step"]) <= resume_after:
                         self._append(int(row["step"]), float(row["seconds"]), int(row["episode"]), float(row["return"]))
+        self._write()  # from here on the rows of an earlier run of this name are none of this one's
 
     def add(self, step: int, seconds: float, returns: Sequence[float]) -> None:
         """The returns of an evaluation after `step` agent steps and so much time."""
         for episode, value in enumerate(returns):
             self._append(step, seconds, episode, value)
+        self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.partial) as aside, open(aside, "w", newline="") as file:
             writer = csv.writer(file)
@@ -120,8 +122,7 @@ class ReturnCurve:
 
     def finish(self) -> None:
         """Give the file its name, once the run has ended well."""
-        if self.partial.is_file():
-            self.partial.replace(self.path)
+        self.partial.replace(self.path)
 
     def _append(self, step: int, seconds: float, episode: int, value: float) -> None:
         self.rows.append((step, step * self.repeat, round(seconds, 1), episode, round(value, 3)))
