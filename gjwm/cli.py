@@ -524,8 +524,8 @@ def _residence(cfg: DictConfig) -> str:
     return "auto" if cfg.device.startswith("cuda") else "cpu"
 
 
-def _replay_arguments(cfg: DictConfig, stream: Stream, episodes: int | None) -> dict[str, Any]:
-    """Of a buffer of the stream's lanes with room for the dataset's first `episodes` (None: all) and for what is acted."""
+def _replay_arguments(cfg: DictConfig, stream: Stream, episodes: int) -> dict[str, Any]:
+    """Of a buffer of the stream's lanes with room for the dataset's first `episodes` and for what is acted."""
     space, data = stream.observation_space, cfg.online.data
     stored = [0] * cfg.online.lanes  # steps per lane: each episode goes to the one with the fewest
     for length in () if data is None else episode_lengths(data)[:episodes]:
