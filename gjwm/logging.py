@@ -132,6 +132,7 @@ def flatten(results: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 
 def check_mode(wandb_mode: str) -> None:
+    """Raise ValueError for what is no way to use wandb."""
     if wandb_mode not in MODES:
         raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
 
