@@ -110,7 +110,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove all states, and attachments whose state was never written."""
+        """Remove all states, and what a killed process left of others."""
         for path in self._files():
             self._remove(path)
         for path in self.folder.glob("state-*"):  # also what a killed process was writing

@@ -237,7 +237,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
     after, episodes = begun
     buffer = open_windows(
         cfg.dataset,
-        "auto" if cfg.device.startswith("cuda") else "cpu",
+        _residence(cfg),
         storage=cfg.storage,
         episodes=episodes,
         notify=print,
