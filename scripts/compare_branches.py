@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from gjwm.behaviours import behaviour_from_weights
 from gjwm.calibration import calibration_report, concatenate, forecast_windows
-from gjwm.cli import CALIBRATION, HELD_OUT
 from gjwm.collect import collect_episodes, make_env
+from gjwm.commands.config import CALIBRATION, HELD_OUT
 from gjwm.dataset import read_episodes
 from gjwm.dynamics import DeterministicDynamics, Dynamics, GaussianDynamics, MixtureDynamics
 from gjwm.envs.fork import GAP, JUNCTION, START_X, place

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from gjwm.behaviours import behaviour_from_weights
 from gjwm.calibration import calibration_report, concatenate, forecast_windows
-from gjwm.cli import CALIBRATION, HELD_OUT
 from gjwm.collect import collect_episodes
+from gjwm.commands.config import CALIBRATION, HELD_OUT
 from gjwm.dataset import read_episodes
 from gjwm.dynamics import (
     DeterministicDynamics,

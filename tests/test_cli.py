@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.cli import load_decoder, main
+from gjwm.cli import main
+from gjwm.commands.run_folder import load_decoder
 from gjwm.dataset import dataset_info
 from gjwm.study.launch import Outcome, record
 from gjwm.world_model import WorldModel
@@ -305,7 +306,7 @@ def here(monkeypatch):
             done(record(Outcome(job, error, 0.0)))
 
     started = []
-    monkeypatch.setattr("gjwm.cli.run_local", run_here)
+    monkeypatch.setattr("gjwm.commands.study.run_local", run_here)
     return started
 
 

@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from gjwm.behaviours import behaviour_from_weights
-from gjwm.cli import _env_kwargs, load_config, split_sweep
 from gjwm.collect import make_env
+from gjwm.commands.config import env_kwargs, load_config, split_sweep
 from gjwm.explore import BEHAVIOURS
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.online import RewardLearner
@@ -33,7 +33,7 @@ def test_no_group_is_left_out_here():
 @pytest.mark.parametrize("name", options("experiment"))
 def test_an_experiment_builds_its_env_model_and_planner(name):
     cfg = load_config([f"experiment={name}", *(["env.id=Pendulum-v1"] if name.startswith("gym") else [])])
-    env = make_env(cfg.env.id, **_env_kwargs(cfg))
+    env = make_env(cfg.env.id, **env_kwargs(cfg))
     observation, _ = env.reset(seed=0)
     model = WorldModel(
         instantiate(cfg.encoder, observation_shape=list(env.observation_space.shape)),
@@ -69,7 +69,7 @@ def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_pa
         seen |= {run.cell.task, run.cell.method}
         cfg = OmegaConf.create(sweep.config(run))
         assert cfg.seed == run.seed and cfg.run_dir == str(run.folder) and cfg.dataset.endswith(f"-seed-{run.seed}")
-        env = make_env(cfg.env.id, **_env_kwargs(cfg))
+        env = make_env(cfg.env.id, **env_kwargs(cfg))
         encoder = instantiate(cfg.encoder, observation_shape=list(env.observation_space.shape)).eval()
         observation, _ = env.reset(seed=0)
         assert encoder(torch.from_numpy(observation)[None]).shape == (1, cfg.latent_dim)

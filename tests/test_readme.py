@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.cli import COMMANDS, load_config, split_sweep, with_experiment
+from gjwm.cli import COMMANDS
 from gjwm.collect import make_env
+from gjwm.commands.config import load_config, split_sweep, with_experiment
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -1,0 +1,50 @@
+"""`gjwm collect`: episodes into a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from gjwm.collect import collect_dataset
+from gjwm.commands.config import behaviour_of, env_kwargs
+from gjwm.dataset import dataset_info
+from gjwm.files import holding
+
+
+def collect_command(cfg: DictConfig, command: str) -> None:
+    """Collect episodes into cfg.dataset, extending what is there; with cfg.resume only those that are missing."""
+    if not cfg.resume:
+        _collect(cfg, cfg.collect.episodes)
+        return
+    # Who asks for the missing episodes waits for whoever is collecting them.
+    with holding(f"{cfg.dataset}.lock", wait=True):
+        found = (Path(cfg.dataset) / "metadata.json").exists()
+        there = dataset_info(cfg.dataset)["episodes"] if found else 0
+        if there >= cfg.collect.episodes:
+            print(f"{cfg.dataset}: holds {there} episodes, none are missing")
+        else:
+            _collect(cfg, cfg.collect.episodes - there)
+
+
+def _collect(cfg: DictConfig, episodes: int) -> None:
+    result = collect_dataset(
+        cfg.dataset,
+        cfg.env.id,
+        env_kwargs(cfg),
+        behaviour_of(cfg),
+        episodes=episodes,
+        length=cfg.collect.length,
+        seed=cfg.seed,
+        workers=cfg.collect.workers,
+        compress=cfg.compress,
+    )
+    repeat = cfg.env.get("action_repeat", 1)
+    print(
+        f"{cfg.dataset}: {result['episodes']} episodes, {result['frames']} frames in {result['seconds']:.1f} s "
+        f"({result['frames_per_second']:.0f} frames/s, {repeat * result['frames_per_second']:.0f} env steps/s)"
+    )
+    seen = result["coverage"]
+    print(
+        f"coverage: {seen['cells']} cells of {seen['of']} visited, as even as {seen['effective_cells']:.1f} cells visited alike"
+    )

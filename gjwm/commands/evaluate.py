@@ -1,0 +1,162 @@
+"""`gjwm evaluate` and `gjwm report`: a run judged on episodes it never saw, and its page."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from gjwm import __version__
+from gjwm.collect import Episode, collect_episodes
+from gjwm.commands.config import HELD_OUT, behaviour_of, env_kwargs, keyword_arguments
+from gjwm.commands.run_folder import decoder_of, write_json
+from gjwm.envs.workers import cores
+from gjwm.evaluate import Details, check_protocol, evaluate
+from gjwm.logging import log_results
+from gjwm.report import ARRAYS, EVALUATION, GALLERY, judge, save_arrays, write_report
+from gjwm.rollout_video import films_of, gallery
+from gjwm.world_model import WorldModel, load_payload
+
+
+def evaluate_command(cfg: DictConfig, command: str) -> None:
+    """Write evaluation.json, the curves and films that go with it, and report.html into cfg.run_dir."""
+    run = Path(cfg.run_dir)
+    model = WorldModel.load(run / "checkpoint.pt", cfg.device)
+    options = evaluate_arguments(cfg)
+    planner = instantiate(cfg.planner)
+    print("collecting held-out episodes", flush=True)
+    episodes, details = held_out_episodes(cfg), Details()
+    report = evaluate(
+        model,
+        cfg.env.id,
+        env_kwargs(cfg),
+        episodes,
+        planner,
+        notify=lambda message: print(message, flush=True),
+        details=details,
+        **options,
+    )
+    if cfg.report.worst + cfg.report.typical:
+        print("filming attempts", flush=True)
+        try:
+            films = films_of(
+                model,
+                cfg.env.id,
+                env_kwargs(cfg),
+                details,
+                decoder=decoder_of(run, cfg.device),
+                position=details.readouts["position"],
+                seed=options["seed"],
+            )
+        except ValueError as error:
+            print(f"no films: {error}", file=sys.stderr)  # what was measured is worth more than its pictures
+        else:
+            shown = dict(worst=cfg.report.worst, typical=cfg.report.typical, fps=cfg.video.fps)
+            report["gallery"] = gallery(run / GALLERY, films, **shown)
+    report["training"] = load_payload(run / "checkpoint.pt")["extra"]["training"]
+    report["version"], report["command"] = __version__, command
+    report["evaluated"] = time.strftime("%Y-%m-%d %H:%M")
+    report["versions"] = _versions()
+    report["config"] = OmegaConf.to_container(cfg, resolve=True)
+    save_arrays(run / ARRAYS, details.arrays)
+    write_json(run / EVALUATION, report)
+    print(summary(report))
+    print("\n".join(judge(report).lines))
+    print(run / EVALUATION)
+    print(write_report(run))
+    if cfg.logger.wandb != "disabled":
+        films_shown = {
+            f"{row['kind']}/{row['attempt']}": run / GALLERY / row["file"] for row in report.get("gallery", [])
+        }
+        log_results(
+            run,
+            wandb_mode=cfg.logger.wandb,
+            project=cfg.logger.project,
+            group=cfg.name,
+            job="evaluate",
+            results=report,
+            videos=films_shown,
+        )
+
+
+def report_command(cfg: DictConfig, command: str) -> None:
+    """Draw cfg.run_dir/report.html again from what an evaluation left there: no model, data or world is needed."""
+    print(write_report(cfg.run_dir))
+
+
+def held_out_episodes(cfg: DictConfig, *, episodes: int | None = None) -> list[Episode]:
+    """Episodes with seeds that training never saw, recorded with their simulator states."""
+    return list(
+        collect_episodes(
+            cfg.env.id,
+            env_kwargs(cfg),
+            behaviour_of(cfg),
+            episodes=episodes or cfg.evaluate.episodes,
+            length=cfg.evaluate.length,
+            seed=HELD_OUT + cfg.evaluate.seed,
+            workers=cfg.collect.workers,
+            record_state=True,
+        )
+    )
+
+
+def evaluate_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """cfg.evaluate as `evaluate`'s arguments, checked before minutes are spent on episodes."""
+    own = OmegaConf.masked_copy(cfg.evaluate, [k for k in cfg.evaluate if k not in ("length", "episodes")])
+    options = keyword_arguments("evaluate", own, evaluate, besides=["episodes", "length"])
+    episodes, length = cfg.evaluate.episodes, cfg.evaluate.length
+    if not isinstance(episodes, int) or not isinstance(length, int) or episodes < 8 or length < 1:
+        raise ValueError(
+            f"expected evaluate.episodes >= 8, half of which fit the probes, and evaluate.length >= 1, got {episodes!r} and "
+            f"{length!r}."
+        )
+    known = inspect.signature(check_protocol).parameters
+    check_protocol(**{name: value for name, value in options.items() if name in known})
+    return options
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report's headline figures, a few lines for people."""
+    p, g, c, s = report["prediction"], report["gaussianity"], report["calibration"], report["planning"]
+    lines = [
+        f"prediction   R2 at {p['horizon']} steps {p['r2_by_horizon'][-1]:.3f} (copy-last "
+        f"{p['copy_last_r2_by_horizon'][-1]:.3f}), skill {p['skill_nats_per_dim']:.2f} nats/dim (copy-last "
+        f"{p['skill_copy_last_nats_per_dim']:.2f}), rank accuracy {p['rank_accuracy']:.3f}",
+        f"probe R2     linear {report['probe']['linear_r2']:.3f}, kNN {report['probe']['knn_r2']:.3f}, "
+        f"MLP {report['probe']['mlp_r2']:.3f}",
+        f"gaussianity  effective rank {g['effective_rank']:.1f} (ideal {g['effective_rank_ideal']:.1f}), Epps-Pulley "
+        f"{g['epps_pulley']:.2f} (ideal {g['epps_pulley_null']:.2f}), variance {p['variance_per_dim']:.3f} (ideal 1)",
+        f"calibration  50/80/90/95% intervals cover {c['coverage_50']:.2f} {c['coverage_80']:.2f} "
+        f"{c['coverage_90']:.2f} {c['coverage_95']:.2f}, ECE {c['ece']:.3f}",
+    ]
+    if "surprise" in report:
+        v = report["surprise"]
+        lines.append(
+            f"surprise     AUROC teleport {v['teleport']['auroc']:.3f}, colour {v['colour']['auroc']:.3f}, frozen "
+            f"{v['frozen']['auroc']:.3f}; false alarms {v['false_alarm_rate']:.2%} at {v['level']:.0%}"
+        )
+    for name in ("model", "random", "hold", "oracle"):
+        row = s if name == "model" else s.get(name)
+        if row is not None:
+            low, high = row["ci95"]
+            lines.append(
+                f"planning     {name:7s} success {row['success_rate']:.1%} [{low:.1%}, {high:.1%}] of {row['episodes']}, "
+                f"{1e3 * row['seconds_per_step']:.1f} ms per step"
+            )
+    return "\n".join(lines)
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "numpy", "gymnasium", "mujoco", "dm-control")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+        "machine": f"{platform.system()} {platform.machine()}, {cores()} cores",
+    }

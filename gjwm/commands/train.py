@@ -1,0 +1,151 @@
+"""`gjwm train`: a world model from a dataset, calibrated, and a decoder for its pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from gjwm import __version__
+from gjwm.checkpoint import Checkpoints
+from gjwm.collect import collect_episodes
+from gjwm.commands.config import CALIBRATION, behaviour_of, env_kwargs, heads_of, keyword_arguments, residence_of
+from gjwm.commands.run_folder import begin, check_kept, logging_into, require_same_env, save_decoder
+from gjwm.dataset import DiskWindows, open_windows
+from gjwm.decoder import ConvDecoder
+from gjwm.evaluate import check_equal_length, encode_episodes
+from gjwm.files import replacing
+from gjwm.logging import progress
+from gjwm.objectives import JointEmbeddingObjective
+from gjwm.train import peak_memory_mb, train, train_decoder
+from gjwm.world_model import WorldModel
+
+
+def train_command(cfg: DictConfig, command: str) -> None:
+    """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures; with cfg.resume go on."""
+    run = Path(cfg.run_dir)
+    require_same_env(cfg, cfg.dataset)
+    decoder_steps = cfg.train.decoder_steps
+    own = OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"])
+    options = keyword_arguments("train", own, train, besides=["decoder_steps"])
+    if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
+        raise ValueError(
+            f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
+            f"{cfg.calibrate.episodes}."
+        )
+    check_kept(cfg)
+    checkpoints = Checkpoints(run / "state")
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    begun = begin(cfg, run, checkpoints, cfg.train.steps, "checkpoint.pt")
+    if begun is None:
+        print(f"{run}: already trained, nothing to resume")
+        return
+    after, episodes = begun
+    buffer = open_windows(
+        cfg.dataset,
+        residence_of(cfg),
+        storage=cfg.storage,
+        episodes=episodes,
+        notify=print,
+    )
+    shape = buffer.observation_space.shape
+    model = WorldModel(
+        instantiate(cfg.encoder, observation_shape=list(shape)),
+        instantiate(cfg.dynamics, action_dim=buffer.action_space.shape[0]),
+        heads_of(cfg, buffer.action_space.shape[0]),
+    ).to(cfg.device)
+    objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
+    generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
+    decodes = bool(decoder_steps) and len(shape) == 3
+    total = options["steps"] + decoder_steps * decodes
+    with logging_into(cfg, total, after) as (logger, live):
+        with progress(options["steps"], desc="train") as bar:
+
+            def log(scalars: dict[str, float], step: int) -> None:
+                logger.log(scalars, step)
+                live.update(step)
+                bar.report(step, loss=scalars["loss"], frames_per_second=scalars["frames_per_second"])
+
+            try:
+                train(
+                    model,
+                    objective,
+                    buffer,
+                    log=log,
+                    log_every=cfg.logger.every,
+                    generator=generator,
+                    prefetch=2 if isinstance(buffer, DiskWindows) else 0,
+                    checkpoints=checkpoints,
+                    checkpoint_every=cfg.checkpoint.every,
+                    **options,
+                )
+            except FloatingPointError:
+                checkpoints.clear()  # going on would end the same way
+                raise
+            seconds = checkpoints.latest().content["seconds"]
+            training = {
+                "seconds": seconds,
+                "threads": torch.get_num_threads(),
+                "peak_memory_mb": peak_memory_mb(model.device),
+                "command": command,
+            }
+        extra = {"version": __version__, "config": resolved, "training": training}
+        # What describes the run changes together with its model, and only now: a failed training leaves an older run whole.
+        model.save(run / "checkpoint.pt", **extra)
+        with replacing(run / "config.yaml") as partial:
+            OmegaConf.save(OmegaConf.create(resolved), partial)
+        if cfg.calibrate.episodes:
+            print("calibrating predictions on held-out episodes", flush=True)
+            calibrate_model(model, cfg)
+            model.save(run / "checkpoint.pt", **extra)
+        if decodes:
+            channels = shape[0] // cfg.env.get("frame_stack", 1)
+            decoder = ConvDecoder(model.latent_dim, (channels, *shape[1:])).to(cfg.device)
+            first = options["steps"]
+            with progress(decoder_steps, desc="decoder") as bar:
+
+                def log_decoder(scalars: dict[str, float], step: int) -> None:
+                    logger.log(scalars, first + step)
+                    live.update(first + step)
+                    bar.report(step, loss=scalars["decoder/squared_error"])
+
+                train_decoder(
+                    decoder,
+                    model,
+                    buffer,
+                    steps=decoder_steps,
+                    log=log_decoder,
+                    log_every=cfg.logger.every,
+                    generator=generator,
+                )
+            save_decoder(decoder, run / "decoder.pt")
+        live.finish(total)
+    print(f"{run}: checkpoint.pt, metrics.jsonl")
+
+
+def calibrate_model(model: WorldModel, cfg: DictConfig) -> None:
+    """Fit the factors on predicted spreads, and the scale of surprise, on episodes that neither training nor evaluation see."""
+    episodes = collect_episodes(
+        cfg.env.id,
+        env_kwargs(cfg),
+        behaviour_of(cfg),
+        episodes=cfg.calibrate.episodes,
+        length=cfg.evaluate.length,
+        seed=CALIBRATION + cfg.seed,
+        workers=cfg.collect.workers,
+    )
+    episodes = list(episodes)
+    check_equal_length(episodes)
+    latents, actions = [], []
+    for episode in episodes:
+        latents.append(encode_episodes(model, [episode])[0])
+        actions.append(torch.from_numpy(episode.a).to(cfg.device))
+    model.calibrate(
+        torch.stack(latents),
+        torch.stack(actions),
+        horizon=min(cfg.calibrate.horizon, cfg.evaluate.length),
+        particles=cfg.calibrate.particles,
+        generator=torch.Generator(cfg.device).manual_seed(cfg.seed),
+    )

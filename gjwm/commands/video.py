@@ -1,0 +1,81 @@
+"""`gjwm video`: films of attempts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from gjwm.commands.config import env_kwargs
+from gjwm.commands.evaluate import evaluate_arguments, held_out_episodes
+from gjwm.commands.run_folder import decoder_of
+from gjwm.evaluate import encode_episodes
+from gjwm.logging import log_results
+from gjwm.rollout_video import attempt, films_of, goals_video, grid_video, position_readout
+from gjwm.world_model import WorldModel
+
+
+def video_command(cfg: DictConfig, command: str) -> None:
+    """Write films of attempts into cfg.run_dir/videos: goals*.mp4, some in detail, and grid*.mp4, many at once."""
+    run = Path(cfg.run_dir)
+    checkpoint = Path(cfg.video.checkpoint or run / "checkpoint.pt")
+    model = WorldModel.load(checkpoint, cfg.device)
+    decoder = decoder_of(checkpoint.parent, cfg.device)
+    options = evaluate_arguments(cfg)
+    suffixes = (cfg.video.format,) if isinstance(cfg.video.format, str) else tuple(cfg.video.format)
+    count = max(cfg.video.episodes, cfg.video.grid)
+    if count < 1 or cfg.video.episodes < 0 or cfg.video.grid < 0:
+        raise ValueError(
+            f"a video shows video.episodes attempts in detail and video.grid at once, one of them at least 1, got "
+            f"{cfg.video.episodes} and {cfg.video.grid}."
+        )
+    seeds = [cfg.evaluate.seed] if cfg.video.seeds is None else list(cfg.video.seeds)
+    made = []
+    for seed in seeds:
+        own = cfg.copy()
+        own.evaluate.seed = seed
+        episodes = held_out_episodes(own, episodes=max(count, cfg.video.readout_episodes))
+        details = attempt(
+            model,
+            cfg.env.id,
+            env_kwargs(cfg),
+            episodes,
+            instantiate(cfg.planner),
+            count=count,
+            seed=seed,
+            **{k: options[k] for k in ("goals", "goal_offset", "steps", "horizon", "replan_every")},
+        )
+        position = None
+        if cfg.video.readout_episodes:
+            latents = encode_episodes(model, episodes)
+            position = position_readout(latents, episodes, generator=torch.Generator().manual_seed(seed))
+        films = films_of(
+            model,
+            cfg.env.id,
+            env_kwargs(cfg),
+            details,
+            decoder=decoder,
+            position=position,
+            scale=cfg.video.scale,
+            seed=seed,
+        )
+        name = "" if cfg.video.seeds is None else f"-seed-{seed}"
+        for suffix in suffixes:
+            if cfg.video.episodes:
+                path = run / "videos" / f"goals{name}.{suffix}"
+                made.append(goals_video(path, films, shown=cfg.video.episodes, fps=cfg.video.fps))
+            if cfg.video.grid:
+                path = run / "videos" / f"grid{name}.{suffix}"
+                made.append(grid_video(path, films, shown=cfg.video.grid, fps=cfg.video.fps))
+    print("\n".join(map(str, made)))
+    if cfg.logger.wandb != "disabled":
+        log_results(
+            run,
+            wandb_mode=cfg.logger.wandb,
+            project=cfg.logger.project,
+            group=cfg.name,
+            job="video",
+            videos={path.stem: path for path in made},
+        )
