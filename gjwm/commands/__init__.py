@@ -1,1 +1,1 @@
-"""One module per command. With `gjwm.cli` all that knows hydra: it builds plain objects from a config and calls the library."""
+"""One module per command: it builds plain objects from a config and calls the library. Only here and in `gjwm.cli` is hydra."""
