@@ -172,6 +172,16 @@ class TorchEnv(gym.Env):
         """
         return self._worlds.expert_action(noise, generator)[0].numpy()
 
+    def errand(self, u: np.ndarray) -> np.ndarray:
+        """Where a wanderer heads next, (P,) float64, drawn by the uniform numbers u (3,): often through a narrow place.
+
+        It is to be walked to in a straight line, whatever stands in between: see `gjwm.behaviours.Wandering`.
+
+        Raises:
+            NotImplementedError: in a world without errands.
+        """
+        return self._worlds.errands(np.asarray(u)[None])[0].double().numpy()
+
     def simulate(self, states, actions, particles: int | None = None, generator: torch.Generator | None = None):
         """True positions under many action sequences, without changing this environment.
 
@@ -363,6 +373,10 @@ class TorchVectorEnv(VectorEnv):
     def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None):
         """(B, A) float32: as the single environment's, with independent noise in every environment."""
         return self._out(self._worlds.expert_action(noise, generator))
+
+    def errand(self, u):
+        """u (B, 3) -> (B, P) float64: as the single environment's."""
+        return self._out(self._worlds.errands(u).double())
 
     def simulate(self, states, actions, particles: int | None = None, generator: torch.Generator | None = None):
         """As `TorchEnv.simulate`, computed on this environment's device; B need not be num_envs."""

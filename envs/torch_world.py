@@ -205,6 +205,10 @@ class World:
         """The scripted policy's action -> A planes."""
         raise NotImplementedError
 
+    def errand(self, state: Planes, u: Planes) -> Planes:
+        """A position to walk to in a straight line, from three uniform planes -> P planes, see `TorchEnv.errand`."""
+        raise NotImplementedError(f"{type(self).__name__} has no errands to wander on; choose another behaviour")
+
     @property
     def planes(self) -> Planes:
         """The running episodes' states: X planes (B,). Before the first episode, where one with seed 0 would begin."""
@@ -359,6 +363,10 @@ class World:
             drawn = torch.randn(actions.shape, generator=generator or self.noise_generator)
             actions = (actions + noise * drawn.to(self.device)).clamp(-1.0, 1.0)
         return actions
+
+    def errands(self, u: Any) -> Tensor:
+        """u (B, 3) uniform on [0, 1) -> positions (B, P)."""
+        return torch.stack(self.errand(self.planes, self.tensor(u).unbind(-1)), -1)
 
     def simulate(
         self, states: Any, actions: Tensor, particles: int | None = None, generator: torch.Generator | None = None

@@ -119,6 +119,9 @@ class TwoRoomWorld(World):
         position, goal = torch.stack(state[0:2], -1), torch.stack(state[2:4], -1)
         return layout.expert_action(position, goal, state[4], state[5], self.speed, self.shortcut).unbind(-1)
 
+    def errand(self, state: Planes, u: Planes) -> Planes:
+        return layout.errand(torch.stack(state[0:2], -1), state[4], state[5], torch.stack(u, -1)).unbind(-1)
+
     # -- pictures --------------------------------------------------------------------------------------------------------
 
     def background(self, wall_x: Tensor, door_y: Tensor, size: int) -> Tensor:

@@ -50,6 +50,8 @@ WIND = 0.04  # world units, standard deviation per step and axis in the corridor
 WALL_RANGE = (0.35, 0.65)  # of wall_x when it is drawn per episode
 DOOR_RANGE = (0.2, 0.8)  # of door_y when it is drawn per episode
 
+ERRAND_DEPTH, ERRAND_MISS = 0.15, 0.15  # world units, see `errand`
+
 STATE = ("x", "y", "goal_x", "goal_y", "wall_x", "door_y")  # what get_state, set_state and simulate mean by X
 SUCCESS_RADIUS = 0.05
 
@@ -242,6 +244,27 @@ def expert_action(
 
     wanted = (target - position) / speed
     return wanted / wanted.abs().amax(-1, keepdim=True).clamp(min=1.0)
+
+
+def errand(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) -> Tensor:
+    """Where to walk next for a wanderer that is to learn what walls do: half of the time anywhere, else at the door.
+
+    The second are places beyond the wall, up to `ERRAND_DEPTH` behind its middle and up to `ERRAND_MISS` beside the door's: a
+    straight line to them runs into the wall near the door, along a post, or through.
+
+    Args:
+        position: (..., 2), world units.
+        wall_x, door_y: (...), world units.
+        u: (..., 3) uniform on [0, 1).
+
+    Returns:
+        (..., 2) world units.
+    """
+    which, first, second = u.unbind(-1)
+    anywhere = LOW + (HIGH - LOW) * torch.stack([first, second], -1)
+    beyond = torch.where(position[..., 0] > wall_x, -1.0, 1.0)
+    door = torch.stack([wall_x + beyond * ERRAND_DEPTH * first, door_y + ERRAND_MISS * (2 * second - 1)], -1)
+    return torch.where((which < 0.5)[..., None], anywhere, door)
 
 
 def draw_episode(

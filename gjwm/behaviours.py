@@ -111,9 +111,61 @@ class Scripted:
             expert = getattr(env.unwrapped, "expert_action", None)
             if expert is None:
                 raise ValueError(f"{type(env.unwrapped).__name__} has no expert_action; choose another behaviour.")
-            action = expert()
-            action = action.cpu().numpy() if isinstance(action, Tensor) else np.asarray(action)
-            return (action.reshape(-1, action_dim) + noise[t]).clip(-1, 1).astype(np.float32)
+            return (_array(expert()).reshape(-1, action_dim) + noise[t]).clip(-1, 1).astype(np.float32)
+
+        return act
+
+
+@dataclass(frozen=True)
+class Wandering:
+    """Straight walks from one place to the next, whatever stands in between, plus white Gaussian noise, clipped to [-1, 1].
+
+    A planner whose model does not know a wall walks straight into it, and data of a policy that avoids walls never show what
+    happens then. Places come from the env's `errand`, and actions must be displacements: along the same axes as its `position`.
+
+    Args:
+        noise: standard deviation.
+        patience: steps after which a walk is given up, at most; it ends sooner `near` its place (world units), and each is
+            given a uniform share of the patience.
+        near: distance along each axis.
+
+    Raises (on the first action):
+        ValueError: when the env has no `errand`.
+    """
+
+    noise: float = 0.3
+    patience: int = 50
+    near: float = 0.03
+
+    def __post_init__(self):
+        if self.noise < 0 or self.patience < 1 or not self.near > 0:
+            raise ValueError(
+                f"Wandering expects noise >= 0, patience >= 1 and near > 0, got {self.noise}, {self.patience} and {self.near}."
+            )
+
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+        noise = np.stack([self.noise * rng.standard_normal((length, action_dim)) for rng in rngs], 1)
+        left = np.zeros(len(rngs))  # steps
+        places = np.zeros((len(rngs), action_dim))
+
+        def act(env: Any, t: int, o: Any) -> np.ndarray:
+            nonlocal left
+            world = env.unwrapped
+            if not hasattr(world, "errand"):
+                raise ValueError(f"{type(world).__name__} has no errand; choose another behaviour.")
+            position = _array(world.position).reshape(len(rngs), -1)
+            due = (left <= 0) | (np.abs(places - position).max(1) < self.near)
+            if due.any():
+                # Only who starts a walk draws, so that an episode's actions do not depend on its company.
+                u = np.stack([rng.random(4) if starts else np.zeros(4) for rng, starts in zip(rngs, due)])
+                asked = u[:, :3] if np.ndim(world.position) == 2 else u[0, :3]
+                found = _array(world.errand(asked)).reshape(len(rngs), -1)
+                places[due] = found[due]
+                left = np.where(due, np.ceil(self.patience * u[:, 3]), left)
+            left = left - 1
+            way = places - position
+            heading = way / np.abs(way).max(1, keepdims=True).clip(min=1e-9)
+            return (heading + noise[t]).clip(-1, 1).astype(np.float32)
 
         return act
 
@@ -160,6 +212,7 @@ BEHAVIOURS: dict[str, type] = {
     "coloured": Coloured,
     "ornstein_uhlenbeck": OrnsteinUhlenbeck,
     "scripted": Scripted,
+    "wandering": Wandering,
 }
 
 
@@ -188,6 +241,10 @@ def behaviour_from_weights(
             raise ValueError(f"behaviour {name} does not take {options}: {error}.") from error
     mixture = Mixture(pairs)
     return mixture.behaviours[0] if len(pairs) == 1 else mixture
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _play(actions: list[np.ndarray]) -> Policy:

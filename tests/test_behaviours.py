@@ -9,9 +9,12 @@ from gjwm.behaviours import (
     OrnsteinUhlenbeck,
     Scripted,
     Uniform,
+    Wandering,
     behaviour_from_weights,
     coloured_noise,
 )
+from gjwm.envs.pendulum import PendulumEnv
+from gjwm.envs.two_room import TwoRoomVectorEnv
 
 T, A = 64, 2
 
@@ -96,6 +99,34 @@ def test_scripted_follows_the_expert_with_noise_and_stays_in_bounds():
     nobody.unwrapped = nobody
     with pytest.raises(ValueError, match="no expert_action"):
         actions(Scripted(), rngs(1), nobody)
+
+
+def test_wandering_walks_straight_into_the_wall_and_through_the_door():
+    env = TwoRoomVectorEnv(num_envs=200, obs="state", wall="random", door="random", terminate_on_goal=False)
+    o = env.reset(seed=0)[0]
+    act = Wandering().start(50, 2, rngs(200))
+    blocked, crossed = np.zeros(200), np.zeros(200)
+    for t in range(50):
+        a = act(env, t, o)
+        assert a.dtype == np.float32 and np.abs(a).max() <= 1
+        before, o = o, env.step(a)[0]
+        wall_x = o[:, 4]
+        at_wall = np.abs(before[:, 0] - wall_x) < 0.1
+        blocked += at_wall & (np.abs(o[:, 0] - before[:, 0] - 0.04 * a[:, 0]) > 1e-3)
+        crossed += (o[:, 0] > wall_x) != (before[:, 0] > wall_x)
+    assert blocked.mean() > 10 and crossed.mean() > 1  # of 50 steps; who follows the expert is blocked on 1 or 2
+
+
+def test_wandering_says_what_it_lacks():
+    nobody = types.SimpleNamespace()
+    nobody.unwrapped = nobody
+    with pytest.raises(ValueError, match="no errand"):
+        actions(Wandering(), rngs(1), nobody)
+    with pytest.raises(NotImplementedError, match="PendulumWorld has no errands"):
+        actions(Wandering(), rngs(1), PendulumEnv(obs="state"))
+    for wrong in (dict(noise=-1), dict(patience=0), dict(near=0.0)):
+        with pytest.raises(ValueError, match="Wandering expects"):
+            Wandering(**wrong)
 
 
 def test_settings_name_behaviours_their_weights_and_arguments():

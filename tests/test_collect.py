@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.behaviours import Coloured, Mixture, Scripted, Uniform
+from gjwm.behaviours import Coloured, Mixture, Scripted, Uniform, Wandering
 from gjwm.collect import CHUNK, collect_dataset, collect_episodes, make_env
 from gjwm.dataset import dataset_info, load_buffer, read_episodes
 
@@ -232,7 +232,7 @@ def test_actions_lie_in_the_unit_box_whatever_the_bounds_of_the_env():
         np.testing.assert_allclose(o, episode.o[t + 1], atol=1e-4)
 
 
-@pytest.mark.parametrize("behaviour", [Uniform(), Mixture({Scripted(noise=0.3): 1, Coloured(): 1})])
+@pytest.mark.parametrize("behaviour", [Uniform(), Mixture({Scripted(noise=0.3): 1, Coloured(): 1}), Wandering()])
 def test_torch_native_episodes_have_equal_length_and_do_not_depend_on_their_batch(behaviour):
     arguments = dict(env_id="gjwm/two-room-v0", env_kwargs={"obs": "both", "frame_stack": 2}, behaviour=behaviour)
     together = collect(**arguments, episodes=6, length=70, record_state=True)
