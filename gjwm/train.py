@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Generator, Tensor, nn
 
 from gjwm.checkpoint import Checkpoints, random_state, restore_random_state
+from gjwm.dataset import Episode
 from gjwm.dynamics import Dynamics
 from gjwm.heads import StateHead
 from gjwm.objectives import JointEmbeddingObjective, NonFiniteLatentsError
-from gjwm.replay import Prefetch, Windows
+from gjwm.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.world_model import WorldModel
 
 Log = Callable[[dict[str, float], int], None]
@@ -184,23 +187,112 @@ def train_dynamics(
             f"expected latents (E, T+1, D) and actions (E, T, A) with T >= length={length}, got {tuple(z.shape)} and "
             f"{tuple(a.shape)}."
         )
+
+    def draw() -> tuple[Tensor, Tensor]:
+        episode = torch.randint(len(z), (batch, 1), generator=generator)
+        step = torch.randint(a.shape[1] - length + 1, (batch, 1), generator=generator) + torch.arange(length + 1)
+        return z[episode, step], a[episode, step[:, :-1]]
+
+    _fit_dynamics(dynamics, draw, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
+
+
+def encode_dataset(model: WorldModel, episodes: Iterable[Episode]) -> ReplayBuffer:
+    """Episodes with latents for observations, as a buffer on the model's device that `refine` draws from."""
+    encoded = []
+    with torch.inference_mode():
+        for episode in episodes:
+            o = torch.from_numpy(episode.o).to(model.device)
+            encoded.append(episode._replace(o=torch.cat([model.encode(part) for part in o.split(1024)])))
+    latents = spaces.Box(-np.inf, np.inf, (model.latent_dim,), np.float32)
+    actions = spaces.Box(-1, 1, (model.action_dim,), np.float32)
+    steps = sum(len(episode.a) for episode in encoded)
+    buffer = ReplayBuffer(steps, latents, actions, episodes=len(encoded), device=model.device)
+    for episode in encoded:
+        buffer.add_episode(*episode[:5])
+    return buffer
+
+
+def refine(
+    dynamics: Dynamics,
+    latents: Windows,
+    *,
+    steps: int = 2000,
+    batch: int = 256,
+    length: int = 5,
+    lr: float = 2e-3,
+    weight_decay: float = 1e-4,
+    clip: float = 1.0,
+    truncate: int | None = None,
+    log: Log | None = None,
+    log_every: int = 25,
+    generator: Generator | None = None,
+) -> None:
+    """Go on with the dynamics alone, in place, on the latents of an encoder that changes no more; ends in evaluation mode.
+
+    While both learn, the dynamics follow a moving target, at batches that the encoder can afford. A step without the encoder
+    costs a fraction and takes several times the windows. docs/experiments/2026-11-27-refined-dynamics.md has what it gains.
+
+    Args:
+        latents: of `encode_dataset`.
+        steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
+        log: called with "refine/mean_squared_error", of predictions over the window, every `log_every` steps.
+        generator: draws the seed of the windows.
+
+    Raises:
+        FloatingPointError: when the loss is NaN or infinite; the dynamics then hold the last good weights.
+    """
+    if steps < 1 or batch < 1:
+        raise ValueError(f"refining expects steps >= 1 and batch >= 1, got steps={steps} and batch={batch}.")
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device if generator else "cpu"))
+    device = next((p.device for p in dynamics.parameters()), torch.device("cpu"))
+    with Prefetch(lambda g: latents.sample(batch, length, generator=g), seed) as windows:
+
+        def draw() -> tuple[Tensor, Tensor]:
+            drawn = windows.next()
+            return drawn.o.to(device), drawn.a.to(device)
+
+        options = dict(lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate, log=log, log_every=log_every)
+        _fit_dynamics(dynamics, draw, steps=steps, **options)
+
+
+def _fit_dynamics(
+    dynamics: Dynamics,
+    draw: Callable[[], tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    clip: float,
+    truncate: int | None,
+    log: Log | None = None,
+    log_every: int = 25,
+) -> None:
+    """AdamW on a one-cycle schedule over windows of latents (B, T+1, D) and actions (B, T, A)."""
     parameters = list(dynamics.parameters())
     if parameters:
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
     dynamics.train()
-    for _ in range(steps):
-        episode = torch.randint(len(z), (batch, 1), generator=generator)
-        step = torch.randint(a.shape[1] - length + 1, (batch, 1), generator=generator) + torch.arange(length + 1)
-        window, actions = z[episode, step], a[episode, step[:, :-1]]
-        nll = dynamics.nll(window[:, :-1], actions, window[:, 1:])
-        if parameters:
-            means = dynamics.training_means(window, actions, truncate)
-            optimizer.zero_grad(set_to_none=True)
-            ((means - window[:, 1:]).square().mean() + nll).backward()
-            nn.utils.clip_grad_norm_(parameters, clip)
-            optimizer.step()
-            schedule.step()
+    for step in range(1, steps + 1):
+        z, a = draw()
+        nll = dynamics.nll(z[:, :-1], a, z[:, 1:])
+        if not parameters:
+            continue
+        error = (dynamics.training_means(z, a, truncate) - z[:, 1:]).square().mean()
+        loss = error + nll
+        if not loss.isfinite():
+            dynamics.eval()
+            raise FloatingPointError(
+                f"the dynamics' loss became {loss.item()} at step {step}; lower the learning rate (now {lr}) or look for "
+                "NaN in the latents."
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        schedule.step()
+        if log is not None and (step % log_every == 0 or step == steps):
+            log({"refine/mean_squared_error": error.item()}, step)
     dynamics.eval()
 
 

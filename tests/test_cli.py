@@ -43,6 +43,8 @@ SMALL = [
     "calibrate.particles=8",
     "train.steps=30",
     "train.decoder_steps=20",
+    "refine.steps=10",
+    "refine.batch=8",
     "logger.every=10",
     "evaluate.episodes=12",
     "evaluate.length=30",
@@ -76,8 +78,9 @@ def test_collect_train_evaluate_and_video_leave_one_run_folder(folder, capsys):
     names = {"config.yaml", "metrics.jsonl", "checkpoint.pt", "decoder.pt", "evaluation.json", "evaluation.npz"}
     assert names | {"report.html", "gallery", "videos"} <= {path.name for path in made.iterdir()}
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
     assert {"loss", "train/alignment", "train/discrepancy", "frames_per_second"} <= set(lines[0])
+    assert "refine/mean_squared_error" in lines[3] and "decoder/squared_error" in lines[4]
     report = json.loads((made / "evaluation.json").read_text())
     assert report["planning"]["oracle"]["episodes"] == 4 and report["config"]["seed"] == 0
     film = iio.imread(made / "videos" / "goals.mp4")

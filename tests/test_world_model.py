@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from gjwm.calibration import Calibration
+from gjwm.dataset import Episode
 from gjwm.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
@@ -15,7 +17,7 @@ from gjwm.dynamics import (
 )
 from gjwm.encoders import MLPEncoder
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg
-from gjwm.train import train
+from gjwm.train import encode_dataset, refine, train
 from gjwm.types import Batch
 from gjwm.world_model import WorldModel
 
@@ -338,3 +340,60 @@ def test_training_asks_for_few_episodes_and_tells_the_discrepancy_which_windows_
     objective = JointEmbeddingObjective(Clusters(8), law="within")
     train(world_model(2, 6), objective, buffer, steps=2, batch=8, length=3, episodes=4)
     assert buffer.asked == 4
+
+
+def test_refining_fits_the_dynamics_to_latents_that_stand_still():
+    system, episodes = LinearSystem(), []
+    drawn = system.sample(30, 12, g(1))
+    # Of unequal lengths, as episodes that end early are.
+    for i, length in enumerate([12, 9, 5] * 10):
+        o, a = drawn.o[i, : length + 1].numpy(), drawn.a[i, :length].numpy()
+        done = np.zeros(length, bool)
+        episodes.append(Episode(o, a, np.zeros(length, np.float32), done, done))
+    model = world_model(observation=6)
+    train(model, JointEmbeddingObjective(SIGReg(16), 5.0), system, steps=60, length=4, generator=g(2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    latents = encode_dataset(model, episodes)
+    assert len(latents) == sum([12, 9, 5] * 10) and latents.sample(1, 12, generator=g()).o.shape == (1, 13, 4)
+    test = model.encode(system.sample(200, 5, g(3)).o).detach()
+    a = system.sample(200, 5, g(3)).a
+
+    def error():
+        with torch.no_grad():
+            return (model.rollout(test[:, 0], a)[:, 1:] - test[:, 1:]).square().mean().item()
+
+    unrefined, logged = error(), []
+    refine(
+        model.dynamics, latents, steps=300, batch=64, length=4, log=lambda s, i: logged.append((i, s)), generator=g(4)
+    )
+    assert error() < 0.5 * unrefined and not model.dynamics.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items() if k.startswith("encoder"))
+    assert [i for i, _ in logged] == list(range(25, 301, 25))
+    assert logged[-1][1]["refine/mean_squared_error"] < logged[0][1]["refine/mean_squared_error"]
+    with pytest.raises(ValueError, match="steps >= 1"):
+        refine(model.dynamics, latents, steps=0)
+
+
+def test_refining_stops_at_a_loss_that_is_no_number_and_keeps_the_weights():
+    model = world_model()
+    done = np.zeros(6, bool)
+    latents = encode_dataset(
+        model.eval(),
+        [Episode(np.ones((7, 3), np.float32), np.zeros((6, 2), np.float32), np.zeros(6, np.float32), done, done)],
+    )
+    before = {name: value.clone() for name, value in model.dynamics.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="loss became"):
+        refine(model.dynamics, Spoiled(latents), steps=2, batch=4, generator=g())
+    assert all(torch.equal(before[name], value) for name, value in model.dynamics.state_dict().items())
+
+
+class Spoiled:
+    """Windows whose last latent is infinite."""
+
+    def __init__(self, windows):
+        self.windows = windows
+
+    def sample(self, batch, length, generator=None):
+        drawn = self.windows.sample(batch, length, generator=generator)
+        drawn.o[:, -1] = float("inf")
+        return drawn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from pathlib import Path
 
 import torch
@@ -13,13 +15,13 @@ from gjwm.checkpoint import Checkpoints
 from gjwm.collect import collect_episodes
 from gjwm.commands.config import CALIBRATION, behaviour_of, env_kwargs, heads_of, keyword_arguments, residence_of
 from gjwm.commands.run_folder import begin, check_kept, logging_into, require_same_env, save_decoder
-from gjwm.dataset import DiskWindows, open_windows
+from gjwm.dataset import DiskWindows, open_windows, read_episodes
 from gjwm.decoder import ConvDecoder
 from gjwm.evaluate import check_equal_length, encode_episodes
 from gjwm.files import replacing
 from gjwm.logging import progress
 from gjwm.objectives import JointEmbeddingObjective
-from gjwm.train import peak_memory_mb, train, train_decoder
+from gjwm.train import encode_dataset, peak_memory_mb, refine, train, train_decoder
 from gjwm.world_model import WorldModel
 
 
@@ -30,6 +32,9 @@ def train_command(cfg: DictConfig, command: str) -> None:
     decoder_steps = cfg.train.decoder_steps
     own = OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"])
     options = keyword_arguments("train", own, train, besides=["decoder_steps"])
+    refining = keyword_arguments("refine", cfg.refine, refine)
+    if refining["steps"] < 0:
+        raise ValueError(f"expected refine.steps >= 0, got {refining['steps']}.")
     if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
         raise ValueError(
             f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
@@ -59,7 +64,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
     objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     decodes = bool(decoder_steps) and len(shape) == 3
-    total = options["steps"] + decoder_steps * decodes
+    total = options["steps"] + refining["steps"] + decoder_steps * decodes
     with logging_into(cfg, total, after) as (logger, live):
         with progress(options["steps"], desc="train") as bar:
 
@@ -85,12 +90,32 @@ def train_command(cfg: DictConfig, command: str) -> None:
                 checkpoints.clear()  # going on would end the same way
                 raise
             seconds = checkpoints.latest().content["seconds"]
-            training = {
-                "seconds": seconds,
-                "threads": torch.get_num_threads(),
-                "peak_memory_mb": peak_memory_mb(model.device),
-                "command": command,
-            }
+        after_refining = options["steps"] + refining["steps"]
+        if refining["steps"]:
+            begin_refining = time.perf_counter()
+            with progress(refining["steps"], desc="refine") as bar:
+
+                def log_refining(scalars: dict[str, float], step: int) -> None:
+                    logger.log(scalars, options["steps"] + step)
+                    live.update(options["steps"] + step)
+                    bar.report(step, loss=scalars["refine/mean_squared_error"])
+
+                latents = encode_dataset(model, itertools.islice(read_episodes(cfg.dataset), episodes))
+                refine(
+                    model.dynamics,
+                    latents,
+                    log=log_refining,
+                    log_every=cfg.logger.every,
+                    generator=generator,
+                    **refining,
+                )
+            seconds += time.perf_counter() - begin_refining
+        training = {
+            "seconds": seconds,
+            "threads": torch.get_num_threads(),
+            "peak_memory_mb": peak_memory_mb(model.device),
+            "command": command,
+        }
         extra = {"version": __version__, "config": resolved, "training": training}
         # What describes the run changes together with its model, and only now: a failed training leaves an older run whole.
         model.save(run / "checkpoint.pt", **extra)
@@ -103,12 +128,11 @@ def train_command(cfg: DictConfig, command: str) -> None:
         if decodes:
             channels = shape[0] // cfg.env.get("frame_stack", 1)
             decoder = ConvDecoder(model.latent_dim, (channels, *shape[1:])).to(cfg.device)
-            first = options["steps"]
             with progress(decoder_steps, desc="decoder") as bar:
 
                 def log_decoder(scalars: dict[str, float], step: int) -> None:
-                    logger.log(scalars, first + step)
-                    live.update(first + step)
+                    logger.log(scalars, after_refining + step)
+                    live.update(after_refining + step)
                     bar.report(step, loss=scalars["decoder/squared_error"])
 
                 train_decoder(
