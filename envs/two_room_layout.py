@@ -249,7 +249,7 @@ def expert_action(
 def errand(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) -> Tensor:
     """Where to walk next for a wanderer that is to learn what walls do: half of the time anywhere, else at the door.
 
-    The second are places beyond the wall, up to `ERRAND_DEPTH` behind its middle and up to `ERRAND_MISS` beside the door's: a
+    The second are places beyond the wall's middle, up to `ERRAND_DEPTH` behind it and up to `ERRAND_MISS` beside the door's: a
     straight line to them runs into the wall near the door, along a post, or through.
 
     Args:

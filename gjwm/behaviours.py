@@ -127,10 +127,10 @@ class Wandering:
         noise: standard deviation.
         patience: steps after which a walk is given up, at most; it ends sooner `near` its place (world units), and each is
             given a uniform share of the patience.
-        near: distance along each axis.
+        near: distance along each axis; half a step or more, or a walker goes to and fro around its place.
 
     Raises (on the first action):
-        ValueError: when the env has no `errand`.
+        ValueError: when the env has no errands, or its position other axes than its actions.
     """
 
     noise: float = 0.3
@@ -154,12 +154,20 @@ class Wandering:
             if not hasattr(world, "errand"):
                 raise ValueError(f"{type(world).__name__} has no errand; choose another behaviour.")
             position = _array(world.position).reshape(len(rngs), -1)
+            if position.shape[1] != action_dim:
+                raise ValueError(
+                    f"wandering expects actions along the axes of the position; {type(world).__name__} has {action_dim} "
+                    f"actions and {position.shape[1]} coordinates: choose another behaviour."
+                )
             due = (left <= 0) | (np.abs(places - position).max(1) < self.near)
             if due.any():
                 # Only who starts a walk draws, so that an episode's actions do not depend on its company.
                 u = np.stack([rng.random(4) if starts else np.zeros(4) for rng, starts in zip(rngs, due)])
                 asked = u[:, :3] if np.ndim(world.position) == 2 else u[0, :3]
-                found = _array(world.errand(asked)).reshape(len(rngs), -1)
+                try:
+                    found = _array(world.errand(asked)).reshape(len(rngs), -1)
+                except NotImplementedError as error:
+                    raise ValueError(str(error)) from error
                 places[due] = found[due]
                 left = np.where(due, np.ceil(self.patience * u[:, 3]), left)
             left = left - 1

@@ -12,6 +12,7 @@ AFTER_TRAINING = (
     *("evaluate", "planner", "video", "logger", "threads", "study", "device", "report"),
     *("resume", "storage", "compress", "checkpoint"),
 )
+OFFLINE = ("refine",)  # that only `gjwm train` reads
 ONLINE = ("online", "learner")  # groups that only `gjwm online` reads, for which the planner belongs to training
 
 
@@ -26,7 +27,7 @@ def changed_training(before: Mapping[str, Any], now: Mapping[str, Any], *, onlin
 
 
 def _decisive(config: Mapping[str, Any], online: bool) -> dict[str, Any]:
-    ignored = set(AFTER_TRAINING) - {"planner"} if online else {*AFTER_TRAINING, *ONLINE}
+    ignored = {*AFTER_TRAINING, *OFFLINE} - {"planner"} if online else {*AFTER_TRAINING, *ONLINE}
     config = {key: copy.copy(value) for key, value in config.items() if key not in ignored}
     if isinstance(config.get("collect"), dict):
         config["collect"].pop("workers", None)  # episodes do not depend on it

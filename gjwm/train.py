@@ -82,6 +82,8 @@ def train(
     """
     if steps < 1 or batch < 2:
         raise ValueError(f"training expects steps >= 1 and batch >= 2, got steps={steps} and batch={batch}.")
+    if truncate is not None and truncate < 1:
+        raise ValueError(f"training expects truncate >= 1, or null for the whole window, got {truncate}.")
     if checkpoint_every < 1:
         raise ValueError(f"training expects checkpoint_every >= 1, got {checkpoint_every}.")
     device, scalars = model.device, {}
@@ -181,6 +183,10 @@ def train_dynamics(
         z, a: latents (E, T+1, D) and actions (E, T, A).
         steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
         generator: draws windows.
+
+    Raises:
+        ValueError: for other shapes, or windows longer than the episodes.
+        FloatingPointError: when the loss is NaN or infinite.
     """
     if length > a.shape[1] or z.shape[:2] != (a.shape[0], a.shape[1] + 1):
         raise ValueError(
@@ -196,20 +202,43 @@ def train_dynamics(
     _fit_dynamics(dynamics, draw, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
 
 
-def encode_dataset(model: WorldModel, episodes: Iterable[Episode]) -> ReplayBuffer:
-    """Episodes with latents for observations, as a buffer on the model's device that `refine` draws from."""
-    encoded = []
-    with torch.inference_mode():
-        for episode in episodes:
-            o = torch.from_numpy(episode.o).to(model.device)
-            encoded.append(episode._replace(o=torch.cat([model.encode(part) for part in o.split(1024)])))
+def encode_dataset(model: WorldModel, episodes: Iterable[Episode], *, steps: int, count: int) -> ReplayBuffer:
+    """Episodes with latents (T+1, D) for observations, one after the other, as a buffer that `refine` draws from.
+
+    Args:
+        model: in evaluation mode; the buffer is on its device.
+        episodes: of any lengths T, with observations (T+1, *O).
+        steps, count: of all episodes together, and how many there are.
+
+    Raises:
+        ValueError: when the model is in training mode, in which encoding would change its BatchNorm statistics.
+    """
+    if model.training:
+        raise ValueError(
+            "encode_dataset expects a model in evaluation mode, got one in training mode; call model.eval()."
+        )
     latents = spaces.Box(-np.inf, np.inf, (model.latent_dim,), np.float32)
     actions = spaces.Box(-1, 1, (model.action_dim,), np.float32)
-    steps = sum(len(episode.a) for episode in encoded)
-    buffer = ReplayBuffer(steps, latents, actions, episodes=len(encoded), device=model.device)
-    for episode in encoded:
-        buffer.add_episode(*episode[:5])
+    buffer = ReplayBuffer(steps, latents, actions, episodes=count, device=model.device)
+    with torch.inference_mode():
+        for episode in episodes:
+            o = torch.from_numpy(episode.o)
+            z = torch.cat([model.encode(part.to(model.device)) for part in o.split(1024)])
+            buffer.add_episode(z, *episode[1:5])
     return buffer
+
+
+def check_refining(
+    *, steps: int, batch: int, length: int, lr: float, weight_decay: float, clip: float, truncate: int | None
+) -> None:
+    """Raise ValueError unless `refine` can work with these numbers."""
+    if min(steps, batch, length) < 1 or not (lr > 0 and clip > 0 and weight_decay >= 0):
+        raise ValueError(
+            "refining expects steps, batch and length >= 1, lr and clip > 0 and weight_decay >= 0, got "
+            f"steps={steps}, batch={batch}, length={length}, lr={lr}, clip={clip} and weight_decay={weight_decay}."
+        )
+    if truncate is not None and truncate < 1:
+        raise ValueError(f"refining expects truncate >= 1, or null for the whole window, got {truncate}.")
 
 
 def refine(
@@ -229,30 +258,30 @@ def refine(
 ) -> None:
     """Go on with the dynamics alone, in place, on the latents of an encoder that changes no more; ends in evaluation mode.
 
-    While both learn, the dynamics follow a moving target, at batches that the encoder can afford. A step without the encoder
-    costs a fraction and takes several times the windows. docs/experiments/2026-11-27-refined-dynamics.md has what it gains.
+    A step without the encoder costs a fraction of one with it and takes several times the windows. What it gains:
+    docs/experiments/2026-11-27-refined-dynamics.md.
 
     Args:
-        latents: of `encode_dataset`.
+        latents: of `encode_dataset`, on the dynamics' device.
         steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
-        log: called with "refine/mean_squared_error", of predictions over the window, every `log_every` steps.
+        log: called every `log_every` steps with "refine/mean_squared_error": one-step and open-loop predictions over the
+            window, weighted alike (and those of all members of an ensemble).
         generator: draws the seed of the windows.
 
     Raises:
-        FloatingPointError: when the loss is NaN or infinite; the dynamics then hold the last good weights.
+        ValueError: for numbers that `check_refining` refuses, and windows longer than all episodes.
+        FloatingPointError: when the loss is NaN or infinite.
     """
-    if steps < 1 or batch < 1:
-        raise ValueError(f"refining expects steps >= 1 and batch >= 1, got steps={steps} and batch={batch}.")
+    fit = dict(lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
+    check_refining(steps=steps, batch=batch, length=length, **fit)
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device if generator else "cpu"))
-    device = next((p.device for p in dynamics.parameters()), torch.device("cpu"))
     with Prefetch(lambda g: latents.sample(batch, length, generator=g), seed) as windows:
 
         def draw() -> tuple[Tensor, Tensor]:
             drawn = windows.next()
-            return drawn.o.to(device), drawn.a.to(device)
+            return drawn.o, drawn.a
 
-        options = dict(lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate, log=log, log_every=log_every)
-        _fit_dynamics(dynamics, draw, steps=steps, **options)
+        _fit_dynamics(dynamics, draw, steps=steps, **fit, log=log, log_every=log_every)
 
 
 def _fit_dynamics(
@@ -275,9 +304,7 @@ def _fit_dynamics(
     dynamics.train()
     for step in range(1, steps + 1):
         z, a = draw()
-        nll = dynamics.nll(z[:, :-1], a, z[:, 1:])
-        if not parameters:
-            continue
+        nll = dynamics.nll(z[:, :-1], a, z[:, 1:])  # what has no parameters counts the windows here
         error = (dynamics.training_means(z, a, truncate) - z[:, 1:]).square().mean()
         loss = error + nll
         if not loss.isfinite():
@@ -286,11 +313,12 @@ def _fit_dynamics(
                 f"the dynamics' loss became {loss.item()} at step {step}; lower the learning rate (now {lr}) or look for "
                 "NaN in the latents."
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, clip)
-        optimizer.step()
-        schedule.step()
+        if parameters:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, clip)
+            optimizer.step()
+            schedule.step()
         if log is not None and (step % log_every == 0 or step == steps):
             log({"refine/mean_squared_error": error.item()}, step)
     dynamics.eval()

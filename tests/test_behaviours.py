@@ -13,7 +13,8 @@ from gjwm.behaviours import (
     behaviour_from_weights,
     coloured_noise,
 )
-from gjwm.envs.pendulum import PendulumEnv
+from gjwm.envs.point_maze import PointMazeEnv
+from gjwm.envs.push import PushEnv
 from gjwm.envs.two_room import TwoRoomVectorEnv
 
 T, A = 64, 2
@@ -114,7 +115,9 @@ def test_wandering_walks_straight_into_the_wall_and_through_the_door():
         at_wall = np.abs(before[:, 0] - wall_x) < 0.1
         blocked += at_wall & (np.abs(o[:, 0] - before[:, 0] - 0.04 * a[:, 0]) > 1e-3)
         crossed += (o[:, 0] > wall_x) != (before[:, 0] > wall_x)
-    assert blocked.mean() > 10 and crossed.mean() > 1  # of 50 steps; who follows the expert is blocked on 1 or 2
+    assert (
+        blocked.mean() > 15 and crossed.mean() > 1
+    )  # of 50 steps; aimless noise is blocked on 10 and crosses less than once
 
 
 def test_wandering_says_what_it_lacks():
@@ -122,8 +125,10 @@ def test_wandering_says_what_it_lacks():
     nobody.unwrapped = nobody
     with pytest.raises(ValueError, match="no errand"):
         actions(Wandering(), rngs(1), nobody)
-    with pytest.raises(NotImplementedError, match="PendulumWorld has no errands"):
-        actions(Wandering(), rngs(1), PendulumEnv(obs="state"))
+    with pytest.raises(ValueError, match="PointMazeWorld has no errands"):
+        actions(Wandering(), rngs(1), PointMazeEnv(obs="state"))
+    with pytest.raises(ValueError, match="2 actions and 4 coordinates"):
+        actions(Wandering(), rngs(1), PushEnv(obs="state"))
     for wrong in (dict(noise=-1), dict(patience=0), dict(near=0.0)):
         with pytest.raises(ValueError, match="Wandering expects"):
             Wandering(**wrong)

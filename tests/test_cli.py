@@ -132,7 +132,7 @@ def test_a_report_is_drawn_again_from_the_folder_alone(folder, capsys):
     assert [run(command) for command in ("collect", "train")] == [0, 0]
     made = folder / "runs" / "small"
     live = (made / "report.html").read_text()  # training leaves a first page
-    assert "step 50 of 50, done" in live and "training-loss" in live and "training-decoder-squared-error" in live
+    assert "step 60 of 60, done" in live and "training-loss" in live and "training-decoder-squared-error" in live
     assert run("evaluate", "evaluate.oracle=false", "report.worst=1") == 0
     page = (made / "report.html").read_bytes()
     elsewhere = folder / "another machine" / "small"
@@ -192,7 +192,7 @@ def test_resuming_collects_what_is_missing_and_trains_nothing_twice(folder, caps
     assert run("train", "resume=true") == 0 and "nothing to resume" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()} == written
     assert run("train", "resume=true", "train.lr=0.1") == 1
-    assert "trained with other settings of train" in capsys.readouterr().err
+    assert "trained with other settings of refine, train" in capsys.readouterr().err
     (made / "metrics.jsonl").rename(made / "metrics.jsonl.partial")  # as if it had been killed
     assert run("train") == 1 and "go on with resume=true, or remove" in capsys.readouterr().err
     assert run("train", "resume=true") == 0 and not (made / "metrics.jsonl.partial").exists()
@@ -406,3 +406,24 @@ def test_scripts_are_doors_to_the_same_commands(script, folder):
         [sys.executable, ROOT / "scripts" / f"{script}.py", "no.such=key"], capture_output=True, text=True, timeout=300
     )
     assert bad.returncode == 1 and "Traceback" not in bad.stderr
+
+
+def test_refining_may_change_until_there_is_a_model(folder, capsys):
+    assert run("collect") == 0
+    for wrong, told in (
+        ("refine.length=50", "refine.length=50 is longer than the longest episode of data/small, 20 steps"),
+        ("refine.batch=0", "refining expects steps, batch and length >= 1"),
+        ("refine.lr=-1", "lr and clip > 0"),
+        ("refine.truncate=0", "truncate >= 1"),
+    ):
+        assert run("train", wrong) == 1  # before anything is trained
+        assert told in capsys.readouterr().err
+    assert run("train", "refine.lr=1e30") == 1
+    assert "lower the learning rate" in capsys.readouterr().err
+    assert run("train", "refine.lr=1e-3") == 1
+    assert "go on with resume=true" in capsys.readouterr().err
+    # The joint training is not lost, and what could not be refined is refined otherwise.
+    assert run("train", "refine.lr=1e-3", "resume=true") == 0
+    assert (folder / "runs" / "small" / "checkpoint.pt").exists()
+    assert run("train", "refine.lr=2e-3", "resume=true") == 1
+    assert "other settings of refine" in capsys.readouterr().err

@@ -107,7 +107,14 @@ TRAIN = [
     *("encoder.channels=[8,8]", "encoder.hidden=16", "dynamics.hidden=16", "dynamics.std_hidden=8"),
     *("collect.episodes=16", "collect.length=20", "collect.behaviour=uniform"),
     *("calibrate.episodes=8", "calibrate.horizon=4", "calibrate.particles=8"),
-    *(f"train.steps={STEPS}", "train.decoder_steps=60", "logger.every=1", "checkpoint.every=5"),
+    *(
+        f"train.steps={STEPS}",
+        "refine.steps=60",
+        "refine.batch=16",
+        "train.decoder_steps=60",
+        "logger.every=1",
+        "checkpoint.every=5",
+    ),
 ]
 
 
@@ -128,7 +135,7 @@ def test_a_killed_training_resumes_to_the_same_metrics_and_weights(tmp_path, mon
     assert main(["train", *TRAIN, "name=unbroken"]) == 0
     seconds = time.monotonic() - since
     rows, weights = results(tmp_path / "runs" / "unbroken")
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 61))
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 121))
     rng, kills, trial = random.Random(1), 0, 0
     while True:
         run = tmp_path / "runs" / f"killed-{trial}"

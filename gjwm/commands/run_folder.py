@@ -57,6 +57,10 @@ def begin(
     if found is not None and cfg.resume:
         before = json.loads(started.read_text())
         online = last == RETURNS
+        if not online and not _newer(run / last, checkpoints):
+            # The dynamics are refined after the last state, so how may change as long as there is no model.
+            before["config"]["refine"] = OmegaConf.to_container(cfg.refine, resolve=True)
+            write_json(started, before)
         require_same_training(before["config"], OmegaConf.to_container(cfg, resolve=True), run, online=online)
         if found.step >= steps and not unfinished and _newer(run / last, checkpoints):
             return None

@@ -15,13 +15,13 @@ from gjwm.checkpoint import Checkpoints
 from gjwm.collect import collect_episodes
 from gjwm.commands.config import CALIBRATION, behaviour_of, env_kwargs, heads_of, keyword_arguments, residence_of
 from gjwm.commands.run_folder import begin, check_kept, logging_into, require_same_env, save_decoder
-from gjwm.dataset import DiskWindows, open_windows, read_episodes
+from gjwm.dataset import DiskWindows, episode_lengths, open_windows, read_episodes
 from gjwm.decoder import ConvDecoder
 from gjwm.evaluate import check_equal_length, encode_episodes
 from gjwm.files import replacing
 from gjwm.logging import progress
 from gjwm.objectives import JointEmbeddingObjective
-from gjwm.train import encode_dataset, peak_memory_mb, refine, train, train_decoder
+from gjwm.train import check_refining, encode_dataset, peak_memory_mb, refine, train, train_decoder
 from gjwm.world_model import WorldModel
 
 
@@ -33,8 +33,8 @@ def train_command(cfg: DictConfig, command: str) -> None:
     own = OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"])
     options = keyword_arguments("train", own, train, besides=["decoder_steps"])
     refining = keyword_arguments("refine", cfg.refine, refine)
-    if refining["steps"] < 0:
-        raise ValueError(f"expected refine.steps >= 0, got {refining['steps']}.")
+    if refining["steps"]:
+        check_refining(**refining)
     if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
         raise ValueError(
             f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
@@ -43,7 +43,17 @@ def train_command(cfg: DictConfig, command: str) -> None:
     check_kept(cfg)
     checkpoints = Checkpoints(run / "state")
     resolved = OmegaConf.to_container(cfg, resolve=True)
-    begun = begin(cfg, run, checkpoints, cfg.train.steps, "checkpoint.pt")
+    lengths = episode_lengths(cfg.dataset)
+
+    def ready(episodes: int) -> None:
+        longest = max(lengths[:episodes], default=0)
+        if refining["steps"] and 0 < longest < refining["length"]:
+            raise ValueError(
+                f"refine.length={refining['length']} is longer than the longest episode of {cfg.dataset}, {longest} steps; "
+                "shorten the windows, or collect longer episodes."
+            )
+
+    begun = begin(cfg, run, checkpoints, cfg.train.steps, "checkpoint.pt", ready)
     if begun is None:
         print(f"{run}: already trained, nothing to resume")
         return
@@ -90,9 +100,9 @@ def train_command(cfg: DictConfig, command: str) -> None:
                 checkpoints.clear()  # going on would end the same way
                 raise
             seconds = checkpoints.latest().content["seconds"]
-        after_refining = options["steps"] + refining["steps"]
+        after_refining, refined = options["steps"] + refining["steps"], {}
         if refining["steps"]:
-            begin_refining = time.perf_counter()
+            since = time.perf_counter()
             with progress(refining["steps"], desc="refine") as bar:
 
                 def log_refining(scalars: dict[str, float], step: int) -> None:
@@ -100,7 +110,8 @@ def train_command(cfg: DictConfig, command: str) -> None:
                     live.update(options["steps"] + step)
                     bar.report(step, loss=scalars["refine/mean_squared_error"])
 
-                latents = encode_dataset(model, itertools.islice(read_episodes(cfg.dataset), episodes))
+                stored = itertools.islice(read_episodes(cfg.dataset), episodes)
+                latents = encode_dataset(model, stored, steps=sum(lengths[:episodes]), count=episodes)
                 refine(
                     model.dynamics,
                     latents,
@@ -109,9 +120,10 @@ def train_command(cfg: DictConfig, command: str) -> None:
                     generator=generator,
                     **refining,
                 )
-            seconds += time.perf_counter() - begin_refining
+            refined = {"refine_seconds": time.perf_counter() - since}
         training = {
             "seconds": seconds,
+            **refined,
             "threads": torch.get_num_threads(),
             "peak_memory_mb": peak_memory_mb(model.device),
             "command": command,

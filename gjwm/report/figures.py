@@ -394,6 +394,7 @@ _PANELS = (
     ("Gradient norm", ("train/grad_norm",), True),
     ("Learning rate", ("train/lr",), False),
     ("Speed", ("frames_per_second",), False),
+    ("Prediction error while the dynamics are refined", ("refine/mean_squared_error",), True),
     ("Decoder, for pictures only", ("decoder/squared_error",), True),
 )
 _SERIES_ROLES = ("model", "second", "third", "linear")

@@ -303,6 +303,8 @@ def _timings(report: Mapping[str, Any]) -> str:
                 _seconds(training["seconds"]),
             )
         )
+    if "refine_seconds" in training:
+        rows.append(("refining the dynamics", _seconds(training["refine_seconds"])))
     rows += [(f"evaluation: {stage}", _seconds(value)) for stage, value in report.get("timings", {}).items()]
     for key, name in (("model", "one plan step of the model"), ("oracle", "one plan step on the true simulator")):
         row = report["planning"] if key == "model" else report["planning"].get(key)

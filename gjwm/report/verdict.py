@@ -160,7 +160,8 @@ def _prediction(report: Report) -> Finding | None:
     ours, copied = prediction["r2_by_horizon"][-1], prediction["copy_last_r2_by_horizon"][-1]
     linear = prediction.get("linear_gaussian", {}).get("r2_by_horizon", [float("-inf")])[-1]
     change = (
-        "Train longer (train.steps), on longer windows (train.length), with wider dynamics.hidden, or collect more."
+        "Refine the dynamics (refine.steps), train longer (train.steps), on longer windows (train.length), with wider "
+        "dynamics.hidden, or collect more."
     )
     if ours < PREDICTABLE:
         why = f"Prediction fades: R² {ours:.2f} after {prediction['horizon']} steps (needed: {PREDICTABLE})."
