@@ -29,6 +29,8 @@ def changed_training(before: Mapping[str, Any], now: Mapping[str, Any], *, onlin
 def _decisive(config: Mapping[str, Any], online: bool) -> dict[str, Any]:
     ignored = {*AFTER_TRAINING, *OFFLINE} - {"planner"} if online else {*AFTER_TRAINING, *ONLINE}
     config = {key: copy.copy(value) for key, value in config.items() if key not in ignored}
+    if not (config.get("refine") or {}).get("steps"):
+        config.pop("refine", None)  # nothing is refined, however it would have been
     if isinstance(config.get("collect"), dict):
         config["collect"].pop("workers", None)  # episodes do not depend on it
     return config

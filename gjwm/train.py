@@ -307,16 +307,18 @@ def _fit_dynamics(
         nll = dynamics.nll(z[:, :-1], a, z[:, 1:])  # what has no parameters counts the windows here
         error = (dynamics.training_means(z, a, truncate) - z[:, 1:]).square().mean()
         loss = error + nll
-        if not loss.isfinite():
-            dynamics.eval()
-            raise FloatingPointError(
-                f"the dynamics' loss became {loss.item()} at step {step}; lower the learning rate (now {lr}) or look for "
-                "NaN in the latents."
-            )
+        norm = torch.zeros(())
         if parameters:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, clip)
+            norm = nn.utils.clip_grad_norm_(parameters, clip)
+        if not (loss.isfinite() and norm.isfinite()):
+            dynamics.eval()
+            raise FloatingPointError(
+                f"the dynamics' loss became {loss.item()} (gradient norm {norm.item()}) at step {step}; lower the learning "
+                f"rate (now {lr}) or look for NaN in the latents."
+            )
+        if parameters:
             optimizer.step()
             schedule.step()
         if log is not None and (step % log_every == 0 or step == steps):

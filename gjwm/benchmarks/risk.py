@@ -1,7 +1,7 @@
 """Risk-aware planning where it matters: success in two-room with a near bridge over ice and a far, safe door.
 
-The cost wants the goal reached, and soon. The bridge saves ten steps and more and drowns about a quarter of those who cross, so
-it is the right choice on average and the wrong one for who must arrive. *simulator* plans on the true stochastic simulator, so
+The cost wants the goal reached, and soon. The bridge saves ten steps and more and drowns about a third of who crosses, so it
+is the right choice on average and the wrong one for who must arrive. *simulator* plans on the true stochastic simulator, so
 that nothing but the treatment of risk differs between rows; *learned* plans on particles of a GaussianDynamics trained on state
 vectors. All rows of a model share starts, goals, planner, particles and seeds; kappa = 0 is the mean. Takes half an hour on one
 core for the simulator, longer for the model.
@@ -39,7 +39,7 @@ from gjwm.replay import ReplayBuffer
 from gjwm.train import train
 from gjwm.world_model import WorldModel
 
-# With a slip of 0.027 about three of four cross the bridge, and who counts a fall as the whole horizon lost still goes over it.
+# With a slip of 0.027 about two of three cross the bridge, and who counts a fall as the whole horizon lost still goes over it.
 ENV_ID, ENV = "gjwm/two-room-slippery-v0", dict(obs="state", terminate_on_goal=False, slip=0.027)
 STEPS, HORIZON, REPLAN = 60, 40, 4
 PARTICLES = 16

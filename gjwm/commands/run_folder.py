@@ -60,7 +60,6 @@ def begin(
         if not online and not _newer(run / last, checkpoints):
             # The dynamics are refined after the last state, so how may change as long as there is no model.
             before["config"]["refine"] = OmegaConf.to_container(cfg.refine, resolve=True)
-            write_json(started, before)
         require_same_training(before["config"], OmegaConf.to_container(cfg, resolve=True), run, online=online)
         if found.step >= steps and not unfinished and _newer(run / last, checkpoints):
             return None
@@ -70,6 +69,7 @@ def begin(
                 f"{run} was begun on {kinds[0]}, whose random numbers {kinds[1]} does not have: go on with device={kinds[0]}."
             )
         ready(before["episodes"])
+        write_json(started, before)
         return found.step, before["episodes"]
     if unfinished:
         raise ValueError(

@@ -225,7 +225,10 @@ class Sweep:
         for run in runs:
             before = run.folder / "state" / "run.json"
             if any(before.parent.glob("state-*.pt")):  # without one, training begins anew
-                require_same_training(json.loads(before.read_text())["config"], self.config(run), run.folder)
+                made, wanted = json.loads(before.read_text())["config"], self.config(run)
+                if not (run.folder / "checkpoint.pt").is_file():
+                    made["refine"] = wanted["refine"]  # comes after the last state, so it may still change
+                require_same_training(made, wanted, run.folder)
         data = self._datasets(runs)
         todo = [run for run in runs if self.report(run) is None]
         notify(f"{what}: {len(runs)}, of which {len(runs) - len(todo)} are done")
