@@ -227,7 +227,7 @@ class Sweep:
             if any(before.parent.glob("state-*.pt")):  # without one, training begins anew
                 made, wanted = json.loads(before.read_text())["config"], self.config(run)
                 if not (run.folder / "checkpoint.pt").is_file():
-                    made["refine"] = wanted["refine"]  # comes after the last state, so it may still change
+                    made["refine"] = wanted.get("refine")  # comes after the last state, so it may still change
                 require_same_training(made, wanted, run.folder)
         data = self._datasets(runs)
         todo = [run for run in runs if self.report(run) is None]
