@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers of these sizes with a SiLU between each two."""
+def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
+    """Linear layers of these sizes with an activation between each two."""
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        layers += [nn.SiLU()] * (i > 0) + [nn.Linear(inputs, outputs)]
+        layers += [activation()] * (i > 0) + [nn.Linear(inputs, outputs)]
     return nn.Sequential(*layers)
 
 

@@ -171,9 +171,14 @@ class WorldModel(nn.Module):
             truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
 
         Returns:
-            scalars: "loss" (to minimise), "alignment", "discrepancy", "one_step", "open_loop", "nll" (of the spread),
+            scalars: "loss" (to minimise), the objective's, "one_step", "open_loop", "nll" (of the spread),
                 and one per head.
         """
+        if objective.static_dim != self.dynamics.static_dim:
+            raise ValueError(
+                f"the objective's static_dim is {objective.static_dim} and that of {type(self.dynamics).__name__} is "
+                f"{self.dynamics.static_dim}: set both to the same, with dynamics that have one."
+            )
         z = self.encode(batch.o)  # (B, T+1, D)
         z_next = z[:, 1:]
         z_hat = self.dynamics.training_means(z, batch.a, truncate)

@@ -218,3 +218,75 @@ def test_contrasts_pair_the_windows_of_each_episode_in_the_order_they_come():
         within_episodes(z, torch.arange(7))
     with pytest.raises(ValueError, match="episode ids"):
         within_episodes(z, None)
+
+
+def episodes_of_latents(moving=6, static=3):
+    """32 episodes, two windows of 5 latents each: some that move, some that tell the episode."""
+    ids = torch.arange(32).repeat(2)
+    layout = randn(32, static)[ids, None].expand(64, 5, static)
+    return ids, torch.cat([randn(64, 5, moving, seed=1), layout], -1)
+
+
+def test_static_latents_are_matched_across_windows_and_judged_apart():
+    ids, z = episodes_of_latents()
+    z = z + 0.1 * randn(*z.shape, seed=2)
+    z_hat = z[:, 1:] + 0.3 * randn(64, 4, 9, seed=3)
+
+    def losses(z, z_hat, static_dim, **given):
+        objective = JointEmbeddingObjective(SIGReg(64), 2.0, law="within", static_dim=static_dim, **given)
+        return objective(z_hat, z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3))
+
+    both, moving = losses(z, z_hat, 3, static_weight=0.5), losses(z[..., :6], z_hat[..., :6], 0)
+    for name in ("alignment", "discrepancy"):
+        torch.testing.assert_close(both[name], moving[name])
+    # Window i of the first half and i + 32 are those of one episode.
+    torch.testing.assert_close(both["static_alignment"], (z[:32, :, 6:] - z[32:, :, 6:]).square().mean())
+    total = moving["loss"] + 0.5 * both["static_alignment"] + 2 * both["static_discrepancy"]
+    torch.testing.assert_close(both["loss"], total)
+    # What the dynamics say of static latents does not matter: they leave them as they are.
+    assert losses(z, torch.cat([z_hat[..., :6], 9 + z_hat[..., 6:]], -1), 3, static_weight=0.5)["loss"] == both["loss"]
+
+
+def test_static_latents_must_tell_episodes_apart_and_nothing_else():
+    ids, told = episodes_of_latents()
+    objective = JointEmbeddingObjective(SIGReg(256), 5.0, law="within", static_dim=3)
+
+    def cost(static):
+        z = torch.cat([told[..., :6], static], -1)
+        losses = objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3))
+        return (losses["static_alignment"] + 5 * losses["static_discrepancy"]).item()
+
+    layout = told[..., 6:]
+    silent, moving, slow = 0 * layout, randn(64, 5, 3, seed=5), randn(64, 1, 3, seed=6).expand(64, 5, 3)
+    assert cost(layout) < 0.1
+    assert cost(silent) > 1  # the same in all episodes
+    assert cost(moving) > 1 and cost(slow) > 1  # also what only looks static in one window
+
+
+def test_static_latents_that_cannot_be_are_named():
+    ids, z = episodes_of_latents()
+    objective = JointEmbeddingObjective(SIGReg(16), static_dim=9)
+    with pytest.raises(ValueError, match="static_dim=9 leaves none of 9 latents"):
+        objective(z[:, 1:], z[:, 1:], z, clusters=ids)
+    with pytest.raises(ValueError, match="static latents compare two windows"):
+        JointEmbeddingObjective(SIGReg(16), static_dim=3)(z[:, 1:], z[:, 1:], z, clusters=torch.arange(64))
+    with pytest.raises(ValueError, match=">= 0, got -1"):
+        JointEmbeddingObjective(static_dim=-1)
+
+
+def test_masked_static_latents_may_hold_anything():
+    ids, z = episodes_of_latents()
+    mask = torch.ones(64, 5, dtype=torch.bool)
+    mask[:40, 3:] = False
+    spoiled = torch.where(mask[..., None], z, float("nan"))
+    objective = JointEmbeddingObjective(SIGReg(64), law="within", static_dim=3)
+
+    def losses(z):
+        generator = torch.Generator().manual_seed(3)
+        return objective(z[:, 1:], z[:, 1:], z, mask=mask, clusters=ids, generator=generator)
+
+    for name, value in losses(spoiled).items():
+        torch.testing.assert_close(value, losses(z)[name])
+    mask[:32] = False
+    with pytest.raises(ValueError, match="leaves no latent with its match"):
+        JointEmbeddingObjective(SIGReg(64), static_dim=3)(z[:, 1:], z[:, 1:], z, mask=mask, clusters=ids)

@@ -15,7 +15,23 @@ from gjwm.dynamics.memory import make_memory
 from gjwm.dynamics.prediction import Prediction
 from gjwm.encoders import mlp
 
+ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
+
 Past = tuple[Tensor, Tensor]  # latents (B, L, D) before z0 and the actions (B, L, A) taken there
+
+
+def check_static_dim(owner: str, static_dim: int, latent_dim: int) -> None:
+    """Raise ValueError unless some latents are left to move."""
+    if not 0 <= static_dim < latent_dim:
+        raise ValueError(
+            f"{owner} expects 0 <= static_dim < latent_dim={latent_dim}, or nothing would move; got {static_dim}."
+        )
+
+
+def moved(z: Tensor, change: Tensor) -> Tensor:
+    """z (..., D) with the change (..., D - S) of all but the last S latents added."""
+    static = z.shape[-1] - change.shape[-1]
+    return z + (nn.functional.pad(change, (0, static)) if static else change)
 
 
 class Dynamics(nn.Module):
@@ -26,6 +42,7 @@ class Dynamics(nn.Module):
     """
 
     branches = False  # whether the law may have several modes, which particles must not be moved off
+    static_dim = 0  # S, the last S latents stay as they are in every mean
 
     def __init__(self, latent_dim: int, action_dim: int):
         super().__init__()
@@ -230,6 +247,10 @@ class ResidualDynamics(Dynamics):
         backbone: "mlp" predicts from (z, a) alone; "gru" and "transformer" add a memory of the past.
         memory_width: features of the memory.
         window: steps that a transformer looks back, the present one included.
+        activation: of the mean's hidden layers. "silu", or "relu", whose kinks follow those of contact: where a step ends at a
+            wall, the mean bends as sharply (docs/experiments/2026-11-27-walls-shown-and-felt.md).
+        static_dim: S, the mean leaves the last S latents as they are. They are for what an episode does not change, such as
+            a maze's layout, and are learned by an objective with the same `static_dim`.
     """
 
     def __init__(
@@ -242,13 +263,22 @@ class ResidualDynamics(Dynamics):
         backbone: str = "mlp",
         memory_width: int = 128,
         window: int = 8,
+        activation: str = "silu",
+        static_dim: int = 0,
     ):
         super().__init__(latent_dim, action_dim)
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"{type(self).__name__}'s activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}."
+            )
         if depth < 1:
             raise ValueError(f"{type(self).__name__} needs at least one hidden layer, got depth={depth}.")
+        check_static_dim(type(self).__name__, static_dim, latent_dim)
+        self.static_dim = static_dim
         self.from_latent = nn.Linear(latent_dim, hidden)
         self.from_action = nn.Linear(action_dim, hidden, bias=False)
-        self.body = nn.Sequential(nn.SiLU(), mlp([hidden] * depth + [latent_dim]))
+        kind = ACTIVATIONS[activation]
+        self.body = nn.Sequential(kind(), mlp([hidden] * depth + [latent_dim - static_dim], kind))
         self.memory = make_memory(backbone, latent_dim, action_dim, memory_width, window)
         self.context_dim = 0 if self.memory is None else memory_width
         if self.memory is not None:
@@ -261,7 +291,7 @@ class ResidualDynamics(Dynamics):
         hidden = self.from_latent(z) + inputs
         if context is not None:
             hidden = hidden + self.from_memory(context)
-        return z + self.body(hidden)
+        return moved(z, self.body(hidden))
 
     def _spread_inputs(self, z: Tensor, a: Tensor, context: Tensor | None) -> Tensor:
         """What the spread is computed from, cut from the graph."""

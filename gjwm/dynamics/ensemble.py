@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.dynamics.base import Dynamics, Past
+from gjwm.dynamics.base import Dynamics, Past, check_static_dim, moved
 from gjwm.dynamics.prediction import EnsemblePrediction, Prediction, beta_nll
 
 
@@ -58,6 +58,7 @@ class EnsembleDynamics(Dynamics):
         min_std, max_std: bounds of s_m.
         beta: of the beta-NLL that s_m learns from.
         resample: whether particles change members at each step.
+        static_dim: S, the last S latents stay as they are in every member's mean, see `ResidualDynamics`.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class EnsembleDynamics(Dynamics):
         max_std: float = 1.25,
         beta: float = 0.5,
         resample: bool = False,
+        static_dim: int = 0,
     ):
         super().__init__(latent_dim, action_dim)
         if members < 2:
@@ -81,6 +83,7 @@ class EnsembleDynamics(Dynamics):
             raise ValueError(f"EnsembleDynamics needs at least one hidden layer, got depth={depth}.")
         if not 0 < min_std < max_std:
             raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
+        check_static_dim(type(self).__name__, static_dim, latent_dim)
         self.config = dict(
             latent_dim=latent_dim,
             action_dim=action_dim,
@@ -92,12 +95,13 @@ class EnsembleDynamics(Dynamics):
             max_std=max_std,
             beta=beta,
             resample=resample,
+            static_dim=static_dim,
         )
-        self.members, self.beta, self.resample = members, beta, resample
+        self.members, self.beta, self.resample, self.static_dim = members, beta, resample, static_dim
         self.log_std_range = (math.log(min_std), math.log(max_std))
         self.from_latent = BatchedLinear(members, latent_dim, hidden)
         self.from_action = BatchedLinear(members, action_dim, hidden, bias=False)
-        self.body = nn.Sequential(nn.SiLU(), _batched_mlp(members, [hidden] * depth + [latent_dim]))
+        self.body = nn.Sequential(nn.SiLU(), _batched_mlp(members, [hidden] * depth + [latent_dim - static_dim]))
         self.log_std = _batched_mlp(members, [latent_dim + action_dim, std_hidden, std_hidden, latent_dim])
 
     # Inside, a member axis comes first: z (M, ..., D), a (M or 1, ..., A).
@@ -112,7 +116,7 @@ class EnsembleDynamics(Dynamics):
         return self._each(self.from_action, a)
 
     def _step(self, z: Tensor, inputs: Tensor, context: Tensor | None) -> Tensor:
-        return z + self._each(self.body, self._each(self.from_latent, z) + inputs)
+        return moved(z, self._each(self.body, self._each(self.from_latent, z) + inputs))
 
     def _member_variance(self, z: Tensor, a: Tensor) -> Tensor:
         low, high = self.log_std_range

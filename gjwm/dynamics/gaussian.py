@@ -58,7 +58,7 @@ class DeterministicDynamics(ResidualDynamics):
     What most published latent predictors are; the baseline for every law that depends on (z, a).
 
     Args:
-        latent_dim, action_dim, hidden, depth, backbone, memory_width, window: see `ResidualDynamics`.
+        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation, static_dim: see `ResidualDynamics`.
         min_std: floor of the reported standard deviation.
     """
 
@@ -72,9 +72,19 @@ class DeterministicDynamics(ResidualDynamics):
         backbone: str = "mlp",
         memory_width: int = 128,
         window: int = 8,
+        activation: str = "silu",
+        static_dim: int = 0,
         min_std: float = 0.01,
     ):
-        shape = dict(hidden=hidden, depth=depth, backbone=backbone, memory_width=memory_width, window=window)
+        shape = dict(
+            hidden=hidden,
+            depth=depth,
+            backbone=backbone,
+            memory_width=memory_width,
+            window=window,
+            activation=activation,
+            static_dim=static_dim,
+        )
         super().__init__(latent_dim, action_dim, **shape)
         self.config = dict(latent_dim=latent_dim, action_dim=action_dim, **shape, min_std=min_std)
         self.min_std = min_std
@@ -98,7 +108,7 @@ class GaussianDynamics(ResidualDynamics):
     max_std only slightly above 1.
 
     Args:
-        latent_dim, action_dim, hidden, depth, backbone, memory_width, window: see `ResidualDynamics`.
+        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation, static_dim: see `ResidualDynamics`.
         covariance: "diagonal": diag s^2(z, a). "low_rank": diag s^2(z, a) + V(z, a) V(z, a)^T. "full": one residual covariance
             shared by all (z, a), counted over training batches.
         rank: columns of V.
@@ -120,6 +130,8 @@ class GaussianDynamics(ResidualDynamics):
         backbone: str = "mlp",
         memory_width: int = 128,
         window: int = 8,
+        activation: str = "silu",
+        static_dim: int = 0,
         covariance: str = "diagonal",
         rank: int = 4,
         std_hidden: int = 128,
@@ -131,7 +143,15 @@ class GaussianDynamics(ResidualDynamics):
             raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
         if covariance not in ("diagonal", "low_rank", "full"):
             raise ValueError(f"covariance must be 'diagonal', 'low_rank' or 'full', got {covariance!r}.")
-        shape = dict(hidden=hidden, depth=depth, backbone=backbone, memory_width=memory_width, window=window)
+        shape = dict(
+            hidden=hidden,
+            depth=depth,
+            backbone=backbone,
+            memory_width=memory_width,
+            window=window,
+            activation=activation,
+            static_dim=static_dim,
+        )
         super().__init__(latent_dim, action_dim, **shape)
         self.config = dict(
             latent_dim=latent_dim,

@@ -23,7 +23,7 @@ class MixtureDynamics(ResidualDynamics):
     components placed around it follow it there. A rollout of the mean runs between the branches: use particles.
 
     Args:
-        latent_dim, action_dim, hidden, depth, backbone, memory_width, window: see `ResidualDynamics`.
+        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation, static_dim: see `ResidualDynamics`.
         components: K.
         mixture_hidden: width of the two hidden layers that weights, means and spreads come from.
         min_std, max_std: bounds of s_k.
@@ -43,6 +43,8 @@ class MixtureDynamics(ResidualDynamics):
         backbone: str = "mlp",
         memory_width: int = 128,
         window: int = 8,
+        activation: str = "silu",
+        static_dim: int = 0,
         mixture_hidden: int = 256,
         min_std: float = 0.03,
         max_std: float = 1.25,
@@ -52,7 +54,15 @@ class MixtureDynamics(ResidualDynamics):
             raise ValueError(f"a mixture needs at least one component, got components={components}.")
         if not 0 < min_std < max_std:
             raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
-        shape = dict(hidden=hidden, depth=depth, backbone=backbone, memory_width=memory_width, window=window)
+        shape = dict(
+            hidden=hidden,
+            depth=depth,
+            backbone=backbone,
+            memory_width=memory_width,
+            window=window,
+            activation=activation,
+            static_dim=static_dim,
+        )
         super().__init__(latent_dim, action_dim, **shape)
         self.config = dict(
             latent_dim=latent_dim,

@@ -42,6 +42,13 @@ class JointEmbeddingObjective(nn.Module):
             differs between them (a maze's layout, a colour) costs no alignment and can make as Gaussian a marginal as
             anything, so that latents that show nothing else satisfy the objective; in contrasts it is nothing. Latents may
             still carry it, as a shift of each episode's mean or in the shape of its cloud.
+        static_dim: S, the last S latents are for what is constant within an episode. Their matched views are two windows of
+            one episode, however far apart, in place of prediction and target, and D is applied to their marginal; alignment
+            and law above are those of the other latents. What can be the same all along and yet N(0, I) over episodes
+            is what tells episodes apart, with a precision that contrasts do not ask for. The dynamics' `static_dim` must be the
+            same. Take it several times the number of constant factors: functions of them that are not one to one are as
+            Gaussian as others, and together they tell more.
+        static_weight: weight of the static latents' alignment.
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class JointEmbeddingObjective(nn.Module):
         alignment_weight: float = 1.0,
         ridge: float = 1e-3,
         law: str = "marginal",
+        static_dim: int = 0,
+        static_weight: float = 4.0,
     ):
         super().__init__()
         if lam < 0 or alignment_weight < 0:
@@ -70,6 +79,11 @@ class JointEmbeddingObjective(nn.Module):
         check_choice("JointEmbeddingObjective", "law", law, LAWS)
         if step_weights is not None and (min(step_weights) < 0 or sum(step_weights) <= 0):
             raise ValueError(f"step_weights must be >= 0 and not all 0, got {list(step_weights)}.")
+        if static_dim < 0 or static_weight < 0:
+            raise ValueError(
+                f"JointEmbeddingObjective expects static_dim and static_weight >= 0, got {static_dim} and {static_weight}."
+            )
+        self.static_dim, self.static_weight = static_dim, static_weight
         self.discrepancy, self.lam = SIGReg() if discrepancy is None else discrepancy, lam
         self.detach_target, self.detach_prediction = detach_target, detach_prediction
         self.align, self.ridge, self.alignment_weight, self.law = align, ridge, alignment_weight, law
@@ -102,14 +116,16 @@ class JointEmbeddingObjective(nn.Module):
             z_next: encoded latents that they predict (B, T, D).
             z: all encoded latents (B, T+1, D), whose law is matched to N(0, I).
             mask: (B, T+1) bool, the latents that count; a target counts where it and all before it in its window do.
-            clusters: (B,) episode ids, see `SIGReg`; law="within" needs them.
+            clusters: (B,) episode ids, see `SIGReg`; law="within" and static latents need them.
 
         Returns:
-            scalars {"loss", "alignment", "discrepancy"}.
+            scalars {"loss", "alignment", "discrepancy"}, and with static latents their "static_alignment" and
+            "static_discrepancy".
 
         Raises:
             ValueError: for shapes that do not fit, NaN or infinite values that count, masks and step_weights that leave
-                nothing, and with law="within" for batches without two windows of one episode.
+                nothing, no latents beside the static ones, and with law="within" or static latents for batches without two
+                windows of one episode.
         """
         if z.shape[-1] != z_next.shape[-1] or not z.shape[-1]:
             raise ValueError(
@@ -121,11 +137,37 @@ class JointEmbeddingObjective(nn.Module):
                 f"expected predictions (..., {', '.join(map(str, z_next.shape))}) for those targets, "
                 f"got {tuple(z_hat.shape)}."
             )
-        judged, counts = z, mask
-        if self.law == "within":
-            judged, counts, clusters = within_episodes(z, clusters, mask)
-        discrepancy = self._discrepancy(judged, mask=counts, clusters=clusters, generator=generator)
-        return self._losses(self._alignment(z_hat, z_next, self._weights(z_next, mask)), discrepancy)
+        if self.static_dim >= z.shape[-1]:
+            raise ValueError(
+                f"static_dim={self.static_dim} leaves none of {z.shape[-1]} latents to move; make it smaller."
+            )
+        law, counts, ids = z, mask, clusters
+        if self.law == "within" or self.static_dim:
+            contrasts, pair_counts, pair_ids = within_episodes(z, clusters, mask)
+            if self.law == "within":
+                law, counts, ids = contrasts, pair_counts, pair_ids
+        moving = slice(z.shape[-1] - self.static_dim)
+        weights = self._weights(z_next, mask)
+        losses = self._losses(
+            self._alignment(z_hat[..., moving], z_next[..., moving], weights),
+            self._discrepancy(law[..., moving], mask=counts, clusters=ids, generator=generator),
+        )
+        if not self.static_dim:
+            return losses
+        static = slice(z.shape[-1] - self.static_dim, None)
+        apart = contrasts[..., static] if pair_counts is None else contrasts[pair_counts][:, static]
+        if not len(apart):
+            raise ValueError(
+                f"the mask {tuple(mask.shape)} leaves no latent with its match in another window of its episode."
+            )
+        losses["static_alignment"] = 2 * apart.square().mean()  # |z_i - z_j|^2, as contrasts are divided by sqrt(2)
+        losses["static_discrepancy"] = self._discrepancy(
+            z[..., static], mask=mask, clusters=clusters, generator=generator
+        )
+        losses["loss"] = (
+            losses["loss"] + self.static_weight * losses["static_alignment"] + self.lam * losses["static_discrepancy"]
+        )
+        return losses
 
     def views(self, z: Tensor, *, generator: Generator | None = None) -> dict[str, Tensor]:
         """Losses of augmentations of the same observations, without a predictor (LeJEPA).
@@ -245,7 +287,7 @@ def within_episodes(
     """
     if z.dim() != 3 or clusters is None or clusters.shape != z.shape[:1]:
         raise ValueError(
-            f"law='within' compares windows z (B, T, D) of one episode and needs their episode ids (B,), got "
+            f"law='within' and static latents compare windows z (B, T, D) of one episode and needs their episode ids (B,), got "
             f"{tuple(z.shape)} and {None if clusters is None else tuple(clusters.shape)}."
         )
     order = clusters.argsort(stable=True)
@@ -254,8 +296,8 @@ def within_episodes(
     first = ((place[:-1] % 2 == 0) & (ids[:-1] == ids[1:])).nonzero()[:, 0]
     if not len(first):
         raise ValueError(
-            f"law='within' compares two windows of one episode, and these {len(z)} come from as many episodes: draw each "
-            "batch from half as many (`train.episodes`)."
+            f"law='within' and static latents compare two windows of one episode, and these {len(z)} come from as many "
+            "episodes: draw each batch from half as many (`train.episodes`)."
         )
     i, j = order[first], order[first + 1]
     return (z[i] - z[j]) / math.sqrt(2), None if mask is None else mask[i] & mask[j], ids[first]

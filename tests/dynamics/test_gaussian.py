@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from gjwm.dynamics import DeterministicDynamics, GaussianDynamics, Prediction, beta_nll
+from gjwm.dynamics import (
+    DeterministicDynamics,
+    EnsembleDynamics,
+    GaussianDynamics,
+    MixtureDynamics,
+    Prediction,
+    beta_nll,
+)
 
 
 def randn(*shape, seed=0):
@@ -183,6 +190,33 @@ def test_a_forecast_has_the_exact_first_step_and_the_particles_moments_after(dyn
     path = dynamics.rollout(z0, a, 8, torch.Generator().manual_seed(0))
     torch.testing.assert_close(law.mean[:, 3], path[:, :, 4].mean(1))
     torch.testing.assert_close(law.variance[:, 3], path[:, :, 4].var(1))
+
+
+@pytest.mark.parametrize("kind", [GaussianDynamics, DeterministicDynamics, MixtureDynamics, EnsembleDynamics])
+def test_static_latents_stay_as_they_are_and_are_read(kind):
+    torch.manual_seed(0)
+    dynamics = kind(5, 2, hidden=16, static_dim=2)
+    z, a = randn(3, 5), randn(3, 4, 2, seed=1)
+    path = dynamics.rollout(z, a)
+    assert torch.equal(path[..., 3:], z[:, None, 3:].expand(3, 5, 2))
+    other = torch.cat([z[:, :3], z[:, 3:] + 1], -1)
+    assert not torch.allclose(dynamics.rollout(other, a)[:, 1:, :3], path[:, 1:, :3])
+    assert kind(**dynamics.config).static_dim == 2
+    with pytest.raises(ValueError, match="static_dim < latent_dim=5"):
+        kind(5, 2, static_dim=5)
+
+
+def test_the_activation_is_the_means():
+    torch.manual_seed(0)
+    bent = GaussianDynamics(5, 2, hidden=16, std_hidden=8, activation="relu")
+    # A network of kinks is linear between them: its second difference along a short line is 0.
+    z, a = randn(1, 5).double(), randn(1, 2, seed=1).double()
+    line = z + 1e-6 * torch.arange(3.0)[:, None] * randn(1, 5, seed=2).double()
+    curve = bent.double().mean(line, a.expand(3, 2))
+    assert (curve[0] - 2 * curve[1] + curve[2]).abs().max() < 1e-14
+    assert bent.config["activation"] == "relu"
+    with pytest.raises(ValueError, match="activation must be one of silu, relu, got 'tanh'"):
+        GaussianDynamics(5, 2, activation="tanh")
 
 
 def test_truncation_cuts_the_gradient_and_keeps_the_values(dynamics):
