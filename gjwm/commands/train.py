@@ -21,7 +21,7 @@ from gjwm.evaluate import check_equal_length, encode_episodes
 from gjwm.files import replacing
 from gjwm.logging import progress
 from gjwm.objectives import JointEmbeddingObjective
-from gjwm.train import check_refining, encode_dataset, peak_memory_mb, refine, train, train_decoder
+from gjwm.train import PRIORITY_EXPONENT, check_refining, encode_dataset, peak_memory_mb, refine, train, train_decoder
 from gjwm.world_model import WorldModel
 
 
@@ -111,7 +111,13 @@ def train_command(cfg: DictConfig, command: str) -> None:
                     bar.report(step, loss=scalars["refine/mean_squared_error"])
 
                 stored = itertools.islice(read_episodes(cfg.dataset), episodes)
-                latents = encode_dataset(model, stored, steps=sum(lengths[:episodes]), count=episodes)
+                latents = encode_dataset(
+                    model,
+                    stored,
+                    steps=sum(lengths[:episodes]),
+                    count=episodes,
+                    priority_exponent=PRIORITY_EXPONENT if refining["prioritised"] else None,
+                )
                 refine(
                     model.dynamics,
                     latents,
