@@ -38,6 +38,15 @@ def peak_memory_mb(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
+def check_pairs(objective: JointEmbeddingObjective, batch: int, episodes: int | None) -> None:
+    """Raise ValueError if the objective compares windows of one episode and batches need not hold two of any."""
+    if objective.pairs_windows and (episodes is None or episodes >= batch):
+        raise ValueError(
+            f"law='within' and static latents compare two windows of one episode, and batches of {batch} from "
+            f"{'all' if episodes is None else episodes} episodes may hold none: set train.episodes to half the batch."
+        )
+
+
 def train(
     model: WorldModel,
     objective: JointEmbeddingObjective,
@@ -65,8 +74,8 @@ def train(
         buffer: windows of `length` steps are drawn from it: a `ReplayBuffer`, or `DiskWindows`.
         steps: gradient steps.
         batch, length: windows per step, and T of each (the open-loop horizon).
-        episodes: draw each batch from this many episodes only, as an objective with law="within" needs, which compares two
-            windows of one episode (half of `batch` makes pairs). None: uniform over all windows.
+        episodes: draw each batch from this many episodes only, as an objective with law="within" or static latents needs,
+            which compares two windows of one episode (half of `batch` makes pairs). None: uniform over all windows.
         lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of steps spent warming up.
         truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
         log: called with scalars every `log_every` steps; keys "loss", "train/*", "frames_per_second".
@@ -88,6 +97,7 @@ def train(
         raise ValueError(f"training expects truncate >= 1, or null for the whole window, got {truncate}.")
     if checkpoint_every < 1:
         raise ValueError(f"training expects checkpoint_every >= 1, got {checkpoint_every}.")
+    check_pairs(objective, batch, episodes)
     device, scalars = model.device, {}
     objective.to(device).train()
     # An objective has parameters when its target covariance is learned.
@@ -259,10 +269,10 @@ def check_refining(
         )
     if truncate is not None and truncate < 1:
         raise ValueError(f"refining expects truncate >= 1, or null for the whole window, got {truncate}.")
-    if not 0 <= prioritised < 1:
+    if not 0 <= prioritised < 1 or (prioritised and not 0 < round(prioritised * batch) < batch):
         raise ValueError(
-            f"refining expects prioritised, a share of each batch, from 0 to below 1 (the spread learns from the rest), "
-            f"got {prioritised}."
+            "refining expects prioritised, a share of each batch, from 0 to below 1 (the spread learns from the rest), and "
+            f"neither 0 nor all windows of it; got {prioritised} of {batch}."
         )
 
 
@@ -290,10 +300,11 @@ def refine(
     Args:
         latents: of `encode_dataset`, on the dynamics' device.
         steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
-        prioritised: share of each batch that is drawn by its error when it was last seen (Schaul et al., 2016, without
-            their weights), from a buffer with a `priority_exponent`. Where steps are certain but uneven, as at walls, the mean
-            then learns from what it gets wrong; where they are random, from what nobody can predict: leave it at 0. The
-            spread learns from the other windows, or it would be that of hard steps only.
+        prioritised: share of each batch that is drawn by its error when it was last drawn so (Schaul et al., 2016, without
+            their weights), from a buffer with a `priority_exponent`. Windows never drawn come first: until each was, which
+            takes windows / (prioritised * batch) steps, the draw is hardly by error. Where steps are certain but uneven, as
+            at walls, the mean then learns from what it gets wrong; where they are random, from what nobody can predict: leave
+            it at 0. The spread learns from the other windows, or it would be that of hard steps only.
         log: called every `log_every` steps with "refine/mean_squared_error": one-step and open-loop predictions over the
             window, weighted alike (and those of all members of an ensemble), of the uniform share.
         generator: draws the seed of the windows.
@@ -307,7 +318,7 @@ def refine(
     check_refining(steps=steps, batch=batch, length=length, prioritised=prioritised, **fit)
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device if generator else "cpu"))
     windows = torch.Generator().manual_seed(seed)
-    hard = int(prioritised * batch)
+    hard = round(prioritised * batch)
     seen: list[Tensor] = []  # which windows the batch's last ones are
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -348,12 +359,14 @@ def _fit_dynamics(
     if parameters:
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
+    moving = slice(dynamics.latent_dim - dynamics.static_dim)  # nothing can be learned of how static latents go on
     dynamics.train()
     for step in range(1, steps + 1):
         z, a = draw()
         fair = len(z) - hard
         nll = dynamics.nll(z[:fair, :-1], a[:fair], z[:fair, 1:])  # what has no parameters counts the windows here
-        error = (dynamics.training_means(z, a, truncate) - z[:, 1:]).square().mean((-2, -1))  # (2, [M,] B)
+        error = (dynamics.training_means(z, a, truncate) - z[:, 1:])[..., moving]
+        error = error.square().mean((-2, -1))  # (2, [M,] B)
         loss = error.mean() + nll
         norm = torch.zeros(())
         if parameters:

@@ -415,6 +415,10 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
         ("refine.batch=0", "refining expects steps, batch and length >= 1"),
         ("refine.lr=-1", "lr and clip > 0"),
         ("refine.truncate=0", "truncate >= 1"),
+        ("refine.prioritised=1", "a share of each batch, from 0 to below 1"),
+        ("objective.static_dim=2", "set train.episodes to half the batch"),
+        ("objective.static_dim=null", "objective.static_dim must be a whole number, got None"),
+        ("objective.static_weight=nan", "objective.static_weight must be a number, got nan"),
     ):
         assert run("train", wrong) == 1  # before anything is trained
         assert told in capsys.readouterr().err
@@ -423,7 +427,7 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
     assert run("train", "refine.lr=1e-3") == 1
     assert "go on with resume=true" in capsys.readouterr().err
     # The joint training is not lost, and what could not be refined is refined otherwise.
-    assert run("train", "refine.lr=1e-3", "resume=true") == 0
+    assert run("train", "refine.lr=1e-3", "refine.prioritised=0.5", "resume=true") == 0
     assert (folder / "runs" / "small" / "checkpoint.pt").exists()
     assert run("train", "refine.lr=2e-3", "resume=true") == 1
     assert "other settings of refine" in capsys.readouterr().err

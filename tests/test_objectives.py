@@ -8,9 +8,11 @@ import torch
 from gjwm.objectives import (
     EPPS_PULLEY_NULL_MEAN,
     W0,
+    GaussianTarget,
     JointEmbeddingObjective,
     NoRegularizer,
     SIGReg,
+    Subspaces,
     VICReg,
     epps_pulley,
     epps_pulley_exact,
@@ -270,8 +272,19 @@ def test_static_latents_that_cannot_be_are_named():
         objective(z[:, 1:], z[:, 1:], z, clusters=ids)
     with pytest.raises(ValueError, match="static latents compare two windows"):
         JointEmbeddingObjective(SIGReg(16), static_dim=3)(z[:, 1:], z[:, 1:], z, clusters=torch.arange(64))
-    with pytest.raises(ValueError, match=">= 0, got -1"):
-        JointEmbeddingObjective(static_dim=-1)
+    for wrong in (dict(static_dim=-1), dict(static_dim=1.5), dict(static_dim=2, static_weight=float("nan"))):
+        with pytest.raises(ValueError, match="whole static_dim >= 0 and static_weight >= 0"):
+            JointEmbeddingObjective(**wrong)
+    with pytest.raises(ValueError, match="without a target"):
+        JointEmbeddingObjective(SIGReg(target=GaussianTarget("learned", dim=9)), static_dim=3)
+
+
+def test_a_discrepancy_that_remembers_its_space_serves_both():
+    ids, z = episodes_of_latents()
+    objective = JointEmbeddingObjective(Subspaces(dim=2), law="within", static_dim=3)
+    for _ in range(2):
+        losses = objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3))
+        assert losses["loss"].isfinite()
 
 
 def test_masked_static_latents_may_hold_anything():

@@ -278,6 +278,8 @@ def test_what_a_learner_cannot_use_is_one_sentence():
     for wrong in ({"clone": 0.1}, {"expansion": 2}):
         with pytest.raises(ValueError, match="which this model lacks"):
             learner(heads=("reward",), **wrong)
+    with pytest.raises(ValueError, match="static latents compare two windows"):
+        learner(dynamics=GaussianDynamics(4, 1, hidden=8, static_dim=2))
     with pytest.raises(ValueError, match="discount"):
         learner(discount=1.5)
     with pytest.raises(ValueError, match="expansion"):

@@ -21,7 +21,16 @@ from gjwm.evaluate import check_equal_length, encode_episodes
 from gjwm.files import replacing
 from gjwm.logging import progress
 from gjwm.objectives import JointEmbeddingObjective
-from gjwm.train import PRIORITY_EXPONENT, check_refining, encode_dataset, peak_memory_mb, refine, train, train_decoder
+from gjwm.train import (
+    PRIORITY_EXPONENT,
+    check_pairs,
+    check_refining,
+    encode_dataset,
+    peak_memory_mb,
+    refine,
+    train,
+    train_decoder,
+)
 from gjwm.world_model import WorldModel
 
 
@@ -53,6 +62,17 @@ def train_command(cfg: DictConfig, command: str) -> None:
                 "shorten the windows, or collect longer episodes."
             )
 
+    stays = cfg.dynamics.get("static_dim", 0)
+    if stays != cfg.objective.static_dim:
+        raise ValueError(
+            f"objective.static_dim is {cfg.objective.static_dim} and that of the dynamics {stays}: set both to the same, with "
+            "dynamics that have one."
+        )
+    # Before anything in the run's folder is touched.
+    own = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k != "lam"])
+    asked = keyword_arguments("objective", own, JointEmbeddingObjective, besides=["lam"])
+    objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), cfg.objective.lam, **asked)
+    check_pairs(objective, options["batch"], options.get("episodes"))
     begun = begin(cfg, run, checkpoints, cfg.train.steps, "checkpoint.pt", ready)
     if begun is None:
         print(f"{run}: already trained, nothing to resume")
@@ -71,7 +91,6 @@ def train_command(cfg: DictConfig, command: str) -> None:
         instantiate(cfg.dynamics, action_dim=buffer.action_space.shape[0]),
         heads_of(cfg, buffer.action_space.shape[0]),
     ).to(cfg.device)
-    objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     decodes = bool(decoder_steps) and len(shape) == 3
     total = options["steps"] + refining["steps"] + decoder_steps * decodes

@@ -20,9 +20,16 @@ ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
 Past = tuple[Tensor, Tensor]  # latents (B, L, D) before z0 and the actions (B, L, A) taken there
 
 
+def activation_of(owner: str, name: str) -> type[nn.Module]:
+    """The module that a setting names; ValueError for another name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{owner}'s activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}.")
+    return ACTIVATIONS[name]
+
+
 def check_static_dim(owner: str, static_dim: int, latent_dim: int) -> None:
     """Raise ValueError unless some latents are left to move."""
-    if not 0 <= static_dim < latent_dim:
+    if not (isinstance(static_dim, int) and 0 <= static_dim < latent_dim):
         raise ValueError(
             f"{owner} expects 0 <= static_dim < latent_dim={latent_dim}, or nothing would move; got {static_dim}."
         )
@@ -42,7 +49,7 @@ class Dynamics(nn.Module):
     """
 
     branches = False  # whether the law may have several modes, which particles must not be moved off
-    static_dim = 0  # S, the last S latents stay as they are in every mean
+    static_dim = 0  # S, the last S latents stay as they are in every rollout
 
     def __init__(self, latent_dim: int, action_dim: int):
         super().__init__()
@@ -145,6 +152,8 @@ class Dynamics(nn.Module):
         first = self.predict(z0, a[:, 0], past)
         mean = torch.cat([first.mean[:, None], path[:, :, 1:].mean(1)], 1)
         variance = torch.cat([first.variance[:, None], path[:, :, 1:].var(1)], 1)
+        if self.static_dim:  # which particles keep: what differs is the encoder's noise, at every step
+            variance[..., -self.static_dim :] = first.variance[:, None, -self.static_dim :]
         return Prediction(mean, variance.clamp(min=1e-12))
 
     def training_means(self, z: Tensor, a: Tensor, truncate: int | None = None) -> Tensor:
@@ -191,9 +200,16 @@ class Dynamics(nn.Module):
                 feature, state = self.memory.read(z.unsqueeze(-2), self._spread(action, z).unsqueeze(-2), state)
                 context = feature.squeeze(-2)
             mean = self._step(z, inputs[..., h, :], context)
-            z = mean if draw is None else draw(self._law(mean, z, self._spread(action, z), context))
+            z = mean if draw is None else self._kept(z, draw(self._law(mean, z, self._spread(action, z), context)))
             path.append(z)
         return path
+
+    def _kept(self, z: Tensor, drawn: Tensor) -> Tensor:
+        """Drawn latents with the static ones of z: their spread is noise of the encoder, afresh at each step, and no walk."""
+        if not self.static_dim:
+            return drawn
+        moving = self.latent_dim - self.static_dim
+        return torch.cat([drawn[..., :moving], z[..., moving:].expand_as(drawn[..., moving:])], -1)
 
     @staticmethod
     def _spread(a: Tensor, z: Tensor) -> Tensor:
@@ -267,17 +283,13 @@ class ResidualDynamics(Dynamics):
         static_dim: int = 0,
     ):
         super().__init__(latent_dim, action_dim)
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"{type(self).__name__}'s activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}."
-            )
         if depth < 1:
             raise ValueError(f"{type(self).__name__} needs at least one hidden layer, got depth={depth}.")
         check_static_dim(type(self).__name__, static_dim, latent_dim)
         self.static_dim = static_dim
         self.from_latent = nn.Linear(latent_dim, hidden)
         self.from_action = nn.Linear(action_dim, hidden, bias=False)
-        kind = ACTIVATIONS[activation]
+        kind = activation_of(type(self).__name__, activation)
         self.body = nn.Sequential(kind(), mlp([hidden] * depth + [latent_dim - static_dim], kind))
         self.memory = make_memory(backbone, latent_dim, action_dim, memory_width, window)
         self.context_dim = 0 if self.memory is None else memory_width

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.dynamics.base import Dynamics, Past, check_static_dim, moved
+from gjwm.dynamics.base import Dynamics, Past, activation_of, check_static_dim, moved
 from gjwm.dynamics.prediction import EnsemblePrediction, Prediction, beta_nll
 
 
@@ -36,10 +36,10 @@ class BatchedLinear(nn.Module):
         return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
 
 
-def _batched_mlp(members: int, sizes: list[int]) -> nn.Sequential:
+def _batched_mlp(members: int, sizes: list[int], activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        layers += [nn.SiLU()] * (i > 0) + [BatchedLinear(members, inputs, outputs)]
+        layers += [activation()] * (i > 0) + [BatchedLinear(members, inputs, outputs)]
     return nn.Sequential(*layers)
 
 
@@ -58,7 +58,7 @@ class EnsembleDynamics(Dynamics):
         min_std, max_std: bounds of s_m.
         beta: of the beta-NLL that s_m learns from.
         resample: whether particles change members at each step.
-        static_dim: S, the last S latents stay as they are in every member's mean, see `ResidualDynamics`.
+        activation, static_dim: of every member's mean, see `ResidualDynamics`.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class EnsembleDynamics(Dynamics):
         max_std: float = 1.25,
         beta: float = 0.5,
         resample: bool = False,
+        activation: str = "silu",
         static_dim: int = 0,
     ):
         super().__init__(latent_dim, action_dim)
@@ -95,13 +96,15 @@ class EnsembleDynamics(Dynamics):
             max_std=max_std,
             beta=beta,
             resample=resample,
+            activation=activation,
             static_dim=static_dim,
         )
         self.members, self.beta, self.resample, self.static_dim = members, beta, resample, static_dim
         self.log_std_range = (math.log(min_std), math.log(max_std))
         self.from_latent = BatchedLinear(members, latent_dim, hidden)
         self.from_action = BatchedLinear(members, action_dim, hidden, bias=False)
-        self.body = nn.Sequential(nn.SiLU(), _batched_mlp(members, [hidden] * depth + [latent_dim - static_dim]))
+        kind = activation_of(type(self).__name__, activation)
+        self.body = nn.Sequential(kind(), _batched_mlp(members, [hidden] * depth + [latent_dim - static_dim], kind))
         self.log_std = _batched_mlp(members, [latent_dim + action_dim, std_hidden, std_hidden, latent_dim])
 
     # Inside, a member axis comes first: z (M, ..., D), a (M or 1, ..., A).
@@ -177,7 +180,7 @@ class EnsembleDynamics(Dynamics):
         inputs, path = self._inputs(a), [z]
         for h in range(a.shape[-2]):
             law = self._law(self._step(z, inputs[..., h, :], None), z, a[..., h, :], None)
-            z = law.sample(generator)
+            z = self._kept(z, law.sample(generator))
             path.append(z)
             order = torch.rand(z.shape[:-1], generator=generator, device=z.device)
             order = order.movedim(0, -1).flatten(-2).argsort(-1)  # of the M P/M particles of one start

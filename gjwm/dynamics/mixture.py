@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from gjwm.dynamics.base import Past, ResidualDynamics
 from gjwm.dynamics.prediction import MixturePrediction, Prediction
@@ -87,6 +87,8 @@ class MixtureDynamics(ResidualDynamics):
         k, d = self.components, self.latent_dim
         log_weights = raw[..., :k].log_softmax(-1)
         offsets = raw[..., k : k + k * d].unflatten(-1, (k, d))
+        if self.static_dim:
+            offsets = nn.functional.pad(offsets[..., : d - self.static_dim], (0, self.static_dim))
         low, high = self.log_std_range
         spread = torch.exp(2 * (low + (high - low) * torch.sigmoid(raw[..., k + k * d :])))
         return MixturePrediction.of(log_weights, z[..., None, :] + offsets, spread.unflatten(-1, (k, d)))

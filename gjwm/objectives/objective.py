@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ LAWS = ("marginal", "within")
 
 
 class JointEmbeddingObjective(nn.Module):
-    """L = alignment + lam * D(p(Z) || N(0, I)).
+    """L = alignment + lam * D(p(Z) || N(0, I)), and the same of static latents, if any, with an alignment of their own.
 
     The alignment is averaged over samples *and* dimensions (the usual formula sums over dimensions, which only rescales
     lam by 1/D), so with unit-variance latents the mean squared error lies in [0, 1] and reads as 1 - R^2.
@@ -48,7 +49,7 @@ class JointEmbeddingObjective(nn.Module):
             is what tells episodes apart, with a precision that contrasts do not ask for. The dynamics' `static_dim` must be the
             same. Take it several times the number of constant factors: functions of them that are not one to one are as
             Gaussian as others, and together they tell more.
-        static_weight: weight of the static latents' alignment.
+        static_weight: weight of the static latents' alignment (`alignment_weight` is that of the others).
     """
 
     def __init__(
@@ -79,15 +80,29 @@ class JointEmbeddingObjective(nn.Module):
         check_choice("JointEmbeddingObjective", "law", law, LAWS)
         if step_weights is not None and (min(step_weights) < 0 or sum(step_weights) <= 0):
             raise ValueError(f"step_weights must be >= 0 and not all 0, got {list(step_weights)}.")
-        if static_dim < 0 or static_weight < 0:
+        if not (isinstance(static_dim, int) and static_dim >= 0 and 0 <= static_weight < math.inf):
             raise ValueError(
-                f"JointEmbeddingObjective expects static_dim and static_weight >= 0, got {static_dim} and {static_weight}."
+                "JointEmbeddingObjective expects a whole static_dim >= 0 and static_weight >= 0, got "
+                f"{static_dim} and {static_weight}."
             )
         self.static_dim, self.static_weight = static_dim, static_weight
         self.discrepancy, self.lam = SIGReg() if discrepancy is None else discrepancy, lam
+        if static_dim:
+            if getattr(self.discrepancy, "target", None) is not None:
+                raise ValueError(
+                    "static latents are matched to N(0, I) of their own dimension: use a discrepancy without a target, or "
+                    "static_dim=0."
+                )
+            # A copy: what a discrepancy keeps between calls (subspaces, running moments) is of one space.
+            self.static_discrepancy = copy.deepcopy(self.discrepancy)
         self.detach_target, self.detach_prediction = detach_target, detach_prediction
         self.align, self.ridge, self.alignment_weight, self.law = align, ridge, alignment_weight, law
         self.step_weights = None if step_weights is None else list(step_weights)
+
+    @property
+    def pairs_windows(self) -> bool:
+        """Whether a batch must hold two windows of each of its episodes."""
+        return self.law == "within" or self.static_dim > 0
 
     @classmethod
     def lewm(cls, **changes) -> JointEmbeddingObjective:
@@ -142,7 +157,7 @@ class JointEmbeddingObjective(nn.Module):
                 f"static_dim={self.static_dim} leaves none of {z.shape[-1]} latents to move; make it smaller."
             )
         law, counts, ids = z, mask, clusters
-        if self.law == "within" or self.static_dim:
+        if self.pairs_windows:
             contrasts, pair_counts, pair_ids = within_episodes(z, clusters, mask)
             if self.law == "within":
                 law, counts, ids = contrasts, pair_counts, pair_ids
@@ -150,7 +165,7 @@ class JointEmbeddingObjective(nn.Module):
         weights = self._weights(z_next, mask)
         losses = self._losses(
             self._alignment(z_hat[..., moving], z_next[..., moving], weights),
-            self._discrepancy(law[..., moving], mask=counts, clusters=ids, generator=generator),
+            self._judge(self.discrepancy, law[..., moving], mask=counts, clusters=ids, generator=generator),
         )
         if not self.static_dim:
             return losses
@@ -161,16 +176,16 @@ class JointEmbeddingObjective(nn.Module):
                 f"the mask {tuple(mask.shape)} leaves no latent with its match in another window of its episode."
             )
         losses["static_alignment"] = 2 * apart.square().mean()  # |z_i - z_j|^2, as contrasts are divided by sqrt(2)
-        losses["static_discrepancy"] = self._discrepancy(
-            z[..., static], mask=mask, clusters=clusters, generator=generator
+        losses["static_discrepancy"] = self._judge(
+            self.static_discrepancy, z[..., static], mask=mask, clusters=clusters, generator=generator
         )
-        losses["loss"] = (
-            losses["loss"] + self.static_weight * losses["static_alignment"] + self.lam * losses["static_discrepancy"]
-        )
+        losses["loss"] = losses["loss"] + self.static_weight * losses["static_alignment"]
+        if self.lam:
+            losses["loss"] = losses["loss"] + self.lam * losses["static_discrepancy"]
         return losses
 
     def views(self, z: Tensor, *, generator: Generator | None = None) -> dict[str, Tensor]:
-        """Losses of augmentations of the same observations, without a predictor (LeJEPA).
+        """Losses of augmentations of the same observations, without a predictor (LeJEPA). No latents are static here.
 
         The alignment is the mean squared distance of views to their mean. A discrepancy with time="cluster" never pairs two
         views of one observation; with "per_step" every view has a law of its own.
@@ -180,22 +195,23 @@ class JointEmbeddingObjective(nn.Module):
         """
         if z.dim() != 3 or z.shape[1] < 2:
             raise ValueError(f"expected at least two views of each observation, z (N, V, D), got {tuple(z.shape)}.")
-        discrepancy = self._discrepancy(z, generator=generator)
+        discrepancy = self._judge(self.discrepancy, z, generator=generator)
         centre = z.mean(1, keepdim=True)
         alignment = self._alignment(z.transpose(0, 1), centre.transpose(0, 1).expand(z.shape[1], -1, -1), None)
         return self._losses(alignment, discrepancy)
 
-    def _discrepancy(self, z: Tensor, **given: Tensor | Generator | None) -> Tensor:
+    @staticmethod
+    def _judge(discrepancy: nn.Module, z: Tensor, **given: Tensor | Generator | None) -> Tensor:
         """D of z with those of the given arguments that it accepts."""
-        accepted = inspect.signature(self.discrepancy.forward).parameters
+        accepted = inspect.signature(discrepancy.forward).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
             if given.get("mask") is not None and "mask" not in accepted:
                 raise ValueError(
-                    f"{type(self.discrepancy).__name__}.forward takes no mask, and masked latents must not count: give it one, "
+                    f"{type(discrepancy).__name__}.forward takes no mask, and masked latents must not count: give it one, "
                     "or leave the mask out."
                 )
             given = {name: value for name, value in given.items() if name in accepted}
-        return self.discrepancy(z, **{name: value for name, value in given.items() if value is not None})
+        return discrepancy(z, **{name: value for name, value in given.items() if value is not None})
 
     def _losses(self, alignment: Tensor, discrepancy: Tensor) -> dict[str, Tensor]:
         loss = alignment if self.alignment_weight == 1 else self.alignment_weight * alignment
@@ -287,7 +303,7 @@ def within_episodes(
     """
     if z.dim() != 3 or clusters is None or clusters.shape != z.shape[:1]:
         raise ValueError(
-            f"law='within' and static latents compare windows z (B, T, D) of one episode and needs their episode ids (B,), got "
+            f"law='within' and static latents compare windows z (B, T, D) of one episode and need their episode ids (B,), got "
             f"{tuple(z.shape)} and {None if clusters is None else tuple(clusters.shape)}."
         )
     order = clusters.argsort(stable=True)

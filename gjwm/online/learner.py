@@ -108,6 +108,11 @@ class RewardLearner:
                 "expected 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and expansion >= 0, got "
                 f"{discount}, {lam}, {target_rate} and {expansion}."
             )
+        if objective.pairs_windows or model.dynamics.static_dim:
+            raise ValueError(
+                "law='within' and static latents compare two windows of one episode, which the windows of acting need not "
+                "hold: learn from reward with objective.law=marginal and objective.static_dim=0."
+            )
         rates = dict(lr=lr, value_lr=value_lr, policy_lr=policy_lr, encoder_rate=encoder_rate)
         if min(rates.values()) < 0 or not clip > 0 or not 0 < rho <= 1:
             raise ValueError(

@@ -199,6 +199,21 @@ def test_static_latents_stay_as_they_are_and_are_read(kind):
     z, a = randn(3, 5), randn(3, 4, 2, seed=1)
     path = dynamics.rollout(z, a)
     assert torch.equal(path[..., 3:], z[:, None, 3:].expand(3, 5, 2))
+    generator = torch.Generator().manual_seed(2)
+    particles = dynamics.rollout(z, a, 6, generator)  # their spread is noise of the encoder, and no walk
+    assert (
+        torch.equal(particles[..., 3:], z[:, None, None, 3:].expand(3, 6, 5, 2))
+        and particles[..., :3].std(1).max() > 0.1
+    )
+    forecast = dynamics.forecast(z, a, particles=64, generator=generator)
+    one_step = dynamics.predict(z, a[:, 0])
+    torch.testing.assert_close(forecast.mean[:, :, 3:], z[:, None, 3:].expand(3, 4, 2))
+    torch.testing.assert_close(one_step.mean[:, 3:], z[:, 3:])
+    if kind is not MixtureDynamics:  # whose particles each have a spread of their own
+        spread = one_step.variance[:, None, 3:].expand(3, 4, 2)
+        torch.testing.assert_close(
+            forecast.variance[:, :, 3:], spread, atol=0, rtol=0.3 if kind is EnsembleDynamics else 1e-5
+        )
     other = torch.cat([z[:, :3], z[:, 3:] + 1], -1)
     assert not torch.allclose(dynamics.rollout(other, a)[:, 1:, :3], path[:, 1:, :3])
     assert kind(**dynamics.config).static_dim == 2
@@ -211,9 +226,11 @@ def test_the_activation_is_the_means():
     bent = GaussianDynamics(5, 2, hidden=16, std_hidden=8, activation="relu")
     # A network of kinks is linear between them: its second difference along a short line is 0.
     z, a = randn(1, 5).double(), randn(1, 2, seed=1).double()
-    line = z + 1e-6 * torch.arange(3.0)[:, None] * randn(1, 5, seed=2).double()
-    curve = bent.double().mean(line, a.expand(3, 2))
-    assert (curve[0] - 2 * curve[1] + curve[2]).abs().max() < 1e-14
+    line = z + 1e-3 * torch.arange(3.0)[:, None] * randn(1, 5, seed=2).double()
+    curve = bent.double().mean(line, a.expand(3, 2)).detach()
+    assert (curve[0] - 2 * curve[1] + curve[2]).abs().max() < 1e-13
+    smooth = GaussianDynamics(5, 2, hidden=16, std_hidden=8).double().mean(line, a.expand(3, 2)).detach()
+    assert (smooth[0] - 2 * smooth[1] + smooth[2]).abs().max() > 1e-9
     assert bent.config["activation"] == "relu"
     with pytest.raises(ValueError, match="activation must be one of silu, relu, got 'tanh'"):
         GaussianDynamics(5, 2, activation="tanh")
