@@ -300,11 +300,11 @@ def refine(
     Args:
         latents: of `encode_dataset`, on the dynamics' device.
         steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
-        prioritised: share of each batch that is drawn by its error when it was last drawn so (Schaul et al., 2016, without
-            their weights), from a buffer with a `priority_exponent`. Windows never drawn come first: until each was, which
-            takes windows / (prioritised * batch) steps, the draw is hardly by error. Where steps are certain but uneven, as
-            at walls, the mean then learns from what it gets wrong; where they are random, from what nobody can predict: leave
-            it at 0. The spread learns from the other windows, or it would be that of hard steps only.
+        prioritised: share of each batch that is drawn by its error (Schaul et al., 2016, without their weights), from a
+            buffer with a `priority_exponent`. Every window is judged once at the start, and again whenever it is drawn so.
+            Where steps are certain but uneven, as at walls, the mean then learns from what it gets wrong; where they are
+            random, from what nobody can predict: leave it at 0. The spread learns from the other windows, or it would be that
+            of hard steps only.
         log: called every `log_every` steps with "refine/mean_squared_error": one-step and open-loop predictions over the
             window, weighted alike (and those of all members of an ensemble), of the uniform share.
         generator: draws the seed of the windows.
@@ -332,6 +332,9 @@ def refine(
     def judge(error: Tensor) -> None:
         latents.update_priorities(seen[0], error.sqrt() + 1e-6)
 
+    if hard:
+        with torch.no_grad():
+            latents.judge_windows(lambda w: _errors(dynamics, w.o, w.a, truncate).sqrt() + 1e-6, length)
     judged = judge if hard else None
     _fit_dynamics(dynamics, draw, steps=steps, **fit, hard=hard, judge=judged, log=log, log_every=log_every)
 
@@ -359,14 +362,12 @@ def _fit_dynamics(
     if parameters:
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
-    moving = slice(dynamics.latent_dim - dynamics.static_dim)  # nothing can be learned of how static latents go on
     dynamics.train()
     for step in range(1, steps + 1):
         z, a = draw()
         fair = len(z) - hard
         nll = dynamics.nll(z[:fair, :-1], a[:fair], z[:fair, 1:])  # what has no parameters counts the windows here
-        error = (dynamics.training_means(z, a, truncate) - z[:, 1:])[..., moving]
-        error = error.square().mean((-2, -1))  # (2, [M,] B)
+        error = _errors(dynamics, z, a, truncate)
         loss = error.mean() + nll
         norm = torch.zeros(())
         if parameters:
@@ -383,10 +384,17 @@ def _fit_dynamics(
             optimizer.step()
             schedule.step()
         if judge is not None:
-            judge(error.detach()[..., fair:].flatten(0, -2).mean(0))
+            judge(error.detach()[fair:])
         if log is not None and (step % log_every == 0 or step == steps):
-            log({"refine/mean_squared_error": error[..., :fair].mean().item()}, step)
+            log({"refine/mean_squared_error": error[:fair].mean().item()}, step)
     dynamics.eval()
+
+
+def _errors(dynamics: Dynamics, z: Tensor, a: Tensor, truncate: int | None) -> Tensor:
+    """Mean squared error (B,) of one-step and open-loop predictions over each window, of all members of an ensemble alike."""
+    moving = slice(dynamics.latent_dim - dynamics.static_dim)  # nothing can be learned of how static latents go on
+    error = (dynamics.training_means(z, a, truncate) - z[:, 1:])[..., moving].square().mean((-2, -1))  # (2, [M,] B)
+    return error.flatten(0, -2).mean(0)
 
 
 def train_state_head(
