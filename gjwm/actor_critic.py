@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from gjwm import draws
 from gjwm.dynamics.ensemble import BatchedLinear
 
 
@@ -162,9 +163,8 @@ class Policy(nn.Module):
 
     def sample(self, z: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """(..., D) -> an action (..., A) drawn from the policy, and its log-density (...). Both carry gradients."""
-        device = z.device if generator is None else generator.device
         shape = (*z.shape[:-1], self.config["action_dim"])
-        return self.squash(z, torch.randn(shape, generator=generator, device=device).to(z))
+        return self.squash(z, draws.normal(shape, generator, device=z.device, dtype=z.dtype))
 
     def squash(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """`sample` with the standard normal noise (..., A) given."""

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
+from gjwm import draws
 from gjwm.costs import Cost
 from gjwm.dynamics import Past, Prediction, TailedPrediction
 from gjwm.planning import Plan, Planner, Score
@@ -210,7 +211,8 @@ class MPCAgent:
         policy_plans: rollouts of the policy; more than one only helps a policy that draws its actions.
         reuse: see `RecedingHorizon`.
         history: steps of the past that a memory reads, at most.
-        chunk: rollouts made and judged at a time. On a CPU batches that fit the cache are faster than one large one.
+        chunk: rollouts made and judged at a time. None: 2,048 on a CPU, where batches that fit the cache are faster than one
+            large one, and 32,768 on a GPU, which idles in small ones.
         compile: compile the rollout with torch.compile (CUDA graphs on a GPU). The first plan of each shape then takes
             tens of seconds.
     """
@@ -230,7 +232,7 @@ class MPCAgent:
         policy_plans: int = 1,
         reuse: float = 0.0,
         history: int = 16,
-        chunk: int = 2048,
+        chunk: int | None = None,
         compile: bool = False,
     ):
         counts = (("particles", particles), ("policy_plans", policy_plans), ("history", history), ("chunk", chunk))
@@ -239,7 +241,8 @@ class MPCAgent:
                 raise ValueError(f"MPCAgent expects {name} >= 1, got {value}.")
         if particles is not None:
             _check_particles(model)
-        self.model, self.cost, self.chunk = model, cost, chunk
+        self.model, self.cost = model, cost
+        self.chunk = chunk or (2048 if model.device.type == "cpu" else 32768)
         self.particles, self.policy, self.policy_plans = particles, policy, policy_plans
         self.controller = RecedingHorizon(
             planner,
@@ -314,7 +317,7 @@ class MPCAgent:
 
             def score(a: Tensor) -> Tensor:
                 if self.particles is not None and (self._imagined[1] is None or not keep):
-                    noise = torch.randn(shape, generator=self.controller.generator, device=device)
+                    noise = draws.normal(shape, self.controller.generator, device=device)
                     self._imagined = z0, noise, pasts
                 return self._score(z0, a, self._imagined[1])
 

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from torch import Generator, Tensor
 
+from gjwm import draws
 from gjwm.calibration import calibration_report as calibration_report
 from gjwm.calibration import gaussian_crps as gaussian_crps
 from gjwm.calibration import report_generator
@@ -56,7 +57,7 @@ def _samples(z: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         raise ValueError(f"a Gaussianity report needs at least 8 independent samples, got {len(z)}.")
     if z.dim() == 2:
         return z, z
-    steps = torch.randint(z.shape[1], (z.shape[0],), generator=generator)
+    steps = draws.integers(z.shape[1], (z.shape[0],), generator, device="cpu")
     return z.flatten(0, 1), z[torch.arange(len(z)), steps]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from gjwm import draws
 from gjwm.agent import MPCAgent, RecedingHorizon
 from gjwm.baselines import linear_gaussian_report, noise_floor, open_loop_windows, r2_by_horizon
 from gjwm.calibration import calibration_report, concatenate, forecast_windows, past_of
@@ -77,7 +78,7 @@ def prediction_report(
     truth, predicted = truth.flatten(0, 1), predicted.flatten(0, 1)
 
     def rank_accuracy(k: int) -> float:
-        order = torch.randperm(len(truth), generator=generator)[: distractors + 1]
+        order = draws.permutation(len(truth), generator, device=z.device)[: distractors + 1]
         distance = torch.cdist(predicted[order, k], truth[order, k])
         return (distance.argmin(1) == torch.arange(len(order), device=z.device)).float().mean().item()
 

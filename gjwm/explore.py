@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Generator
 
-from gjwm import behaviours
+from gjwm import behaviours, draws
 from gjwm.agent import MPCAgent
 from gjwm.behaviours import Policy
 from gjwm.costs import Cost, DisagreementCost, GoalCost, SumCost
@@ -122,11 +122,11 @@ class Planned(_Planning):
             agent = reward_agent(model, self._planner(), discount=self.discount, **self._horizons(rng))
             return lambda t, o: agent.act(o)[0].cpu().numpy()
         goals = _generator(rng)
-        agent = self._agent(model, GoalCost(torch.zeros(1, model.latent_dim)), rng)
+        agent = self._agent(model, GoalCost(torch.zeros(1, model.latent_dim, device=model.device)), rng)
 
         def play(t: int, o: torch.Tensor) -> np.ndarray:
             if t % self.goal_steps == 0:
-                agent.cost = GoalCost(torch.randn(1, model.latent_dim, generator=goals))
+                agent.cost = GoalCost(draws.normal((1, model.latent_dim), goals, device=model.device))
                 agent.reset()
             return agent.act(o)[0].cpu().numpy()
 

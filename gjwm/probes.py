@@ -10,6 +10,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Generator, Tensor, nn
 
+from gjwm import draws
 from gjwm.encoders import mlp
 
 Readout = Callable[[Tensor], Tensor]  # z (N, D) -> estimate of y (N, P), float64
@@ -79,7 +80,7 @@ def mlp_readout(
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        rows = torch.randint(len(x), (batch,), generator=generator)
+        rows = draws.integers(len(x), (batch,), generator, device=x.device)
         optimizer.zero_grad(set_to_none=True)
         (net(x[rows]) - y[rows]).square().mean().backward()
         optimizer.step()

@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Generator, Tensor, nn
 
+from gjwm import draws
 from gjwm.checkpoint import Checkpoints, random_state, restore_random_state
 from gjwm.dataset import Episode
 from gjwm.dynamics import Dynamics
@@ -105,7 +106,7 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=warmup)
     model.train()
-    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device if generator else "cpu"))
+    seed = int(draws.integers(2**62, (1,), generator, device="cpu"))
     few = {} if episodes is None else {"episodes": episodes}
     begin = since = time.perf_counter()
     frames, first, before = 0, 0, 0.0
@@ -207,8 +208,9 @@ def train_dynamics(
         )
 
     def draw() -> tuple[Tensor, Tensor]:
-        episode = torch.randint(len(z), (batch, 1), generator=generator)
-        step = torch.randint(a.shape[1] - length + 1, (batch, 1), generator=generator) + torch.arange(length + 1)
+        episode = draws.integers(len(z), (batch, 1), generator, device=z.device)
+        first = draws.integers(a.shape[1] - length + 1, (batch, 1), generator, device=z.device)
+        step = first + torch.arange(length + 1, device=z.device)
         return z[episode, step], a[episode, step[:, :-1]]
 
     _fit_dynamics(dynamics, draw, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
@@ -316,7 +318,7 @@ def refine(
     """
     fit = dict(lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
     check_refining(steps=steps, batch=batch, length=length, prioritised=prioritised, **fit)
-    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device if generator else "cpu"))
+    seed = int(draws.integers(2**62, (1,), generator, device="cpu"))
     windows = torch.Generator().manual_seed(seed)
     hard = round(prioritised * batch)
     seen: list[Tensor] = []  # which windows the batch's last ones are
@@ -425,7 +427,7 @@ def train_state_head(
     error = torch.tensor(float("nan"))
     head.train()
     for _ in range(steps):
-        rows = torch.randint(len(z), (batch,), generator=generator)
+        rows = draws.integers(len(z), (batch,), generator, device=z.device)
         error = (head.net(z[rows]) - target[rows]).square().mean()
         optimizer.zero_grad(set_to_none=True)
         error.backward()

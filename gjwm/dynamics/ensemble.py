@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
+from gjwm import draws
 from gjwm.dynamics.base import Dynamics, Past, activation_of, check_static_dim, moved
 from gjwm.dynamics.prediction import EnsemblePrediction, Prediction, beta_nll
 
@@ -182,7 +183,7 @@ class EnsembleDynamics(Dynamics):
             law = self._law(self._step(z, inputs[..., h, :], None), z, a[..., h, :], None)
             z = self._kept(z, law.sample(generator))
             path.append(z)
-            order = torch.rand(z.shape[:-1], generator=generator, device=z.device)
+            order = draws.uniform(z.shape[:-1], generator, device=z.device)
             order = order.movedim(0, -1).flatten(-2).argsort(-1)  # of the M P/M particles of one start
             path = [_shuffled(p, order) for p in path]
             z = path[-1]

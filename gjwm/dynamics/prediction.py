@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from gjwm import draws
+
 LOG_TWO_PI = math.log(2 * math.pi)
 HARD = 0.1  # share of draws that deviate further in a law with tails
 
@@ -39,9 +41,7 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
 
 
 def _noise(like: Tensor, generator: Generator | None, shape: Any = None) -> Tensor:
-    return torch.randn(
-        like.shape if shape is None else shape, generator=generator, device=like.device, dtype=like.dtype
-    )
+    return draws.normal(like.shape if shape is None else shape, generator, device=like.device, dtype=like.dtype)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class TailedPrediction(Prediction):
 
     def sample(self, generator: Generator | None = None) -> Tensor:
         draw = self.base.sample(generator)
-        hard = torch.rand(draw.shape[:-1], generator=generator, device=draw.device)[..., None] < HARD
+        hard = draws.uniform(draw.shape[:-1], generator, device=draw.device)[..., None] < HARD
         (_, ordinary), (_, further) = self._parts()
         return self.mean + torch.where(hard, further, ordinary) * (draw - self.mean)
 
@@ -273,9 +273,7 @@ class MixturePrediction(Prediction):
     def draw_component(self, generator: Generator | None = None) -> Prediction:
         """One component, drawn by its weight: a Gaussian law of (..., D)."""
         # Gumbel's trick: one argmax instead of a multinomial, over any leading axes.
-        uniform = torch.rand(
-            self.log_weights.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
-        )
+        uniform = draws.uniform(self.log_weights.shape, generator, device=self.mean.device, dtype=self.mean.dtype)
         tiny = torch.finfo(uniform.dtype).tiny
         k = (self.log_weights - (-(uniform.clamp(min=tiny)).log()).clamp(min=tiny).log()).argmax(-1)
         k = k[..., None, None].expand(*self.mean.shape[:-1], 1, self.mean.shape[-1])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from gjwm import draws
+
 SLICES = ("gaussian", "orthogonal")
 
 
@@ -18,12 +20,10 @@ def random_directions(
         slices: "gaussian": independent; "orthogonal": in blocks of `dim` mutually orthogonal ones, which cover all of space
             evenly and so vary less from draw to draw.
     """
-    device = generator.device if generator is not None else like.device
     if slices == "gaussian":
-        directions = torch.randn(dim, count, generator=generator, device=device, dtype=like.dtype).to(like.device)
+        directions = draws.normal((dim, count), generator, device=like.device, dtype=like.dtype)
         return directions / directions.norm(dim=0, keepdim=True)
     blocks = -(-count // dim)
-    draws = torch.randn(blocks, dim, dim, generator=generator, device=device, dtype=like.dtype).to(like.device)
-    q, r = torch.linalg.qr(draws)
+    q, r = torch.linalg.qr(draws.normal((blocks, dim, dim), generator, device=like.device, dtype=like.dtype))
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # without the signs Q is not uniform
     return q.transpose(0, 1).reshape(dim, blocks * dim)[:, :count]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from gjwm import draws
 from gjwm.actor_critic import Policy, QEnsemble
 from gjwm.agent import MPCAgent
 from gjwm.costs import RewardCost
@@ -158,7 +159,9 @@ class RewardLearner:
             if given.is_floating_point() and not given.isfinite().all():  # before they enter running statistics
                 raise FloatingPointError(f"the windows hold NaN or infinite {name}; look for them in the data.")
         z = self.model.encode(batch.o)
-        noise = _normal(batch.a.expand(self.expansion + 1, *batch.a.shape), generator) if self._acts else None
+        noise = (
+            draws.normal((self.expansion + 1, *batch.a.shape), generator, device=batch.a.device) if self._acts else None
+        )
         z_hat, nll, heads = self._read(z, batch.a, batch.r, batch.terminated.float(), noise)
         # One latent of each window: what the discrepancy compares is then all but independent.
         losses = self.objective(z_hat, z[:, 1:], z[:, :1], generator=generator)
@@ -179,7 +182,7 @@ class RewardLearner:
 
     def _update_policy(self, z: Tensor, a: Tensor, generator: Generator | None) -> dict[str, Tensor]:
         """A step of the policy on latents (B, T+1, D), of which the first T did `a`; the slow values follow the others."""
-        noise = _normal(torch.cat([a, a[:, :1]], 1), generator)
+        noise = draws.normal((a.shape[0], a.shape[1] + 1, a.shape[2]), generator, device=a.device)
         self.value.requires_grad_(False)
         ascent, q, entropy = self._ascend(z, a, noise, self.spread)
         self._optimizers["policy_optimizer"].zero_grad(set_to_none=True)
@@ -264,11 +267,6 @@ class RewardLearner:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         self.spread.copy_(state["spread"])
-
-
-def _normal(like: Tensor, generator: Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, device=device).to(like.device)
 
 
 def reward_agent(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from gjwm import draws
 from gjwm.checkpoint import Checkpoints, random_state, restore_random_state
 from gjwm.online.exploration import Exploration, Explorer
 from gjwm.online.learner import RewardLearner, reward_agent
@@ -304,4 +305,4 @@ def _scalars(losses: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _generator(generator: Generator | None, device: torch.device) -> Generator:
     """One on `device`, seeded by `generator`."""
-    return Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    return Generator(device).manual_seed(int(draws.integers(2**62, (1,), generator, device="cpu")))

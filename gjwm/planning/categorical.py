@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
+from gjwm import draws
 from gjwm.planning.search import Clock, Judge, Plan, Score, check_warm_start
 
 
@@ -108,9 +109,7 @@ class CategoricalCEM:
 
     def _sample(self, p: Tensor, groups: Sequence[int], generator: Generator | None) -> Tensor:
         """p (B, H, A) -> one-hot candidates (B, N, H, A)."""
-        source = generator.device if generator is not None else p.device
-        shape = (p.shape[0], self.samples, *p.shape[1:])
-        uniform = torch.rand(shape, generator=generator, device=source).to(p.device)
+        uniform = draws.uniform((p.shape[0], self.samples, *p.shape[1:]), generator, device=p.device)
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
         return _most_likely(p.log()[:, None] + gumbel, groups).to(p.dtype)
 

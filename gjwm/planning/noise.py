@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Generator, Tensor
 
+from gjwm import draws
+
 
 @lru_cache(maxsize=32)
 def coloured_covariance(horizon: int, beta: float) -> Tensor:
@@ -39,10 +41,9 @@ def coloured_noise(
 
     beta = 0 is white; 2 drifts like a random walk, which moves a slow system much further with the same effort.
     """
-    source = generator.device if generator is not None else device
     *lead, horizon, action_dim = shape
     if beta == 0 or horizon == 1:
-        return torch.randn(shape, generator=generator, device=source).to(device)
+        return draws.normal(shape, generator, device=device)
     # Time comes last while it is mixed: one large matrix product instead of one small one per candidate.
-    white = torch.randn(*lead, action_dim, horizon, generator=generator, device=source).to(device)
+    white = draws.normal((*lead, action_dim, horizon), generator, device=device)
     return (white @ _coloured_factor(horizon, float(beta)).to(device).T).transpose(-1, -2)

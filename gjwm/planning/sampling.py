@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from gjwm import draws
 from gjwm.planning.noise import coloured_covariance, coloured_noise
 from gjwm.planning.search import BoxPlanner, Clock, Judge
 
@@ -52,8 +53,7 @@ class _Full:
 
     def fill(self, out: Tensor, mean: Tensor, generator: Generator | None) -> None:
         envs, samples = out.shape[:2]
-        source = generator.device if generator is not None else out.device
-        white = torch.randn(envs, samples, self.floor.shape[0], generator=generator, device=source).to(out)
+        white = draws.normal((envs, samples, self.floor.shape[0]), generator, device=out.device, dtype=out.dtype)
         factor, _ = torch.linalg.cholesky_ex(self.covariance + self.floor)
         out.copy_(torch.baddbmm(mean.reshape(envs, 1, -1), white, factor.mT).view_as(out))
 

@@ -21,6 +21,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
+from gjwm import draws
 from gjwm.files import replacing
 from gjwm.replay.priorities import SumTree
 from gjwm.replay.spaces import DTYPES, box_fields, describe_space, frame_shapes, rebuild_space, stacked_fields
@@ -420,12 +421,14 @@ class ReplayBuffer(Windows):
         """
         tree = self._require_priorities()
         starts = self._window_starts(length, stride).numpy()
-        source = "cpu" if generator is None else generator.device
         found = np.empty(0, np.int64)
+
+        def share(count: int) -> np.ndarray:
+            return draws.uniform((count,), generator, device="cpu", dtype=torch.float64).numpy()
+
         for _ in range(8):
             # Most rows begin a whole window: drawing among all rows and dropping the others keeps the proportions exact.
-            share = torch.rand(2 * batch, generator=generator, device=source, dtype=torch.float64).cpu().numpy()
-            rows = tree.find(share * tree.total)
+            rows = tree.find(share(2 * batch) * tree.total)
             rows = rows[self._begins(rows, length, stride) & (tree[rows] > 0)]
             found = np.concatenate([found, rows])[:batch]
             if len(found) == batch:
@@ -434,10 +437,8 @@ class ReplayBuffer(Windows):
             cumulative = tree[starts].cumsum()
             if not cumulative[-1] > 0:
                 raise ValueError("every window that could be drawn has priority 0; give some a higher one.")
-            share = (
-                torch.rand(batch - len(found), generator=generator, device=source, dtype=torch.float64).cpu().numpy()
-            )
-            chosen = np.searchsorted(cumulative, share * cumulative[-1], side="right").clip(max=len(starts) - 1)
+            at = share(batch - len(found)) * cumulative[-1]
+            chosen = np.searchsorted(cumulative, at, side="right").clip(max=len(starts) - 1)
             found = np.concatenate([found, starts[chosen]])
         priority = tree[found]
         weights = torch.from_numpy((priority / priority.min()) ** -beta).float()

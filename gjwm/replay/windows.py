@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Generator, Tensor
 
+from gjwm import draws
 from gjwm.types import Batch
 
 EMPTY = -(2**62)  # clock of a row that holds nothing
@@ -51,11 +52,10 @@ class Windows:
                 f"expected batch, length, stride and episodes >= 1, got {batch}, {length}, {stride} and {episodes}."
             )
         starts = self._window_starts(length, stride)
-        source = "cpu" if generator is None else generator.device
         count = batch if episodes is None else episodes
-        chosen = torch.randint(len(starts), (count,), generator=generator, device=source).cpu()
+        chosen = draws.integers(len(starts), (count,), generator, device="cpu")
         if episodes is not None:
-            share = torch.rand(batch, generator=generator, device=source).cpu()
+            share = draws.uniform((batch,), generator, device="cpu")
             chosen = self._spread(chosen[torch.arange(batch) % episodes], share, starts)
         return self._gather(starts[chosen], length, stride)
 
