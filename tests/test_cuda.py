@@ -106,7 +106,7 @@ def test_a_discrepancy_and_its_gradient_are_those_of_the_cpu(name):
     z = torch.randn(24, 4, 6, generator=g()) * 1.5 + 0.3
     found = []
     for device in ("cpu", CUDA):
-        x = z.to(device).requires_grad_()
+        x = z.to(device, copy=True).requires_grad_()
         value = DISCREPANCIES[name]().to(device)(x, generator=g(1))
         value.backward()
         found.append((value.detach(), x.grad))

@@ -35,7 +35,7 @@ class GRUMemory(nn.Module):
         """z (..., T, D), a (..., T, A), state -> features (..., T, F), state after the last step."""
         lead = z.shape[:-2]
         x = torch.cat([z, a], -1).reshape(-1, z.shape[-2], z.shape[-1] + a.shape[-1])
-        beliefs, last = self.gru(x, state[0].reshape(1, -1, self.features))
+        beliefs, last = self.gru(x, state[0].reshape(1, -1, self.features).contiguous())  # cuDNN asks for it
         return beliefs.reshape(*lead, z.shape[-2], self.features), (last.reshape(*lead, self.features),)
 
 
