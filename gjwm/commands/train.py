@@ -41,9 +41,12 @@ def train_command(cfg: DictConfig, command: str) -> None:
     decoder_steps = cfg.train.decoder_steps
     own = OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"])
     options = keyword_arguments("train", own, train, besides=["decoder_steps"])
-    refining = keyword_arguments("refine", cfg.refine, refine)
+    own = OmegaConf.masked_copy(cfg.refine, [k for k in cfg.refine if k != "dynamics"])
+    refining = keyword_arguments("refine", own, refine, besides=["dynamics"])
     if refining["steps"]:
         check_refining(**refining)
+    elif cfg.refine.dynamics is not None:
+        raise ValueError("refine.dynamics is what refining trains, and refine.steps is 0: set both or neither.")
     if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
         raise ValueError(
             f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
@@ -62,12 +65,13 @@ def train_command(cfg: DictConfig, command: str) -> None:
                 "shorten the windows, or collect longer episodes."
             )
 
-    stays = cfg.dynamics.get("static_dim", 0)
-    if stays != cfg.objective.static_dim:
-        raise ValueError(
-            f"objective.static_dim is {cfg.objective.static_dim} and that of the dynamics {stays}: set both to the same, with "
-            "dynamics that have one."
-        )
+    for name, dynamics in (("the dynamics", cfg.dynamics), ("refine.dynamics", cfg.refine.dynamics)):
+        stays = None if dynamics is None else dynamics.get("static_dim", 0)
+        if stays not in (None, cfg.objective.static_dim):
+            raise ValueError(
+                f"objective.static_dim is {cfg.objective.static_dim} and that of {name} {stays}: set both to the same, with "
+                "dynamics that have one."
+            )
     # Before anything in the run's folder is touched.
     own = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k != "lam"])
     asked = keyword_arguments("objective", own, JointEmbeddingObjective, besides=["lam"])
@@ -91,6 +95,9 @@ def train_command(cfg: DictConfig, command: str) -> None:
         instantiate(cfg.dynamics, action_dim=buffer.action_space.shape[0]),
         heads_of(cfg, buffer.action_space.shape[0]),
     ).to(cfg.device)
+    fresh = None  # made here, so that its first weights depend on the seed alone
+    if cfg.refine.dynamics is not None:
+        fresh = instantiate(cfg.refine.dynamics, action_dim=buffer.action_space.shape[0]).to(cfg.device)
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     decodes = bool(decoder_steps) and len(shape) == 3
     total = options["steps"] + refining["steps"] + decoder_steps * decodes
@@ -137,6 +144,8 @@ def train_command(cfg: DictConfig, command: str) -> None:
                     count=episodes,
                     priority_exponent=PRIORITY_EXPONENT if refining["prioritised"] else None,
                 )
+                if fresh is not None:
+                    model.dynamics = fresh
                 refine(
                     model.dynamics,
                     latents,
