@@ -41,8 +41,8 @@ def train_command(cfg: DictConfig, command: str) -> None:
     decoder_steps = cfg.train.decoder_steps
     own = OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"])
     options = keyword_arguments("train", own, train, besides=["decoder_steps"])
-    resolved = OmegaConf.create(OmegaConf.to_container(cfg.refine, resolve=True))  # a part of it could not be resolved
-    own = OmegaConf.masked_copy(resolved, [k for k in resolved if k != "dynamics"])
+    whole = OmegaConf.create(OmegaConf.to_container(cfg.refine, resolve=True))  # of a part, references would not resolve
+    own = OmegaConf.masked_copy(whole, [k for k in whole if k != "dynamics"])
     refining = keyword_arguments("refine", own, refine, besides=["dynamics"])
     if refining["steps"]:
         check_refining(**refining)
