@@ -8,6 +8,7 @@ its resets). Success is measured on the simulator's true position, never on a la
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from gjwm.agent import MPCAgent, RecedingHorizon
 from gjwm.baselines import linear_gaussian_report, noise_floor, open_loop_windows, r2_by_horizon
 from gjwm.calibration import calibration_report, concatenate, forecast_windows, past_of
 from gjwm.collect import Episode, make_env
-from gjwm.costs import Cost, GoalCost
+from gjwm.costs import Cost, GoalCost, RiskCost
 from gjwm.diagnostics import embedding_report, gaussianity_curves, trajectory_report, wilson_interval
 from gjwm.dynamics import Prediction
 from gjwm.intervals import ratio_interval
@@ -290,14 +291,41 @@ def model_policy(
     replan_every: int,
     generator: Generator,
     cost: CostOfGoals = GoalCost,
+    kappa: float | None = None,
     **agent: Any,
 ) -> ModelPolicy:
-    """Plan in latent space towards the encoded goal image; `agent` holds further arguments of `MPCAgent`."""
+    """Plan in latent space towards the encoded goal image.
+
+    Args:
+        kappa: None plans on the mean path; a number on the paths of all members of an ensemble, at mean + kappa * std of their
+            costs (`RiskCost`): a plan through a wall that one member believes in is not believed by the others.
+        agent: further arguments of `MPCAgent`.
+
+    Raises:
+        ValueError: for kappa with dynamics that are no ensemble.
+    """
+    if kappa is not None:
+        check_members(model)
+        of_path = cost
+
+        def cost(goal: Tensor) -> Cost:
+            return RiskCost(of_path(goal), kappa=kappa)
+
+        agent = {"rollout": model.dynamics.rollout_members, **agent}
     with torch.no_grad():
         goal = model.encode(torch.from_numpy(pairs.goal_observation).to(model.device))
     return ModelPolicy(
         MPCAgent(model, planner, cost(goal), horizon=horizon, replan_every=replan_every, generator=generator, **agent)
     )
+
+
+def check_members(model: WorldModel) -> None:
+    """Raise a ValueError unless the model's dynamics are an ensemble, whose members can be planned on apart."""
+    if not hasattr(model.dynamics, "rollout_members"):
+        raise ValueError(
+            f"kappa weighs what an ensemble's members disagree on, and these dynamics are {type(model.dynamics).__name__}: set "
+            "kappa=null, or train with dynamics=ensemble."
+        )
 
 
 class ModelPolicy:
@@ -394,7 +422,14 @@ class Details:
 
 
 def check_protocol(
-    *, goals: str, goal_offset: int | None, pairs: int, steps: int, horizon: int, replan_every: int
+    *,
+    goals: str,
+    goal_offset: int | None,
+    pairs: int,
+    steps: int,
+    horizon: int,
+    replan_every: int,
+    kappa: float | None = None,
 ) -> None:
     """Raise a ValueError for arguments of `evaluate` that can only fail, before anything expensive."""
     if goals not in ("ahead", "reset"):
@@ -405,6 +440,8 @@ def check_protocol(
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}.")
+    if kappa is not None and not (isinstance(kappa, int | float) and math.isfinite(kappa)):
+        raise ValueError(f"kappa must be a number, or null to plan on the mean path, got {kappa!r}.")
     if replan_every > horizon:
         raise ValueError(f"a plan of horizon={horizon} actions cannot last for replan_every={replan_every} of them.")
 
@@ -449,6 +486,7 @@ def evaluate(
     steps: int = 25,
     horizon: int = 12,
     replan_every: int = 1,
+    kappa: float | None = None,
     oracle: bool = True,
     probe_steps: int = 1500,
     seed: int = 0,
@@ -461,6 +499,7 @@ def evaluate(
         env_id, env_kwargs: the environment that the model was trained on.
         episodes: held-out episodes recorded with their states (`collect_episodes(..., record_state=True)`), equally long.
         planner, horizon, replan_every: what acts; the oracle uses the same.
+        kappa: see `model_policy`.
         goals: "ahead": the goal is the state `goal_offset` agent steps after the start in the same episode; "reset": the
             start and goal that the world draws.
         pairs: attempts per policy.
@@ -478,7 +517,10 @@ def evaluate(
         steps=steps,
         horizon=horizon,
         replan_every=replan_every,
+        kappa=kappa,
     )
+    if kappa is not None:
+        check_members(model)
     see = make_env(env_id, **env_kwargs)
     _check_planner(planner, getattr(see.unwrapped, "action_groups", ()), env_id)
     if goals == "reset" and not hasattr(see.unwrapped, "goal_state"):
@@ -531,7 +573,7 @@ def evaluate(
     seeing = copies(see, pairs)
     stages("planning with the model")
     plan = dict(horizon=horizon, replan_every=replan_every)
-    policy = model_policy(model, planner, chosen, generator=_on(model, seed), **plan)
+    policy = model_policy(model, planner, chosen, generator=_on(model, seed), kappa=kappa, **plan)
     attempts = attempt_goals(seeing, chosen, policy, steps=steps)
     for env in seeing:
         env.close()
@@ -567,6 +609,7 @@ def evaluate(
         "success_radius": radius,
         "action_repeat": int(env_kwargs.get("action_repeat", 1)),
         **plan,
+        "kappa": kappa,
     }
     report["planning"] = planning
     report["timings"] = stages.seconds()

@@ -252,6 +252,7 @@ def attempt(
     steps: int = 25,
     horizon: int = 12,
     replan_every: int = 1,
+    kappa: float | None = None,
     seed: int = 0,
 ) -> Details:
     """Attempt `count` held-out goals with the model, as `evaluate` does and nothing else of it."""
@@ -268,6 +269,7 @@ def attempt(
             pairs,
             horizon=horizon,
             replan_every=replan_every,
+            kappa=kappa,
             generator=torch.Generator(model.device).manual_seed(seed),
         )
         attempts = attempt_goals(envs, pairs, policy, steps=steps)

@@ -20,8 +20,6 @@ from gjwm.objectives import JointEmbeddingObjective, NonFiniteLatentsError
 from gjwm.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.world_model import WorldModel
 
-PRIORITY_EXPONENT = 0.7  # of `refine`: a window's chance goes with its error to this power
-
 Log = Callable[[dict[str, float], int], None]
 
 
@@ -222,7 +220,6 @@ def encode_dataset(
     *,
     steps: int,
     count: int,
-    priority_exponent: float | None = None,
 ) -> ReplayBuffer:
     """Episodes with latents (T+1, D) for observations, one after the other, as a buffer that `refine` draws from.
 
@@ -230,7 +227,6 @@ def encode_dataset(
         model: in evaluation mode; the buffer is on its device.
         episodes: of any lengths T, with observations (T+1, *O).
         steps, count: of all episodes together, and how many there are.
-        priority_exponent: of the buffer, which `refine` needs to draw windows by their errors.
 
     Raises:
         ValueError: when the model is in training mode, in which encoding would change its BatchNorm statistics.
@@ -241,9 +237,7 @@ def encode_dataset(
         )
     latents = spaces.Box(-np.inf, np.inf, (model.latent_dim,), np.float32)
     actions = spaces.Box(-1, 1, (model.action_dim,), np.float32)
-    buffer = ReplayBuffer(
-        steps, latents, actions, episodes=count, device=model.device, priority_exponent=priority_exponent
-    )
+    buffer = ReplayBuffer(steps, latents, actions, episodes=count, device=model.device)
     with torch.inference_mode():
         for episode in episodes:
             o = torch.from_numpy(episode.o)
@@ -261,7 +255,6 @@ def check_refining(
     weight_decay: float,
     clip: float,
     truncate: int | None,
-    prioritised: float,
 ) -> None:
     """Raise ValueError unless `refine` can work with these numbers."""
     if min(steps, batch, length) < 1 or not (lr > 0 and clip > 0 and weight_decay >= 0):
@@ -271,11 +264,6 @@ def check_refining(
         )
     if truncate is not None and truncate < 1:
         raise ValueError(f"refining expects truncate >= 1, or null for the whole window, got {truncate}.")
-    if not 0 <= prioritised < 1 or (prioritised and not 0 < round(prioritised * batch) < batch):
-        raise ValueError(
-            "refining expects prioritised, a share of each batch, from 0 to below 1 (the spread learns from the rest), and "
-            f"neither 0 nor all windows of it; got {prioritised} of {batch}."
-        )
 
 
 def refine(
@@ -289,7 +277,6 @@ def refine(
     weight_decay: float = 1e-4,
     clip: float = 1.0,
     truncate: int | None = None,
-    prioritised: float = 0.0,
     log: Log | None = None,
     log_every: int = 25,
     generator: Generator | None = None,
@@ -302,43 +289,23 @@ def refine(
     Args:
         latents: of `encode_dataset`, on the dynamics' device.
         steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
-        prioritised: share of each batch that is drawn by its error (Schaul et al., 2016, without their weights), from a
-            buffer with a `priority_exponent`. Every window is judged once at the start, and again whenever it is drawn so.
-            Where steps are certain but uneven, as at walls, the mean then learns from what it gets wrong; where they are
-            random, from what nobody can predict: leave it at 0. The spread learns from the other windows, or it would be that
-            of hard steps only.
         log: called every `log_every` steps with "refine/mean_squared_error": one-step and open-loop predictions over the
-            window, weighted alike (and those of all members of an ensemble), of the uniform share.
+            window, weighted alike (and those of all members of an ensemble).
         generator: draws the seed of the windows.
 
     Raises:
-        ValueError: for numbers that `check_refining` refuses, windows longer than all episodes, and a buffer without the
-            priorities that `prioritised` needs.
+        ValueError: for numbers that `check_refining` refuses, and windows longer than all episodes.
         FloatingPointError: when the loss is NaN or infinite.
     """
-    fit = dict(lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
-    check_refining(steps=steps, batch=batch, length=length, prioritised=prioritised, **fit)
-    seed = int(draws.integers(2**62, (1,), generator, device="cpu"))
-    windows = torch.Generator().manual_seed(seed)
-    hard = round(prioritised * batch)
-    seen: list[Tensor] = []  # which windows the batch's last ones are
+    fit = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
+    check_refining(batch=batch, length=length, **fit)
+    windows = torch.Generator().manual_seed(int(draws.integers(2**62, (1,), generator, device="cpu")))
 
     def draw() -> tuple[Tensor, Tensor]:
-        drawn = latents.sample(batch - hard, length, generator=windows)
-        if not hard:
-            return drawn.o, drawn.a
-        picked = latents.sample_prioritised(hard, length, generator=windows)
-        seen[:] = [picked.index]
-        return torch.cat([drawn.o, picked.windows.o]), torch.cat([drawn.a, picked.windows.a])
+        drawn = latents.sample(batch, length, generator=windows)
+        return drawn.o, drawn.a
 
-    def judge(error: Tensor) -> None:
-        latents.update_priorities(seen[0], error.sqrt() + 1e-6)
-
-    if hard:
-        with torch.no_grad():
-            latents.judge_windows(lambda w: _errors(dynamics, w.o, w.a, truncate).sqrt() + 1e-6, length)
-    judged = judge if hard else None
-    _fit_dynamics(dynamics, draw, steps=steps, **fit, hard=hard, judge=judged, log=log, log_every=log_every)
+    _fit_dynamics(dynamics, draw, **fit, log=log, log_every=log_every)
 
 
 def _fit_dynamics(
@@ -350,27 +317,21 @@ def _fit_dynamics(
     weight_decay: float,
     clip: float,
     truncate: int | None,
-    hard: int = 0,
-    judge: Callable[[Tensor], None] | None = None,
     log: Log | None = None,
     log_every: int = 25,
 ) -> None:
-    """AdamW on a one-cycle schedule over windows of latents (B, T+1, D) and actions (B, T, A).
-
-    The last `hard` windows of a batch are no fair sample: the spread does not learn from them. `judge` gets the mean squared
-    error of each.
-    """
+    """AdamW on a one-cycle schedule over windows of latents (B, T+1, D) and actions (B, T, A)."""
     parameters = list(dynamics.parameters())
     if parameters:
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
+    moving = slice(dynamics.latent_dim - dynamics.static_dim)  # nothing can be learned of how static latents go on
     dynamics.train()
     for step in range(1, steps + 1):
         z, a = draw()
-        fair = len(z) - hard
-        nll = dynamics.nll(z[:fair, :-1], a[:fair], z[:fair, 1:])  # what has no parameters counts the windows here
-        error = _errors(dynamics, z, a, truncate)
-        loss = error.mean() + nll
+        nll = dynamics.nll(z[:, :-1], a, z[:, 1:])  # what has no parameters counts the windows here
+        error = (dynamics.training_means(z, a, truncate) - z[:, 1:])[..., moving].square().mean()
+        loss = error + nll
         norm = torch.zeros(())
         if parameters:
             optimizer.zero_grad(set_to_none=True)
@@ -385,18 +346,9 @@ def _fit_dynamics(
         if parameters:
             optimizer.step()
             schedule.step()
-        if judge is not None:
-            judge(error.detach()[fair:])
         if log is not None and (step % log_every == 0 or step == steps):
-            log({"refine/mean_squared_error": error[:fair].mean().item()}, step)
+            log({"refine/mean_squared_error": error.item()}, step)
     dynamics.eval()
-
-
-def _errors(dynamics: Dynamics, z: Tensor, a: Tensor, truncate: int | None) -> Tensor:
-    """Mean squared error (B,) of one-step and open-loop predictions over each window, of all members of an ensemble alike."""
-    moving = slice(dynamics.latent_dim - dynamics.static_dim)  # nothing can be learned of how static latents go on
-    error = (dynamics.training_means(z, a, truncate) - z[:, 1:])[..., moving].square().mean((-2, -1))  # (2, [M,] B)
-    return error.flatten(0, -2).mean(0)
 
 
 def train_state_head(

@@ -408,6 +408,30 @@ def test_scripts_are_doors_to_the_same_commands(script, folder):
     assert bad.returncode == 1 and "Traceback" not in bad.stderr
 
 
+ENSEMBLE = "refine.dynamics={_target_:gjwm.dynamics.EnsembleDynamics,latent_dim:4,members:2,hidden:16,std_hidden:8}"
+
+
+def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, capsys):
+    assert run("collect") == 0
+    assert run("train", ENSEMBLE, "refine.steps=0") == 1
+    assert "refine.steps is 0: set both or neither" in capsys.readouterr().err
+    assert run("train", ENSEMBLE) == 0
+    model = WorldModel.load(folder / "runs" / "small" / "checkpoint.pt")
+    assert model.dynamics.config["members"] == 2 and model.calibration is not None
+    reports = []
+    for kappa in ("+evaluate.kappa=0", "+evaluate.kappa=5.0"):
+        assert run("evaluate", ENSEMBLE, kappa) == 0
+        reports.append(json.loads((folder / "runs" / "small" / "evaluation.json").read_text())["planning"])
+    assert [report["protocol"]["kappa"] for report in reports] == [0, 5.0]
+    assert reports[0]["closest_distance_mean"] != reports[1]["closest_distance_mean"]  # what the members disagree on changes plans
+    assert run("video", ENSEMBLE, "+evaluate.kappa=5.0") == 0
+    capsys.readouterr()
+    assert run("evaluate", ENSEMBLE, "+evaluate.kappa=much") == 1
+    assert "kappa must be a number, or null" in capsys.readouterr().err
+    assert run("train", "name=plain") == 0 and run("evaluate", "name=plain", "+evaluate.kappa=1") == 1
+    assert "kappa=null, or train with dynamics=ensemble" in capsys.readouterr().err
+
+
 def test_refining_may_change_until_there_is_a_model(folder, capsys):
     assert run("collect") == 0
     for wrong, told in (
@@ -415,7 +439,10 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
         ("refine.batch=0", "refining expects steps, batch and length >= 1"),
         ("refine.lr=-1", "lr and clip > 0"),
         ("refine.truncate=0", "truncate >= 1"),
-        ("refine.prioritised=1", "a share of each batch, from 0 to below 1"),
+        (
+            "refine.dynamics={_target_:gjwm.dynamics.GaussianDynamics,latent_dim:4,static_dim:2}",
+            "objective.static_dim is 0 and that of refine.dynamics 2",
+        ),
         ("objective.static_dim=2", "set train.episodes to half the batch"),
         ("objective.static_dim=null", "objective.static_dim must be a whole number, got None"),
         ("objective.static_weight=nan", "objective.static_weight must be a number, got nan"),
@@ -427,7 +454,7 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
     assert run("train", "refine.lr=1e-3") == 1
     assert "go on with resume=true" in capsys.readouterr().err
     # The joint training is not lost, and what could not be refined is refined otherwise.
-    assert run("train", "refine.lr=1e-3", "refine.prioritised=0.5", "resume=true") == 0
+    assert run("train", "refine.lr=1e-3", "refine.length=5", "resume=true") == 0
     assert (folder / "runs" / "small" / "checkpoint.pt").exists()
     assert run("train", "refine.lr=2e-3", "resume=true") == 1
     assert "other settings of refine" in capsys.readouterr().err

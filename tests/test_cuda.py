@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 from gjwm.actor_critic import Policy, QEnsemble
 from gjwm.agent import MPCAgent
@@ -33,7 +32,6 @@ from gjwm.objectives import (
 )
 from gjwm.online import RewardLearner
 from gjwm.planning import CEM, ICEM, MPPI, CategoricalCEM, GradientPlanner, HybridPlanner, RandomShooting
-from gjwm.replay import ReplayBuffer
 from gjwm.train import encode_dataset, refine, train
 from gjwm.types import Batch
 from gjwm.world_model import WorldModel
@@ -227,10 +225,10 @@ def test_training_and_refining_learn_on_the_gpu_and_the_file_loads_on_the_cpu(tm
         def __getitem__(self, part):
             return self.rest
 
-    latents = encode_dataset(model, [Played(i) for i in range(40)], steps=480, count=40, priority_exponent=0.7)
+    latents = encode_dataset(model, [Played(i) for i in range(40)], steps=480, count=40)
     assert latents.device.type == CUDA.type
     before = _open_loop_error(model, walk)
-    refine(model.dynamics, latents, steps=150, batch=64, length=6, lr=2e-3, prioritised=0.5, generator=g(2))
+    refine(model.dynamics, latents, steps=150, batch=64, length=6, lr=2e-3, generator=g(2))
     assert _open_loop_error(model, walk) < before
     model.save(tmp_path / "model.pt")
     again = WorldModel.load(tmp_path / "model.pt")
@@ -242,20 +240,6 @@ def test_training_and_refining_learn_on_the_gpu_and_the_file_loads_on_the_cpu(tm
 def _open_loop_error(model, walk):
     z = model.encode(walk.o.to(model.device))
     return (model.rollout(z[:, 0], walk.a.to(model.device)) - z)[:, 1:].square().mean().item()
-
-
-@pytest.mark.parametrize("place", ["cpu", "cuda"])
-def test_prioritised_windows_come_from_buffers_anywhere(place):
-    state, action = spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
-    buffer = ReplayBuffer(200, state, action, episodes=20, device=place, priority_exponent=1.0)
-    for i in range(10):
-        o = torch.full((11, 4), float(i), device=place)
-        buffer.add_episode(o, np.zeros((10, 2)), np.zeros(10), np.zeros(10, bool), np.eye(10, dtype=bool)[-1])
-    buffer.judge_windows(lambda w: w.o[:, 0, 0] + 1e-9, 3)
-    for generator in (g(), g(0, CUDA)):
-        drawn = buffer.sample_prioritised(4000, 3, generator=generator)
-        assert drawn.windows.o.device.type == place
-        assert drawn.windows.o[:, 0, 0].mean().item() == pytest.approx(285 / 45, abs=0.15)  # sum i^2 / sum i
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 from gjwm.calibration import Calibration
 from gjwm.dataset import Episode
@@ -18,7 +17,6 @@ from gjwm.dynamics import (
 )
 from gjwm.encoders import MLPEncoder
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg
-from gjwm.replay import ReplayBuffer
 from gjwm.train import encode_dataset, refine, train
 from gjwm.types import Batch
 from gjwm.world_model import WorldModel
@@ -390,72 +388,6 @@ def test_refining_stops_at_a_loss_that_is_no_number_and_keeps_the_weights():
     with pytest.raises(FloatingPointError, match="loss became"):
         refine(model.dynamics, Spoiled(latents), steps=2, batch=4, generator=g())
     assert all(torch.equal(before[name], value) for name, value in model.dynamics.state_dict().items())
-
-
-def walled(episodes, length, seed):
-    """Latents (x, y) and the wall's place w, which stays: x stops short at w. Few steps meet it."""
-    generator = g(seed)
-    z, a = torch.rand(episodes, 1, 3, generator=generator), 2 * torch.rand(episodes, length, 2, generator=generator) - 1
-    z[..., 0] *= z[..., 2]
-    path = [z[:, 0]]
-    for t in range(length):
-        x, y, w = path[-1].unbind(-1)
-        path.append(torch.stack([torch.minimum(x + 0.1 * a[:, t, 0], w), y + 0.1 * a[:, t, 1], w], -1))
-    return torch.stack(path, 1), a
-
-
-def latents_with_priorities(z, a, exponent):
-    boxes = [spaces.Box(-np.inf, np.inf, (n,), np.float32) for n in (z.shape[-1], a.shape[-1])]
-    buffer = ReplayBuffer(a.shape[0] * a.shape[1], *boxes, episodes=len(a), priority_exponent=exponent)
-    done = np.zeros(a.shape[1], bool)
-    for start, actions in zip(z, a):
-        buffer.add_episode(start, actions.numpy(), np.zeros(len(done), np.float32), done, done)
-    return buffer
-
-
-def watch_nll(dynamics):
-    """The next latents that the spread learns from, batch by batch."""
-    judged, nll = [], dynamics.nll
-
-    def watched(z, a, z_next):
-        judged.append(z_next)
-        return nll(z, a, z_next)
-
-    dynamics.nll = watched
-    return judged
-
-
-def test_refining_by_priority_learns_the_rare_wall_sooner_and_leaves_the_spread_fair():
-    z, a = walled(300, 20, 1)
-    test, actions = walled(200, 20, 2)
-    hit = test[:, 1:, 0] == test[:, 1:, 2]
-    assert 0.05 < hit.float().mean() < 0.3
-    error = {}
-    for prioritised in (0.0, 0.75):
-        torch.manual_seed(0)
-        dynamics = GaussianDynamics(3, 2, hidden=64, std_hidden=16, activation="relu", static_dim=1)
-        latents = latents_with_priorities(z, a, 1.0 if prioritised else None)
-        judged = watch_nll(dynamics)
-        refine(dynamics, latents, steps=800, batch=64, length=1, lr=5e-3, prioritised=prioritised, generator=g(3))
-        # What the spread learns from meets the wall as often as all steps do, also when hard windows are being drawn.
-        ends = torch.cat(judged[400:])
-        met = (ends[..., 0] == ends[..., 2]).float().mean().item()
-        assert met == pytest.approx((z[:, 1:, 0] == z[:, 1:, 2]).float().mean().item(), abs=0.02)
-        with torch.no_grad():
-            law = dynamics.predict_sequence(test[:, :-1], actions)
-        off = (law.mean - test[:, 1:])[..., 0]
-        error[prioritised] = off[hit].square().mean().item()
-    assert error[0.75] < 0.7 * error[0.0], error
-
-
-def test_priorities_that_cannot_be_are_named():
-    z, a = walled(4, 6, 1)
-    dynamics = GaussianDynamics(3, 2, hidden=8, std_hidden=8)
-    with pytest.raises(ValueError, match="keeps no priorities"):
-        refine(dynamics, latents_with_priorities(z, a, None), steps=1, batch=4, length=1, prioritised=0.5)
-    for wrong in (1.0, 0.9, 0.01):  # of four windows all, all and none
-        with pytest.raises(ValueError, match="share of each batch"):
-            refine(dynamics, latents_with_priorities(z, a, 1.0), steps=1, batch=4, length=1, prioritised=wrong)
 
 
 def test_windows_of_one_episode_are_made_sure_of_before_training():

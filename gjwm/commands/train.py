@@ -22,7 +22,6 @@ from gjwm.files import replacing
 from gjwm.logging import progress
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.train import (
-    PRIORITY_EXPONENT,
     check_pairs,
     check_refining,
     encode_dataset,
@@ -41,7 +40,9 @@ def train_command(cfg: DictConfig, command: str) -> None:
     decoder_steps = cfg.train.decoder_steps
     own = OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"])
     options = keyword_arguments("train", own, train, besides=["decoder_steps"])
-    whole = OmegaConf.create(OmegaConf.to_container(cfg.refine, resolve=True))  # of a part, references would not resolve
+    whole = OmegaConf.create(
+        OmegaConf.to_container(cfg.refine, resolve=True)
+    )  # of a part, references would not resolve
     own = OmegaConf.masked_copy(whole, [k for k in whole if k != "dynamics"])
     refining = keyword_arguments("refine", own, refine, besides=["dynamics"])
     if refining["steps"]:
@@ -143,7 +144,6 @@ def train_command(cfg: DictConfig, command: str) -> None:
                     stored,
                     steps=sum(lengths[:episodes]),
                     count=episodes,
-                    priority_exponent=PRIORITY_EXPONENT if refining["prioritised"] else None,
                 )
                 if fresh is not None:
                     model.dynamics = fresh

@@ -45,7 +45,7 @@ def video_command(cfg: DictConfig, command: str) -> None:
             instantiate(cfg.planner),
             count=count,
             seed=seed,
-            **{k: options[k] for k in ("goals", "goal_offset", "steps", "horizon", "replan_every")},
+            **{k: options[k] for k in ("goals", "goal_offset", "steps", "horizon", "replan_every", "kappa")},
         )
         position = None
         if cfg.video.readout_episodes:

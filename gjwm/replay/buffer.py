@@ -452,32 +452,13 @@ class ReplayBuffer(Windows):
         Windows whose first step has been overwritten since are passed over.
         """
         tree = self._require_priorities()
-        priority = _priorities(priority, len(index))
+        priority = _tensor("priority", priority).double().cpu().numpy()
+        if priority.shape != (len(index),) or not (np.isfinite(priority) & (priority > 0)).all():
+            raise ValueError(f"expected finite priorities ({len(index)},) > 0, got {priority.shape}: {priority}.")
         rows, clock = index.cpu().numpy().T
         still = self._clock[rows] == clock
         tree[rows[still]] = priority[still] ** self.priority_exponent
         self._highest = max(self._highest, float(priority[still].max(initial=0)))
-
-    @_locked
-    def judge_windows(self, judge: Callable[[Batch], Tensor], length: int, stride: int = 1, batch: int = 4096) -> None:
-        """Set the priorities of all whole windows at once; steps that begin none get 0 and are not drawn until judged.
-
-        Args:
-            judge: windows (B, ...) as `sample` gives them -> priorities (B,) > 0. It must not use this buffer.
-            length, stride: as `sample`.
-            batch: windows per call of `judge`.
-
-        Raises:
-            ValueError: as `sample`, when the buffer keeps no priorities, and for priorities that are not (B,), finite and
-                above 0; none is changed then.
-        """
-        tree = self._require_priorities()
-        starts = self._window_starts(length, stride)
-        found = [_priorities(judge(self._gather(part, length, stride)), len(part)) for part in starts.split(batch)]
-        priority = np.concatenate(found)
-        tree[np.arange(tree.size)] = 0
-        tree[starts.numpy()] = priority**self.priority_exponent
-        self._highest = float(priority.max())
 
     def _require_priorities(self) -> SumTree:
         if self._priorities is None:
@@ -580,13 +561,6 @@ def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
     if array.dtype == object:
         raise ValueError(f"{what} is an array of objects; expected numbers of one shape for every env or step.")
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch takes no read-only or reversed arrays
-
-
-def _priorities(value: ArrayLike | Tensor, count: int) -> np.ndarray:
-    priority = _tensor("priority", value).double().cpu().numpy()
-    if priority.shape != (count,) or not (np.isfinite(priority) & (priority > 0)).all():
-        raise ValueError(f"expected finite priorities ({count},) > 0, got {priority.shape}: {priority}.")
-    return priority
 
 
 def _flags(what: str, value: ArrayLike | Tensor, shape: tuple[int]) -> np.ndarray:
