@@ -216,10 +216,11 @@ def goal_pairs_ahead(
 
 
 def goal_pairs_from_resets(env: gymnasium.Env, *, count: int, seed: int) -> GoalPairs:
-    """Starts and goals that the world itself draws on reset (its `goal` attribute is a position)."""
+    """Starts and goals that the world itself draws on reset (its `goal` attribute is a position); other seeds share none."""
     starts, goals = [], []
     for i in range(count):
-        env.reset(seed=seed + i)
+        # seed + i would give seeds 1 and 2 the same goals but one.
+        env.reset(seed=int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
         state = env.unwrapped.get_state()
         starts.append(state)
         goals.append(env.unwrapped.goal_state())

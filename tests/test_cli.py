@@ -423,7 +423,9 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
         assert run("evaluate", ENSEMBLE, kappa) == 0
         reports.append(json.loads((folder / "runs" / "small" / "evaluation.json").read_text())["planning"])
     assert [report["protocol"]["kappa"] for report in reports] == [0, 5.0]
-    assert reports[0]["closest_distance_mean"] != reports[1]["closest_distance_mean"]  # what the members disagree on changes plans
+    assert (
+        reports[0]["closest_distance_mean"] != reports[1]["closest_distance_mean"]
+    )  # what the members disagree on changes plans
     assert run("video", ENSEMBLE, "+evaluate.kappa=5.0") == 0
     capsys.readouterr()
     assert run("evaluate", ENSEMBLE, "+evaluate.kappa=much") == 1

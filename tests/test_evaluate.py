@@ -208,6 +208,13 @@ def evaluated():
     return tiny_evaluation(details=details), details
 
 
+def test_goals_of_neighbouring_seeds_are_others():
+    env = make_env("gjwm/two-room-v0", obs="state", goal="other-room")
+    one, again, next_ = (goal_pairs_from_resets(env, count=6, seed=seed).goal_position for seed in (1, 1, 2))
+    assert np.array_equal(one, again)
+    assert np.linalg.norm(one[:, None] - next_[None], axis=-1).min() > 1e-6
+
+
 def test_the_report_holds_every_promised_figure_as_plain_json_and_repeats(evaluated):
     report, _ = evaluated
     again = json.loads(json.dumps(report))
