@@ -20,8 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gjwm import draws
-
 Planes = tuple[Tensor, ...]
 Seed = int | Sequence[int | None] | None
 
@@ -362,8 +360,8 @@ class World:
         """(B, A) scripted actions plus `noise` times a standard normal (CPU draw), clipped to [-1, 1]."""
         actions = torch.stack(self.expert(self.planes), -1)
         if noise:
-            drawn = draws.normal(actions.shape, generator or self.noise_generator, device=self.device)
-            actions = (actions + noise * drawn).clamp(-1.0, 1.0)
+            drawn = torch.randn(actions.shape, generator=generator or self.noise_generator)
+            actions = (actions + noise * drawn.to(self.device)).clamp(-1.0, 1.0)
         return actions
 
     def errands(self, u: Any) -> Tensor:
@@ -414,8 +412,9 @@ class World:
             shape = (worlds, candidates, particles)
         noise = None
         if particles is not None and self.noises:
+            source = generator.device if generator else self.device
             drawn = (horizon, self.action_repeat, self.noises, worlds, 1, particles)
-            noise = draws.normal(drawn, generator, device=self.device)
+            noise = torch.randn(drawn, generator=generator, device=source).to(self.device)
         yield state, None, shape
         for t in range(horizon):
             action, total = tuple(steps[t]), 0.0

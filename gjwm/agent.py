@@ -211,8 +211,9 @@ class MPCAgent:
         policy_plans: rollouts of the policy; more than one only helps a policy that draws its actions.
         reuse: see `RecedingHorizon`.
         history: steps of the past that a memory reads, at most.
-        chunk: rollouts made and judged at a time. None: 2,048 on a CPU, where batches that fit the cache are faster than one
-            large one, and 32,768 on a GPU, which idles in small ones.
+        chunk: rollouts made and judged at a time, one for each particle but not for each member of an ensemble. None: 2,048
+            on a CPU, where batches that fit the cache are faster than one large one, and 32,768 on a GPU, which idles in
+            small ones.
         compile: compile the rollout with torch.compile (CUDA graphs on a GPU). The first plan of each shape then takes
             tens of seconds.
     """

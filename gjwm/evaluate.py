@@ -216,7 +216,11 @@ def goal_pairs_ahead(
 
 
 def goal_pairs_from_resets(env: gymnasium.Env, *, count: int, seed: int) -> GoalPairs:
-    """Starts and goals that the world itself draws on reset (its `goal` attribute is a position); other seeds share none."""
+    """Starts and goals that the world itself draws on reset (its `goal` attribute is a position).
+
+    Args:
+        seed: another gives other goals, also the next.
+    """
     starts, goals = [], []
     for i in range(count):
         # seed + i would give seeds 1 and 2 the same goals but one.
@@ -300,19 +304,19 @@ def model_policy(
     Args:
         kappa: None plans on the mean path; a number on the paths of all members of an ensemble, at mean + kappa * std of their
             costs (`RiskCost`): a plan through a wall that one member believes in is not believed by the others.
-        agent: further arguments of `MPCAgent`.
+        agent: further arguments of `MPCAgent`; with kappa not `rollout`.
 
     Raises:
         ValueError: for kappa with dynamics that are no ensemble.
     """
     if kappa is not None:
-        check_members(model)
+        check_members(model.dynamics)
         of_path = cost
 
         def cost(goal: Tensor) -> Cost:
             return RiskCost(of_path(goal), kappa=kappa)
 
-        agent = {"rollout": model.dynamics.rollout_members, **agent}
+        agent["rollout"] = model.dynamics.rollout_members
     with torch.no_grad():
         goal = model.encode(torch.from_numpy(pairs.goal_observation).to(model.device))
     return ModelPolicy(
@@ -320,12 +324,13 @@ def model_policy(
     )
 
 
-def check_members(model: WorldModel) -> None:
-    """Raise a ValueError unless the model's dynamics are an ensemble, whose members can be planned on apart."""
-    if not hasattr(model.dynamics, "rollout_members"):
+def check_members(dynamics: Any) -> None:
+    """Raise a ValueError unless `dynamics`, an instance or a class, are an ensemble, whose members can be planned on apart."""
+    if not hasattr(dynamics, "rollout_members"):
+        name = dynamics.__name__ if isinstance(dynamics, type) else type(dynamics).__name__
         raise ValueError(
-            f"kappa weighs what an ensemble's members disagree on, and these dynamics are {type(model.dynamics).__name__}: set "
-            "kappa=null, or train with dynamics=ensemble."
+            f"kappa weighs what an ensemble's members disagree on, and these dynamics are {name}: set evaluate.kappa=null, or "
+            "train with dynamics=ensemble or +dynamics@refine.dynamics=ensemble."
         )
 
 
@@ -441,7 +446,8 @@ def check_protocol(
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}.")
-    if kappa is not None and not (isinstance(kappa, int | float) and math.isfinite(kappa)):
+    number = isinstance(kappa, int | float) and not isinstance(kappa, bool)
+    if kappa is not None and not (number and math.isfinite(kappa)):
         raise ValueError(f"kappa must be a number, or null to plan on the mean path, got {kappa!r}.")
     if replan_every > horizon:
         raise ValueError(f"a plan of horizon={horizon} actions cannot last for replan_every={replan_every} of them.")
@@ -521,7 +527,7 @@ def evaluate(
         kappa=kappa,
     )
     if kappa is not None:
-        check_members(model)
+        check_members(model.dynamics)
     see = make_env(env_id, **env_kwargs)
     _check_planner(planner, getattr(see.unwrapped, "action_groups", ()), env_id)
     if goals == "reset" and not hasattr(see.unwrapped, "goal_state"):

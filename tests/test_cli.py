@@ -408,30 +408,35 @@ def test_scripts_are_doors_to_the_same_commands(script, folder):
     assert bad.returncode == 1 and "Traceback" not in bad.stderr
 
 
-ENSEMBLE = "refine.dynamics={_target_:gjwm.dynamics.EnsembleDynamics,latent_dim:4,members:2,hidden:16,std_hidden:8}"
+ENSEMBLE = ["+dynamics@refine.dynamics=ensemble"]
+ENSEMBLE += [f"refine.dynamics.{text}" for text in ("members=2", "hidden=16", "std_hidden=8")]
 
 
 def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, capsys):
     assert run("collect") == 0
-    assert run("train", ENSEMBLE, "refine.steps=0") == 1
-    assert "refine.steps is 0: set both or neither" in capsys.readouterr().err
-    assert run("train", ENSEMBLE) == 0
+    assert run("train", *ENSEMBLE) == 0
+    assert "refining trains EnsembleDynamics from the start" in capsys.readouterr().out
     model = WorldModel.load(folder / "runs" / "small" / "checkpoint.pt")
     assert model.dynamics.config["members"] == 2 and model.calibration is not None
     reports = []
-    for kappa in ("+evaluate.kappa=0", "+evaluate.kappa=5.0"):
-        assert run("evaluate", ENSEMBLE, kappa) == 0
+    for kappa in ("evaluate.kappa=0", "evaluate.kappa=5.0"):
+        assert run("evaluate", *ENSEMBLE, kappa) == 0
         reports.append(json.loads((folder / "runs" / "small" / "evaluation.json").read_text())["planning"])
     assert [report["protocol"]["kappa"] for report in reports] == [0, 5.0]
     assert (
         reports[0]["closest_distance_mean"] != reports[1]["closest_distance_mean"]
     )  # what the members disagree on changes plans
-    assert run("video", ENSEMBLE, "+evaluate.kappa=5.0") == 0
+    assert run("video", *ENSEMBLE, "evaluate.kappa=5.0") == 0
     capsys.readouterr()
-    assert run("evaluate", ENSEMBLE, "+evaluate.kappa=much") == 1
+    assert run("evaluate", *ENSEMBLE, "evaluate.kappa=much") == 1
     assert "kappa must be a number, or null" in capsys.readouterr().err
-    assert run("train", "name=plain") == 0 and run("evaluate", "name=plain", "+evaluate.kappa=1") == 1
-    assert "kappa=null, or train with dynamics=ensemble" in capsys.readouterr().err
+    assert run("train", "name=plain") == 0 and capsys.readouterr()
+    for command in ("evaluate", "video"):
+        assert run(command, "name=plain", "evaluate.kappa=1") == 1
+        told = capsys.readouterr()
+        assert "kappa=null, or train with dynamics=ensemble" in told.err and "collecting" not in told.out
+    assert run("run", "name=other", "evaluate.kappa=1") == 1  # before anything is trained
+    assert "kappa=null" in capsys.readouterr().err and not (folder / "runs" / "other" / "state").exists()
 
 
 def test_refining_may_change_until_there_is_a_model(folder, capsys):
@@ -443,8 +448,10 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
         ("refine.truncate=0", "truncate >= 1"),
         (
             "refine.dynamics={_target_:gjwm.dynamics.GaussianDynamics,latent_dim:4,static_dim:2}",
-            "objective.static_dim is 0 and that of refine.dynamics 2",
+            "refine.dynamics has static_dim 2 and the latents 0: set refine.dynamics.static_dim=0",
         ),
+        ("refine.dynamics={_target_:gjwm.dynamics.GaussianDynamics,latent_dim:8}", "set refine.dynamics.latent_dim=4"),
+        ("refine.dynamics=ensemble", "such as +dynamics@refine.dynamics=ensemble, got 'ensemble'"),
         ("objective.static_dim=2", "set train.episodes to half the batch"),
         ("objective.static_dim=null", "objective.static_dim must be a whole number, got None"),
         ("objective.static_weight=nan", "objective.static_weight must be a number, got nan"),

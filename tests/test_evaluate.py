@@ -8,7 +8,8 @@ import torch
 
 from gjwm.behaviours import Coloured
 from gjwm.collect import Episode, collect_episodes, make_env
-from gjwm.dynamics import Dynamics, GaussianDynamics, Prediction
+from gjwm.costs import GoalCost
+from gjwm.dynamics import Dynamics, EnsembleDynamics, GaussianDynamics, Prediction
 from gjwm.encoders import MLPEncoder
 from gjwm.evaluate import (
     Details,
@@ -20,6 +21,7 @@ from gjwm.evaluate import (
     goal_pairs_from_resets,
     hold_policy,
     marginal_report,
+    model_policy,
     oracle_policy,
     planning_report,
     prediction_report,
@@ -206,6 +208,30 @@ def tiny_evaluation(seed=0, details=None):
 def evaluated():
     details = Details()
     return tiny_evaluation(details=details), details
+
+
+def test_kappa_plans_on_each_members_own_path():
+    torch.manual_seed(0)
+    model = WorldModel(MLPEncoder((6,), 4, hidden=(16,)), EnsembleDynamics(4, 2, members=3, hidden=16)).eval()
+    env = make_env("gjwm/two-room-v0", obs="state", goal="other-room")
+    pairs = goal_pairs_from_resets(env, count=5, seed=0)
+    o = torch.randn(5, 6, generator=g())
+    planner = CEM(samples=32, iterations=2, elites=4)
+    with torch.no_grad():
+        goal, z0 = model.encode(torch.from_numpy(pairs.goal_observation)), model.encode(o)
+        for kappa in (None, 0.0, 2.0):
+            policy = model_policy(model, planner, pairs, horizon=5, replan_every=1, generator=g(), kappa=kappa)
+            policy.agent.act(o)
+            a = policy.agent.plan.mean[:, None]
+            paths = model.dynamics.rollout_members(z0, a)  # (B, 1, M, H+1, D)
+            each = torch.stack([GoalCost(goal)(paths[:, :, m], a)[:, 0] for m in range(3)], -1)
+            expected = GoalCost(goal)(model.rollout(z0, a), a)[:, 0]
+            if kappa is not None:
+                expected = each.mean(-1) + kappa * each.std(-1, correction=0)
+            torch.testing.assert_close(policy.agent.plan.cost, expected)
+    plain = WorldModel(MLPEncoder((6,), 4, hidden=(16,)), GaussianDynamics(4, 2, hidden=16)).eval()
+    with pytest.raises(ValueError, match="these dynamics are GaussianDynamics"):
+        model_policy(plain, planner, pairs, horizon=5, replan_every=1, generator=g(), kappa=1.0)
 
 
 def test_goals_of_neighbouring_seeds_are_others():

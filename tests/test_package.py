@@ -19,7 +19,7 @@ ENVS = {f"gjwm.envs.{p.stem}": p for p in (ROOT / "envs").glob("*.py") if p.stem
 
 # Imports run one way: a module, or sub-package, may use those of earlier rows and of its own.
 LAYERS = [
-    {"types", "files", "drawing", "intervals", "settings"},
+    {"types", "files", "drawing", "draws", "intervals", "settings"},
     {"objectives", "encoders", "dynamics", "decoder", "costs", "planning", "probes", "behaviours", "video", "logging"},
     {"normality"},
     {"heads", "actor_critic", "interpolation", "calibration"},

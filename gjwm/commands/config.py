@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString, Transformer
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm.behaviours import Behaviour, behaviour_from_weights
@@ -128,6 +128,12 @@ def keyword_arguments(
         if not (right and math.isfinite(value)):
             raise ValueError(f"{group}.{name} must be a {'whole ' * whole}number, got {value!r}.")
     return options
+
+
+def dynamics_class(cfg: DictConfig) -> type:
+    """The dynamics that a training ends with: those of refine.dynamics where it refines others."""
+    refined = cfg.refine.steps and cfg.refine.dynamics
+    return get_class((cfg.refine.dynamics if refined else cfg.dynamics)._target_)
 
 
 def env_kwargs(cfg: DictConfig) -> dict[str, Any]:

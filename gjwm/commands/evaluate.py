@@ -18,7 +18,7 @@ from gjwm.collect import Episode, collect_episodes
 from gjwm.commands.config import HELD_OUT, behaviour_of, env_kwargs, keyword_arguments
 from gjwm.commands.run_folder import decoder_of, write_json
 from gjwm.envs.workers import cores
-from gjwm.evaluate import Details, check_protocol, evaluate
+from gjwm.evaluate import Details, check_members, check_protocol, evaluate
 from gjwm.logging import log_results
 from gjwm.report import ARRAYS, EVALUATION, GALLERY, judge, save_arrays, write_report
 from gjwm.rollout_video import films_of, gallery
@@ -30,6 +30,8 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     run = Path(cfg.run_dir)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     options = evaluate_arguments(cfg)
+    if options.get("kappa") is not None:
+        check_members(model.dynamics)
     planner = instantiate(cfg.planner)
     print("collecting held-out episodes", flush=True)
     episodes, details = held_out_episodes(cfg), Details()

@@ -40,15 +40,12 @@ def train_command(cfg: DictConfig, command: str) -> None:
     decoder_steps = cfg.train.decoder_steps
     own = OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"])
     options = keyword_arguments("train", own, train, besides=["decoder_steps"])
-    whole = OmegaConf.create(
-        OmegaConf.to_container(cfg.refine, resolve=True)
-    )  # of a part, references would not resolve
+    # Whole and resolved first: the references of a part could not be.
+    whole = OmegaConf.create(OmegaConf.to_container(cfg.refine, resolve=True))
     own = OmegaConf.masked_copy(whole, [k for k in whole if k != "dynamics"])
     refining = keyword_arguments("refine", own, refine, besides=["dynamics"])
     if refining["steps"]:
         check_refining(**refining)
-    elif cfg.refine.dynamics is not None:
-        raise ValueError("refine.dynamics is what refining trains, and refine.steps is 0: set both or neither.")
     if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
         raise ValueError(
             f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
@@ -67,13 +64,15 @@ def train_command(cfg: DictConfig, command: str) -> None:
                 "shorten the windows, or collect longer episodes."
             )
 
-    for name, dynamics in (("the dynamics", cfg.dynamics), ("refine.dynamics", cfg.refine.dynamics)):
-        stays = None if dynamics is None else dynamics.get("static_dim", 0)
-        if stays not in (None, cfg.objective.static_dim):
-            raise ValueError(
-                f"objective.static_dim is {cfg.objective.static_dim} and that of {name} {stays}: set both to the same, with "
-                "dynamics that have one."
-            )
+    stays = cfg.dynamics.get("static_dim", 0)
+    if stays != cfg.objective.static_dim:
+        raise ValueError(
+            f"objective.static_dim is {cfg.objective.static_dim} and that of the dynamics {stays}: set both to the same, with "
+            "dynamics that have one."
+        )
+    others = cfg.refine.dynamics if refining["steps"] else None
+    if others is not None:
+        _check_others(others, cfg)
     # Before anything in the run's folder is touched.
     own = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k != "lam"])
     asked = keyword_arguments("objective", own, JointEmbeddingObjective, besides=["lam"])
@@ -97,9 +96,9 @@ def train_command(cfg: DictConfig, command: str) -> None:
         instantiate(cfg.dynamics, action_dim=buffer.action_space.shape[0]),
         heads_of(cfg, buffer.action_space.shape[0]),
     ).to(cfg.device)
-    fresh = None  # made here, so that its first weights depend on the seed alone
-    if cfg.refine.dynamics is not None:
-        fresh = instantiate(cfg.refine.dynamics, action_dim=buffer.action_space.shape[0]).to(cfg.device)
+    fresh = None  # made here and not after training: its first weights depend on the seed and on what is made before it
+    if others is not None:
+        fresh = instantiate(others, action_dim=buffer.action_space.shape[0]).to(cfg.device)
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     decodes = bool(decoder_steps) and len(shape) == 3
     total = options["steps"] + refining["steps"] + decoder_steps * decodes
@@ -147,6 +146,7 @@ def train_command(cfg: DictConfig, command: str) -> None:
                 )
                 if fresh is not None:
                     model.dynamics = fresh
+                    print(f"refining trains {type(fresh).__name__} from the start (refine.dynamics)", flush=True)
                 refine(
                     model.dynamics,
                     latents,
@@ -194,6 +194,25 @@ def train_command(cfg: DictConfig, command: str) -> None:
             save_decoder(decoder, run / "decoder.pt")
         live.finish(total)
     print(f"{run}: checkpoint.pt, metrics.jsonl")
+
+
+def _check_others(others: DictConfig, cfg: DictConfig) -> None:
+    """Raise a ValueError unless the dynamics `others` can take the place of those that the encoder is trained with."""
+    if not isinstance(others, DictConfig) or "_target_" not in others:
+        raise ValueError(
+            "refine.dynamics must be null or the settings of dynamics, such as +dynamics@refine.dynamics=ensemble, got "
+            f"{others!r}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        made = instantiate(others, action_dim=1)
+    for name, found, asked in (
+        ("latent_dim", made.latent_dim, cfg.latent_dim),
+        ("static_dim", made.static_dim, cfg.objective.static_dim),
+    ):
+        if found != asked:
+            raise ValueError(
+                f"refine.dynamics has {name} {found} and the latents {asked}: set refine.dynamics.{name}={asked}."
+            )
 
 
 def calibrate_model(model: WorldModel, cfg: DictConfig) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from gjwm.commands.config import env_kwargs
 from gjwm.commands.evaluate import evaluate_arguments, held_out_episodes
 from gjwm.commands.run_folder import decoder_of
-from gjwm.evaluate import encode_episodes
+from gjwm.evaluate import check_members, encode_episodes
 from gjwm.logging import log_results
 from gjwm.rollout_video import attempt, films_of, goals_video, grid_video, position_readout
 from gjwm.world_model import WorldModel
@@ -31,6 +31,8 @@ def video_command(cfg: DictConfig, command: str) -> None:
             f"a video shows video.episodes attempts in detail and video.grid at once, one of them at least 1, got "
             f"{cfg.video.episodes} and {cfg.video.grid}."
         )
+    if options["kappa"] is not None:
+        check_members(model.dynamics)
     seeds = [cfg.evaluate.seed] if cfg.video.seeds is None else list(cfg.video.seeds)
     made = []
     for seed in seeds:

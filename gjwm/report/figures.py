@@ -52,13 +52,15 @@ def success_figure(planning: Mapping[str, Any]) -> Figure:
         plot.interval(i, low, high, "ink")
         plot.text(i + 0.06, min(high + 0.015, 1.02), f"{row['success_rate']:.0%}", "value", anchor="start")
     protocol = planning["protocol"]
+    kappa = protocol.get("kappa")
+    members = "" if kappa is None else f" The model's plans are judged by all members of its ensemble, kappa {kappa:g}."
     goal = f"{protocol['goal_offset']} steps ahead" if protocol["goals"] == "ahead" else "drawn by the world"
     return Figure(
         "planning-success",
         "Goals reached",
         plot,
         f"{planning['episodes']} held-out goals {goal}, {protocol['steps']} steps to come within "
-        f"{protocol['success_radius']:g} of them, the same for all. Whiskers: 95% (Wilson).",
+        f"{protocol['success_radius']:g} of them, the same for all. Whiskers: 95% (Wilson).{members}",
     )
 
 
