@@ -214,13 +214,7 @@ def train_dynamics(
     _fit_dynamics(dynamics, draw, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
 
 
-def encode_dataset(
-    model: WorldModel,
-    episodes: Iterable[Episode],
-    *,
-    steps: int,
-    count: int,
-) -> ReplayBuffer:
+def encode_dataset(model: WorldModel, episodes: Iterable[Episode], *, steps: int, count: int) -> ReplayBuffer:
     """Episodes with latents (T+1, D) for observations, one after the other, as a buffer that `refine` draws from.
 
     Args:
