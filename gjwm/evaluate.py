@@ -330,7 +330,7 @@ def check_members(dynamics: Any) -> None:
         name = dynamics.__name__ if isinstance(dynamics, type) else type(dynamics).__name__
         raise ValueError(
             f"kappa weighs what an ensemble's members disagree on, and these dynamics are {name}: set evaluate.kappa=null, or "
-            "train with dynamics=ensemble or +dynamics@refine.dynamics=ensemble."
+            "train with dynamics=ensemble, or with refine.steps and +dynamics@refine.dynamics=ensemble."
         )
 
 

@@ -435,8 +435,16 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
         assert run(command, "name=plain", "evaluate.kappa=1") == 1
         told = capsys.readouterr()
         assert "kappa=null, or train with dynamics=ensemble" in told.err and "collecting" not in told.out
-    assert run("run", "name=other", "evaluate.kappa=1") == 1  # before anything is trained
-    assert "kappa=null" in capsys.readouterr().err and not (folder / "runs" / "other" / "state").exists()
+    # And before anything is collected or trained:
+    for wrong, message in (
+        (["evaluate.kappa=1"], "kappa=null"),
+        (["evaluate.horizon=0"], "horizon must be a whole number"),
+        ([*ENSEMBLE, "refine.steps=0"], "would never be trained"),
+        (["refine.dynamics=ensemble", "evaluate.kappa=1"], "got 'ensemble'"),
+        ([*ENSEMBLE, "+refine.dynamics.no_such=1"], "~refine.dynamics.NAME removes a setting"),
+    ):
+        assert run("run", "name=other", "dataset=data/other", *wrong) == 1
+        assert message in capsys.readouterr().err and not (folder / "data" / "other").exists()
 
 
 def test_refining_may_change_until_there_is_a_model(folder, capsys):
@@ -448,7 +456,7 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
         ("refine.truncate=0", "truncate >= 1"),
         (
             "refine.dynamics={_target_:gjwm.dynamics.GaussianDynamics,latent_dim:4,static_dim:2}",
-            "refine.dynamics has static_dim 2 and the latents 0: set refine.dynamics.static_dim=0",
+            "refine.dynamics has static_dim 2 and the latents 0: set refine.dynamics.static_dim=0, with",
         ),
         ("refine.dynamics={_target_:gjwm.dynamics.GaussianDynamics,latent_dim:8}", "set refine.dynamics.latent_dim=4"),
         ("refine.dynamics=ensemble", "such as +dynamics@refine.dynamics=ensemble, got 'ensemble'"),

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from gjwm.behaviours import behaviour_from_weights
 from gjwm.collect import make_env
-from gjwm.commands.config import env_kwargs, load_config, split_sweep
+from gjwm.commands.config import check_refine_dynamics, dynamics_class, env_kwargs, load_config, split_sweep
+from gjwm.evaluate import check_members
 from gjwm.explore import BEHAVIOURS
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.online import RewardLearner
@@ -33,6 +34,7 @@ def test_no_group_is_left_out_here():
 @pytest.mark.parametrize("name", options("experiment"))
 def test_an_experiment_builds_its_env_model_and_planner(name):
     cfg = load_config([f"experiment={name}", *(["env.id=Pendulum-v1"] if name.startswith("gym") else [])])
+    _check_planned(cfg)
     env = make_env(cfg.env.id, **env_kwargs(cfg))
     observation, _ = env.reset(seed=0)
     model = WorldModel(
@@ -56,6 +58,13 @@ def _plain(overrides):
     return OmegaConf.to_container(load_config(overrides), resolve=True)
 
 
+def _check_planned(cfg):
+    """The dynamics that training ends with can be made, and planned on as evaluation asks."""
+    check_refine_dynamics(cfg)
+    if cfg.evaluate.kappa is not None:
+        check_members(dynamics_class(cfg))
+
+
 @pytest.mark.parametrize("name", options("study"))
 def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_path):
     settings = OmegaConf.to_container(load_config([f"study={name}"]).study, resolve=False)
@@ -74,6 +83,7 @@ def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_pa
         observation, _ = env.reset(seed=0)
         assert encoder(torch.from_numpy(observation)[None]).shape == (1, cfg.latent_dim)
         JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
+        _check_planned(cfg)
         env.close()
     assert {cell.task for cell in sweep.cells} | {cell.method for cell in sweep.cells} == seen
 

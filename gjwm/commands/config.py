@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString, Transformer
+from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -131,9 +132,40 @@ def keyword_arguments(
 
 
 def dynamics_class(cfg: DictConfig) -> type:
-    """The dynamics that a training ends with: those of refine.dynamics where it refines others."""
-    refined = cfg.refine.steps and cfg.refine.dynamics
-    return get_class((cfg.refine.dynamics if refined else cfg.dynamics)._target_)
+    """The dynamics that a training ends with: those of refine.dynamics, checked before, where it refines others."""
+    return get_class((cfg.dynamics if cfg.refine.dynamics is None else cfg.refine.dynamics)._target_)
+
+
+def check_refine_dynamics(cfg: DictConfig) -> None:
+    """Raise a ValueError unless refine.dynamics, if any, can take the place of those that the encoder is trained with."""
+    others = cfg.refine.dynamics
+    if others is None:
+        return
+    if not isinstance(others, DictConfig) or "_target_" not in others:
+        raise ValueError(
+            "refine.dynamics must be null or the settings of dynamics, such as +dynamics@refine.dynamics=ensemble, got "
+            f"{others!r}."
+        )
+    if not cfg.refine.steps:
+        raise ValueError(
+            "refine.dynamics would never be trained, as refine.steps is 0: set refine.steps=10000, say, or "
+            "refine.dynamics=null."
+        )
+    with torch.random.fork_rng(devices=[]):  # the weights of what is trained are drawn later
+        try:
+            made = instantiate(others, action_dim=1)
+        except InstantiationException as error:
+            told = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(f"refine.dynamics: {told}; ~refine.dynamics.NAME removes a setting.") from error
+    for name, found, asked in (
+        ("latent_dim", made.latent_dim, cfg.latent_dim),
+        ("static_dim", made.static_dim, cfg.objective.static_dim),
+    ):
+        if found != asked:
+            raise ValueError(
+                f"refine.dynamics has {name} {found} and the latents {asked}: set refine.dynamics.{name}={asked}, with "
+                "dynamics that know it."
+            )
 
 
 def env_kwargs(cfg: DictConfig) -> dict[str, Any]:

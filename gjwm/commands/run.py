@@ -8,8 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm.commands.collect import collect_command
-from gjwm.commands.config import dynamics_class
-from gjwm.commands.evaluate import evaluate_command
+from gjwm.commands.config import check_refine_dynamics, dynamics_class
+from gjwm.commands.evaluate import evaluate_arguments, evaluate_command
 from gjwm.commands.train import train_command
 from gjwm.evaluate import check_members
 from gjwm.files import holding
@@ -22,7 +22,10 @@ def run_command(cfg: DictConfig, command: str) -> None:
 
     One process at a time works on a run: another waits, and then finds it done.
     """
-    if cfg.evaluate.kappa is not None:  # told now, not after training
+    # What would fail after collecting or training is told now.
+    check_refine_dynamics(cfg)
+    evaluate_arguments(cfg)
+    if cfg.evaluate.kappa is not None:
         check_members(dynamics_class(cfg))
     cfg.resume = True
     run, now = Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True)

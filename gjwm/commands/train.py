@@ -13,7 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from gjwm import __version__
 from gjwm.checkpoint import Checkpoints
 from gjwm.collect import collect_episodes
-from gjwm.commands.config import CALIBRATION, behaviour_of, env_kwargs, heads_of, keyword_arguments, residence_of
+from gjwm.commands.config import (
+    CALIBRATION,
+    behaviour_of,
+    check_refine_dynamics,
+    env_kwargs,
+    heads_of,
+    keyword_arguments,
+    residence_of,
+)
 from gjwm.commands.run_folder import begin, check_kept, logging_into, require_same_env, save_decoder
 from gjwm.dataset import DiskWindows, episode_lengths, open_windows, read_episodes
 from gjwm.decoder import ConvDecoder
@@ -36,6 +44,7 @@ from gjwm.world_model import WorldModel
 def train_command(cfg: DictConfig, command: str) -> None:
     """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures; with cfg.resume go on."""
     run = Path(cfg.run_dir)
+    check_refine_dynamics(cfg)
     require_same_env(cfg, cfg.dataset)
     decoder_steps = cfg.train.decoder_steps
     own = OmegaConf.masked_copy(cfg.train, [k for k in cfg.train if k != "decoder_steps"])
@@ -70,9 +79,6 @@ def train_command(cfg: DictConfig, command: str) -> None:
             f"objective.static_dim is {cfg.objective.static_dim} and that of the dynamics {stays}: set both to the same, with "
             "dynamics that have one."
         )
-    others = cfg.refine.dynamics if refining["steps"] else None
-    if others is not None:
-        _check_others(others, cfg)
     # Before anything in the run's folder is touched.
     own = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k != "lam"])
     asked = keyword_arguments("objective", own, JointEmbeddingObjective, besides=["lam"])
@@ -97,8 +103,8 @@ def train_command(cfg: DictConfig, command: str) -> None:
         heads_of(cfg, buffer.action_space.shape[0]),
     ).to(cfg.device)
     fresh = None  # made here and not after training: its first weights depend on the seed and on what is made before it
-    if others is not None:
-        fresh = instantiate(others, action_dim=buffer.action_space.shape[0]).to(cfg.device)
+    if cfg.refine.dynamics is not None:
+        fresh = instantiate(cfg.refine.dynamics, action_dim=buffer.action_space.shape[0]).to(cfg.device)
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     decodes = bool(decoder_steps) and len(shape) == 3
     total = options["steps"] + refining["steps"] + decoder_steps * decodes
@@ -194,25 +200,6 @@ def train_command(cfg: DictConfig, command: str) -> None:
             save_decoder(decoder, run / "decoder.pt")
         live.finish(total)
     print(f"{run}: checkpoint.pt, metrics.jsonl")
-
-
-def _check_others(others: DictConfig, cfg: DictConfig) -> None:
-    """Raise a ValueError unless the dynamics `others` can take the place of those that the encoder is trained with."""
-    if not isinstance(others, DictConfig) or "_target_" not in others:
-        raise ValueError(
-            "refine.dynamics must be null or the settings of dynamics, such as +dynamics@refine.dynamics=ensemble, got "
-            f"{others!r}."
-        )
-    with torch.random.fork_rng(devices=[]):
-        made = instantiate(others, action_dim=1)
-    for name, found, asked in (
-        ("latent_dim", made.latent_dim, cfg.latent_dim),
-        ("static_dim", made.static_dim, cfg.objective.static_dim),
-    ):
-        if found != asked:
-            raise ValueError(
-                f"refine.dynamics has {name} {found} and the latents {asked}: set refine.dynamics.{name}={asked}."
-            )
 
 
 def calibrate_model(model: WorldModel, cfg: DictConfig) -> None:
