@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/gjwm video
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
