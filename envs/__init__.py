@@ -2,26 +2,29 @@
 
     gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels")
 
-Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`), and with goals
-"gjwm/<domain>-<task>-goal-v0" (`gjwm.envs.goals`). Any other Gymnasium environment is "gjwm/gym-v0" with its id as `name`
-(`gjwm.envs.gym_env`). The rest are worlds of this package, most of them torch-native: many episodes are one batch of tensors.
+Every task of the DeepMind Control suite is "gjwm/<domain>-<task>-v0" (`gjwm.envs.control_suite`),
+and with goals "gjwm/<domain>-<task>-goal-v0" (`gjwm.envs.goals`). Any other Gymnasium environment
+is "gjwm/gym-v0" with its id as `name` (`gjwm.envs.gym_env`). The rest are worlds of this package,
+most of them torch-native: many episodes are one batch of tensors.
 
     gjwm/two-room-v0                  a dot, a wall and a door (`gjwm.envs.two_room`)
     gjwm/two-room-slippery-v0         the same with a shortcut over ice
     gjwm/two-room-noisy-v0            the same with wind along the wall
-    gjwm/point-maze-v0                a ball with momentum in a maze (`gjwm.envs.point_maze`); maze="medium" by default
-    gjwm/point-maze-<maze>-v0         open, u, cross, rooms, medium, spiral
+    gjwm/point-maze-v0                a ball with momentum in a maze (`gjwm.envs.point_maze`);
+    maze="medium" by default gjwm/point-maze-<maze>-v0         open, u, cross, rooms, medium, spiral
     gjwm/push-v0                      a disc pushes a block to a pose (`gjwm.envs.push`)
     gjwm/torch-pendulum-swingup-v0    dm_control's pendulum in torch (`gjwm.envs.pendulum`)
     gjwm/torch-cartpole-swingup-v0    dm_control's cartpole in torch (`gjwm.envs.cartpole`)
-    gjwm/fork-v0                      a road whose branch nobody chooses (`gjwm.envs.fork`), one at a time
+    gjwm/fork-v0                      a road whose branch nobody chooses (`gjwm.envs.fork`), one at
+    a time
 
-`make_vec(id, n)` makes many environments of any id at once (`gjwm.envs.vector`). Nothing heavy is imported until an
-environment is made.
-"""
+`make_vec(id, n)` makes many environments of any id at once (`gjwm.envs.vector`). Nothing heavy is
+imported until an environment is made."""
 
 if __name__ != "gjwm.envs":
-    raise ImportError(f"import gjwm.envs, not {__name__!r}: the folder envs/ is installed as gjwm.envs.")
+    raise ImportError(
+        f"import gjwm.envs, not {__name__!r}: the folder envs/ is installed as gjwm.envs."
+    )
 
 from typing import Any
 
@@ -30,12 +33,16 @@ import gymnasium
 from gjwm.envs.task_names import MAZES, TASKS
 
 for _domain, _task in TASKS:
-    for _variant, _entry in (("", "control_suite:ControlSuiteEnv"), ("-goal", "goals:make_goal_task")):
+    for _variant, _entry in (
+        ("", "control_suite:ControlSuiteEnv"),
+        ("-goal", "goals:make_goal_task"),
+    ):
         gymnasium.register(
             f"gjwm/{_domain}-{_task}{_variant}-v0",
             entry_point=f"gjwm.envs.{_entry}",
             kwargs={"domain": _domain, "task": _task, "renderer": "fast"},
-            # The env checks actions itself, and its own time limit survives set_state and action repeat.
+            # The env checks actions itself, and its own time limit survives set_state and action
+            # repeat.
             order_enforce=False,
             disable_env_checker=True,
         )
@@ -50,7 +57,11 @@ gymnasium.register(
 # id: (module, class name without Env or VectorEnv, arguments)
 _TORCH_NATIVE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "two-room": ("two_room", "TwoRoom", {}),
-    "two-room-slippery": ("two_room", "TwoRoom", {"door": 0.8, "shortcut": 0.35, "goal": "other-room"}),
+    "two-room-slippery": (
+        "two_room",
+        "TwoRoom",
+        {"door": 0.8, "shortcut": 0.35, "goal": "other-room"},
+    ),
     "two-room-noisy": ("two_room", "TwoRoom", {"corridor": 0.2, "goal": "other-room"}),
     "point-maze": ("point_maze", "PointMaze", {}),
     **{f"point-maze-{maze}": ("point_maze", "PointMaze", {"maze": maze}) for maze in MAZES},

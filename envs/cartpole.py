@@ -1,4 +1,6 @@
-"""dm_control's cartpole in torch: the world, its Gymnasium environment and its natively batched vector environment."""
+"""dm_control's cartpole in torch: the world, its Gymnasium environment and its natively batched
+vector environment.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,15 @@ def _capsule_inertia(mass: float, length: float, radius: float) -> float:
     )
 
 
-INERTIA = _capsule_inertia(POLE_MASS, POLE_LENGTH, POLE_RADIUS) + POLE_MASS * CENTRE**2  # kg m^2, about the hinge
+INERTIA = (
+    _capsule_inertia(POLE_MASS, POLE_LENGTH, POLE_RADIUS) + POLE_MASS * CENTRE**2
+)  # kg m^2, about the hinge
 MASS = CART_MASS + POLE_MASS
 COUPLING = POLE_MASS * CENTRE  # kg m
 
-# The rail's ends as MuJoCo has them (Todorov, 2014, "Convex and analytically-invertible dynamics"): a spring-damper in
-# acceleration, softened by an impedance that grows from 0.9 to 0.95 over the first millimetre.
+# The rail's ends as MuJoCo has them (Todorov, 2014, "Convex and analytically-invertible dynamics"):
+# a spring-damper in acceleration, softened by an impedance that grows from 0.9 to 0.95 over the
+# first millimetre.
 IMPEDANCE, IMPEDANCE_WIDTH, TIME_CONSTANT = (0.9, 0.95), 0.001, 0.08
 STIFFNESS, DAMPING = 1 / (IMPEDANCE[1] * TIME_CONSTANT) ** 2, 2 / (IMPEDANCE[1] * TIME_CONSTANT)
 INVERSE_MASS = INERTIA / (MASS * INERTIA - COUPLING**2)  # 1/kg, of the cart with the pole upright
@@ -59,7 +64,9 @@ def _impedance(depth: Tensor) -> Tensor:
     return IMPEDANCE[0] + (IMPEDANCE[1] - IMPEDANCE[0]) * y
 
 
-def accelerations(angle: Tensor, x: Tensor, velocity: Tensor, angular: Tensor, force: Tensor) -> tuple[Tensor, Tensor]:
+def accelerations(
+    angle: Tensor, x: Tensor, velocity: Tensor, angular: Tensor, force: Tensor
+) -> tuple[Tensor, Tensor]:
     """The equations of motion -> cart m/s^2, pole rad/s^2.
 
     [ M        c cos a ] [x'']   [ F - b v + c sin a w^2  + rail ]
@@ -80,7 +87,9 @@ def accelerations(angle: Tensor, x: Tensor, velocity: Tensor, angular: Tensor, f
     compliance = INERTIA / determinant + (1 - impedance) / impedance * INVERSE_MASS
     rail = ((wanted - free) / compliance).clamp(min=0.0) * (depth > 0)
     cart = cart - side * rail
-    return (INERTIA * cart - couple * pole) / determinant, (MASS * pole - couple * cart) / determinant
+    return (INERTIA * cart - couple * pole) / determinant, (
+        MASS * pole - couple * cart
+    ) / determinant
 
 
 def tolerance(value: Tensor, margin: float) -> Tensor:
@@ -89,13 +98,21 @@ def tolerance(value: Tensor, margin: float) -> Tensor:
 
 
 class CartpoleWorld(World):
-    """The cart and pole as a `World`. A state is `x, angle, velocity, angular_velocity`; the angle is 0 upright, unwrapped."""
+    """The cart and pole as a `World`. A state is `x, angle, velocity, angular_velocity`; the angle
+    is 0 upright, unwrapped.
+    """
 
     state_names = ("x", "angle", "velocity", "angular_velocity")
     vector_names = ("x", "cos", "sin", "velocity", "angular_velocity")
-    vector_bounds = (-RAIL - 1, -1.0, -1.0, -FASTEST, -FASTEST), (RAIL + 1, 1.0, 1.0, FASTEST, FASTEST)
+    vector_bounds = (
+        (-RAIL - 1, -1.0, -1.0, -FASTEST, -FASTEST),
+        (RAIL + 1, 1.0, 1.0, FASTEST, FASTEST),
+    )
     actions, draws, limit = 1, 8, 1000
-    invalid = f"has the cart more than 1 m beyond the rail's end, a velocity above {FASTEST}, or holds NaN"
+    invalid = (
+        f"has the cart more than 1 m beyond the rail's end, a velocity above "
+        f"{FASTEST}, or holds NaN"
+    )
 
     def __init__(self, *, reward: str = "smooth", success_radius: float = SUCCESS_RADIUS, **common):
         super().__init__(success_radius=success_radius, **common)
@@ -110,7 +127,8 @@ class CartpoleWorld(World):
     def advance(self, state: Planes, action: Planes, noise: Planes | None = None) -> Planes:
         x, angle, v, w = state
         force, h = FORCE * action[0], TIMESTEP
-        # Position slopes are the velocities at each stage; names: 1..4 are the stages of Runge-Kutta.
+        # Position slopes are the velocities at each stage; names: 1..4 are the stages of
+        # Runge-Kutta.
         a1, b1 = accelerations(angle, x, v, w, force)
         v2, w2 = v + h / 2 * a1, w + h / 2 * b1
         a2, b2 = accelerations(angle + h / 2 * w, x + h / 2 * v, v2, w2, force)
@@ -162,10 +180,14 @@ class CartpoleWorld(World):
     @functools.cached_property
     def _gains(self) -> list[float]:
         cost = (1.0, 10.0, 0.3, 1.0)
-        return regulator(self.advance, (0.0,) * 4, state_cost=cost, action_cost=1.0, repeat=self.action_repeat).tolist()
+        return regulator(
+            self.advance, (0.0,) * 4, state_cost=cost, action_cost=1.0, repeat=self.action_repeat
+        ).tolist()
 
     def expert(self, state: Planes) -> Planes:
-        """Pump the pole's energy with the cart's acceleration (Åström & Furuta, 2000), then hold with a regulator."""
+        """Pump the pole's energy with the cart's acceleration (Åström & Furuta, 2000), then hold
+        with a regulator.
+        """
         x, angle, v, w = state
         sin, cos = torch.sin(angle), torch.cos(angle)
         wrapped = torch.atan2(sin, cos)
@@ -175,9 +197,14 @@ class CartpoleWorld(World):
             cos * (COUPLING * GRAVITY * sin - COUPLING * cos * wanted) / INERTIA - sin * w * w
         )
         hold = -sum(gain * value for gain, value in zip(self._gains, (x, wrapped, v, w)))
-        return (torch.where((hold.abs() < 3.0) & (wrapped.abs() < 0.5), hold, force / FORCE).clamp(-1.0, 1.0),)
+        return (
+            torch.where((hold.abs() < 3.0) & (wrapped.abs() < 0.5), hold, force / FORCE).clamp(
+                -1.0, 1.0
+            ),
+        )
 
-    # -- pictures --------------------------------------------------------------------------------------------------------
+    # -- pictures --
+    # ----------------------------------------------------------------------------------------------
 
     def backdrop(self, size: int) -> Tensor:
         """(3, size, size) uint8: the floor, and the rail with its ends."""
@@ -185,7 +212,9 @@ class CartpoleWorld(World):
         rows = raster.share(middle - 0.03 * metre, middle + 0.03 * metre, size, self.device)
         columns = raster.share(middle - RAIL * metre, middle + RAIL * metre, size, self.device)
         cover = rows[:, None] * columns
-        floor, grey = (raster.ink(c, self.device)[:, None, None] for c in (FLOOR_COLOUR, RAIL_COLOUR))
+        floor, grey = (
+            raster.ink(c, self.device)[:, None, None] for c in (FLOOR_COLOUR, RAIL_COLOUR)
+        )
         return (floor + cover * (grey - floor) + 0.5).to(torch.uint8)
 
     def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
@@ -217,9 +246,10 @@ class CartpoleEnv(TorchEnv):
 
     ## Description
 
-    A cart of 1 kg slides on a rail and carries a hinged pole, a capsule of 0.1 kg and 1 m. Masses, lengths, motor, damping, the
-    soft ends of the rail at 1.8 m, time step and integrator are those of dm_control's `cartpole`, step for step (see the tests
-    for the tolerance), so policies and models can move between the two; only the pictures differ.
+    A cart of 1 kg slides on a rail and carries a hinged pole, a capsule of 0.1 kg and 1 m. Masses,
+    lengths, motor, damping, the soft ends of the rail at 1.8 m, time step and integrator are those
+    of dm_control's `cartpole`, step for step (see the tests for the tolerance), so policies and
+    models can move between the two; only the pictures differ.
 
     ## Action space
 
@@ -233,19 +263,20 @@ class CartpoleEnv(TorchEnv):
 
     ## Observation space
 
-    | obs        | space                                               | contents                                              |
-    |------------|-----------------------------------------------------|-------------------------------------------------------|
-    | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames of 4.8 m x 4.8 m, oldest first             |
-    | `"state"`  | `Box([-2.8, 2.8], [-1, 1], [-100, 100], (5,))`      | cart m, cos, sin of the angle, cart m/s, pole rad/s   |
-    | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                                       |
+    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames of 4.8 m
+      x 4.8 m, oldest first
+    - `"state"` (default `Box([-2.8, 2.8], [-1, 1], [-100, 100], (5,))`): cart m, cos, sin of the
+      angle, cart m/s, pole rad/s
+    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
 
     The angle is from upright; a positive one leans to the right.
 
     ## Reward
 
-    Per control step, summed over `action_repeat`: `reward="smooth"`, that of the suite's swingup: (1 + cos) / 2, times factors
-    for a centred cart, a small action and a slow pole; `"sparse"`, that of swingup_sparse: 1 within 0.25 m of the middle and
-    with a cosine of at least 0.995, else 0.
+    Per control step, summed over `action_repeat`: `reward="smooth"`, that of the suite's swingup:
+    (1 + cos) / 2, times factors for a centred cart, a small action and a slow pole; `"sparse"`,
+    that of swingup_sparse: 1 within 0.25 m of the middle and with a cosine of at least 0.995, else
+    0.
 
     ## Starting state
 
@@ -257,27 +288,28 @@ class CartpoleEnv(TorchEnv):
 
     ## State, goal and expert
 
-    `get_state`: `x` m, `angle` rad (0 upright, not wrapped), `velocity` m/s, `angular_velocity` rad/s, float64. `position` is
-    x, cos and sin (3,), the goal is (0, 1, 0). The expert pumps energy, then holds with a linear-quadratic regulator.
+    `get_state`: `x` m, `angle` rad (0 upright, not wrapped), `velocity` m/s, `angular_velocity`
+    rad/s, float64. `position` is x, cos and sin (3,), the goal is (0, 1, 0). The expert pumps
+    energy, then holds with a linear-quadratic regulator.
 
     ## Arguments
 
-    | argument            | default    | meaning                                                |
-    |---------------------|------------|--------------------------------------------------------|
-    | `reward`            | `"smooth"` | see above                                              |
-    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                      |
-    | `size`              | 64         | side of the picture, pixels, 16 or more                |
-    | `frame_stack`       | 1          | pictures per observation                               |
-    | `action_repeat`     | 1          | control steps per action                               |
-    | `success_radius`    | 0.1        | of position, m and unit circle                         |
-    | `max_episode_steps` | None       | actions until truncation; None: 1000 control steps     |
-    | `terminate_on_goal` | False      | end the episode upright                                |
+    | argument            | default    | meaning                                            |
+    |---------------------|------------|----------------------------------------------------|
+    | `reward`            | `"smooth"` | see above                                          |
+    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                  |
+    | `size`              | 64         | side of the picture, pixels, 16 or more            |
+    | `frame_stack`       | 1          | pictures per observation                           |
+    | `action_repeat`     | 1          | control steps per action                           |
+    | `success_radius`    | 0.1        | of position, m and unit circle                     |
+    | `max_episode_steps` | None       | actions until truncation; None: 1000 control steps |
+    | `terminate_on_goal` | False      | end the episode upright                            |
 
     and those of `TorchEnv`.
 
     Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and a state that is none of this
-            world.
+        ValueError: for an argument outside this table, an action of another shape or with NaN, and
+            a state that is none of this world.
     """
 
     world = CartpoleWorld

@@ -20,7 +20,8 @@ from gjwm.envs.task_names import TASKS
 from gjwm.envs.variation import Variation
 from gjwm.envs.workers import cores
 
-# Arrays of the *model* that some task redraws at each reset (targets, damping, terrain); part of an environment's state.
+# Arrays of the *model* that some task redraws at each reset (targets, damping, terrain); part of an
+# environment's state.
 _EPISODE_FIELDS = (
     "body_pos",
     "body_quat",
@@ -44,20 +45,21 @@ class ControlSuiteEnv(gym.Env):
 
     ## Action space
 
-    `Box(-1, 1, (A,), float32)`; clipped to these bounds, then rescaled to the task's own. Each action is applied for
-    `action_repeat` control steps.
+    `Box(-1, 1, (A,), float32)`; clipped to these bounds, then rescaled to the task's own. Each
+    action is applied for `action_repeat` control steps.
 
     ## Observation space
 
-    | obs        | space                                               | contents                                           |
-    |------------|-----------------------------------------------------|----------------------------------------------------|
-    | `"state"`  | `Box(-inf, inf, (S,), float32)`                     | the task's own observation, flattened in its order |
-    | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames, oldest first, newest last              |
-    | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                                    |
+    - `"state"` (default `Box(-inf, inf, (S,), float32)`): the task's own observation, flattened in
+      its order
+    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest
+      first, newest last
+    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
 
-    After a reset or `set_state` the frame stack repeats the first frame. Pictures of the fast renderer have no shadows,
-    reflections, skybox or multisampling (`gjwm.envs.rendering`); those of the faithful one are dm_control's to the last bit,
-    and take 9 to 27 times as long here. The two look different: never mix them in one dataset, which keeps the choice.
+    After a reset or `set_state` the frame stack repeats the first frame. Pictures of the fast
+    renderer have no shadows, reflections, skybox or multisampling (`gjwm.envs.rendering`); those of
+    the faithful one are dm_control's to the last bit, and take 9 to 27 times as long here. The two
+    look different: never mix them in one dataset, which keeps the choice.
 
     ## Reward
 
@@ -65,44 +67,44 @@ class ControlSuiteEnv(gym.Env):
 
     ## Starting state and episode end
 
-    The task's own initial distribution, drawn from the seed; later resets go on from there. `terminated` only where the task
-    itself ends with discount 0, which of all tasks only lqr does; the time limit (1000 control steps, lqr has none) is
-    `truncated`.
+    The task's own initial distribution, drawn from the seed; later resets go on from there.
+    `terminated` only where the task itself ends with discount 0, which of all tasks only lqr does;
+    the time limit (1000 control steps, lqr has none) is `truncated`.
 
     ## Reaching goals
 
     `position` is compared with `success_radius`:
 
-    | domain      | position                        | radius           |
-    |-------------|---------------------------------|------------------|
-    | reacher     | fingertip xy                    | 0.02 m           |
-    | point_mass  | mass xy                         | 0.02 m           |
-    | ball_in_cup | ball xz                         | 0.02 m           |
-    | cartpole    | cart x, cos and sin of the pole | 0.1 (m and unit) |
-    | pendulum    | cos and sin                     | 0.1              |
-    | acrobot     | tip xz                          | 0.2 m            |
-    | finger      | cos and sin of the spinner      | 0.1              |
+    | domain      | position                                   | radius           |
+    |-------------|--------------------------------------------|------------------|
+    | reacher     | fingertip xy                               | 0.02 m           |
+    | point_mass  | mass xy                                    | 0.02 m           |
+    | ball_in_cup | ball xz                                    | 0.02 m           |
+    | cartpole    | cart x, cos and sin of the pole            | 0.1 (m and unit) |
+    | pendulum    | cos and sin                                | 0.1              |
+    | acrobot     | tip xz                                     | 0.2 m            |
+    | finger      | cos and sin of the spinner                 | 0.1              |
     | any other   | all joint positions, hinges as cos and sin | 0.1 (m and unit) |
 
     ## Arguments
 
-    | argument            | default      | meaning                                                         |
-    |---------------------|--------------|-----------------------------------------------------------------|
-    | `domain`, `task`    |              | names in `dm_control.suite`; set by the id                      |
-    | `obs`               | `"state"`    | `"state"`, `"pixels"` or `"both"`                               |
-    | `size`              | 64           | side of the picture, pixels                                     |
-    | `camera`            | None         | camera id; -1: the free one; None: 2 for quadruped, else 0      |
-    | `action_repeat`     | 1            | control steps per action                                        |
-    | `frame_stack`       | 1            | pictures per observation                                        |
-    | `max_episode_steps` | None         | actions per episode, no more than the task's time limit; None: that |
-    | `hidden`            | ()           | names of geoms, sites or bodies left out of pictures            |
-    | `render_mode`       | None         | `"rgb_array"` for `render()`                                    |
-    | `render_size`       | `size`       | side of `render()`'s picture, pixels                            |
-    | `renderer`          | `"fast"`     | `"fast"`, or `"faithful"`: dm_control's own pictures            |
-    | `variation`         | None         | what differs between episodes: factors of `gjwm.envs.variation` |
+    - `domain`, `task`: names in `dm_control.suite`; set by the id
+    - `obs` (default `"state"`): `"state"`, `"pixels"` or `"both"`
+    - `size` (default 64): side of the picture, pixels
+    - `camera` (default None): camera id; -1: the free one; None: 2 for quadruped, else 0
+    - `action_repeat` (default 1): control steps per action
+    - `frame_stack` (default 1): pictures per observation
+    - `max_episode_steps` (default None): actions per episode, no more than the task's time limit;
+      None: that
+    - `hidden` (default ()): names of geoms, sites or bodies left out of pictures
+    - `render_mode` (default None): `"rgb_array"` for `render()`
+    - `render_size` (default `size`): side of `render()`'s picture, pixels
+    - `renderer` (default `"fast"`): `"fast"`, or `"faithful"`: dm_control's own pictures
+    - `variation` (default None): what differs between episodes: factors of `gjwm.envs.variation`
 
     Raises:
-        ValueError: for an unknown task or hidden name, an action of another shape or with NaN, a state of another size.
+        ValueError: for an unknown task or hidden name, an action of another shape or with NaN, a
+            state of another size.
         RuntimeError: when pixels are asked for and the machine has no headless OpenGL.
     """
 
@@ -131,7 +133,8 @@ class ControlSuiteEnv(gym.Env):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}.")
         if min(action_repeat, frame_stack, size) < 1:
             raise ValueError(
-                f"action_repeat, frame_stack and size must be at least 1, got {action_repeat}, {frame_stack} and {size}."
+                f"action_repeat, frame_stack and size must be at least 1, got {action_repeat}, "
+                f"{frame_stack} and {size}."
             )
         if renderer not in _RENDERERS:
             raise ValueError(f"renderer must be 'fast' or 'faithful', got {renderer!r}.")
@@ -140,7 +143,9 @@ class ControlSuiteEnv(gym.Env):
         self.render_mode, self.domain, self.task_name = render_mode, domain, task
         self._physics, self._task = suite.physics, suite.task
         self._model, self._data = self._physics.model.ptr, self._physics.data.ptr
-        self._drawn = _EPISODE_FIELDS + (_TERRAIN if (domain, task) == ("quadruped", "escape") else ())
+        self._drawn = _EPISODE_FIELDS + (
+            _TERRAIN if (domain, task) == ("quadruped", "escape") else ()
+        )
         self._substeps = round(suite.control_timestep() / self._physics.timestep())
         limit = suite._step_limit  # control steps; dm_control has no public name for it
         self._limit = limit
@@ -151,13 +156,18 @@ class ControlSuiteEnv(gym.Env):
         camera = camera if camera is not None else {"quadruped": 2}.get(domain, 0)
         if not -1 <= camera < self._model.ncam:
             raise ValueError(
-                f"{domain} has the cameras 0 to {self._model.ncam - 1} and the free one, -1; camera={camera} does not exist."
+                f"{domain} has the cameras 0 to {self._model.ncam - 1} and the free one, -1; "
+                f"camera={camera} does not exist."
             )
         self._variation = Variation(variation, self._model, camera) if variation else None
         self._word = 0
         self.renderer = renderer
         self._renderer = _RENDERERS[renderer](size, camera)
-        self._viewer = self._renderer if render_size in (None, size) else _RENDERERS[renderer](render_size, camera)
+        self._viewer = (
+            self._renderer
+            if render_size in (None, size)
+            else _RENDERERS[renderer](render_size, camera)
+        )
         bounds = suite.action_spec()
         low, high = np.asarray(bounds.minimum, np.float64), np.asarray(bounds.maximum, np.float64)
         if (high >= _UNBOUNDED).any():  # lqr: one unit of ours is one of theirs
@@ -175,8 +185,10 @@ class ControlSuiteEnv(gym.Env):
         """ValueError for a number of actions that the task's own time limit does not allow."""
         if max_episode_steps < 1 or self.action_repeat * (max_episode_steps - 1) >= self._limit:
             raise ValueError(
-                f"{self.domain}-{self.task_name} ends after {self._limit:g} control steps, so max_episode_steps must be 1 to "
-                f"{math.ceil(self._limit / self.action_repeat)} with action_repeat={self.action_repeat}, got "
+                f"{self.domain}-{self.task_name} ends after {self._limit:g} control steps, so "
+                f"max_episode_steps must be 1 to "
+                f"{math.ceil(self._limit / self.action_repeat)} with "
+                f"action_repeat={self.action_repeat}, got "
                 f"{max_episode_steps}."
             )
 
@@ -206,13 +218,17 @@ class ControlSuiteEnv(gym.Env):
                     model.site_group[site], found = invisible, True
             if not found:
                 raise ValueError(
-                    f"{self.domain} has no body, geom or site named {name!r} to hide; env.hidden=[] hides nothing."
+                    f"{self.domain} has no body, geom or site named {name!r} to hide; "
+                    f"env.hidden=[] hides nothing."
                 )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode -> (observation, info). `options={"state": s}` starts from a state of `get_state`."""
+        """Start an episode -> (observation, info). `options={"state": s}` starts from a state of
+        `get_state`.
+        """
         super().reset(seed=seed)
-        # A generator of its own for each episode: one word then says all that it will draw, see `get_state`.
+        # A generator of its own for each episode: one word then says all that it will draw, see
+        # `get_state`.
         self._word = int(self.np_random.integers(2**32, dtype=np.uint32))
         self._task._random = np.random.RandomState(self._word)
         if self._variation is not None:
@@ -223,7 +239,9 @@ class ControlSuiteEnv(gym.Env):
         self._frames.clear()
         unknown = set(options or ()) - {"state"}
         if unknown:
-            raise ValueError(f"reset's options may hold 'state', got also {', '.join(sorted(unknown))}.")
+            raise ValueError(
+                f"reset's options may hold 'state', got also {', '.join(sorted(unknown))}."
+            )
         if options and "state" in options:
             self.set_state(options["state"])
         return self.observe(), {}
@@ -250,7 +268,10 @@ class ControlSuiteEnv(gym.Env):
     def _control(self, action: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Actions in [-1, 1] -> the task's units, float64."""
         if action.shape != shape:
-            raise ValueError(f"{self.domain}-{self.task_name} expects actions of shape {shape}, got {action.shape}.")
+            raise ValueError(
+                f"{self.domain}-{self.task_name} expects actions of shape {shape}, got "
+                f"{action.shape}."
+            )
         if not np.isfinite(action).all():
             raise ValueError(f"an action holds NaN or infinity: {action.reshape(-1)[:8]}.")
         return self._middle + np.clip(action, -1, 1).astype(np.float64) * self._half
@@ -272,7 +293,10 @@ class ControlSuiteEnv(gym.Env):
     def render(self) -> np.ndarray | None:
         """uint8 (render_size, render_size, 3)."""
         if self.render_mode is None:
-            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
+            gym.logger.warn(
+                "render() shows nothing with render_mode=None; make the environment with "
+                "'rgb_array'"
+            )
             return None
         return np.ascontiguousarray(np.moveaxis(self._picture(self._viewer), 0, -1))
 
@@ -281,27 +305,36 @@ class ControlSuiteEnv(gym.Env):
             picture = renderer.picture(self._physics)
         else:
             picture = renderer.picture(self._model, self._data)
-        return picture if self._variation is None else self._variation.draw_over(picture, self._word, self._data.time)
+        return (
+            picture
+            if self._variation is None
+            else self._variation.draw_over(picture, self._word, self._data.time)
+        )
 
     def get_state(self) -> np.ndarray:
-        """(X,) float64, everything the future depends on but the episode's clock, and so its time limit.
+        """(X,) float64, everything the future depends on but the episode's clock, and so its time
+        limit.
 
-        MuJoCo's integration state; what this episode drew in the model (targets, damping, ...); the sensors' readings, which
-        are of the last step; the episode's seed, from which its variation comes; and the generator of the episodes to come,
-        32 bits to an entry. Tasks draw at resets only.
-        """
+        MuJoCo's integration state; what this episode drew in the model (targets, damping, ...); the
+        sensors' readings, which are of the last step; the episode's seed, from which its variation
+        comes; and the generator of the episodes to come, 32 bits to an entry. Tasks draw at resets
+        only."""
         import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         physics = np.empty(mujoco.mj_stateSize(self._model, kind))
         mujoco.mj_getState(self._model, self._data, physics, kind)
-        return np.concatenate([physics, *map(np.ravel, self._fields()), [float(self._word)], to_words(self.np_random)])
+        return np.concatenate(
+            [physics, *map(np.ravel, self._fields()), [float(self._word)], to_words(self.np_random)]
+        )
 
     def _fields(self) -> list[np.ndarray]:
         return [*(getattr(self._model, name) for name in self._drawn), self._data.sensordata]
 
     def set_state(self, state: np.ndarray) -> None:
-        """Go to a state of `get_state`; the frame stack then repeats its picture. The episode's clock goes on."""
+        """Go to a state of `get_state`; the frame stack then repeats its picture. The episode's
+        clock goes on.
+        """
         import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -310,7 +343,10 @@ class ControlSuiteEnv(gym.Env):
         expected = count + sum(field.size for field in fields) + 1 + WORDS
         state = np.asarray(state, np.float64)
         if state.shape != (expected,) or not np.isfinite(state).all():
-            raise ValueError(f"{self.domain} expects a finite state ({expected},) from get_state, got {state.shape}.")
+            raise ValueError(
+                f"{self.domain} expects a finite state ({expected},) from get_state, got "
+                f"{state.shape}."
+            )
         self._word = int(state[-WORDS - 1])
         if self._variation is not None:
             self._variation.apply(self._model, self._word)
@@ -321,8 +357,9 @@ class ControlSuiteEnv(gym.Env):
             count += field.size
         mujoco.mj_setState(self._model, self._data, physics, kind)
         mujoco.mj_forward(self._model, self._data)
-        # mj_forward leaves traces in the solver's warm start; the future must be the one the state had. It reads sensors of
-        # force and acceleration anew, where a step leaves them as they were before it.
+        # mj_forward leaves traces in the solver's warm start; the future must be the one the state
+        # had. It reads sensors of force and acceleration anew, where a step leaves them as they
+        # were before it.
         mujoco.mj_setState(self._model, self._data, physics, kind)
         sensors[...] = state[count : count + sensors.size]
         from_words(self.np_random, state[-WORDS:])
@@ -334,7 +371,8 @@ class ControlSuiteEnv(gym.Env):
         return self._position_of(self._model, np.array(self._data.qpos))
 
     def image_position(self, position: np.ndarray) -> np.ndarray | None:
-        """Where positions (..., P) are seen in a picture: (..., 2), shares of its width and height from the top left corner.
+        """Where positions (..., P) are seen in a picture: (..., 2), shares of its width and height
+        from the top left corner.
 
         None in domains whose position is no point on the ground, or seen by a free camera.
         """
@@ -345,7 +383,9 @@ class ControlSuiteEnv(gym.Env):
         position = np.asarray(position, np.float64)
         point = np.concatenate([position, np.full_like(position[..., :1], height)], -1)
         seen = (point - self._data.cam_xpos[camera]) @ self._data.cam_xmat[camera].reshape(3, 3)
-        half = -seen[..., 2:] * np.tan(np.radians(self._model.cam_fovy[camera]) / 2)  # a camera looks along its -z
+        half = -seen[..., 2:] * np.tan(
+            np.radians(self._model.cam_fovy[camera]) / 2
+        )  # a camera looks along its -z
         return 0.5 + 0.5 * seen[..., :2] * [1.0, -1.0] / half
 
     def true_state(self) -> dict[str, np.ndarray]:
@@ -361,9 +401,15 @@ class ControlSuiteEnv(gym.Env):
             else:
                 width = {mujoco.mjtJoint.mjJNT_FREE: 7, mujoco.mjtJoint.mjJNT_BALL: 4}.get(kind, 1)
                 qpos += list(self._data.qpos[at : at + width])
-        return {"position": self.position, "qpos": np.array(qpos), "qvel": np.array(self._data.qvel)}
+        return {
+            "position": self.position,
+            "qpos": np.array(qpos),
+            "qvel": np.array(self._data.qvel),
+        }
 
-    def simulate(self, states: np.ndarray, actions: np.ndarray, threads: int | None = None) -> np.ndarray:
+    def simulate(
+        self, states: np.ndarray, actions: np.ndarray, threads: int | None = None
+    ) -> np.ndarray:
         """True positions under many action sequences, without changing this environment.
 
         Args:
@@ -384,8 +430,8 @@ class ControlSuiteEnv(gym.Env):
     def __deepcopy__(self, memo: dict[int, Any]) -> ControlSuiteEnv:
         """An independent environment in the same state, which draws with the same OpenGL context.
 
-        Many times cheaper than making another one. Its task draws from a random generator of its own.
-        """
+        Many times cheaper than making another one. Its task draws from a random generator of its
+        own."""
         other = copy.copy(self)
         memo[id(self)] = other
         other._physics = self._physics.copy(share_model=False)
@@ -399,7 +445,9 @@ class ControlSuiteEnv(gym.Env):
         return other
 
     def close(self) -> None:
-        """Let go of the OpenGL contexts, which are freed with the last copy that uses them. A later picture opens new ones."""
+        """Let go of the OpenGL contexts, which are freed with the last copy that uses them. A later
+        picture opens new ones.
+        """
         kind, shared = type(self._renderer), self._viewer is self._renderer
         self._renderer = kind(self._renderer.size, self._renderer.camera_id)
         self._viewer = self._renderer if shared else kind(self._viewer.size, self._viewer.camera_id)
@@ -410,7 +458,9 @@ def _load(domain: str, task: str, *, draws: bool):
     if (domain, task) not in TASKS:
         names = ["-".join(names) for names in TASKS]
         near = get_close_matches(f"{domain}-{task}", names, n=3, cutoff=0.4) or names
-        raise ValueError(f"dm_control's suite has no task '{domain}-{task}'; the nearest are {', '.join(near)}.")
+        raise ValueError(
+            f"dm_control's suite has no task '{domain}-{task}'; the nearest are {', '.join(near)}."
+        )
     prepare_backend(draws, "dm_control.suite")
     from dm_control import suite
 
@@ -430,7 +480,8 @@ class _Simulator:
 
         if type(env._task).before_step not in (base.Task.before_step, control.Task.before_step):
             raise ValueError(
-                f"{env.domain}-{env.task_name} turns actions into controls in its own way, which the batched simulator "
+                f"{env.domain}-{env.task_name} turns actions into controls in its own way, which "
+                f"the batched simulator "
                 "does not know; step environments instead."
             )
         self.env, self.model = env, copy.copy(env._model)
@@ -444,7 +495,8 @@ class _Simulator:
         states, actions = np.asarray(states, np.float64), np.asarray(actions)
         if states.ndim != 2 or actions.ndim != 4 or len(states) != len(actions):
             raise ValueError(
-                f"simulate expects states (B, X) and actions (B, N, H, A), got {states.shape} and {actions.shape}."
+                f"simulate expects states (B, X) and actions (B, N, H, A), got {states.shape} and "
+                f"{actions.shape}."
             )
         envs, candidates, horizon, _ = actions.shape
         threads = threads or cores()
@@ -459,8 +511,11 @@ class _Simulator:
         )
         controls = env._control(actions, (envs, candidates, horizon, *env.action_space.shape))
         repeat = env.action_repeat * env._substeps
-        # What an episode drew in the model differs between envs: one rollout call per set of fields.
-        fields = states[:, count : count + sum(getattr(self.model, name).size for name in env._drawn)]
+        # What an episode drew in the model differs between envs: one rollout call per set of
+        # fields.
+        fields = states[
+            :, count : count + sum(getattr(self.model, name).size for name in env._drawn)
+        ]
         masses = env._variation is not None and "mass" in env._variation.strength
         groups = (
             [np.arange(envs)]
@@ -468,7 +523,9 @@ class _Simulator:
             else np.split(np.arange(envs), envs)
         )
         qpos = np.empty((envs, candidates, horizon + 1, self.model.nq))
-        qpos[:, :, 0] = start[:, None, 1 : 1 + self.model.nq]  # FULLPHYSICS begins with time, then qpos
+        qpos[:, :, 0] = start[
+            :, None, 1 : 1 + self.model.nq
+        ]  # FULLPHYSICS begins with time, then qpos
         for group in groups:
             if masses:
                 env._variation.apply(self.model, int(states[group[0], -WORDS - 1]))
@@ -490,7 +547,9 @@ class _Simulator:
         return env._position_of(self.model, qpos).astype(np.float32)
 
     def _moves(self, fields: np.ndarray) -> bool:
-        """Whether the envs' model fields differ in anything that physics sees (a site or an invisible target is not)."""
+        """Whether the envs' model fields differ in anything that physics sees (a site or an
+        invisible target is not).
+        """
         model, at = self.model, 0
         inert = {"site_pos", "site_size", "light_pos"}
         for name in self.env._drawn:
@@ -502,7 +561,11 @@ class _Simulator:
                 continue
             if name.startswith("geom_"):
                 touched = different.reshape(len(field), -1).any(1)
-                still = (model.geom_contype == 0) & (model.geom_conaffinity == 0) & (model.geom_bodyid == 0)
+                still = (
+                    (model.geom_contype == 0)
+                    & (model.geom_conaffinity == 0)
+                    & (model.geom_bodyid == 0)
+                )
                 if (touched & ~still).any():
                     return True
             else:

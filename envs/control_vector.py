@@ -1,4 +1,6 @@
-"""dm_control's tasks, many at once in one process, from state vectors: C physics back to back, rewards in one formula."""
+"""dm_control's tasks, many at once in one process, from state vectors: C physics back to back,
+rewards in one formula.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +17,42 @@ from gjwm.envs.control_suite import ControlSuiteEnv
 from gjwm.envs.suite_formulas import FORMULAS
 from gjwm.envs.vector import BatchedEnv, cores
 
-HEAVY = 60  # degrees of freedom x physics steps per control step, above which a second thread is worth its hand-overs
+# degrees of freedom x physics steps per control step, above which a second thread is worth its
+# hand-overs
+HEAVY = 60
 
 
 class ControlSuiteVectorEnv(BatchedEnv):
-    """`ControlSuiteEnv`s with `obs="state"`, stepped together; every number is that of the single environment, to the last bit.
+    """`ControlSuiteEnv`s with `obs="state"`, stepped together; every number is that of the single
+    environment, to the last bit.
 
-    What a step costs is less the physics than the Python around it. Here the controls of all simulators are written, their
-    physics advances in C without a word in between, their fields are gathered into arrays (N, ...), and observation and reward
-    are computed once for all (`gjwm.envs.suite_formulas`). Tasks without a formula are asked one by one.
+    What a step costs is less the physics than the Python around it. Here the controls of all
+    simulators are written, their physics advances in C without a word in between, their fields are
+    gathered into arrays (N, ...), and observation and reward are computed once for all
+    (`gjwm.envs.suite_formulas`). Tasks without a formula are asked one by one.
 
     Args:
-        first: one environment, `obs="state"`, whose arguments and time limit hold for all; taken over.
+        first: one environment, `obs="state"`, whose arguments and time limit hold for all; taken
+            over.
         n: how many, N.
-        device: None: numpy arrays are returned; else tensors there. The physics is computed on the CPU.
-        threads: None: one per core where the physics is heavy enough for it (humanoid, walker), else one.
+        device: None: numpy arrays are returned; else tensors there. The physics is computed on the
+            CPU.
+        threads: None: one per core where the physics is heavy enough for it (humanoid, walker),
+            else one.
 
     Raises:
         ValueError: for actions of another shape or with NaN, naming the environment.
         RuntimeError: when the physics of an environment diverges, naming it.
     """
 
-    def __init__(self, first: gym.Env, n: int, *, device: str | torch.device | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        first: gym.Env,
+        n: int,
+        *,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+    ):
         super().__init__(first, n, device)
         env: ControlSuiteEnv = first.unwrapped
         if env.obs != "state":
@@ -50,8 +66,15 @@ class ControlSuiteVectorEnv(BatchedEnv):
         self._physics = _Batch(self.envs, threads)
         self._formula = FORMULAS.get((env.domain, env.task_name))
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None):
-        """Start an episode in every environment -> (observations (N, S), infos); `options={"state": (N, X)}` says where."""
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ):
+        """Start an episode in every environment -> (observations (N, S), infos); `options={"state":
+        (N, X)}` says where.
+        """
         seeds = self._seeds(seed)
         super().reset(seed=next((s for s in seeds if s is not None), None))
         if seed is None and not self._seeded:
@@ -60,7 +83,9 @@ class ControlSuiteVectorEnv(BatchedEnv):
         self._seeded = True
         states = None if options is None else options.get("state")
         if states is not None and len(states) != self.num_envs:
-            raise ValueError(f"expected a state for each of {self.num_envs} envs, got {len(states)}.")
+            raise ValueError(
+                f"expected a state for each of {self.num_envs} envs, got {len(states)}."
+            )
         infos: dict[str, Any] = {}
         for i, env in enumerate(self.envs):
             chosen = options if states is None else {**options, "state": states[i]}
@@ -68,10 +93,15 @@ class ControlSuiteVectorEnv(BatchedEnv):
         return self._out(self._observe()), self._out(infos)
 
     def step(self, actions: Any):
-        """Apply actions (N, A) in [-1, 1] -> (observations, rewards, terminations, truncations, infos)."""
+        """Apply actions (N, A) in [-1, 1] -> (observations, rewards, terminations, truncations,
+        infos).
+        """
         actions = self._checked(actions)
         controls = self.envs[0]._control(actions, actions.shape)
-        rewards, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), bool)
+        rewards, terminated, truncated = (
+            np.zeros(self.num_envs),
+            *np.zeros((2, self.num_envs), bool),
+        )
         running = np.arange(self.num_envs)
         for _ in range(self.action_repeat):
             self._physics.advance(running, controls)
@@ -93,7 +123,9 @@ class ControlSuiteVectorEnv(BatchedEnv):
         ended = (terminated | truncated).nonzero()[0]
         if len(ended):
             observations = observations.copy()
-            for i, (observation, info) in zip(ended, self._physics.map(ControlSuiteEnv.reset, ended)):
+            for i, (observation, info) in zip(
+                ended, self._physics.map(ControlSuiteEnv.reset, ended)
+            ):
                 observations[i] = observation
                 infos = self._add_info(infos, info, i)
         return self._results(observations, rewards, terminated, truncated, infos, final)
@@ -101,15 +133,21 @@ class ControlSuiteVectorEnv(BatchedEnv):
     def _observe(self) -> np.ndarray:
         if self._formula is None:
             return np.stack([env.observe() for env in self.envs])
-        return np.concatenate(self._formula.observe(self._physics), 1, dtype=np.float32, casting="same_kind")
+        return np.concatenate(
+            self._formula.observe(self._physics), 1, dtype=np.float32, casting="same_kind"
+        )
 
     def _rewards(self, rows: np.ndarray) -> np.ndarray:
         if self._formula is None:
-            return np.array([float(e._task.get_reward(e._physics) or 0.0) for e in (self.envs[i] for i in rows)])
+            return np.array(
+                [float(e._task.get_reward(e._physics) or 0.0) for e in (self.envs[i] for i in rows)]
+            )
         return self._formula.reward(self._physics)[rows]
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Every environment's method `name` called with the arguments, or its attribute -> one result each."""
+        """Every environment's method `name` called with the arguments, or its attribute -> one
+        result each.
+        """
         found = [getattr(env, name) for env in self.envs]
         return tuple(x(*args, **kwargs) if callable(x) else x for x in found)
 
@@ -124,7 +162,9 @@ class ControlSuiteVectorEnv(BatchedEnv):
     def set_state(self, states: Any) -> None:
         """Go to states (N, X) of `get_state`."""
         if len(states) != self.num_envs:
-            raise ValueError(f"expected a state for each of {self.num_envs} envs, got {len(states)}.")
+            raise ValueError(
+                f"expected a state for each of {self.num_envs} envs, got {len(states)}."
+            )
         for env, state in zip(self.envs, states):
             env.set_state(state)
 
@@ -154,7 +194,9 @@ def _time_limit(env: gym.Env) -> int | None:
 
 
 class _Batch:
-    """The simulators of a list of environments: advanced together, and read together as `suite_formulas.Simulators`."""
+    """The simulators of a list of environments: advanced together, and read together as
+    `suite_formulas.Simulators`.
+    """
 
     xp = np
 
@@ -182,7 +224,9 @@ class _Batch:
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
     def map(self, function: Any, rows: np.ndarray) -> list[Any]:
-        """`function` of the environments at `rows`, in threads where that pays: MuJoCo lets go of Python's lock."""
+        """`function` of the environments at `rows`, in threads where that pays: MuJoCo lets go of
+        Python's lock.
+        """
         envs = [self.envs[i] for i in rows]
         return list(map(function, envs) if self._pool is None else self._pool.map(function, envs))
 
@@ -192,7 +236,11 @@ class _Batch:
         if self._pool is None or len(rows) < 2:
             self._advance(rows, controls)
         else:
-            list(self._pool.map(self._advance, np.array_split(rows, self.threads), [controls] * self.threads))
+            list(
+                self._pool.map(
+                    self._advance, np.array_split(rows, self.threads), [controls] * self.threads
+                )
+            )
         after = np.concatenate(self._alarms)
         if (after > before).any():
             self._diverged(int((after > before).argmax()) // len(self._alarms[0]))
@@ -201,7 +249,12 @@ class _Batch:
         import mujoco
 
         step, first_half, second_half = mujoco.mj_step, mujoco.mj_step1, mujoco.mj_step2
-        models, datas, mine, substeps = self._models, self._datas, self._controls, self.envs[0]._substeps
+        models, datas, mine, substeps = (
+            self._models,
+            self._datas,
+            self._controls,
+            self.envs[0]._substeps,
+        )
         if self._before or self._after or self._own_step:
             for i in rows:
                 env = self.envs[i]
@@ -209,8 +262,8 @@ class _Batch:
                 env._physics.step(substeps)
                 env._task.after_step(env._physics)
             return
-        # dm_control's step leaves positions and velocities, and what follows from them, of the new state: the first half of the
-        # next step. (Physics.step, of which this is the inside.)
+        # dm_control's step leaves positions and velocities, and what follows from them, of the new
+        # state: the first half of the next step. (Physics.step, of which this is the inside.)
         for i in rows.tolist():
             model, data = models[i], datas[i]
             mine[i][:] = controls[i]
@@ -225,14 +278,19 @@ class _Batch:
     def _diverged(self, i: int) -> None:
         import mujoco
 
-        names = [name for name, number in zip(mujoco.mjtWarning.__members__, self._alarms[i]) if number]
+        names = [
+            name for name, number in zip(mujoco.mjtWarning.__members__, self._alarms[i]) if number
+        ]
         env = self.envs[i]
         raise RuntimeError(
-            f"env {i} of {env.domain}-{env.task_name}: the physics state is invalid ({', '.join(names)}); reset it."
+            f"env {i} of {env.domain}-{env.task_name}: the physics state is invalid "
+            f"({', '.join(names)}); reset it."
         )
 
     def _gather(self, key: Any, row: Any) -> np.ndarray:
-        """The arrays of all simulators side by side. row: env -> its array, a view that stays true as the simulator moves."""
+        """The arrays of all simulators side by side. row: env -> its array, a view that stays true
+        as the simulator moves.
+        """
         views = self._views.get(key)
         if views is None:
             found = [row(env) for env in self.envs]

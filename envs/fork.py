@@ -1,4 +1,6 @@
-"""A road that forks by chance: the smallest world where one latent and one action have two futures."""
+"""A road that forks by chance: the smallest world where one latent and one action have two
+futures.
+"""
 
 from __future__ import annotations
 
@@ -20,31 +22,41 @@ RADIUS = 0.04  # of the dot
 ROAD_COLOUR, WALL_COLOUR, AGENT_COLOUR = (236, 236, 228), (44, 52, 70), (222, 44, 40)
 
 
-def place(progress: np.ndarray | float, branch: np.ndarray | float, sway: np.ndarray | float = 0.0) -> np.ndarray:
-    """Progress along the road (...), branch (...) in {-1, 0, 1} and sway across the road (...) -> the dot's centre x, y
-    (..., 2), world units."""
-    progress, branch, sway = np.broadcast_arrays(*(np.asarray(v, float) for v in (progress, branch, sway)))
+def place(
+    progress: np.ndarray | float, branch: np.ndarray | float, sway: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """Progress along the road (...), branch (...) in {-1, 0, 1} and sway across the road (...) ->
+    the dot's centre x, y (..., 2), world units."""
+    progress, branch, sway = np.broadcast_arrays(
+        *(np.asarray(v, float) for v in (progress, branch, sway))
+    )
     away = GAP + (SPREAD - GAP) * np.clip((progress - JUNCTION) / BEND, 0.0, 1.0)
     return np.stack([START_X + 0.8 * progress, 0.5 + branch * away + sway], -1)
 
 
 class ForkEnv(gym.Env):
-    """A dot on a road that forks: forwards is forwards, but which branch it takes is drawn, not chosen.
+    """A dot on a road that forks: forwards is forwards, but which branch it takes is drawn, not
+    chosen.
 
     ## Description
 
-    The dot moves along a road from left to right and back. At the junction the road forks, up and down. Whenever the dot
-    passes the junction forwards, its branch is drawn: up with `up_probability`. Going back before the junction undoes the
-    choice. A model that predicts one future predicts the wall between the branches.
+    The dot moves along a road from left to right and back. At the junction the road forks, up and
+    down. Whenever the dot
+    passes the junction forwards, its branch is drawn: up with `up_probability`. Going back before
+    the junction undoes the choice. A model that predicts one future predicts the wall between the
+    branches.
 
-    The world is made such that a fork, and nothing else, is what a law of the future has to get right. The branches are
-    apart from the first step on, by five times the noise, so that one observation tells the branch: if they parted
-    slowly, no observation just past the junction could. And every step is noisy along and across the road, also at its
-    ends: where a next state is certain, a likelihood is unbounded, and models that are fitted to it attend to little else.
+    The world is made such that a fork, and nothing else, is what a law of the future has to get
+    right. The branches are
+    apart from the first step on, by five times the noise, so that one observation tells the branch:
+    if they parted slowly, no observation just past the junction could. And every step is noisy
+    along and across the road, also at its ends: where a next state is certain, a likelihood is
+    unbounded, and models that are fitted to it attend to little else.
 
-    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is in steps. Progress is
-    the distance along the road: 0 at its start, 0.4 at the junction, 1 at the end of either branch. A branch begins 0.1
-    above or below the middle line and is 0.3 away from it from progress 0.7 on.
+    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is
+    in steps. Progress is
+    the distance along the road: 0 at its start, 0.4 at the junction, 1 at the end of either branch.
+    A branch begins 0.1 above or below the middle line and is 0.3 away from it from progress 0.7 on.
 
     ## Action space
 
@@ -54,9 +66,9 @@ class ForkEnv(gym.Env):
     |-------|-------------------|----------------------------|---------|
     | 0     | progress per step | `speed` (0.08) world units | [-1, 1] |
 
-    The action takes progress no further than the ends of the road, 0 and 1. A normal deviate times `noise` is then added,
-    and what is beyond an end is reflected. The dot's sway, how far it is off the line of its road, is a normal deviate
-    times `sway`, drawn anew at each step.
+    The action takes progress no further than the ends of the road, 0 and 1. A normal deviate times
+    `noise` is then added, and what is beyond an end is reflected. The dot's sway, how far it is off
+    the line of its road, is a normal deviate times `sway`, drawn anew at each step.
 
     ## Observation space
 
@@ -95,8 +107,8 @@ class ForkEnv(gym.Env):
     | `render_mode`       | None       | `"rgb_array"` for `render()`                  |
 
     Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and a state that is none
-            of this world.
+        ValueError: for an argument outside this table, an action of another shape or with NaN, and
+            a state that is none of this world.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -117,10 +129,13 @@ class ForkEnv(gym.Env):
         if obs not in ("pixels", "state"):
             raise ValueError(f"obs is {obs!r}; pass 'pixels' or 'state'")
         if size < 16 or max_episode_steps < 1:
-            raise ValueError(f"size is {size} and max_episode_steps {max_episode_steps}; pass at least 16 and 1")
+            raise ValueError(
+                f"size is {size} and max_episode_steps {max_episode_steps}; pass at least 16 and 1"
+            )
         if not 0 <= up_probability <= 1 or noise < 0 or sway < 0 or speed <= 0:
             raise ValueError(
-                f"up_probability is {up_probability}, noise {noise}, sway {sway} and speed {speed}; pass a probability, "
+                f"up_probability is {up_probability}, noise {noise}, sway {sway} and speed "
+                f"{speed}; pass a probability, "
                 "two numbers >= 0 and one > 0"
             )
         if render_mode not in (None, "rgb_array"):
@@ -130,21 +145,29 @@ class ForkEnv(gym.Env):
         self.max_episode_steps = max_episode_steps
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.observation_space = (
-            spaces.Box(0, 255, (3, size, size), np.uint8) if obs == "pixels" else spaces.Box(0.0, 1.0, (2,), np.float32)
+            spaces.Box(0, 255, (3, size, size), np.uint8)
+            if obs == "pixels"
+            else spaces.Box(0.0, 1.0, (2,), np.float32)
         )
         self._pixels = (np.arange(size) + 0.5) / size
         self._road = self._draw_road()
         self._progress, self._branch, self._aside, self._clock = 0.0, 0, 0.0, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode -> `(observation, {})`; `options={"state": s}` says where, as `set_state` does."""
+        """Start an episode -> `(observation, {})`; `options={"state": s}` says where, as
+        `set_state` does.
+        """
         super().reset(seed=seed)
         unknown = sorted(set(options or {}) - {"state"})
         if unknown:
-            raise ValueError(f"options holds {unknown}; the only option of this environment is 'state'")
+            raise ValueError(
+                f"options holds {unknown}; the only option of this environment is 'state'"
+            )
         state = (options or {}).get("state")
         if state is None:
-            state = np.array([self.np_random.uniform(0, 0.35), 0.0, self.sway * self.np_random.standard_normal()])
+            state = np.array(
+                [self.np_random.uniform(0, 0.35), 0.0, self.sway * self.np_random.standard_normal()]
+            )
         self.set_state(state)
         return self.observe(), {}
 
@@ -156,7 +179,9 @@ class ForkEnv(gym.Env):
         aimed = np.clip(self._progress + self.speed * float(np.clip(action[0], -1, 1)), 0.0, LENGTH)
         along, across = self.np_random.standard_normal(2)
         # Reflected, not clipped: states that are reached exactly have no density.
-        self._progress = float(np.clip(LENGTH - abs(LENGTH - abs(aimed + self.noise * along)), 0.0, LENGTH))
+        self._progress = float(
+            np.clip(LENGTH - abs(LENGTH - abs(aimed + self.noise * along)), 0.0, LENGTH)
+        )
         self._aside = self.sway * float(across)
         forked = self._branch == 0 and self._progress > JUNCTION
         if forked:
@@ -166,7 +191,13 @@ class ForkEnv(gym.Env):
             self._branch = 0
         self._clock += 1
         arrived = self._progress >= LENGTH - 0.05
-        return self.observe(), float(arrived), False, self._clock >= self.max_episode_steps, {"forked": forked}
+        return (
+            self.observe(),
+            float(arrived),
+            False,
+            self._clock >= self.max_episode_steps,
+            {"forked": forked},
+        )
 
     def observe(self) -> np.ndarray:
         """The observation of the current state, shaped as `observation_space`."""
@@ -177,12 +208,17 @@ class ForkEnv(gym.Env):
     def render(self) -> np.ndarray | None:
         """uint8 (size, size, 3), what pixels observe."""
         if self.render_mode is None:
-            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
+            gym.logger.warn(
+                "render() shows nothing with render_mode=None; make the environment with "
+                "'rgb_array'"
+            )
             return None
         return np.moveaxis(self._picture(), 0, -1)
 
     def get_state(self) -> np.ndarray:
-        """(3,) float64: progress in world units; the branch: -1 up, 1 down, 0 before the junction; sway in world units."""
+        """(3,) float64: progress in world units; the branch: -1 up, 1 down, 0 before the junction;
+        sway in world units.
+        """
         return np.array([self._progress, self._branch, self._aside], np.float64)
 
     def set_state(self, state: np.ndarray) -> None:
@@ -195,12 +231,21 @@ class ForkEnv(gym.Env):
             or state[1] != (np.sign(state[1]) * (state[0] > JUNCTION))
         ):
             raise ValueError(
-                f"state is {state.tolist()}; expected progress in [0, 1], a branch: 0 up to {JUNCTION}, else -1 or 1, and "
+                f"state is {state.tolist()}; expected progress in [0, 1], a branch: 0 up to "
+                f"{JUNCTION}, else -1 or 1, and "
                 "the sway across the road"
             )
         if state[0] > JUNCTION and state[1] == 0:
-            raise ValueError(f"state is {state.tolist()}; beyond the junction at {JUNCTION} the branch is -1 or 1")
-        self._progress, self._branch, self._aside, self._clock = float(state[0]), int(state[1]), float(state[2]), 0
+            raise ValueError(
+                f"state is {state.tolist()}; beyond the junction at {JUNCTION} the branch is -1 or "
+                f"1"
+            )
+        self._progress, self._branch, self._aside, self._clock = (
+            float(state[0]),
+            int(state[1]),
+            float(state[2]),
+            0,
+        )
 
     @property
     def position(self) -> np.ndarray:
@@ -225,6 +270,8 @@ class ForkEnv(gym.Env):
     def _picture(self) -> np.ndarray:
         x, y = self.position
         distance = np.hypot(self._pixels[None] - x, self._pixels[:, None] - y)
-        dot = np.clip((RADIUS - distance) * self.size / 2 + 0.5, 0, 1)  # fades over two pixels: seen below the grid
+        dot = np.clip(
+            (RADIUS - distance) * self.size / 2 + 0.5, 0, 1
+        )  # fades over two pixels: seen below the grid
         colour = np.array(AGENT_COLOUR, float)[:, None, None]
         return (self._road + dot * (colour - self._road) + 0.5).astype(np.uint8)

@@ -1,4 +1,6 @@
-"""What reaching a goal means in each domain of the control suite: a position, computed from joint positions, and a radius."""
+"""What reaching a goal means in each domain of the control suite: a position, computed from joint
+positions, and a radius.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _BALL, _FREE, _HINGE = 1, 0, 3  # mujoco.mjtJoint
 
 @dataclass(frozen=True)
 class GoalSpace:
-    """A position computed from a `mujoco.MjModel` and joint positions, and how near counts as there."""
+    """A position computed from a `mujoco.MjModel` and joint positions, and how near counts as
+    there.
+    """
 
     position: Callable[[Any, np.ndarray], np.ndarray]  # model, qpos (..., nq) -> (..., P)
     radius: float
@@ -44,15 +48,22 @@ def _fingertip(model, qpos: np.ndarray) -> np.ndarray:
 
 def _acrobot_tip(model, qpos: np.ndarray) -> np.ndarray:
     """xz of acrobot's site "tip", metres: both links turn about y and point up at angle 0."""
-    base, elbow, tip = model.body("upper_arm").pos, model.body("lower_arm").pos[2], model.site("tip").pos[2]
+    base, elbow, tip = (
+        model.body("upper_arm").pos,
+        model.body("lower_arm").pos[2],
+        model.site("tip").pos[2],
+    )
     upper, lower = qpos[..., 0], qpos[..., 0] + qpos[..., 1]
     return base[[0, 2]] + np.stack(
-        [elbow * np.sin(upper) + tip * np.sin(lower), elbow * np.cos(upper) + tip * np.cos(lower)], -1
+        [elbow * np.sin(upper) + tip * np.sin(lower), elbow * np.cos(upper) + tip * np.cos(lower)],
+        -1,
     )
 
 
 def joint_positions(model, qpos: np.ndarray) -> np.ndarray:
-    """Joint positions (..., nq) without jumps: hinges as cosine and sine, rotations with a positive real part."""
+    """Joint positions (..., nq) without jumps: hinges as cosine and sine, rotations with a positive
+    real part.
+    """
     parts = []
     for kind, at in zip(model.jnt_type, model.jnt_qposadr):
         if kind == _HINGE:
@@ -71,7 +82,9 @@ _GOALS = {
     "reacher": GoalSpace(_fingertip, 0.02, "m, fingertip xy"),
     "point_mass": GoalSpace(lambda model, q: q[..., :2], 0.02, "m, mass xy"),
     "ball_in_cup": GoalSpace(lambda model, q: q[..., 2:4], 0.02, "m, ball xz"),
-    "cartpole": GoalSpace(lambda model, q: np.stack([q[..., 0], *_circle(q[..., 1])], -1), 0.1, "cart m, cos, sin"),
+    "cartpole": GoalSpace(
+        lambda model, q: np.stack([q[..., 0], *_circle(q[..., 1])], -1), 0.1, "cart m, cos, sin"
+    ),
     "pendulum": GoalSpace(lambda model, q: np.stack(_circle(q[..., 0]), -1), 0.1, "cos, sin"),
     "acrobot": GoalSpace(_acrobot_tip, 0.2, "m, tip xz"),
     "finger": GoalSpace(lambda model, q: np.stack(_circle(q[..., 2]), -1), 0.1, "spinner cos, sin"),

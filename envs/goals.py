@@ -1,4 +1,6 @@
-"""Goal-conditioned variants: any environment that offers its state, as a GoalEnv whose goals are states of its own."""
+"""Goal-conditioned variants: any environment that offers its state, as a GoalEnv whose goals are
+states of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +13,34 @@ from gymnasium import spaces
 
 from gjwm.envs.generator_words import WORDS, from_words, to_words
 
-_OWN = ("goal", "goals", "offset", "reward", "success_radius", "terminate_on_goal")  # GoalEnv's arguments
+_OWN = (
+    "goal",
+    "goals",
+    "offset",
+    "reward",
+    "success_radius",
+    "terminate_on_goal",
+)  # GoalEnv's arguments
 _TRIES = 20  # draws of a goal that is not reached already
 _HOLD = 5  # steps that an action of the walk to a goal lasts, or it would stay near the start
 
 
 class GoalEnv(gym.Env):
-    """An environment with a goal: a state of its own, drawn at each reset, that the reward asks to be brought about.
+    """An environment with a goal: a state of its own, drawn at each reset, that the reward asks to
+    be brought about.
 
-    Goals are compared by the environment's `position` (for the control suite see `gjwm.envs.control_suite`): reached is within
-    `success_radius` of it, Euclidean. That is the simulator's truth, never a picture's.
+    Goals are compared by the environment's `position` (for the control suite see
+    `gjwm.envs.control_suite`): reached is within `success_radius` of it, Euclidean. That is the
+    simulator's truth, never a picture's.
 
     ## Observation space
 
     `Dict`, as hindsight relabelling (HER) expects it:
 
-    | key             | goal="state"           | goal="both"                                                          |
-    |-----------------|------------------------|----------------------------------------------------------------------|
-    | `observation`   | the environment's own  | the environment's own                                                |
-    | `achieved_goal` | `Box (P,) float64`: position | `Dict` of `state` (P,) and `pixels` uint8 (3, size, size), the newest frame |
-    | `desired_goal`  | the same at the goal   | the same at the goal: the goal as an image                           |
+    - `observation` (default the environment's own): the environment's own
+    - `achieved_goal` (default `Box (P,) float64`: position): `Dict` of `state` (P,) and `pixels`
+      uint8 (3, size, size), the newest frame
+    - `desired_goal` (default the same at the goal): the same at the goal: the goal as an image
 
     ## Action space
 
@@ -38,34 +48,36 @@ class GoalEnv(gym.Env):
 
     ## Reward
 
-    `"sparse"`: 0 where the goal is reached, else -1. `"dense"`: minus the distance. Of the state after the step, whatever
-    `action_repeat`; `compute_reward` gives the same for whole batches.
+    `"sparse"`: 0 where the goal is reached, else -1. `"dense"`: minus the distance. Of the state
+    after the step, whatever `action_repeat`; `compute_reward` gives the same for whole batches.
 
     ## Starting state and episode end
 
-    `reset(seed=s)` starts where the environment itself starts with this seed; the goal is drawn from a stream of the same seed that
-    is independent of the start, and where it is reached already up to 20 times ("ahead" walks on). The environment's own time limit truncates; `terminated` as the environment says, and
-    at the goal with `terminate_on_goal`.
+    `reset(seed=s)` starts where the environment itself starts with this seed; the goal is drawn
+    from a stream of the same seed that is independent of the start, and where it is reached already
+    up to 20 times ("ahead" walks on). The environment's own time limit truncates; `terminated` as
+    the environment says, and at the goal with `terminate_on_goal`.
 
     ## Info
 
-    `is_success` bool and `distance`; of `reset` also `goal_state`, for the environment's `set_state`.
+    `is_success` bool and `distance`; of `reset` also `goal_state`, for the environment's
+    `set_state`.
 
     ## Arguments
 
-    | argument            | default    | meaning                                                                          |
-    |---------------------|------------|----------------------------------------------------------------------------------|
-    | `env`               |            | offers get_state, set_state, position, success_radius, observe, reset's option "state" |
-    | `goal`              | `"state"`  | `"state"`, or `"both"`: as an image too, for environments that observe pixels     |
-    | `goals`             | `"ahead"`  | `"ahead"`: `offset` steps from the start under random actions, each held for 5 steps, so it can be reached; `"reset"`: another start of the environment |
-    | `offset`            | 25         | steps to the goal                                                                |
-    | `reward`            | `"sparse"` | `"sparse"` or `"dense"`                                                           |
-    | `success_radius`    | None       | None: the environment's own                                                      |
-    | `terminate_on_goal` | False      | end the episode at the goal                                                      |
+    - `env`: offers get_state, set_state, position, success_radius, observe, reset's option "state"
+    - `goal` (default `"state"`): `"state"`, or `"both"`: as an image too, for environments that
+      observe pixels
+    - `goals` (default `"ahead"`): `"ahead"`: `offset` steps from the start under random actions,
+      each held for 5 steps, so it can be reached; `"reset"`: another start of the environment
+    - `offset` (default 25): steps to the goal
+    - `reward` (default `"sparse"`): `"sparse"` or `"dense"`
+    - `success_radius` (default None): None: the environment's own
+    - `terminate_on_goal` (default False): end the episode at the goal
 
     Raises:
         ValueError: for unknown arguments, or an environment that does not offer its state.
-    """  # noqa: E501
+    """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
@@ -80,9 +92,15 @@ class GoalEnv(gym.Env):
         success_radius: float | None = None,
         terminate_on_goal: bool = False,
     ):
-        missing = [name for name in ("get_state", "set_state", "observe") if not hasattr(env.unwrapped, name)]
+        missing = [
+            name
+            for name in ("get_state", "set_state", "observe")
+            if not hasattr(env.unwrapped, name)
+        ]
         if missing:
-            raise ValueError(f"{env.unwrapped} cannot be given goals: it has no {', '.join(missing)}.")
+            raise ValueError(
+                f"{env.unwrapped} cannot be given goals: it has no {', '.join(missing)}."
+            )
         for name, value, known in (
             ("goal", goal, ("state", "both")),
             ("goals", goals, ("ahead", "reset")),
@@ -95,16 +113,23 @@ class GoalEnv(gym.Env):
         self.env, self.world = env, env.unwrapped
         self.goal_kind, self.goals, self.offset = goal, goals, offset
         self.reward_kind, self.terminate_on_goal = reward, terminate_on_goal
-        self.success_radius = float(self.world.success_radius if success_radius is None else success_radius)
+        self.success_radius = float(
+            self.world.success_radius if success_radius is None else success_radius
+        )
         self.action_space, self.render_mode = env.action_space, env.render_mode
         self.env.reset(seed=0)
         pictures = self._pixels() is not None
         if goal == "both" and not pictures:
-            raise ValueError("goal='both' shows goals as images: make the environment with obs='pixels' or obs='both'.")
+            raise ValueError(
+                "goal='both' shows goals as images: make the environment with obs='pixels' or "
+                "obs='both'."
+            )
         state = spaces.Box(-np.inf, np.inf, self.world.position.shape, np.float64)
         kind: spaces.Space = state
         if goal == "both":
-            kind = spaces.Dict({"state": state, "pixels": spaces.Box(0, 255, self._pixels().shape, np.uint8)})
+            kind = spaces.Dict(
+                {"state": state, "pixels": spaces.Box(0, 255, self._pixels().shape, np.uint8)}
+            )
         self.observation_space = spaces.Dict(
             {"observation": env.observation_space, "achieved_goal": kind, "desired_goal": kind}
         )
@@ -112,31 +137,44 @@ class GoalEnv(gym.Env):
         self._goal = self._achieved()
 
     def _pixels(self) -> np.ndarray | None:
-        """The newest frame (3, size, size) of the current state, if the environment observes any."""
+        """The newest frame (3, size, size) of the current state, if the environment observes
+        any.
+        """
         o = self.world.observe()
         o = o.get("pixels") if isinstance(o, Mapping) else o
         return o[-3:] if o is not None and o.dtype == np.uint8 and o.ndim == 3 else None
 
     def _achieved(self) -> Any:
         position = np.array(self.world.position, np.float64)
-        return position if self.goal_kind == "state" else {"state": position, "pixels": self._pixels()}
+        return (
+            position if self.goal_kind == "state" else {"state": position, "pixels": self._pixels()}
+        )
 
     def _observation(self, observation: Any) -> dict[str, Any]:
-        goal = {k: v.copy() for k, v in self._goal.items()} if isinstance(self._goal, dict) else self._goal.copy()
+        goal = (
+            {k: v.copy() for k, v in self._goal.items()}
+            if isinstance(self._goal, dict)
+            else self._goal.copy()
+        )
         return {"observation": observation, "achieved_goal": self._achieved(), "desired_goal": goal}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode and draw its goal -> (observation, info).
 
-        `options={"state": s, "goal_state": g}` set start and goal, either or both, to states of the environment.
-        """
+        `options={"state": s, "goal_state": g}` set start and goal, either or both, to states of the
+        environment."""
         # Not the environment's own stream: the goal would be a function of the start.
-        super().reset(seed=None if seed is None else int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]))
+        super().reset(
+            seed=None
+            if seed is None
+            else int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+        )
         options = dict(options or {})
         unknown = set(options) - {"state", "goal_state"}
         if unknown:
             raise ValueError(
-                f"reset's options may hold 'state' and 'goal_state', got also {', '.join(sorted(unknown))}."
+                f"reset's options may hold 'state' and 'goal_state', got also "
+                f"{', '.join(sorted(unknown))}."
             )
         self.env.reset(seed=self._draw() if seed is None else seed)
         if "state" in options:
@@ -168,7 +206,9 @@ class GoalEnv(gym.Env):
             else:  # walks on where the last try ended
                 for step in range(self.offset):
                     if step % _HOLD == 0:
-                        action = self.np_random.uniform(-1, 1, self.action_space.shape).astype(np.float32)
+                        action = self.np_random.uniform(-1, 1, self.action_space.shape).astype(
+                            np.float32
+                        )
                     _, _, terminated, truncated, _ = self.env.step(action)
                     if terminated or truncated:
                         break
@@ -199,35 +239,56 @@ class GoalEnv(gym.Env):
         """The reward of goals reached and wanted, for hindsight relabelling.
 
         Args:
-            achieved_goal, desired_goal: as in the observation, one or a batch: positions (..., P), or dicts with "state".
+            achieved_goal, desired_goal: as in the observation, one or a batch: positions (..., P),
+                or dicts with "state".
             info: not needed; the signature is that of other goal environments.
 
         Returns:
             (...) float64.
         """
-        a, b = (np.asarray(g["state"] if isinstance(g, Mapping) else g) for g in (achieved_goal, desired_goal))
+        a, b = (
+            np.asarray(g["state"] if isinstance(g, Mapping) else g)
+            for g in (achieved_goal, desired_goal)
+        )
         if a.shape[-1:] != b.shape[-1:] or a.shape[-1:] != np.shape(self.world.position):
-            raise ValueError(f"goals are positions (..., {len(self.world.position)}), got {a.shape} and {b.shape}.")
+            raise ValueError(
+                f"goals are positions (..., {len(self.world.position)}), got {a.shape} and "
+                f"{b.shape}."
+            )
         distance = np.linalg.norm(a - b, axis=-1)
-        return -distance if self.reward_kind == "dense" else -(distance > self.success_radius).astype(np.float64)
+        return (
+            -distance
+            if self.reward_kind == "dense"
+            else -(distance > self.success_radius).astype(np.float64)
+        )
 
-    def compute_terminated(self, achieved_goal: Any, desired_goal: Any, info: Any = None) -> np.ndarray:
+    def compute_terminated(
+        self, achieved_goal: Any, desired_goal: Any, info: Any = None
+    ) -> np.ndarray:
         """Whether the goal ends the episode, arguments as `compute_reward` -> (...) bool."""
-        a, b = (np.asarray(g["state"] if isinstance(g, Mapping) else g) for g in (achieved_goal, desired_goal))
+        a, b = (
+            np.asarray(g["state"] if isinstance(g, Mapping) else g)
+            for g in (achieved_goal, desired_goal)
+        )
         reached = np.linalg.norm(a - b, axis=-1) <= self.success_radius
         return reached & self.terminate_on_goal
 
-    # -- states --------------------------------------------------------------------------------------------------------
+    # -- states --
+    # ----------------------------------------------------------------------------------------------
 
     def get_state(self) -> np.ndarray:
-        """(2 X + 10,) float64: the environment's state, the goal's, and the generator of goals to come."""
+        """(2 X + 10,) float64: the environment's state, the goal's, and the generator of goals to
+        come.
+        """
         return np.concatenate([self.world.get_state(), self._goal_state, to_words(self.np_random)])
 
     def set_state(self, state: np.ndarray) -> None:
         """Go to a state of `get_state`, goal included."""
         state, half = np.asarray(state, np.float64), len(self._goal_state)
         if state.shape != (2 * half + WORDS,):
-            raise ValueError(f"expected a state ({2 * half + WORDS},) from get_state, got {state.shape}.")
+            raise ValueError(
+                f"expected a state ({2 * half + WORDS},) from get_state, got {state.shape}."
+            )
         self._visit(state[half:-WORDS])
         self.world.set_state(state[:half])
         from_words(self.np_random, state[-WORDS:])
@@ -258,7 +319,9 @@ class GoalEnv(gym.Env):
         self.env.close()
 
 
-def make_goal_task(*, domain: str, task: str, max_episode_steps: int | None = None, **kwargs: Any) -> gym.Env:
+def make_goal_task(
+    *, domain: str, task: str, max_episode_steps: int | None = None, **kwargs: Any
+) -> gym.Env:
     """A control suite task with goals: arguments of `GoalEnv`, the others of `ControlSuiteEnv`."""
     from gjwm.envs.control_suite import ControlSuiteEnv
 

@@ -17,39 +17,50 @@ from PIL import Image
 from gjwm.envs.generator_words import WORDS, from_words, to_words
 from gjwm.envs.rendering import choose_backend, prepare_backend
 
-# What classic control keeps beside `state`: the torque that Pendulum draws, and how long CartPole has been over.
+# What classic control keeps beside `state`: the torque that Pendulum draws, and how long CartPole
+# has been over.
 _BESIDE = ("last_u", "steps_beyond_terminated")
 
-# What Gymnasium's MuJoCo environments observe, reward and draw beside the integration state. MuJoCo derives it from that
-# state, but a step leaves it as it was before its last integration, and forces on bodies only where a step asks for them.
+# What Gymnasium's MuJoCo environments observe, reward and draw beside the integration state. MuJoCo
+# derives it from that state, but a step leaves it as it was before its last integration, and forces
+# on bodies only where a step asks for them.
 _DERIVED = (
     *("xpos", "xquat", "xmat", "xipos", "ximat", "subtree_com", "sensordata"),
-    *("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
+    *(
+        "geom_xpos",
+        "geom_xmat",
+        "site_xpos",
+        "site_xmat",
+        "cam_xpos",
+        "cam_xmat",
+        "light_xpos",
+        "light_xdir",
+    ),
     *("cinert", "cvel", "cfrc_ext", "qfrc_actuator", "qfrc_constraint"),
 )
 
 
 class GymEnv(gym.Env):
-    """A Gymnasium environment with actions in [-1, 1] or one-hot, pixels from its `render()`, action repeat and frame stack.
+    """A Gymnasium environment with actions in [-1, 1] or one-hot, pixels from its `render()`,
+    action repeat and frame stack.
 
     ## Action space
 
-    | of the environment                         | here                                                              |
-    |--------------------------------------------|-------------------------------------------------------------------|
-    | bounded `Box`                              | `Box(-1, 1, (A,), float32)`, clipped, then rescaled to its bounds |
-    | `Discrete`, `MultiDiscrete`, `MultiBinary` | `Box(0, 1, (A,), float32)`: one-hot vectors, one for each number  |
+    - bounded `Box`: `Box(-1, 1, (A,), float32)`, clipped, then rescaled to its bounds
+    - `Discrete`, `MultiDiscrete`, `MultiBinary`: `Box(0, 1, (A,), float32)`: one-hot vectors, one
+      for each number
 
     The largest entry of a one-hot vector counts, and `action_groups` holds their sizes.
 
     ## Observation space
 
-    | obs        | space                                               | contents                               |
-    |------------|-----------------------------------------------------|----------------------------------------|
-    | `"state"`  | `Box(-inf, inf, (S,), float32)`                     | its observation, flattened             |
-    | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames, oldest first, newest last  |
-    | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                        |
+    - `"state"` (default `Box(-inf, inf, (S,), float32)`): its observation, flattened
+    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest
+      first, newest last
+    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
 
-    A frame is its observation where that is a picture, else what `render()` shows, scaled to a square.
+    A frame is its observation where that is a picture, else what `render()` shows, scaled to a
+    square.
 
     ## Reward and episode end
 
@@ -57,33 +68,35 @@ class GymEnv(gym.Env):
 
     ## State
 
-    `get_state` and `set_state` work for environments whose `state` attribute is the state (classic control) and for those on
-    MuJoCo, with what Gymnasium's own observations and rewards read of a step (contact forces, inertias), and carry the
-    random generator. The elapsed time of a time limit is not in the state and goes on.
+    `get_state` and `set_state` work for environments whose `state` attribute is the state (classic
+    control) and for those on MuJoCo, with what Gymnasium's own observations and rewards read of a
+    step (contact forces, inertias), and carry the random generator. The elapsed time of a time
+    limit is not in the state and goes on.
 
     ## Reaching goals
 
-    `position` is the flattened observation, or the entries of it that the argument `position` names.
+    `position` is the flattened observation, or the entries of it that the argument `position`
+    names.
 
     ## Arguments
 
-    | argument            | default   | meaning                                                                      |
-    |---------------------|-----------|------------------------------------------------------------------------------|
-    | `name`              |           | the environment's id, such as `"Pendulum-v1"` or `"module:id"`               |
-    | `obs`               | `"state"` | `"state"`, `"pixels"` or `"both"`                                            |
-    | `size`              | 64        | side of the picture, pixels                                                  |
-    | `action_repeat`     | 1         | steps of the environment per action                                          |
-    | `frame_stack`       | 1         | pictures per observation                                                     |
-    | `max_episode_steps` | None      | actions per episode; None: the environment's own limit                       |
-    | `terminate`         | True      | False: go on past `terminated`, where the world does; for episodes of one length |
-    | `position`          | None      | entries of the observation that success is measured on; None: all            |
-    | `success_radius`    | 0.1       | how near counts as reached, Euclidean, in their units                        |
-    | `render_mode`       | None      | `"rgb_array"` for `render()`                                                 |
-    | `render_size`       | `size`    | side of `render()`'s picture, pixels                                         |
-    | any other           |           | handed to the environment                                                    |
+    - `name`: the environment's id, such as `"Pendulum-v1"` or `"module:id"`
+    - `obs` (default `"state"`): `"state"`, `"pixels"` or `"both"`
+    - `size` (default 64): side of the picture, pixels
+    - `action_repeat` (default 1): steps of the environment per action
+    - `frame_stack` (default 1): pictures per observation
+    - `max_episode_steps` (default None): actions per episode; None: the environment's own limit
+    - `terminate` (default True): False: go on past `terminated`, where the world does; for episodes
+      of one length
+    - `position` (default None): entries of the observation that success is measured on; None: all
+    - `success_radius` (default 0.1): how near counts as reached, Euclidean, in their units
+    - `render_mode` (default None): `"rgb_array"` for `render()`
+    - `render_size` (default `size`): side of `render()`'s picture, pixels
+    - any other: handed to the environment
 
     Raises:
-        ValueError: for spaces that do not fit, actions of another shape or with NaN, or states it cannot read.
+        ValueError: for spaces that do not fit, actions of another shape or with NaN, or states it
+            cannot read.
         RuntimeError: when MuJoCo is to draw and the machine has no headless OpenGL.
     """
 
@@ -105,12 +118,15 @@ class GymEnv(gym.Env):
         render_size: int | None = None,
         **kwargs: Any,
     ):
-        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")} | kwargs
+        self._arguments = {
+            k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")
+        } | kwargs
         if obs not in ("state", "pixels", "both"):
             raise ValueError(f"obs must be 'state', 'pixels' or 'both', got {obs!r}.")
         if min(action_repeat, frame_stack, size) < 1:
             raise ValueError(
-                f"action_repeat, frame_stack and size must be at least 1, got {action_repeat}, {frame_stack} and {size}."
+                f"action_repeat, frame_stack and size must be at least 1, got {action_repeat}, "
+                f"{frame_stack} and {size}."
             )
         self.name, self.obs, self.size, self.render_mode = name, obs, size, render_mode
         self.render_size = size if render_size is None else render_size
@@ -120,16 +136,23 @@ class GymEnv(gym.Env):
         if max_episode_steps is not None:
             kwargs = {**kwargs, "max_episode_steps": action_repeat * max_episode_steps}
         self._env = gym.make(
-            name, **({"render_mode": "rgb_array"} if draws else {}), disable_env_checker=True, **kwargs
+            name,
+            **({"render_mode": "rgb_array"} if draws else {}),
+            disable_env_checker=True,
+            **kwargs,
         )
         if draws and _on_mujoco(self._env.unwrapped):
             choose_backend()
         if draws:
-            weakref.finalize(self, self._env.close)  # some take their window down only after its library has gone
+            weakref.finalize(
+                self, self._env.close
+            )  # some take their window down only after its library has gone
         self.action_space, self.action_groups = self._actions(self._env.action_space)
         self._sees_pictures = _is_picture(self._env.observation_space)
         if self._sees_pictures and obs != "pixels":
-            raise ValueError(f"{name} observes pictures, not a state vector: use obs='pixels', got obs={obs!r}.")
+            raise ValueError(
+                f"{name} observes pictures, not a state vector: use obs='pixels', got obs={obs!r}."
+            )
         self.observation_space = self._observations()
         self._chosen = slice(None) if position is None else np.asarray(position, int)
         self.success_radius = float(success_radius)
@@ -143,7 +166,8 @@ class GymEnv(gym.Env):
         if isinstance(space, spaces.Box):
             if not space.is_bounded():
                 raise ValueError(
-                    f"{self.name} has unbounded actions, [{space.low}, {space.high}]; bound them where it is registered."
+                    f"{self.name} has unbounded actions, [{space.low}, {space.high}]; bound them "
+                    f"where it is registered."
                 )
             count = int(np.prod(space.shape))
             return spaces.Box(-1.0, 1.0, (count,), np.float32), groups
@@ -155,7 +179,8 @@ class GymEnv(gym.Env):
             groups = (2,) * space.shape[0]
         else:
             raise ValueError(
-                f"{self.name} has the action space {space}; expected a bounded Box, Discrete, MultiDiscrete or MultiBinary."
+                f"{self.name} has the action space {space}; expected a bounded Box, Discrete, "
+                f"MultiDiscrete or MultiBinary."
             )
         return spaces.Box(0.0, 1.0, (sum(groups),), np.float32), groups
 
@@ -169,7 +194,9 @@ class GymEnv(gym.Env):
         return state if self.obs == "state" else spaces.Dict({"pixels": pixels, "state": state})
 
     def executed(self, action: np.ndarray) -> np.ndarray:
-        """The action (A,) as it is carried out: clipped, or the one-hot vectors of the largest entries."""
+        """The action (A,) as it is carried out: clipped, or the one-hot vectors of the largest
+        entries.
+        """
         if not self.action_groups:
             return np.clip(action, -1, 1).astype(np.float32)
         one_hot, at = np.zeros(len(action), np.float32), 0
@@ -191,10 +218,14 @@ class GymEnv(gym.Env):
             at += size
         if isinstance(space, spaces.Discrete):
             return int(space.start) + numbers[0]
-        return np.asarray(numbers, space.dtype) + (space.start if isinstance(space, spaces.MultiDiscrete) else 0)
+        return np.asarray(numbers, space.dtype) + (
+            space.start if isinstance(space, spaces.MultiDiscrete) else 0
+        )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode -> (observation, info). `options={"state": s}` starts from a state of `get_state`."""
+        """Start an episode -> (observation, info). `options={"state": s}` starts from a state of
+        `get_state`.
+        """
         super().reset(seed=seed)
         options = dict(options or {})
         state = options.pop("state", None)
@@ -209,7 +240,10 @@ class GymEnv(gym.Env):
         """Apply action (A,) -> (observation, reward, terminated, truncated, info)."""
         action = np.asarray(action)
         if action.shape != self.action_space.shape:
-            raise ValueError(f"{self.name} expects actions of shape {self.action_space.shape}, got {action.shape}.")
+            raise ValueError(
+                f"{self.name} expects actions of shape {self.action_space.shape}, got "
+                f"{action.shape}."
+            )
         if not np.isfinite(action).all():
             raise ValueError(f"an action holds NaN or infinity: {action[:8]}.")
         native, total = self._native(action), 0.0
@@ -237,7 +271,9 @@ class GymEnv(gym.Env):
         return np.ascontiguousarray(np.moveaxis(rgb, -1, 0))
 
     def state_vector(self) -> np.ndarray:
-        return np.asarray(spaces.flatten(self._env.observation_space, self._observation), np.float32)
+        return np.asarray(
+            spaces.flatten(self._env.observation_space, self._observation), np.float32
+        )
 
     def observe(self):
         """The observation of the current state, shaped as `observation_space`."""
@@ -251,20 +287,27 @@ class GymEnv(gym.Env):
     def render(self) -> np.ndarray | None:
         """uint8 (render_size, render_size, 3)."""
         if self.render_mode is None:
-            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
+            gym.logger.warn(
+                "render() shows nothing with render_mode=None; make the environment with "
+                "'rgb_array'"
+            )
             return None
         return np.ascontiguousarray(np.moveaxis(self._picture(self.render_size), 0, -1))
 
-    # -- states --------------------------------------------------------------------------------------------------------
+    # -- states --
+    # ----------------------------------------------------------------------------------------------
 
     def get_state(self) -> np.ndarray:
-        """(X,) float64, everything the future depends on but the time limit; see the class for which environments.
+        """(X,) float64, everything the future depends on but the time limit; see the class for
+        which environments.
 
         Raises:
             ValueError: when the environment does not say its state.
         """
         world = self._env.unwrapped
-        return np.concatenate([_read(world, self.name), [float(self._ended)], to_words(world.np_random)])
+        return np.concatenate(
+            [_read(world, self.name), [float(self._ended)], to_words(world.np_random)]
+        )
 
     def set_state(self, state: np.ndarray) -> None:
         """Go to a state of `get_state`; the frame stack then repeats its picture."""
@@ -273,7 +316,9 @@ class GymEnv(gym.Env):
         world, expected = self._env.unwrapped, self.get_state().shape
         state = np.asarray(state, np.float64)
         if state.shape != expected or not np.isfinite(state).all():
-            raise ValueError(f"{self.name} expects a finite state {expected} from get_state, got {state.shape}.")
+            raise ValueError(
+                f"{self.name} expects a finite state {expected} from get_state, got {state.shape}."
+            )
         self._ended = bool(state[-WORDS - 1])
         _write(world, state[: -WORDS - 1])
         from_words(world.np_random, state[-WORDS:])
@@ -290,7 +335,8 @@ class GymEnv(gym.Env):
         return {"position": self.position, "observation": self.state_vector().astype(np.float64)}
 
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """True positions under many action sequences, without changing this environment; one step at a time, so slow.
+        """True positions under many action sequences, without changing this environment; one step
+        at a time, so slow.
 
         Args:
             states: (B, X) from `get_state`.
@@ -300,7 +346,13 @@ class GymEnv(gym.Env):
             (B, N, H+1, P) float32, index 0 the start.
         """
         if self._simulator is None:
-            quiet = {**self._arguments, "obs": "state", "frame_stack": 1, "render_mode": None, "terminate": False}
+            quiet = {
+                **self._arguments,
+                "obs": "state",
+                "frame_stack": 1,
+                "render_mode": None,
+                "terminate": False,
+            }
             self._simulator = GymEnv(**quiet)
         world = self._simulator
         paths = []
@@ -348,11 +400,15 @@ def _read(world: gym.Env, name: str) -> np.ndarray:
     state = getattr(world, "state", None)
     if state is None or np.asarray(state).dtype.kind not in "fiu":
         raise ValueError(
-            f"{name} does not say its state, which planning towards goals needs: only classic control and MuJoCo environments "
-            "do so of themselves. Give it get_state, set_state, position, success_radius, observe and true_state, as "
+            f"{name} does not say its state, which planning towards goals needs: only classic "
+            f"control and MuJoCo environments "
+            "do so of themselves. Give it get_state, set_state, position, success_radius, observe "
+            "and true_state, as "
             "docs/environments.md tells."
         )
-    return np.concatenate([np.asarray(state, np.float64).ravel(), *(_optional(world, name) for name in _BESIDE)])
+    return np.concatenate(
+        [np.asarray(state, np.float64).ravel(), *(_optional(world, name) for name in _BESIDE)]
+    )
 
 
 def _optional(world: gym.Env, name: str) -> list[float]:
@@ -384,7 +440,8 @@ def _write(world: gym.Env, state: np.ndarray) -> None:
                 there, value = state[size + 2 * i : size + 2 * i + 2]
                 setattr(world, name, value if there else None)
         state = state[:size]
-        # Floats stay in double precision: some worlds begin an episode in single and go on in double.
+        # Floats stay in double precision: some worlds begin an episode in single and go on in
+        # double.
         new = state.reshape(np.shape(old))
         new = new if np.asarray(old).dtype.kind == "f" else new.astype(np.asarray(old).dtype)
         world.state = tuple(new) if isinstance(old, tuple) else new
@@ -398,10 +455,14 @@ def _observed(world: gym.Env, name: str) -> Any:
     state = np.asarray(world.state, np.float32)
     if state.shape != world.observation_space.shape:
         raise ValueError(
-            f"{name} does not say how it observes a state: it has neither _get_obs nor its state as observation."
+            f"{name} does not say how it observes a state: it has neither _get_obs nor its state "
+            f"as observation."
         )
     return state
 
 
 def _on_mujoco(world: gym.Env) -> bool:
-    return all(type(getattr(world, name, None)).__module__.startswith("mujoco") for name in ("model", "data"))
+    return all(
+        type(getattr(world, name, None)).__module__.startswith("mujoco")
+        for name in ("model", "data")
+    )

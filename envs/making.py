@@ -28,11 +28,13 @@ def spec_of(env_id: str) -> EnvSpec:
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
-    """`gymnasium.make` for the pipeline: every environment takes the same arguments and actions in [-1, 1], or one-hot ones.
+    """`gymnasium.make` for the pipeline: every environment takes the same arguments and actions in
+    [-1, 1], or one-hot ones.
 
-    Ids "gjwm/..." need no module in front. Environments that offer `get_state` are made as they are, bounded actions rescaled;
-    all others are wrapped in `gjwm.envs.gym_env.GymEnv`. `max_episode_steps` goes to the environment where it takes it, so that
-    it can lengthen episodes too; `gymnasium.make` would keep it for a `TimeLimit`, which can only shorten them.
+    Ids "gjwm/..." need no module in front. Environments that offer `get_state` are made as they
+    are, bounded actions rescaled; all others are wrapped in `gjwm.envs.gym_env.GymEnv`.
+    `max_episode_steps` goes to the environment where it takes it, so that it can lengthen episodes
+    too; `gymnasium.make` would keep it for a `TimeLimit`, which can only shorten them.
 
     Raises:
         ValueError: for arguments the environment does not take.
@@ -47,7 +49,9 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
         raise ValueError(f"max_episode_steps must be at least 1 or None, got {steps}.")
     if steps is not None and "max_episode_steps" in _parameters(spec.entry_point):
         del kwargs["max_episode_steps"]
-        spec = dataclasses.replace(spec, max_episode_steps=None, kwargs={**spec.kwargs, "max_episode_steps": steps})
+        spec = dataclasses.replace(
+            spec, max_episode_steps=None, kwargs={**spec.kwargs, "max_episode_steps": steps}
+        )
     try:
         env = gym.make(spec, **kwargs)
     except TypeError as error:
@@ -61,7 +65,9 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
 
 def is_foreign(env_id: str) -> bool:
-    """Whether the env knows nothing of this package's protocol, of which `get_state` is the mark."""
+    """Whether the env knows nothing of this package's protocol, of which `get_state` is the
+    mark.
+    """
     entry = spec_of(env_id).entry_point
     if isinstance(entry, str):
         if entry.startswith(("gymnasium.", "gjwm.")):  # known without importing a simulator
@@ -76,7 +82,9 @@ def is_unit(space: spaces.Box) -> bool:
 
 
 def torch_native(spec: EnvSpec) -> bool:
-    """Whether an id has a vector environment on tensors: one that takes a `device`, which Gymnasium's own numpy ones do not."""
+    """Whether an id has a vector environment on tensors: one that takes a `device`, which
+    Gymnasium's own numpy ones do not.
+    """
     creator = spec.vector_entry_point
     if creator is None:
         return False

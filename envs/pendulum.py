@@ -1,4 +1,6 @@
-"""dm_control's pendulum in torch: the world, its Gymnasium environment and its natively batched vector environment."""
+"""dm_control's pendulum in torch: the world, its Gymnasium environment and its natively batched
+vector environment.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from .regulator import regulator
 from .torch_env import TorchEnv, TorchVectorEnv
 from .torch_world import Planes, World, within
 
-TIMESTEP = 0.02  # s, one control step: one step of MuJoCo's Euler integrator, which treats damping implicitly
+# s, one control step: one step of MuJoCo's Euler integrator, which treats damping implicitly
+TIMESTEP = 0.02
 LENGTH = 0.5  # m, pivot to mass
 MASS = 1.0  # kg, a ball of radius 0.05 m on a massless pole
 INERTIA = MASS * LENGTH**2 + 0.4 * MASS * 0.05**2  # kg m^2, about the pivot
@@ -31,7 +34,9 @@ MASS_COLOUR = (222, 44, 40)
 
 
 class PendulumWorld(World):
-    """The pendulum as a `World`. A state is `angle, velocity`; the angle is 0 upright and never wrapped."""
+    """The pendulum as a `World`. A state is `angle, velocity`; the angle is 0 upright and never
+    wrapped.
+    """
 
     state_names = ("angle", "velocity")
     vector_names = ("cos", "sin", "velocity")
@@ -79,22 +84,39 @@ class PendulumWorld(World):
 
     @functools.cached_property
     def _gains(self) -> tuple[float, float]:
-        gains = regulator(self.advance, (0.0, 0.0), state_cost=(10.0, 1.0), action_cost=1.0, repeat=self.action_repeat)
+        gains = regulator(
+            self.advance,
+            (0.0, 0.0),
+            state_cost=(10.0, 1.0),
+            action_cost=1.0,
+            repeat=self.action_repeat,
+        )
         return float(gains[0]), float(gains[1])
 
     def expert(self, state: Planes) -> Planes:
-        """Pump energy until it is that of standing upright (Åström & Furuta, 2000), then hold with a regulator."""
+        """Pump energy until it is that of standing upright (Åström & Furuta, 2000), then hold with
+        a regulator.
+        """
         angle, velocity = state
         wrapped = torch.atan2(torch.sin(angle), torch.cos(angle))
-        energy = 0.5 * INERTIA * velocity**2 + MASS * GRAVITY * LENGTH * (torch.cos(angle) - 1)  # J, 0 upright at rest
+        energy = 0.5 * INERTIA * velocity**2 + MASS * GRAVITY * LENGTH * (
+            torch.cos(angle) - 1
+        )  # J, 0 upright at rest
         pump = -10.0 * energy * torch.where(velocity >= 0, 1.0, -1.0)
         hold = -self._gains[0] * wrapped - self._gains[1] * velocity
-        return (torch.where((hold.abs() < 2.0) & (wrapped.abs() < 0.4), hold, pump).clamp(-1.0, 1.0),)
+        return (
+            torch.where((hold.abs() < 2.0) & (wrapped.abs() < 0.4), hold, pump).clamp(-1.0, 1.0),
+        )
 
-    # -- pictures --------------------------------------------------------------------------------------------------------
+    # -- pictures --
+    # ----------------------------------------------------------------------------------------------
 
     def backdrop(self, size: int) -> Tensor:
-        return raster.ink(FLOOR_COLOUR, self.device).to(torch.uint8)[:, None, None].expand(3, size, size)
+        return (
+            raster.ink(FLOOR_COLOUR, self.device)
+            .to(torch.uint8)[:, None, None]
+            .expand(3, size, size)
+        )
 
     def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
         angle = state[0]
@@ -123,33 +145,35 @@ class PendulumEnv(TorchEnv):
 
     ## Description
 
-    A ball of 1 kg on a massless pole of 0.5 m turns about a hinge with damping 0.1 N m s under gravity of 9.81 m/s². Masses,
-    lengths, motor, damping, time step and integrator are those of dm_control's `pendulum`, step for step (see the tests for the
-    tolerance), so policies and models can move between the two; only the pictures differ.
+    A ball of 1 kg on a massless pole of 0.5 m turns about a hinge with damping 0.1 N m s under
+    gravity of 9.81 m/s². Masses, lengths, motor, damping, time step and integrator are those of
+    dm_control's `pendulum`, step for step (see the tests for the tolerance), so policies and models
+    can move between the two; only the pictures differ.
 
     ## Action space
 
     `Box(-1, 1, (1,), float32)`; clipped to these bounds.
 
-    | index | action           | unit | range   |
-    |-------|------------------|------|---------|
-    | 0     | torque of motor  | N m  | [-1, 1] |
+    | index | action          | unit | range   |
+    |-------|-----------------|------|---------|
+    | 0     | torque of motor | N m  | [-1, 1] |
 
     Gravity's torque reaches 4.9 N m. A control step lasts 0.02 s.
 
     ## Observation space
 
-    | obs        | space                                               | contents                                            |
-    |------------|-----------------------------------------------------|-----------------------------------------------------|
-    | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames of 1.4 m x 1.4 m, oldest first           |
-    | `"state"`  | `Box([-1, 1] and [-100, 100], (3,), float32)`       | cos and sin of the angle from upright, rad/s        |
-    | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                                     |
+    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames of 1.4 m
+      x 1.4 m, oldest first
+    - `"state"` (default `Box([-1, 1] and [-100, 100], (3,), float32)`): cos and sin of the angle
+      from upright, rad/s
+    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
 
     A positive angle leans to the right.
 
     ## Reward
 
-    Per control step, summed over `action_repeat`: `reward="sparse"`, the suite's own: 1 within 8 degrees of upright, else 0;
+    Per control step, summed over `action_repeat`: `reward="sparse"`, the suite's own: 1 within 8
+    degrees of upright, else 0;
     `"smooth"`: (1 + cos) / 2, which has gradients.
 
     ## Starting state
@@ -162,27 +186,28 @@ class PendulumEnv(TorchEnv):
 
     ## State, goal and expert
 
-    `get_state`: `angle` rad (0 upright, not wrapped) and `velocity` rad/s, float64. `position` is cos and sin (2,), the goal is
-    (1, 0). The expert pumps energy, then holds with a linear-quadratic regulator.
+    `get_state`: `angle` rad (0 upright, not wrapped) and `velocity` rad/s, float64. `position` is
+    cos and sin (2,), the goal is (1, 0). The expert pumps energy, then holds with a
+    linear-quadratic regulator.
 
     ## Arguments
 
-    | argument            | default    | meaning                                                |
-    |---------------------|------------|--------------------------------------------------------|
-    | `reward`            | `"sparse"` | see above                                              |
-    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                      |
-    | `size`              | 64         | side of the picture, pixels, 16 or more                |
-    | `frame_stack`       | 1          | pictures per observation                               |
-    | `action_repeat`     | 1          | control steps per action                               |
-    | `success_radius`    | 0.1        | of position, unit circle (5.7 degrees)                 |
-    | `max_episode_steps` | None       | actions until truncation; None: 1000 control steps     |
-    | `terminate_on_goal` | False      | end the episode upright                                |
+    | argument            | default    | meaning                                            |
+    |---------------------|------------|----------------------------------------------------|
+    | `reward`            | `"sparse"` | see above                                          |
+    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                  |
+    | `size`              | 64         | side of the picture, pixels, 16 or more            |
+    | `frame_stack`       | 1          | pictures per observation                           |
+    | `action_repeat`     | 1          | control steps per action                           |
+    | `success_radius`    | 0.1        | of position, unit circle (5.7 degrees)             |
+    | `max_episode_steps` | None       | actions until truncation; None: 1000 control steps |
+    | `terminate_on_goal` | False      | end the episode upright                            |
 
     and those of `TorchEnv`.
 
     Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and a state that is none of this
-            world.
+        ValueError: for an argument outside this table, an action of another shape or with NaN, and
+            a state that is none of this world.
     """
 
     world = PendulumWorld

@@ -1,18 +1,21 @@
-"""A disc that pushes a block to a pose: the world, its Gymnasium environment and its natively batched vector environment.
+"""A disc that pushes a block to a pose: the world, its Gymnasium environment and its natively
+batched vector environment.
 
-Units. The world is the unit square; positions and lengths are in world units (1 = the side of the square, `size` pixels in a
-picture). x grows to the right and y downwards, so that a positive angle, in rad, turns clockwise to the eye. Time is in steps.
+Units. The world is the unit square; positions and lengths are in world units (1 = the side of the
+square, `size` pixels in a picture). x grows to the right and y downwards, so that a positive angle,
+in rad, turns clockwise to the eye. Time is in steps.
 
-Physics. The disc goes where it is told; the block lies on a plane with friction and moves only while it is pushed (quasi-static
-pushing). The friction that holds it is bounded by an ellipsoid of forces and moments, the limit surface (Goyal, Ruina &
-Papadopoulos, 1991; Howe & Cutkosky, 1996), whose normal is the direction of motion:
+Physics. The disc goes where it is told; the block lies on a plane with friction and moves only
+while it is pushed (quasi-static pushing). The friction that holds it is bounded by an ellipsoid of
+forces and moments, the limit surface (Goyal, Ruina & Papadopoulos, 1991; Howe & Cutkosky, 1996),
+whose normal is the direction of motion:
 
     v = f,   w = m / c^2   (up to a common factor),   c = largest moment / largest force,
 
-with c the mean distance of the block's points from its centre, as for even pressure. A push f at the point p makes that point
-move by M f, M = I + J' J / c^2 with J = (-p_y, p_x). The contact sticks if the f that makes the point follow the disc lies in
-the friction cone |f_t| <= mu f_n; otherwise f lies on the cone's edge and the disc slides (Lynch & Mason, 1996).
-"""
+with c the mean distance of the block's points from its centre, as for even pressure. A push f at
+the point p makes that point move by M f, M = I + J' J / c^2 with J = (-p_y, p_x). The contact
+sticks if the f that makes the point follow the disc lies in the friction cone |f_t| <= mu f_n;
+otherwise f lies on the cone's edge and the disc slides (Lynch & Mason, 1996)."""
 
 from __future__ import annotations
 
@@ -39,12 +42,16 @@ ROOM = (0.32, 0.68)  # of a block's centre when an episode draws it, and of a go
 
 # Mean distance of a rectangle's points from its centre.
 MOMENT_ARM = DIAGONAL / 3 + (
-    HALF_LENGTH**3 * math.asinh(HALF_WIDTH / HALF_LENGTH) + HALF_WIDTH**3 * math.asinh(HALF_LENGTH / HALF_WIDTH)
+    HALF_LENGTH**3 * math.asinh(HALF_WIDTH / HALF_LENGTH)
+    + HALF_WIDTH**3 * math.asinh(HALF_LENGTH / HALF_WIDTH)
 ) / (6 * HALF_LENGTH * HALF_WIDTH)
 
 FLOOR_COLOUR = (236, 236, 228)
 DISC_COLOUR = (222, 44, 40)
-BLOCK_COLOUR, HEAD_COLOUR = (58, 90, 150), (28, 40, 70)  # the block, and the end that its angle points to
+BLOCK_COLOUR, HEAD_COLOUR = (
+    (58, 90, 150),
+    (28, 40, 70),
+)  # the block, and the end that its angle points to
 GOAL_COLOUR, GOAL_HEAD_COLOUR = (150, 210, 170), (38, 150, 84)
 
 
@@ -52,22 +59,28 @@ def _across(px: Tensor, py: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
     return px * qy - py * qx
 
 
-def nearest(x: Tensor, y: Tensor, bx: Tensor, by: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+def nearest(
+    x: Tensor, y: Tensor, bx: Tensor, by: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, ...]:
     """The block's point nearest to the disc's centre, seen from the block.
 
     Returns:
-        point (2 planes), the unit normal from disc to block (2 planes), both in the block's frame, and the overlap, which is
-        negative where they are apart.
+        point (2 planes), the unit normal from disc to block (2 planes), both in the block's frame,
+        and the overlap, which is negative where they are apart.
     """
     dx, dy = x - bx, y - by
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
     p, q = u.clamp(-HALF_LENGTH, HALF_LENGTH), v.clamp(-HALF_WIDTH, HALF_WIDTH)
     gap_u, gap_v = p - u, q - v
-    gap = torch.sqrt(gap_u * gap_u + gap_v * gap_v + 1e-20)  # the disc's centre is never inside the block
+    gap = torch.sqrt(
+        gap_u * gap_u + gap_v * gap_v + 1e-20
+    )  # the disc's centre is never inside the block
     return p, q, gap_u / gap, gap_v / gap, RADIUS - gap
 
 
-def shove(p: Tensor, q: Tensor, nx: Tensor, ny: Tensor, depth: Tensor, along: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def shove(
+    p: Tensor, q: Tensor, nx: Tensor, ny: Tensor, depth: Tensor, along: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """How the block moves, in its own frame, when the disc advances at the point (p, q).
 
     Args:
@@ -83,7 +96,8 @@ def shove(p: Tensor, q: Tensor, nx: Tensor, ny: Tensor, depth: Tensor, along: Te
     turn = _across(p, q, wx, wy) / (MOMENT_ARM**2 + p * p + q * q)
     fx, fy = wx + q * turn, wy - p * turn
     normal, tangent = fx * nx + fy * ny, fy * nx - fx * ny
-    # The cone's edge on the side of the slip, scaled so that the block just gets out of the disc's way.
+    # The cone's edge on the side of the slip, scaled so that the block just gets out of the disc's
+    # way.
     side = torch.copysign(torch.full_like(tangent, FRICTION), tangent)
     ex, ey = nx - side * ny, ny + side * nx
     scale = depth / (1.0 + _across(p, q, nx, ny) * _across(p, q, ex, ey) * inverse)
@@ -124,7 +138,8 @@ def push(pose: Planes, dx: Tensor, dy: Tensor) -> Planes:
     bx, by = bx0 + vx * cos - vy * sin, by0 + vx * sin + vy * cos
     cos, sin = torch.cos(angle), torch.sin(angle)
     bx, by = _inside(bx, by, cos, sin)
-    # Turning leaves a little overlap: the block makes way along the normal, exactly, as far as the border lets it.
+    # Turning leaves a little overlap: the block makes way along the normal, exactly, as far as the
+    # border lets it.
     _, _, nx, ny, depth = nearest(x, y, bx, by, cos, sin)
     depth = depth.clamp(min=0.0)
     bx, by = bx + depth * (nx * cos - ny * sin), by + depth * (nx * sin + ny * cos)
@@ -140,7 +155,9 @@ def push(pose: Planes, dx: Tensor, dy: Tensor) -> Planes:
 
 
 class PushWorld(World):
-    """Disc and block as a `World`. A state is `x, y, block_x, block_y, block_angle, goal_x, goal_y, goal_angle`."""
+    """Disc and block as a `World`. A state is `x, y, block_x, block_y, block_angle, goal_x, goal_y,
+    goal_angle`.
+    """
 
     state_names = ("x", "y", "block_x", "block_y", "block_angle", "goal_x", "goal_y", "goal_angle")
     vector_names = (
@@ -157,7 +174,9 @@ class PushWorld(World):
     )
     vector_bounds = (-1.0, 1.0)
     actions, limit, least_size = 2, 100, 24
-    candidates = 8  # goals drawn per episode, of which the first that is not reached already is taken
+    candidates = (
+        8  # goals drawn per episode, of which the first that is not reached already is taken
+    )
     draws = 5 + 3 * candidates
     invalid = "has disc and block overlap, something of them outside the square, or NaN"
 
@@ -170,7 +189,9 @@ class PushWorld(World):
         terminate_on_goal: bool = True,
         **common,
     ):
-        super().__init__(success_radius=success_radius, terminate_on_goal=terminate_on_goal, **common)
+        super().__init__(
+            success_radius=success_radius, terminate_on_goal=terminate_on_goal, **common
+        )
         if not 0.0 <= turn <= math.pi:
             raise ValueError(f"turn is {turn!r}; pass an angle in rad, from 0 to pi")
         if reward not in ("sparse", "smooth"):
@@ -221,12 +242,20 @@ class PushWorld(World):
 
     def vectors_of(self, state: Planes) -> Planes:
         x, y, bx, by, angle, goal_x, goal_y, goal_angle = state
-        block, goal = (torch.cos(angle), torch.sin(angle)), (torch.cos(goal_angle), torch.sin(goal_angle))
+        block, goal = (
+            (torch.cos(angle), torch.sin(angle)),
+            (torch.cos(goal_angle), torch.sin(goal_angle)),
+        )
         return x, y, bx, by, *block, goal_x, goal_y, *goal
 
     def shown_by(self, state: Planes) -> dict[str, Planes]:
         angle = torch.cos(state[4]), torch.sin(state[4])
-        return {"position": self.position_of(state), "disc": state[:2], "block": state[2:4], "angle": angle}
+        return {
+            "position": self.position_of(state),
+            "disc": state[:2],
+            "block": state[2:4],
+            "angle": angle,
+        }
 
     def valid(self, state: Planes) -> Tensor:
         x, y, bx, by, angle, *goal = state
@@ -239,13 +268,15 @@ class PushWorld(World):
             fits = fits & (at >= 0) & (at <= 1)
         return fits & (nearest(x, y, bx, by, cos, sin)[-1] <= 2 * OVERLAP)
 
-    # -- the scripted policy ---------------------------------------------------------------------------------------------
+    # -- the scripted policy
+    # ---------------------------------------------------------------------------------------------
 
     def expert(self, state: Planes) -> Planes:
-        """Of 24 places to push at, straight on, take the one that brings the pose nearest to the goal; go there, and push.
+        """Of 24 places to push at, straight on, take the one that brings the pose nearest to the
+        goal; go there, and push.
 
-        The way to a place leads round the block. Places that border keeps the disc from are left out.
-        """
+        The way to a place leads round the block. Places that border keeps the disc from are left
+        out."""
         x, y, bx, by, angle, *goal = (plane[..., None] for plane in state)
         p, q, nx, ny, along_x, along_y, rate = self._pushes  # (K,) each, in the block's frame
         cos, sin = torch.cos(angle), torch.sin(angle)
@@ -264,21 +295,35 @@ class PushWorld(World):
             ahead_y = by + length * (along_x * middle_sin + along_y * middle_cos)
             value = _pose_distance((ahead_x, ahead_y, angle + turned), goal)
             better = value < best_value
-            best_value, best_length = torch.where(better, value, best_value), torch.where(better, length, best_length)
-        # Worth: what the push gains, less a little for the way there, so that a good place is not left for an equal one.
+            best_value, best_length = (
+                torch.where(better, value, best_value),
+                torch.where(better, length, best_length),
+            )
+        # Worth: what the push gains, less a little for the way there, so that a good place is not
+        # left for an equal one.
         worth = torch.where(possible, now - best_value - 0.1 * travel, -math.inf)
         k = worth.argmax(-1, keepdim=True)
         pick = lambda values: values.expand_as(worth).gather(-1, k)[..., 0]  # noqa: E731
         u, v, nx, ny, length = pick(p), pick(q), pick(nx), pick(ny), pick(best_length)
 
         x, y, bx, by, cos, sin = (plane[..., 0] for plane in (x, y, bx, by, cos, sin))
-        at_u, at_v = (x - bx) * cos + (y - by) * sin, (y - by) * cos - (x - bx) * sin  # the disc, in the block's frame
-        off_u, off_v = u - RADIUS * nx - at_u, v - RADIUS * ny - at_v  # to where it touches the block
+        at_u, at_v = (
+            (x - bx) * cos + (y - by) * sin,
+            (y - by) * cos - (x - bx) * sin,
+        )  # the disc, in the block's frame
+        off_u, off_v = (
+            u - RADIUS * nx - at_u,
+            v - RADIUS * ny - at_v,
+        )  # to where it touches the block
         sideways, gap = off_v * nx - off_u * ny, off_u * nx + off_v * ny
         ready = (sideways.abs() < 0.012) & (gap < 0.02)
-        push_u, push_v = nx * (gap + length) - ny * sideways * 0.5, ny * (gap + length) + nx * sideways * 0.5
+        push_u, push_v = (
+            nx * (gap + length) - ny * sideways * 0.5,
+            ny * (gap + length) + nx * sideways * 0.5,
+        )
 
-        # Round the block: straight for the place, but along the block's outline where it is in the way.
+        # Round the block: straight for the place, but along the block's outline where it is in the
+        # way.
         wx, wy = u - (RADIUS + 0.01) * nx - at_u, v - (RADIUS + 0.01) * ny - at_v
         steps = torch.sqrt(wx**2 + wy**2) / SPEED
         distance, out_u, out_v = _room(at_u, at_v)
@@ -296,12 +341,19 @@ class PushWorld(World):
         longest = torch.maximum(want_x.abs(), want_y.abs()).clamp(min=SPEED)
         return want_x / longest, want_y / longest
 
-    # -- pictures --------------------------------------------------------------------------------------------------------
+    # -- pictures --
+    # ----------------------------------------------------------------------------------------------
 
     def backdrop(self, size: int) -> Tensor:
-        return raster.ink(FLOOR_COLOUR, self.device).to(torch.uint8)[:, None, None].expand(3, size, size)
+        return (
+            raster.ink(FLOOR_COLOUR, self.device)
+            .to(torch.uint8)[:, None, None]
+            .expand(3, size, size)
+        )
 
-    def _block(self, frames: Tensor, pose: Planes, colours: tuple[raster.Colour, raster.Colour]) -> None:
+    def _block(
+        self, frames: Tensor, pose: Planes, colours: tuple[raster.Colour, raster.Colour]
+    ) -> None:
         size = frames.shape[-1]
         length, width = HALF_LENGTH * size, HALF_WIDTH * size
         body, head = (raster.ink(colour, self.device) for colour in colours)
@@ -312,13 +364,19 @@ class PushWorld(World):
             return [(raster.box(along, across, length, width), body), (end, head)]
 
         bx, by, angle = (plane.flatten() for plane in pose)
-        raster.stamp(frames, bx * size, by * size, DIAGONAL * size, block, torch.cos(angle), torch.sin(angle))
+        raster.stamp(
+            frames, bx * size, by * size, DIAGONAL * size, block, torch.cos(angle), torch.sin(angle)
+        )
 
     def _disc(self, frames: Tensor, x: Tensor, y: Tensor) -> None:
         size = frames.shape[-1]
         radius, red = RADIUS * size, raster.ink(DISC_COLOUR, self.device)
         raster.stamp(
-            frames, x.flatten() * size, y.flatten() * size, radius, lambda dx, dy: [(raster.disc(dx, dy, radius), red)]
+            frames,
+            x.flatten() * size,
+            y.flatten() * size,
+            radius,
+            lambda dx, dy: [(raster.disc(dx, dy, radius), red)],
         )
 
     def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
@@ -340,20 +398,28 @@ def _pose(x: Tensor, y: Tensor, angle: Tensor) -> Planes:
 
 
 def _pose_distance(pose: Planes, goal: Planes) -> Tensor:
-    """Root of squared distance of the centres plus (2 LEVER sin(angle / 2))^2: the distance of `_pose`'s planes."""
+    """Root of squared distance of the centres plus (2 LEVER sin(angle / 2))^2: the distance of
+    `_pose`'s planes.
+    """
     half = torch.sin((pose[2] - goal[2]) / 2)
-    return torch.sqrt((pose[0] - goal[0]) ** 2 + (pose[1] - goal[1]) ** 2 + (2 * LEVER * half) ** 2 + 1e-12)
+    return torch.sqrt(
+        (pose[0] - goal[0]) ** 2 + (pose[1] - goal[1]) ** 2 + (2 * LEVER * half) ** 2 + 1e-12
+    )
 
 
 def _room(u: Tensor, v: Tensor) -> Planes:
-    """A point in the block's frame -> its distance from the block, and the unit vector away from it."""
+    """A point in the block's frame -> its distance from the block, and the unit vector away from
+    it.
+    """
     gap_u, gap_v = u - u.clamp(-HALF_LENGTH, HALF_LENGTH), v - v.clamp(-HALF_WIDTH, HALF_WIDTH)
     distance = torch.sqrt(gap_u**2 + gap_v**2).clamp(min=1e-6)
     return distance, gap_u / distance, gap_v / distance
 
 
 def _pushes(device: torch.device) -> Planes:
-    """Places on the block's outline to push at: point, inward normal, and how the block moves per advance, (K,) each."""
+    """Places on the block's outline to push at: point, inward normal, and how the block moves per
+    advance, (K,) each.
+    """
     places = []
     for share in (-0.85, -0.5, -0.2, 0.2, 0.5, 0.85):
         for end in (-1.0, 1.0):
@@ -368,42 +434,45 @@ class PushEnv(TorchEnv):
 
     ## Description
 
-    A disc (radius 0.04) moves freely in a square; a block (0.2 x 0.12) moves only when it is pushed, quasi-statically: friction
-    holds it within an ellipsoidal limit surface, the contact has a friction coefficient of 0.3 and sticks or slides (see the
-    module for the equations). Both stay inside the square; the border is smooth. After a step they overlap by no more than
-    1e-5. The dark end of the block says where its angle points. The picture shows disc and block and **not** the goal, which is
-    a picture of its own (`goal_image()`).
+    A disc (radius 0.04) moves freely in a square; a block (0.2 x 0.12) moves only when it is
+    pushed, quasi-statically: friction holds it within an ellipsoidal limit surface, the contact has
+    a friction coefficient of 0.3 and sticks or slides (see the module for the equations). Both stay
+    inside the square; the border is smooth. After a step they overlap by no more than 1e-5. The
+    dark end of the block says where its angle points. The picture shows disc and block and **not**
+    the goal, which is a picture of its own (`goal_image()`).
 
-    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards, angles in rad from x to y; time is in
-    steps.
+    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards, angles in
+    rad from x to y; time is in steps.
 
     ## Action space
 
     `Box(-1, 1, (2,), float32)`; clipped to these bounds.
 
-    | index | action                | unit             | range   |
-    |-------|-----------------------|------------------|---------|
-    | 0     | displacement x        | 0.03 world units | [-1, 1] |
-    | 1     | displacement y        | 0.03 world units | [-1, 1] |
+    | index | action         | unit             | range   |
+    |-------|----------------|------------------|---------|
+    | 0     | displacement x | 0.03 world units | [-1, 1] |
+    | 1     | displacement y | 0.03 world units | [-1, 1] |
 
     ## Observation space
 
-    | obs        | space                                               | contents                                             |
-    |------------|-----------------------------------------------------|------------------------------------------------------|
-    | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames, oldest first, newest last                |
-    | `"state"`  | `Box(-1, 1, (10,), float32)`                        | disc x, y; block x, y, cos, sin; goal x, y, cos, sin |
-    | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                                      |
+    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest
+      first, newest last
+    - `"state"` (default `Box(-1, 1, (10,), float32)`): disc x, y; block x, y, cos, sin; goal x, y,
+      cos, sin
+    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
 
     ## Reward
 
-    `reward="sparse"`: 1 on a step that ends less than `success_radius` from the goal pose, else 0; `"smooth"`:
-    exp(-(distance / 0.1)^2 / 2). The distance of two poses is the root of the squared distance of the centres plus
-    (0.2 sin(angle between / 2))^2, in world units: a radian counts as about 0.1.
+    `reward="sparse"`: 1 on a step that ends less than `success_radius` from the goal pose, else 0;
+    `"smooth"`: exp(-(distance / 0.1)^2 / 2). The distance of two poses is the root of the squared
+    distance of the centres plus (0.2 sin(angle between / 2))^2, in world units: a radian counts as
+    about 0.1.
 
     ## Starting state
 
-    Block anywhere with its centre in [0.32, 0.68]^2; goal likewise, turned by at most `turn` from the block's angle and at
-    least 2 * `success_radius` away; disc beside the block, 0.17 to 0.27 from its centre.
+    Block anywhere with its centre in [0.32, 0.68]^2; goal likewise, turned by at most `turn` from
+    the block's angle and at least 2 * `success_radius` away; disc beside the block, 0.17 to 0.27
+    from its centre.
 
     ## Episode end
 
@@ -411,29 +480,30 @@ class PushEnv(TorchEnv):
 
     ## State, goal and expert
 
-    `get_state`: `x, y, block_x, block_y, block_angle, goal_x, goal_y, goal_angle`, float64, angles not wrapped. `position` is
-    the block's `x, y, 0.1 cos, 0.1 sin` (4,), whose distance to `goal` is the distance above. The expert pushes straight on at
-    whichever of 24 places brings the block nearest to its goal.
+    `get_state`: `x, y, block_x, block_y, block_angle, goal_x, goal_y, goal_angle`, float64, angles
+    not wrapped. `position` is the block's `x, y, 0.1 cos, 0.1 sin` (4,), whose distance to `goal`
+    is the distance above. The expert pushes straight on at whichever of 24 places brings the block
+    nearest to its goal.
 
     ## Arguments
 
-    | argument            | default    | meaning                                                   |
-    |---------------------|------------|-----------------------------------------------------------|
-    | `turn`              | pi / 2     | largest angle between start and goal, rad                 |
-    | `reward`            | `"sparse"` | see above                                                 |
-    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                         |
-    | `size`              | 64         | side of the picture, pixels, 24 or more                   |
-    | `frame_stack`       | 1          | pictures per observation                                  |
-    | `action_repeat`     | 1          | steps per action                                          |
-    | `success_radius`    | 0.03       | of the pose, world units                                  |
-    | `max_episode_steps` | None       | actions until truncation; None: 100 steps                 |
-    | `terminate_on_goal` | True       | end the episode at the goal                               |
+    | argument            | default    | meaning                                   |
+    |---------------------|------------|-------------------------------------------|
+    | `turn`              | pi / 2     | largest angle between start and goal, rad |
+    | `reward`            | `"sparse"` | see above                                 |
+    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`         |
+    | `size`              | 64         | side of the picture, pixels, 24 or more   |
+    | `frame_stack`       | 1          | pictures per observation                  |
+    | `action_repeat`     | 1          | steps per action                          |
+    | `success_radius`    | 0.03       | of the pose, world units                  |
+    | `max_episode_steps` | None       | actions until truncation; None: 100 steps |
+    | `terminate_on_goal` | True       | end the episode at the goal               |
 
     and those of `TorchEnv`.
 
     Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and a state that is none of this
-            world.
+        ValueError: for an argument outside this table, an action of another shape or with NaN, and
+            a state that is none of this world.
     """
 
     world = PushWorld

@@ -1,12 +1,13 @@
 """Shapes drawn into batches of pictures: anti-aliased by coverage, at any size, with tensors alone.
 
-A pixel takes a shape's colour by the share of its area that the shape covers, so that a shape moved by a fraction of a pixel
-changes the picture by that much and never jumps. Straight edges along rows and columns are exact; elsewhere the share is
-0.5 minus the signed distance from the pixel's centre to the outline, clipped to [0, 1], in pixels.
+A pixel takes a shape's colour by the share of its area that the shape covers, so that a shape moved
+by a fraction of a pixel changes the picture by that much and never jumps. Straight edges along rows
+and columns are exact; elsewhere the share is 0.5 minus the signed distance from the pixel's centre
+to the outline, clipped to [0, 1], in pixels.
 
-Lengths here are pixels and positions are measured from the picture's top left corner: the centre of the first pixel is at
-(0.5, 0.5). x is along a row, y along a column, downwards. Nothing waits for a device.
-"""
+Lengths here are pixels and positions are measured from the picture's top left corner: the centre of
+the first pixel is at (0.5, 0.5). x is along a row, y along a column, downwards. Nothing waits for a
+device."""
 
 from __future__ import annotations
 
@@ -26,20 +27,32 @@ CHUNK = 65536  # pixels that a CPU blends at a time: more would leave the cache
 
 @functools.cache
 def ink(colour: Colour, device: torch.device | str = "cpu") -> Tensor:
-    """A colour as float32 (3,), not to be written to. Kept, because on an accelerator making it waits for a copy."""
+    """A colour as float32 (3,), not to be written to. Kept, because on an accelerator making it
+    waits for a copy.
+    """
     return torch.tensor(colour, dtype=torch.float32, device=device)
 
 
-def share(low: Tensor | float, high: Tensor | float, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Share of each of `size` pixels in a line that lies within [low, high] (...) -> (..., size)."""
-    pixel = torch.arange(size, device=device, dtype=torch.float32)  # left or upper edge of each pixel
+def share(
+    low: Tensor | float, high: Tensor | float, size: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Share of each of `size` pixels in a line that lies within [low, high] (...) -> (...,
+    size).
+    """
+    pixel = torch.arange(
+        size, device=device, dtype=torch.float32
+    )  # left or upper edge of each pixel
     low, high = (torch.as_tensor(edge, device=device)[..., None] for edge in (low, high))
     return (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp(min=0.0)
 
 
 def band(distance: Tensor, half: float) -> Tensor:
-    """Coverage of a straight band of half width `half` by pixels at `distance` from its middle line."""
-    return (torch.clamp(distance + 0.5, max=half) - torch.clamp(distance - 0.5, min=-half)).clamp_(min=0.0)
+    """Coverage of a straight band of half width `half` by pixels at `distance` from its middle
+    line.
+    """
+    return (torch.clamp(distance + 0.5, max=half) - torch.clamp(distance - 0.5, min=-half)).clamp_(
+        min=0.0
+    )
 
 
 def disc(dx: Tensor, dy: Tensor, radius: float) -> Tensor:
@@ -48,7 +61,9 @@ def disc(dx: Tensor, dy: Tensor, radius: float) -> Tensor:
 
 
 def turned(dx: Tensor, dy: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """(dx, dy) along and across the direction (cos, sin), each (n,): coordinates in a turned shape's own frame."""
+    """(dx, dy) along and across the direction (cos, sin), each (n,): coordinates in a turned
+    shape's own frame.
+    """
     cos, sin = cos[:, None, None], sin[:, None, None]
     return dx * cos + dy * sin, dy * cos - dx * sin
 
@@ -65,15 +80,20 @@ def box(along: Tensor, across: Tensor, half_length: float, half_width: float) ->
     return band(along, half_length) * band(across, half_width)
 
 
-def stamp(frames: Tensor, x: Tensor, y: Tensor, reach: float, shapes: Shapes, *planes: Tensor) -> Tensor:
-    """Blend shapes into each picture, in place, touching only a square patch of pixels around (x, y).
+def stamp(
+    frames: Tensor, x: Tensor, y: Tensor, reach: float, shapes: Shapes, *planes: Tensor
+) -> Tensor:
+    """Blend shapes into each picture, in place, touching only a square patch of pixels around (x,
+    y).
 
     Args:
-        frames: (n, 3, size, size) uint8, contiguous; overwritten. What would lie outside a picture is cut off.
+        frames: (n, 3, size, size) uint8, contiguous; overwritten. What would lie outside a picture
+            is cut off.
         x, y: (n,) where the patches are, px.
         reach: px from (x, y), along x and along y, within which `shapes` cover anything.
-        shapes: called as `shapes(dx, dy, *planes)` with the pixel centres' offsets from (x, y), dx (n, 1, P) and dy
-            (n, P, 1), px; gives coverage (n, P, P) and ink (3,) of each shape, from back to front.
+        shapes: called as `shapes(dx, dy, *planes)` with the pixel centres' offsets from (x, y), dx
+            (n, 1, P) and dy (n, P, 1), px; gives coverage (n, P, P) and ink (3,) of each shape,
+            from back to front.
         planes: (n,) each: what the shapes depend on.
 
     Returns:
@@ -94,7 +114,9 @@ def stamp(frames: Tensor, x: Tensor, y: Tensor, reach: float, shapes: Shapes, *p
         columns, lines = index
         pixels = (lines[:, :, None] * size + columns[:, None]).flatten(1)[:, None].expand(-1, 3, -1)
         colours = pictures[part].gather(2, pixels).float()
-        for coverage, colour in shapes(offset[0][:, None], offset[1][:, :, None], *(plane[part] for plane in planes)):
+        for coverage, colour in shapes(
+            offset[0][:, None], offset[1][:, :, None], *(plane[part] for plane in planes)
+        ):
             colours.lerp_(colour[:, None], coverage.flatten(1)[:, None])
         pictures[part].scatter_(2, pixels, colours.add_(0.5).to(torch.uint8))
     return frames

@@ -1,4 +1,6 @@
-"""Linear-quadratic regulators around an equilibrium of a torch-native world: the last part of a swing-up."""
+"""Linear-quadratic regulators around an equilibrium of a torch-native world: the last part of a
+swing-up.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def regulator(
     action_cost: float,
     repeat: int = 1,
 ) -> np.ndarray:
-    """Gains K of a = -K (s - state), which minimises the sum of s' Q s + R a^2 of the linearised world.
+    """Gains K of a = -K (s - state), which minimises the sum of s' Q s + R a^2 of the linearised
+    world.
 
     Args:
         advance: one control step, as `World.advance`, with one action.

@@ -1,5 +1,5 @@
-"""Headless MuJoCo pictures: which OpenGL to use, a fast renderer that asks it for no more than small images need, and a
-faithful one that draws what dm_control draws."""
+"""Headless MuJoCo pictures: which OpenGL to use, a fast renderer that asks it for no more than
+small images need, and a faithful one that draws what dm_control draws."""
 
 from __future__ import annotations
 
@@ -15,47 +15,57 @@ from importlib import import_module
 import numpy as np
 
 _BACKENDS = ("egl", "osmesa")
-_INSTALL = "install EGL or OSMesa (Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6)"
+_INSTALL = (
+    "install EGL or OSMesa (Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6)"
+)
 _OFF = ("disable", "disabled", "off", "false", "0")
 
 
 def choose_backend() -> str:
-    """Name the OpenGL backend in MUJOCO_GL (EGL, then OSMesa) and return it. Call before dm_control is imported.
+    """Name the OpenGL backend in MUJOCO_GL (EGL, then OSMesa) and return it. Call before dm_control
+    is imported.
 
     A MUJOCO_GL that the user set is tried, and nothing else.
 
     Raises:
-        RuntimeError: when neither library works on this machine, or MUJOCO_GL forbids both or names what does not work.
+        RuntimeError: when neither library works on this machine, or MUJOCO_GL forbids both or names
+            what does not work.
     """
-    # OpenGL without a graphics card: its threads cost small pictures more than they bring (64x64: half of the time), and worker
-    # processes share the cores. At 480x480 they would save a third.
+    # OpenGL without a graphics card: its threads cost small pictures more than they bring (64x64:
+    # half of the time), and worker processes share the cores. At 480x480 they would save a third.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if chosen in _OFF:
         raise RuntimeError(
-            f"MUJOCO_GL={chosen} leaves no OpenGL to draw with: unset it and {_INSTALL}; obs='state' needs neither."
+            f"MUJOCO_GL={chosen} leaves no OpenGL to draw with: unset it and {_INSTALL}; "
+            f"obs='state' needs neither."
         )
-    # mujoco itself picks an OpenGL on import and fails where that one is missing; it is not needed, each backend is a module.
+    # mujoco itself picks an OpenGL on import and fails where that one is missing; it is not needed,
+    # each backend is a module.
     _import_without_opengl("mujoco")
     if chosen:
         if _works(chosen):
             return chosen
-        raise RuntimeError(f"MUJOCO_GL={chosen} does not work here: unset it or {_INSTALL}; obs='state' needs neither.")
+        raise RuntimeError(
+            f"MUJOCO_GL={chosen} does not work here: unset it or {_INSTALL}; obs='state' needs "
+            f"neither."
+        )
     for name in _BACKENDS:
         if _works(name):
             os.environ["MUJOCO_GL"] = name
             return name
     raise RuntimeError(
-        f"no headless OpenGL was found, so pixel observations cannot be drawn: {_INSTALL}; obs='state' needs none."
+        f"no headless OpenGL was found, so pixel observations cannot be drawn: {_INSTALL}; "
+        f"obs='state' needs none."
     )
 
 
 def prepare_backend(draws: bool, simulator: str = "mujoco") -> None:
-    """`choose_backend`, where a machine without OpenGL is an error only if something is to be drawn.
+    """`choose_backend`, where a machine without OpenGL is an error only if something is to be
+    drawn.
 
-    Simulators try OpenGL on import, and such a machine must still serve state vectors: there, `simulator`, a module, is
-    imported without any.
-    """
+    Simulators try OpenGL on import, and such a machine must still serve state vectors: there,
+    `simulator`, a module, is imported without any."""
     try:
         choose_backend()
     except RuntimeError:
@@ -89,14 +99,19 @@ def _works(backend: str) -> bool:
         context.make_current()
         if backend == "glfw":  # without a display it makes a context that is none, and says nothing
             mujoco = import_module("mujoco")
-            mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_50).free()
+            mujoco.MjrContext(
+                mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_50
+            ).free()
         context.free()
-    except Exception:  # the loaders raise ImportError, AttributeError, RuntimeError or OpenGL's own, all for "not here"
+    # Loaders raise ImportError, AttributeError, RuntimeError or OpenGL's own: all mean "not here".
+    except Exception:
         os.environ.pop("PYOPENGL_PLATFORM", None)
         if previous is not None:
             os.environ["PYOPENGL_PLATFORM"] = previous
         for name in [
-            name for name in sys.modules if name == "OpenGL" or name.startswith(("OpenGL.", f"mujoco.{backend}"))
+            name
+            for name in sys.modules
+            if name == "OpenGL" or name.startswith(("OpenGL.", f"mujoco.{backend}"))
         ]:
             del sys.modules[name]  # PyOpenGL keeps the platform of its first import
         return False
@@ -107,8 +122,9 @@ class FastRenderer:
     """Square pictures without shadows, reflections, skybox and multisampling.
 
     `FaithfulRenderer`, with those four, takes 9 to 27 times as long at 64x64. The OpenGL context is
-    made at the first picture, so an environment can be sent to another process before. It takes a fifth of a second, so
-    copies of an environment share one renderer; it is freed with the last of them, or at the interpreter's exit.
+    made at the first picture, so an environment can be sent to another process before. It takes a
+    fifth of a second, so copies of an environment share one renderer; it is freed with the last of
+    them, or at the interpreter's exit.
 
     Args:
         size: side of the picture, pixels.
@@ -125,10 +141,12 @@ class FastRenderer:
         import mujoco
 
         quality, screen = model.vis.quality, model.vis.global_
-        # Read when the context is made: no multisample buffer, no shadow map, a buffer just as large as the picture.
+        # Read when the context is made: no multisample buffer, no shadow map, a buffer just as
+        # large as the picture.
         quality.offsamples, quality.shadowsize = 0, 0
         screen.offwidth, screen.offheight = self.size, self.size
-        # Not mujoco.GLContext: that one was fixed when mujoco was first imported, perhaps before the choice.
+        # Not mujoco.GLContext: that one was fixed when mujoco was first imported, perhaps before
+        # the choice.
         self._gl = import_module(f"mujoco.{backend}").GLContext(self.size, self.size)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
@@ -148,30 +166,41 @@ class FastRenderer:
         _free_with(self, _free, self._gl, self._context)
 
     def picture(self, model, data) -> np.ndarray:
-        """The scene of a `mujoco.MjModel` and its `mujoco.MjData` -> uint8 (3, size, size), a fresh array.
+        """The scene of a `mujoco.MjModel` and its `mujoco.MjData` -> uint8 (3, size, size), a fresh
+        array.
 
-        All calls must come with one model or copies of it: meshes and textures are those of the first.
-        """
+        All calls must come with one model or copies of it: meshes and textures are those of the
+        first."""
         import mujoco
 
         if self._gl is None:
             self._open(model)
         self._gl.make_current()
-        # Redrawn at resets, and by copies that share this renderer; the graphics card has a copy of its own.
+        # Redrawn at resets, and by copies that share this renderer; the graphics card has a copy of
+        # its own.
         if not np.array_equal(model.hfield_data, self._terrain):
             for terrain in range(model.nhfield):
                 mujoco.mjr_uploadHField(model, self._context, terrain)
             self._terrain = np.array(model.hfield_data)
         mujoco.mjv_updateScene(
-            model, data, self._option, self._perturb, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            model,
+            data,
+            self._option,
+            self._perturb,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._scene,
         )
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
-        return np.ascontiguousarray(self._pixels[::-1].transpose(2, 0, 1))  # OpenGL's first row is the lowest
+        return np.ascontiguousarray(
+            self._pixels[::-1].transpose(2, 0, 1)
+        )  # OpenGL's first row is the lowest
 
 
 class FaithfulRenderer:
-    """dm_control's own picture, equal to `physics.render` in every bit: shadows, reflections, skybox, multisampling.
+    """dm_control's own picture, equal to `physics.render` in every bit: shadows, reflections,
+    skybox, multisampling.
 
     As `FastRenderer`, it opens OpenGL at the first picture and serves all copies of an environment.
 
@@ -188,14 +217,20 @@ class FaithfulRenderer:
     def picture(self, physics) -> np.ndarray:
         """The scene of a `dm_control.mujoco.Physics` -> uint8 (3, size, size), a fresh array.
 
-        All calls must come with one physics or copies of it: meshes and textures are those of the first.
-        """
+        All calls must come with one physics or copies of it: meshes and textures are those of the
+        first."""
         choose_backend()
         import mujoco
 
-        screen = physics.model.vis.global_  # read when the context is made, which is at the first `physics.contexts`
-        screen.offwidth, screen.offheight = max(screen.offwidth, self.size), max(screen.offheight, self.size)
-        # dm_control opens one context per physics, and it may be shut off by NoContexts; ours is lent for the picture.
+        screen = (
+            physics.model.vis.global_
+        )  # read when the context is made, which is at the first `physics.contexts`
+        screen.offwidth, screen.offheight = (
+            max(screen.offwidth, self.size),
+            max(screen.offheight, self.size),
+        )
+        # dm_control opens one context per physics, and it may be shut off by NoContexts; ours is
+        # lent for the picture.
         before, physics._contexts = physics._contexts, self._contexts
         try:
             contexts = physics.contexts
@@ -203,11 +238,14 @@ class FaithfulRenderer:
                 self._contexts = contexts
                 _free_with(self, _free_faithful, contexts.gl, contexts.mujoco)
             with contexts.gl.make_current() as thread:
-                # dm_control remembers which of its contexts is current, and does not know of those of FastRenderer.
+                # dm_control remembers which of its contexts is current, and does not know of those
+                # of FastRenderer.
                 thread.call(contexts.gl._platform_make_current)
                 if not np.array_equal(physics.model.hfield_data, self._terrain):
                     for terrain in range(physics.model.nhfield):
-                        thread.call(mujoco.mjr_uploadHField, physics.model.ptr, contexts.mujoco.ptr, terrain)
+                        thread.call(
+                            mujoco.mjr_uploadHField, physics.model.ptr, contexts.mujoco.ptr, terrain
+                        )
                     self._terrain = np.array(physics.model.hfield_data)
             pixels = physics.render(self.size, self.size, camera_id=self.camera_id)
         finally:
@@ -216,11 +254,11 @@ class FaithfulRenderer:
 
 
 class NoContexts:
-    """In the place of a physics' OpenGL contexts: what is sent to them goes nowhere, and none is ever opened.
+    """In the place of a physics' OpenGL contexts: what is sent to them goes nowhere, and none is
+    ever opened.
 
-    A task that redraws its terrain sends it to OpenGL at every reset, also where nothing is drawn; renderers here read the
-    terrain from the model themselves.
-    """
+    A task that redraws its terrain sends it to OpenGL at every reset, also where nothing is drawn;
+    renderers here read the terrain from the model themselves."""
 
     ptr = None
 
@@ -248,10 +286,11 @@ _finalizers: set[weakref.finalize] = set()  # of the OpenGL contexts that are op
 
 
 def _free_with(renderer: object, free: Callable[..., None], gl, context) -> None:
-    """Free an OpenGL context with its renderer, or at the interpreter's exit before the OpenGL library goes down.
+    """Free an OpenGL context with its renderer, or at the interpreter's exit before the OpenGL
+    library goes down.
 
-    The exit has its own entry: a finalizer's turn there is that of the first finalizer of all, which torch makes on import.
-    """
+    The exit has its own entry: a finalizer's turn there is that of the first finalizer of all,
+    which torch makes on import."""
     if not _finalizers:
         atexit.register(_free_all)
     _finalizers.difference_update([finalizer for finalizer in _finalizers if not finalizer.alive])
@@ -264,7 +303,9 @@ def _free_all() -> None:
 
 
 def _free(gl, context) -> None:
-    with contextlib.suppress(Exception):  # a driver that is going down may refuse; there is nothing left to save
+    with contextlib.suppress(
+        Exception
+    ):  # a driver that is going down may refuse; there is nothing left to save
         gl.make_current()
         context.free()
         gl.free()
@@ -272,7 +313,8 @@ def _free(gl, context) -> None:
 
 def _free_faithful(gl, context) -> None:
     with contextlib.suppress(Exception):
-        # Else dm_control, which does not know of FastRenderer's contexts, deletes what has these numbers in one of them.
+        # Else dm_control, which does not know of FastRenderer's contexts, deletes what has these
+        # numbers in one of them.
         with gl.make_current() as thread:
             thread.call(gl._platform_make_current)
         context.free()

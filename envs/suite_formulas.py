@@ -1,8 +1,10 @@
-"""Observations and rewards of dm_control tasks as formulas over a batch of simulators, in numpy or torch.
+"""Observations and rewards of dm_control tasks as formulas over a batch of simulators, in numpy or
+torch.
 
-dm_control computes them in Python for one simulator at a time, which takes longer than the physics. In numpy these formulas
-give the same numbers to the last bit (`tests/envs/test_vector.py` holds them to that); in torch they serve simulators on an
-accelerator. Tasks without a formula are asked one by one. All arrays are (N, ...); `xp` is numpy or torch.
+dm_control computes them in Python for one simulator at a time, which takes longer than the physics.
+In numpy these formulas give the same numbers to the last bit (`tests/envs/test_vector.py` holds
+them to that); in torch they serve simulators on an accelerator. Tasks without a formula are asked
+one by one. All arrays are (N, ...); `xp` is numpy or torch.
 
 Source: dm_control.suite (Tassa et al., 2018, arXiv:1801.00690), whose definitions these are.
 """
@@ -29,7 +31,9 @@ class Simulators(Protocol):
         """A whole field of mjData, (N, *field)."""
 
     def of(self, field: str, name: str) -> Array:
-        """The row of a named element in a field of mjData or mjModel, (N, *row); a sensor's readings under "sensordata"."""
+        """The row of a named element in a field of mjData or mjModel, (N, *row); a sensor's
+        readings under "sensordata".
+        """
 
 
 class Formula(NamedTuple):
@@ -47,10 +51,11 @@ def tolerance(
     sigmoid: str = "gaussian",
     value_at_margin: float = 0.1,
 ) -> Array:
-    """dm_control's soft indicator: 1 inside `bounds`, falling to `value_at_margin` at a distance of `margin`, elementwise.
+    """dm_control's soft indicator: 1 inside `bounds`, falling to `value_at_margin` at a distance of
+    `margin`, elementwise.
 
-    x: (N,) for what is one number in dm_control, (N, k) for what is an array there: numpy squares the two differently.
-    """
+    x: (N,) for what is one number in dm_control, (N, k) for what is an array there: numpy squares
+    the two differently."""
     lower, upper = bounds
     inside = (lower <= x) & (x <= upper)
     if isinstance(margin, float | int) and margin == 0:
@@ -70,16 +75,21 @@ def tolerance(
 
 
 def _square(xp: Any, x: Array) -> Array:
-    """x^2: of numpy's lone numbers by C's pow, which in one of a thousand differs from the product in the last bit."""
+    """x^2: of numpy's lone numbers by C's pow, which in one of a thousand differs from the product
+    in the last bit.
+    """
     return xp.array([value**2 for value in x.tolist()]) if xp is np and x.ndim == 1 else x * x
 
 
 def _norm(xp: Any, x: Array) -> Array:
-    """Euclidean norm of (N, k), as numpy.linalg.norm of each row: by a product, which may fuse multiplication and addition."""
+    """Euclidean norm of (N, k), as numpy.linalg.norm of each row: by a product, which may fuse
+    multiplication and addition.
+    """
     return xp.sqrt((x[:, None] @ x[:, :, None])[:, 0, 0])
 
 
-# -- cartpole ----------------------------------------------------------------------------------------------------------
+# -- cartpole
+# --  ----------------------------------------------------------------------------------------------
 
 
 def _cartpole_observe(s: Simulators) -> list[Array]:
@@ -91,17 +101,22 @@ def _cartpole_dense(s: Simulators) -> Array:
     xp, cosine = s.xp, s.data("xmat").reshape(len(s.data("qpos")), -1, 9)[:, 2:, ZZ]
     upright = (cosine + 1) / 2
     centred = (1 + tolerance(xp, s.data("qpos")[:, 0], margin=2)) / 2
-    control = tolerance(xp, s.data("ctrl")[:, :1], margin=1, value_at_margin=0, sigmoid="quadratic")[:, 0]
+    control = tolerance(
+        xp, s.data("ctrl")[:, :1], margin=1, value_at_margin=0, sigmoid="quadratic"
+    )[:, 0]
     velocity = xp.amin(tolerance(xp, s.data("qvel")[:, 1:], margin=5), 1)
     return upright.mean(1) * ((4 + control) / 5) * ((1 + velocity) / 2) * centred
 
 
 def _cartpole_sparse(s: Simulators) -> Array:
     cosine = s.data("xmat").reshape(len(s.data("qpos")), -1, 9)[:, 2:, ZZ]
-    return tolerance(s.xp, s.data("qpos")[:, 0], (-0.25, 0.25)) * tolerance(s.xp, cosine, (0.995, 1)).prod(1)
+    return tolerance(s.xp, s.data("qpos")[:, 0], (-0.25, 0.25)) * tolerance(
+        s.xp, cosine, (0.995, 1)
+    ).prod(1)
 
 
-# -- the others --------------------------------------------------------------------------------------------------------
+# -- the others
+# --  ----------------------------------------------------------------------------------------------
 
 
 def _pendulum_observe(s: Simulators) -> list[Array]:
@@ -147,7 +162,9 @@ def _cup_reward(s: Simulators) -> Array:
 def _point_mass_reward(s: Simulators) -> Array:
     distance = _norm(s.xp, s.of("geom_xpos", "target") - s.of("geom_xpos", "pointmass"))
     size = s.of("geom_size", "target")[:, 0]
-    control = tolerance(s.xp, s.data("ctrl"), margin=1, value_at_margin=0, sigmoid="quadratic").mean(1)
+    control = tolerance(
+        s.xp, s.data("ctrl"), margin=1, value_at_margin=0, sigmoid="quadratic"
+    ).mean(1)
     return tolerance(s.xp, distance, (0, size), margin=size) * ((control + 4) / 5)
 
 
@@ -163,7 +180,14 @@ def _walker_reward(speed: float) -> Callable[[Simulators], Array]:
         if speed == 0:
             return stand
         forward = s.of("sensordata", "torso_subtreelinvel")[:, 0]
-        move = tolerance(s.xp, forward, (speed, math.inf), margin=speed / 2, value_at_margin=0.5, sigmoid="linear")
+        move = tolerance(
+            s.xp,
+            forward,
+            (speed, math.inf),
+            margin=speed / 2,
+            value_at_margin=0.5,
+            sigmoid="linear",
+        )
         return stand * (5 * move + 1) / 6
 
     return reward

@@ -3,7 +3,14 @@
 _BY_DOMAIN = {
     "acrobot": ("swingup", "swingup_sparse"),
     "ball_in_cup": ("catch",),
-    "cartpole": ("balance", "balance_sparse", "swingup", "swingup_sparse", "two_poles", "three_poles"),
+    "cartpole": (
+        "balance",
+        "balance_sparse",
+        "swingup",
+        "swingup_sparse",
+        "two_poles",
+        "three_poles",
+    ),
     "cheetah": ("run",),
     "dog": ("stand", "walk", "trot", "run", "fetch"),
     "finger": ("spin", "turn_easy", "turn_hard"),
@@ -22,7 +29,9 @@ _BY_DOMAIN = {
     "walker": ("stand", "walk", "run"),
 }
 
-TASKS: tuple[tuple[str, str], ...] = tuple((domain, task) for domain, tasks in _BY_DOMAIN.items() for task in tasks)
+TASKS: tuple[tuple[str, str], ...] = tuple(
+    (domain, task) for domain, tasks in _BY_DOMAIN.items() for task in tasks
+)
 
 # Of `gjwm.envs.point_maze`; "#" is wall. Mazes are square: a cell's side is 1 / (cells in a row).
 MAZES: dict[str, tuple[str, ...]] = {

@@ -1,9 +1,8 @@
 """Torch-native worlds as Gymnasium environments, one at a time or many as one batch of tensors.
 
-Both classes dress the same `torch_world.World`: an environment is a batch of one. Environment i of a vector environment reset
-with `seed=s` plays the same episodes as a single environment reset with `seed=s + i`, bit for bit on one device. A new world
-subclasses both and names its `World`.
-"""
+Both classes dress the same `torch_world.World`: an environment is a batch of one. Environment i of
+a vector environment reset with `seed=s` plays the same episodes as a single environment reset with
+`seed=s + i`, bit for bit on one device. A new world subclasses both and names its `World`."""
 
 from __future__ import annotations
 
@@ -26,7 +25,11 @@ def _observation_space(world: World) -> spaces.Space:
     shape = (len(world.vector_names or world.state_names),)
     low, high = (np.broadcast_to(np.float32(bound), shape) for bound in world.vector_bounds)
     state = spaces.Box(low, high, dtype=np.float32)
-    return {"pixels": pixels, "state": state, "both": spaces.Dict({"pixels": pixels, "state": state})}[world.obs]
+    return {
+        "pixels": pixels,
+        "state": state,
+        "both": spaces.Dict({"pixels": pixels, "state": state}),
+    }[world.obs]
 
 
 def _check_render(render_mode: str | None, render_size: int | None, size: int) -> int:
@@ -38,7 +41,9 @@ def _check_render(render_mode: str | None, render_size: int | None, size: int) -
 
 
 def _state_option(options: dict[str, Any] | None) -> Any:
-    """The "state" of reset's options, or None; other options have no meaning here and are refused."""
+    """The "state" of reset's options, or None; other options have no meaning here and are
+    refused.
+    """
     unknown = sorted(set(options or {}) - {"state"})
     if unknown:
         raise ValueError(f"options holds {unknown}; the only option of this environment is 'state'")
@@ -46,10 +51,14 @@ def _state_option(options: dict[str, Any] | None) -> Any:
 
 
 def _signature(env: type, kind: type[World], first: str | None) -> inspect.Signature:
-    """What a class of environments takes: its own keywords, and those of every class its world descends from."""
+    """What a class of environments takes: its own keywords, and those of every class its world
+    descends from.
+    """
     found: dict[str, inspect.Parameter] = {}
     for cls in (*kind.__mro__, *env.__mro__):
-        for name, parameter in inspect.signature(cls.__init__).parameters.items() if "__init__" in vars(cls) else ():
+        for name, parameter in (
+            inspect.signature(cls.__init__).parameters.items() if "__init__" in vars(cls) else ()
+        ):
             if parameter.kind is parameter.KEYWORD_ONLY and name not in ("worlds", "device"):
                 found.setdefault(name, parameter)
     if first is not None:
@@ -67,10 +76,10 @@ class TorchEnv(gym.Env):
     | `render_mode`   | None    | `"rgb_array"` for `render()`                             |
     | `render_size`   | `size`  | side of `render()`'s picture, pixels                     |
 
-    All other arguments are the world's own. `gym.make` keeps an argument named `max_episode_steps` for a `TimeLimit` around
-    the environment, which can only shorten episodes; longer ones are asked for at the class, in the id's registered `kwargs`,
-    or through `gym.make_vec`, `gjwm.envs.make_vec` and `gjwm.envs.making.make_env`.
-    """
+    All other arguments are the world's own. `gym.make` keeps an argument named `max_episode_steps`
+    for a `TimeLimit` around the environment, which can only shorten episodes; longer ones are asked
+    for at the class, in the id's registered `kwargs`, or through `gym.make_vec`,
+    `gjwm.envs.make_vec` and `gjwm.envs.making.make_env`."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
     world: ClassVar[type[World]]
@@ -101,7 +110,9 @@ class TorchEnv(gym.Env):
         return self._worlds.frame_stack
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode -> `(observation, info)`; `options={"state": s}` says where, as `set_state` does."""
+        """Start an episode -> `(observation, info)`; `options={"state": s}` says where, as
+        `set_state` does.
+        """
         super().reset(seed=seed)
         state = _state_option(options)
         self._worlds.seed(seed)
@@ -115,32 +126,51 @@ class TorchEnv(gym.Env):
         return self.observe(), info
 
     def step(self, action):
-        """Apply `action (A,)` -> `(observation, reward, terminated, truncated, {"success": bool})`."""
+        """Apply `action (A,)` -> `(observation, reward, terminated, truncated, {"success":
+        bool})`.
+        """
         action = self._worlds.check_actions(action, self.action_space.shape)
         reward, success, terminated, truncated = self._worlds.step(action[None])
-        return self.observe(), float(reward), bool(terminated), bool(truncated), {"success": bool(success)}
+        return (
+            self.observe(),
+            float(reward),
+            bool(terminated),
+            bool(truncated),
+            {"success": bool(success)},
+        )
 
     def observe(self):
         """The observation of the current state, shaped as `observation_space`."""
         return _each(self._worlds.observe(), lambda value: value[0].numpy())
 
     def render(self) -> np.ndarray | None:
-        """uint8 (render_size, render_size, 3): the world, and its goal where observations do not show that."""
+        """uint8 (render_size, render_size, 3): the world, and its goal where observations do not
+        show that.
+        """
         if self.render_mode is None:
-            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
+            gym.logger.warn(
+                "render() shows nothing with render_mode=None; make the environment with "
+                "'rgb_array'"
+            )
             return None
         return self._worlds.frames(self.render_size)[0]
 
     def get_state(self) -> np.ndarray:
-        """(X,) float64, see the class. The episode's clock is not part of it; in worlds with noise its counter is, last."""
+        """(X,) float64, see the class. The episode's clock is not part of it; in worlds with noise
+        its counter is, last.
+        """
         return self._worlds.state()[0].numpy()
 
     def set_state(self, state: np.ndarray) -> None:
-        """Go to `state (X,)`: the frame stack repeats the current picture and the episode's clock restarts."""
+        """Go to `state (X,)`: the frame stack repeats the current picture and the episode's clock
+        restarts.
+        """
         state = np.asarray(state, dtype=np.float64)
         width = len(self._worlds.state_names)
         if state.shape != (width,) and not (self._worlds.noises and state.shape == (width + 1,)):
-            raise ValueError(f"state has shape {state.shape}; expected {self._worlds.state_shape()}")
+            raise ValueError(
+                f"state has shape {state.shape}; expected {self._worlds.state_shape()}"
+            )
         self._worlds.set_state(state[None])
 
     @property
@@ -162,73 +192,103 @@ class TorchEnv(gym.Env):
         return self._worlds.goal_images()[0].numpy()
 
     def true_state(self) -> dict[str, np.ndarray]:
-        """Named variables that pictures show, for probes: "position" (P,) and the world's own, float64."""
+        """Named variables that pictures show, for probes: "position" (P,) and the world's own,
+        float64.
+        """
         return {name: value[0].numpy() for name, value in self._worlds.true_state().items()}
 
-    def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None) -> np.ndarray:
+    def expert_action(
+        self, noise: float = 0.0, *, generator: torch.Generator | None = None
+    ) -> np.ndarray:
         """(A,) float32: the scripted policy, plus `noise` times a standard normal, clipped.
 
-        Noise comes from `generator` (CPU) or else from one that reset seeds; it never changes later episodes.
-        """
+        Noise comes from `generator` (CPU) or else from one that reset seeds; it never changes later
+        episodes."""
         return self._worlds.expert_action(noise, generator)[0].numpy()
 
     def errand(self, u: np.ndarray) -> np.ndarray:
-        """Where a wanderer heads next, (P,) float64, drawn by the uniform numbers u (3,): often through a narrow place.
+        """Where a wanderer heads next, (P,) float64, drawn by the uniform numbers u (3,): often
+        through a narrow place.
 
-        It is to be walked to in a straight line, whatever stands in between: see `gjwm.behaviours.Wandering`.
+        It is to be walked to in a straight line, whatever stands in between: see
+        `gjwm.data.behaviours.Wandering`.
 
         Raises:
             NotImplementedError: in a world without errands.
         """
         return self._worlds.errands(np.asarray(u)[None])[0].double().numpy()
 
-    def simulate(self, states, actions, particles: int | None = None, generator: torch.Generator | None = None):
+    def simulate(
+        self,
+        states,
+        actions,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
         """True positions under many action sequences, without changing this environment.
 
         Args:
             states: (B, X) from `get_state`, any B.
-            actions: (B, N, H, A); clipped to [-1, 1], each applied for `action_repeat` control steps.
-            particles: None: without noise. P: as many outcomes of every plan, with the same noise for all plans of a world.
+            actions: (B, N, H, A); clipped to [-1, 1], each applied for `action_repeat` control
+                steps.
+            particles: None: without noise. P: as many outcomes of every plan, with the same noise
+                for all plans of a world.
             generator: draws the noise.
 
         Returns:
-            (B, N, [P,] H+1, P') float32, index 0 the start: a tensor, which carries gradients, if `actions` is one, else an
-            array. Goals end nothing here.
+            (B, N, [P,] H+1, P') float32, index 0 the start: a tensor, which carries gradients, if
+            `actions` is one, else an array. Goals end nothing here.
         """
-        return _like(actions, self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator))
+        return _like(
+            actions,
+            self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator),
+        )
 
-    def simulate_return(self, states, actions, particles: int | None = None, generator: torch.Generator | None = None):
+    def simulate_return(
+        self,
+        states,
+        actions,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
         """As `simulate` -> the rewards' sum over the horizon, (B, N[, P]) float32."""
-        return _like(actions, self._worlds.simulate_return(states, self._worlds.tensor(actions), particles, generator))
+        return _like(
+            actions,
+            self._worlds.simulate_return(
+                states, self._worlds.tensor(actions), particles, generator
+            ),
+        )
 
 
 class TorchVectorEnv(VectorEnv):
-    """`num_envs` worlds of one kind, stepped as one batch of tensors on the CPU or on an accelerator.
+    """`num_envs` worlds of one kind, stepped as one batch of tensors on the CPU or on an
+    accelerator.
 
-    Spaces, rewards, episodes and constructor arguments are those of the single environment, with a leading axis B = num_envs,
-    and two arguments more:
+    Spaces, rewards, episodes and constructor arguments are those of the single environment, with a
+    leading axis B = num_envs, and two arguments more:
 
-    | argument   | default | meaning                                                                                  |
-    |------------|---------|------------------------------------------------------------------------------------------|
-    | `num_envs` | 1       | B                                                                                        |
-    | `device`   | None    | None: computed on the CPU, numpy in the results. "cpu", "cuda", ...: torch tensors there |
+    - `num_envs` (default 1): B
+    - `device` (default None): None: computed on the CPU, numpy in the results. "cpu", "cuda", ...:
+      torch tensors there
 
-    Actions may be numpy or torch, whatever the device. Rewards are float32 (B,), flags bool (B,). Every returned array or
+    Actions may be numpy or torch, whatever the device. Rewards are float32 (B,), flags bool (B,).
+    Every returned array or
     tensor is fresh: later steps never write into it.
 
-    Seeds: `reset(seed=s)` seeds environment i with s + i, `reset(seed=[...])` each by name, `reset()` goes on with the next
-    episodes. Episodes are drawn by integer arithmetic, the same on every device.
+    Seeds: `reset(seed=s)` seeds environment i with s + i, `reset(seed=[...])` each by name,
+    `reset()` goes on with the next episodes. Episodes are drawn by integer arithmetic, the same on
+    every device.
 
-    Autoreset is `SAME_STEP`: where an episode ends, `step` returns the first observation of the next one. The last observation
-    of the ended one is in `infos["final_obs"]`, with the mask `infos["_final_obs"]`. With `device=None` that is Gymnasium's
-    object array, None where nothing ended; with a device it is a batch of the true next observations of *all* environments,
-    ready for a replay buffer. On the CPU these are there on steps where an episode ended; on an accelerator on every step,
-    because to ask whether one ended would wait for the device.
+    Autoreset is `SAME_STEP`: where an episode ends, `step` returns the first observation of the
+    next one. The last observation of the ended one is in `infos["final_obs"]`, with the mask
+    `infos["_final_obs"]`. With `device=None` that is Gymnasium's object array, None where nothing
+    ended; with a device it is a batch of the true next observations of *all* environments, ready
+    for a replay buffer. On the CPU these are there on steps where an episode ended; on an
+    accelerator on every step, because to ask whether one ended would wait for the device.
 
-    `infos` of step: `"success"` (B,) bool, whether the step ended at the goal, and with `"final_obs"` also `"final_info"` (the
-    ended episodes' `"success"`) and `"goal"` (B, P), with Gymnasium's `_`-masks. `infos` of reset: `"goal"`, and
-    `"goal_image"` if `goal_in_info`.
-    """
+    `infos` of step: `"success"` (B,) bool, whether the step ended at the goal, and with
+    `"final_obs"` also `"final_info"` (the ended episodes' `"success"`) and `"goal"` (B, P), with
+    Gymnasium's `_`-masks. `infos` of reset: `"goal"`, and `"goal_image"` if `goal_in_info`."""
 
     metadata = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
@@ -251,7 +311,9 @@ class TorchVectorEnv(VectorEnv):
         device: str | torch.device | None = None,
         **world: Any,
     ):
-        self._worlds = self.world(worlds=num_envs, device="cpu" if device is None else device, **world)
+        self._worlds = self.world(
+            worlds=num_envs, device="cpu" if device is None else device, **world
+        )
         self._numpy = device is None
         self.num_envs, self.device = self._worlds.worlds, self._worlds.device
         self.success_radius = self._worlds.success_radius
@@ -273,7 +335,9 @@ class TorchVectorEnv(VectorEnv):
         return _each(value, Tensor.numpy) if self._numpy else value
 
     def reset(self, *, seed: Seed = None, options: dict[str, Any] | None = None):
-        """Start an episode in every environment -> `(observations, infos)`; `options={"state": (B, X)}` says where."""
+        """Start an episode in every environment -> `(observations, infos)`; `options={"state": (B,
+        X)}` says where.
+        """
         super().reset(seed=int(seed) if isinstance(seed, int | np.integer) else None)
         state = _state_option(options)
         self._worlds.seed(seed)
@@ -285,9 +349,13 @@ class TorchVectorEnv(VectorEnv):
         return self.observe(), self._goal_infos(everyone)
 
     def step(self, actions):
-        """Apply `actions (B, A)` -> `(observations, rewards, terminations, truncations, infos)`; see the class."""
+        """Apply `actions (B, A)` -> `(observations, rewards, terminations, truncations, infos)`;
+        see the class.
+        """
         worlds = self._worlds
-        rewards, success, terminated, truncated = worlds.step(worlds.check_actions(actions, self.action_space.shape))
+        rewards, success, terminated, truncated = worlds.step(
+            worlds.check_actions(actions, self.action_space.shape)
+        )
         observations = worlds.observe()
         infos = {"success": self._out(success), "_success": self._out(torch.ones_like(success))}
 
@@ -296,14 +364,19 @@ class TorchVectorEnv(VectorEnv):
         if not on_cpu or bool(ended.any()):
             rows = ended.nonzero()[:, 0] if on_cpu else None
             infos["_final_obs"] = self._out(ended)
-            infos["final_info"] = {"success": self._out(success & ended), "_success": self._out(ended.clone())}
+            infos["final_info"] = {
+                "success": self._out(success & ended),
+                "_success": self._out(ended.clone()),
+            }
             infos["_final_info"] = self._out(ended.clone())
             if self._numpy:
                 infos["final_obs"] = _by_environment(observations, rows, self.num_envs)
             else:
                 infos["final_obs"] = observations
             worlds.begin(ended)
-            if rows is None:  # every first observation is drawn, so that nobody asks how many are needed
+            if (
+                rows is None
+            ):  # every first observation is drawn, so that nobody asks how many are needed
                 observations = _choose(ended, worlds.observe(), observations)
             else:
                 observations = observations if self._numpy else _each(observations, Tensor.clone)
@@ -318,7 +391,10 @@ class TorchVectorEnv(VectorEnv):
         )
 
     def _goal_infos(self, started: Tensor) -> dict[str, Any]:
-        infos = {"goal": self._out(self._stacked(self._worlds.goal_of).float()), "_goal": self._out(started.clone())}
+        infos = {
+            "goal": self._out(self._stacked(self._worlds.goal_of).float()),
+            "_goal": self._out(started.clone()),
+        }
         if self.goal_in_info:
             infos |= {"goal_image": self.goal_images(), "_goal_image": self._out(started.clone())}
         return infos
@@ -331,21 +407,32 @@ class TorchVectorEnv(VectorEnv):
         return self._out(self._worlds.observe())
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One uint8 (render_size, render_size, 3) picture per environment, as the single environment's `render`."""
+        """One uint8 (render_size, render_size, 3) picture per environment, as the single
+        environment's `render`.
+        """
         if self.render_mode is None:
-            gym.logger.warn("render() shows nothing with render_mode=None; make the environment with 'rgb_array'")
+            gym.logger.warn(
+                "render() shows nothing with render_mode=None; make the environment with "
+                "'rgb_array'"
+            )
             return None
         return tuple(self._worlds.frames(self.render_size))
 
     def get_state(self):
-        """(B, X) float64, exactly invertible by `set_state`; the episodes' clocks are not part of it."""
+        """(B, X) float64, exactly invertible by `set_state`; the episodes' clocks are not part of
+        it.
+        """
         return self._out(self._worlds.state())
 
     def set_state(self, states) -> None:
-        """Go to `states (B, X)`: frame stacks repeat the current picture and the episodes' clocks restart."""
+        """Go to `states (B, X)`: frame stacks repeat the current picture and the episodes' clocks
+        restart.
+        """
         shape = tuple(np.shape(states))
         if len(shape) != 2 or shape[0] != self.num_envs:
-            raise ValueError(f"state has shape {shape}; expected {self._worlds.state_shape(self.num_envs)}")
+            raise ValueError(
+                f"state has shape {shape}; expected {self._worlds.state_shape(self.num_envs)}"
+            )
         self._worlds.set_state(states)
 
     @property
@@ -371,20 +458,44 @@ class TorchVectorEnv(VectorEnv):
         return self._out(self._worlds.true_state())
 
     def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None):
-        """(B, A) float32: as the single environment's, with independent noise in every environment."""
+        """(B, A) float32: as the single environment's, with independent noise in every
+        environment.
+        """
         return self._out(self._worlds.expert_action(noise, generator))
 
     def errand(self, u):
         """u (B, 3) -> (B, P) float64: as the single environment's."""
         return self._out(self._worlds.errands(u).double())
 
-    def simulate(self, states, actions, particles: int | None = None, generator: torch.Generator | None = None):
+    def simulate(
+        self,
+        states,
+        actions,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
         """As `TorchEnv.simulate`, computed on this environment's device; B need not be num_envs."""
-        return _like(actions, self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator))
+        return _like(
+            actions,
+            self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator),
+        )
 
-    def simulate_return(self, states, actions, particles: int | None = None, generator: torch.Generator | None = None):
-        """As `TorchEnv.simulate_return`, computed on this environment's device; B need not be num_envs."""
-        return _like(actions, self._worlds.simulate_return(states, self._worlds.tensor(actions), particles, generator))
+    def simulate_return(
+        self,
+        states,
+        actions,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        """As `TorchEnv.simulate_return`, computed on this environment's device; B need not be
+        num_envs.
+        """
+        return _like(
+            actions,
+            self._worlds.simulate_return(
+                states, self._worlds.tensor(actions), particles, generator
+            ),
+        )
 
 
 def _each(observations: Any, function) -> Any:
@@ -400,7 +511,9 @@ def _choose(mask: Tensor, chosen: Any, other: Any) -> Any:
     return torch.where(mask.view(-1, *[1] * (chosen.ndim - 1)), chosen, other)
 
 
-def _write(observations: Tensor | dict[str, Tensor], rows: Tensor, new: Tensor | dict[str, Tensor]) -> None:
+def _write(
+    observations: Tensor | dict[str, Tensor], rows: Tensor, new: Tensor | dict[str, Tensor]
+) -> None:
     """observations[rows] = new, in place."""
     if isinstance(observations, dict):
         for name, value in observations.items():
@@ -413,10 +526,16 @@ def _like(actions: Any, values: Tensor) -> Tensor | np.ndarray:
     return values if isinstance(actions, Tensor) else values.cpu().numpy()
 
 
-def _by_environment(observations: Tensor | dict[str, Tensor], rows: Tensor, num_envs: int) -> np.ndarray:
-    """Gymnasium's `final_obs`: an object array (B,) with a copy of each observation in `rows`, None elsewhere."""
+def _by_environment(
+    observations: Tensor | dict[str, Tensor], rows: Tensor, num_envs: int
+) -> np.ndarray:
+    """Gymnasium's `final_obs`: an object array (B,) with a copy of each observation in `rows`, None
+    elsewhere.
+    """
     last = _each(observations, lambda value: value[rows].numpy())
     array = np.full(num_envs, None, dtype=object)
     for k, i in enumerate(rows.tolist()):
-        array[i] = {name: value[k] for name, value in last.items()} if isinstance(last, dict) else last[k]
+        array[i] = (
+            {name: value[k] for name, value in last.items()} if isinstance(last, dict) else last[k]
+        )
     return array

@@ -1,14 +1,15 @@
-"""The base of torch-native worlds: a batch of states, rules as pure functions of them, and no Gymnasium.
+"""The base of torch-native worlds: a batch of states, rules as pure functions of them, and no
+Gymnasium.
 
-A world is written as functions of *planes*: a state of X numbers is a tuple of X tensors, one per number, all of the batch's
-shape; an action likewise. Rules written so work over any batch shape, in any float type, on any device, and carry gradients
-wherever the physics has them. `World` keeps the planes of B running episodes and does all that worlds have in common: seeds,
-clocks, time limits, action repeat, frame stacks, restarts under a mask, checks, and rollouts for planners.
+A world is written as functions of *planes*: a state of X numbers is a tuple of X tensors, one per
+number, all of the batch's shape; an action likewise. Rules written so work over any batch shape, in
+any float type, on any device, and carry gradients wherever the physics has them. `World` keeps the
+planes of B running episodes and does all that worlds have in common: seeds, clocks, time limits,
+action repeat, frame stacks, restarts under a mask, checks, and rollouts for planners.
 
-Nothing in `World.step`, `World.begin` and `World.observe` waits for an accelerator. What is random is a hash of (seed, episode,
-number): it depends neither on the device nor on the other worlds of the batch, and drawing it is a few integer operations on
-tensors.
-"""
+Nothing in `World.step`, `World.begin` and `World.observe` waits for an accelerator. What is random
+is a hash of (seed, episode, number): it depends neither on the device nor on the other worlds of
+the batch, and drawing it is a few integer operations on tensors."""
 
 from __future__ import annotations
 
@@ -23,14 +24,17 @@ from torch import Tensor
 Planes = tuple[Tensor, ...]
 Seed = int | Sequence[int | None] | None
 
-# Odd constants and multipliers of splitmix64 (Steele, Lea & Flood, 2014), as signed 64-bit numbers; products wrap.
+# Odd constants and multipliers of splitmix64 (Steele, Lea & Flood, 2014), as signed 64-bit numbers;
+# products wrap.
 _WEYL = -0x61C8864680B583EB
 _MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 _LUCK_BITS = 52  # of a world's noise counter: exact in a float64 state
 
 
 def _mixed(h: Tensor) -> Tensor:
-    """splitmix64's finaliser: each input bit changes each output bit with probability one half. int64 -> int64."""
+    """splitmix64's finaliser: each input bit changes each output bit with probability one half.
+    int64 -> int64.
+    """
     for shift, multiplier in zip((30, 27), _MULTIPLIERS):
         h = (h ^ ((h >> shift) & ((1 << (64 - shift)) - 1))) * multiplier
     return h ^ ((h >> 31) & ((1 << 33) - 1))
@@ -67,8 +71,8 @@ def select(mask: Tensor, chosen: Planes, other: Planes) -> Planes:
 class World:
     """B worlds of one kind, each in an episode of its own.
 
-    A kind of world says below `state_names` what it is: `draw`, `advance`, `reward`, `position_of`, `goal_of`, `valid` and
-    `pictures` at least.
+    A kind of world says below `state_names` what it is: `draw`, `advance`, `reward`, `position_of`,
+    `goal_of`, `valid` and `pictures` at least.
 
     Args:
         worlds: B, how many.
@@ -87,7 +91,10 @@ class World:
 
     state_names: ClassVar[tuple[str, ...]] = ()  # what get_state, set_state and simulate mean by X
     vector_names: ClassVar[tuple[str, ...]] = ()  # what "state" observations hold
-    vector_bounds: ClassVar[tuple[float | Sequence[float], float | Sequence[float]]] = (-math.inf, math.inf)
+    vector_bounds: ClassVar[tuple[float | Sequence[float], float | Sequence[float]]] = (
+        -math.inf,
+        math.inf,
+    )
     actions: ClassVar[int] = 1  # A
     draws: ClassVar[int] = 0  # uniform numbers that an episode begins with
     noises: ClassVar[int] = 0  # normal numbers that a control step takes
@@ -119,35 +126,51 @@ class World:
             if not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name} is {value!r}; pass a whole number, {least} or more")
         if not 0.0 < success_radius <= 1.0:
-            raise ValueError(f"success_radius is {success_radius!r}; pass a distance above 0 and at most 1")
-        self.worlds, self.obs, self.size, self.frame_stack = int(worlds), obs, int(size), int(frame_stack)
+            raise ValueError(
+                f"success_radius is {success_radius!r}; pass a distance above 0 and at most 1"
+            )
+        self.worlds, self.obs, self.size, self.frame_stack = (
+            int(worlds),
+            obs,
+            int(size),
+            int(frame_stack),
+        )
         self.action_repeat, self.success_radius = int(action_repeat), float(success_radius)
         if max_episode_steps is not None:
             self.limit = self.action_repeat * int(max_episode_steps)
         self.terminate_on_goal, self.device = bool(terminate_on_goal), torch.device(device)
 
         self.seeded = False
-        self.noise_generator: torch.Generator | None = None  # of the scripted policy, apart from the episodes' own
+        self.noise_generator: torch.Generator | None = (
+            None  # of the scripted policy, apart from the episodes' own
+        )
         self.key = torch.zeros(self.worlds, dtype=torch.int64, device=self.device)
         self.episode = torch.zeros_like(self.key)  # how many each world has begun since its seed
         self.luck = torch.zeros_like(self.key)  # counts the steps' noise
-        self.elapsed = torch.zeros_like(self.key, dtype=torch.int32)  # control steps in this episode
+        self.elapsed = torch.zeros_like(
+            self.key, dtype=torch.int32
+        )  # control steps in this episode
         self._planes: Planes | None = None
         self.history: list[Planes] = []  # states of the stacked frames, oldest first
         self._backdrops: dict[int, Tensor] = {}
 
-    # -- what a kind of world says ---------------------------------------------------------------------------------------
+    # -- what a kind of world says
+    # ---------------------------------------------------------------------------------------
 
     def draw(self, u: Planes) -> Planes:
         """An episode's first state from uniform numbers: `draws` planes in [0, 1) -> X planes."""
         raise NotImplementedError
 
     def advance(self, state: Planes, action: Planes, noise: Planes | None = None) -> Planes:
-        """One control step: X planes, A planes in [-1, 1] and `noises` normal planes (None: none) -> X planes."""
+        """One control step: X planes, A planes in [-1, 1] and `noises` normal planes (None: none)
+        -> X planes.
+        """
         raise NotImplementedError
 
     def reward(self, before: Planes, action: Planes, after: Planes) -> Tensor:
-        """The reward of a control step -> a plane. Unless a world says otherwise: 1 at the goal, else 0."""
+        """The reward of a control step -> a plane. Unless a world says otherwise: 1 at the goal,
+        else 0.
+        """
         return self.success(after).to(after[0].dtype)
 
     def position_of(self, state: Planes) -> Planes:
@@ -177,7 +200,9 @@ class World:
     invalid = "holds NaN or infinity"  # what else a refused state is told
 
     def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
-        """Pictures of planes (n, K) of all worlds, or of the worlds `rows (n,)` -> fresh uint8 (n, K, 3, size, size)."""
+        """Pictures of planes (n, K) of all worlds, or of the worlds `rows (n,)` -> fresh uint8 (n,
+        K, 3, size, size).
+        """
         raise NotImplementedError
 
     def backdrop(self, size: int) -> Tensor:
@@ -192,11 +217,14 @@ class World:
         return frames.copy_(self._backdrops[size])
 
     def scenes(self, state: Planes, size: int) -> Tensor:
-        """Pictures for people, with the goal in them where that is not seen: planes (n,) -> uint8 (n, 3, size, size)."""
+        """Pictures for people, with the goal in them where that is not seen: planes (n,) -> uint8
+        (n, 3, size, size).
+        """
         return self.pictures(tuple(plane[:, None] for plane in state), size)[:, 0]
 
     def begun(self, mask: Tensor | None, drawn: bool) -> None:
-        """Called after states were put in place, in all worlds (None) or where mask (B,): for what follows from them.
+        """Called after states were put in place, in all worlds (None) or where mask (B,): for what
+        follows from them.
 
         drawn: they are from `draw`, not from outside.
         """
@@ -206,20 +234,29 @@ class World:
         raise NotImplementedError
 
     def errand(self, state: Planes, u: Planes) -> Planes:
-        """A position to walk to in a straight line, from three uniform planes -> P planes, see `TorchEnv.errand`."""
-        raise NotImplementedError(f"{type(self).__name__} has no errands to wander on; choose another behaviour")
+        """A position to walk to in a straight line, from three uniform planes -> P planes, see
+        `TorchEnv.errand`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no errands to wander on; choose another behaviour"
+        )
 
     @property
     def planes(self) -> Planes:
-        """The running episodes' states: X planes (B,). Before the first episode, where one with seed 0 would begin."""
+        """The running episodes' states: X planes (B,). Before the first episode, where one with
+        seed 0 would begin.
+        """
         if self._planes is None:
             self._put(self.draw(uniforms(self.key, self.episode, self.draws)), None, drawn=True)
         return self._planes
 
-    # -- episodes --------------------------------------------------------------------------------------------------------
+    # -- episodes --
+    # ----------------------------------------------------------------------------------------------
 
     def seed(self, seed: Seed) -> None:
-        """Seed world i with `seed + i`, or with `seed[i]`; None goes on, and the first time seeds from entropy."""
+        """Seed world i with `seed + i`, or with `seed[i]`; None goes on, and the first time seeds
+        from entropy.
+        """
         if seed is None:
             if self.seeded:
                 return
@@ -229,7 +266,9 @@ class World:
         else:
             seeds = list(seed)
         if len(seeds) != self.worlds:
-            raise ValueError(f"seed holds {len(seeds)} numbers for {self.worlds} environments; pass one for each")
+            raise ValueError(
+                f"seed holds {len(seeds)} numbers for {self.worlds} environments; pass one for each"
+            )
         for s in seeds:
             if s is not None and (not isinstance(s, int | np.integer) or not 0 <= s < 2**63):
                 raise ValueError(f"seed is {s!r}; pass whole numbers, from 0 to 2**63 - 1")
@@ -239,7 +278,9 @@ class World:
             entropy = np.random.SeedSequence().generate_state(self.worlds, np.uint64) >> 1
             keys = torch.where(fresh, keys, torch.from_numpy(entropy.astype(np.int64)))
             fresh = torch.ones_like(fresh)
-        self.noise_generator = torch.Generator().manual_seed(int(keys[0] if fresh[0] else self.key[0]))
+        self.noise_generator = torch.Generator().manual_seed(
+            int(keys[0] if fresh[0] else self.key[0])
+        )
         fresh, keys = fresh.to(self.device), keys.to(self.device)
         self.key = torch.where(fresh, keys, self.key)
         self.episode = torch.where(fresh, 0, self.episode)
@@ -257,7 +298,9 @@ class World:
         self._put(state, mask, drawn=True)
 
     def set_state(self, states: Any) -> None:
-        """Put the worlds into `states (B, X)`, with a new clock; the frame stack repeats the picture."""
+        """Put the worlds into `states (B, X)`, with a new clock; the frame stack repeats the
+        picture.
+        """
         planes, luck = self.check_states(states)
         if luck is not None:
             self.luck = luck
@@ -275,7 +318,9 @@ class World:
         self.begun(mask, drawn)
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Apply `actions (B, A)` -> rewards (B,) float32, and success, terminated, truncated (B,) bool."""
+        """Apply `actions (B, A)` -> rewards (B,) float32, and success, terminated, truncated (B,)
+        bool.
+        """
         action = tuple(actions.clamp(-1.0, 1.0).t().contiguous())
         state = self.planes
         running, rewards = None, None
@@ -310,10 +355,13 @@ class World:
         gaps = ((p - g).square() for p, g in zip(self.position_of(state), self.goal_of(state)))
         return sum(gaps) < self.success_radius**2
 
-    # -- what can be seen ------------------------------------------------------------------------------------------------
+    # -- what can be seen --
+    # ----------------------------------------------------------------------------------------------
 
     def observe(self, rows: Tensor | None = None) -> Tensor | dict[str, Tensor]:
-        """Fresh observations of all worlds, or of the worlds `rows (n,)`: never a view of anything kept."""
+        """Fresh observations of all worlds, or of the worlds `rows (n,)`: never a view of anything
+        kept.
+        """
         if self.obs == "pixels":
             return self._pixels(rows)
         if self.obs == "state":
@@ -321,7 +369,9 @@ class World:
         return {"pixels": self._pixels(rows), "state": self._vectors(rows)}
 
     def _pixels(self, rows: Tensor | None) -> Tensor:
-        history = self.history if self.planes else []  # asking for the planes begins an episode where none has begun
+        history = (
+            self.history if self.planes else []
+        )  # asking for the planes begins an episode where none has begun
         if rows is not None:
             history = [tuple(plane[rows] for plane in state) for state in history]
         stacked = tuple(torch.stack(planes, 1) for planes in zip(*history))  # X planes (n, K)
@@ -332,7 +382,9 @@ class World:
         return torch.stack(self.vectors_of(state), -1).float()
 
     def state(self) -> Tensor:
-        """(B, X) float64, in the order of `state_names`, then luck where steps are noisy; invertible by `set_state`."""
+        """(B, X) float64, in the order of `state_names`, then luck where steps are noisy;
+        invertible by `set_state`.
+        """
         columns = [*self.planes, self.luck] if self.noises else list(self.planes)
         return torch.stack([plane.double() for plane in columns], -1)
 
@@ -352,12 +404,18 @@ class World:
 
     def true_state(self) -> dict[str, Tensor]:
         """What a picture shows, float64 (B, n) each."""
-        return {name: torch.stack(planes, -1).double() for name, planes in self.shown_by(self.planes).items()}
+        return {
+            name: torch.stack(planes, -1).double()
+            for name, planes in self.shown_by(self.planes).items()
+        }
 
-    # -- policies and rollouts -------------------------------------------------------------------------------------------
+    # -- policies and rollouts
+    # -------------------------------------------------------------------------------------------
 
     def expert_action(self, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """(B, A) scripted actions plus `noise` times a standard normal (CPU draw), clipped to [-1, 1]."""
+        """(B, A) scripted actions plus `noise` times a standard normal (CPU draw), clipped to [-1,
+        1].
+        """
         actions = torch.stack(self.expert(self.planes), -1)
         if noise:
             drawn = torch.randn(actions.shape, generator=generator or self.noise_generator)
@@ -369,13 +427,17 @@ class World:
         return torch.stack(self.errand(self.planes, self.tensor(u).unbind(-1)), -1)
 
     def simulate(
-        self, states: Any, actions: Tensor, particles: int | None = None, generator: torch.Generator | None = None
+        self,
+        states: Any,
+        actions: Tensor,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """states (B', X), actions (B', N, H, A) -> positions (B', N, [P,] H+1, P') float32; B' is free.
+        """states (B', X), actions (B', N, H, A) -> positions (B', N, [P,] H+1, P') float32; B' is
+        free.
 
-        None: without noise. With particles P outcomes of each plan, the same noise for all plans of a world. Gradients flow
-        from positions to actions.
-        """
+        None: without noise. With particles P outcomes of each plan, the same noise for all plans of
+        a world. Gradients flow from positions to actions."""
         path = [
             torch.stack([p.expand(shape) for p in self.position_of(state)], -1)
             for state, _, shape in self._rollout(states, actions, particles, generator)
@@ -383,19 +445,33 @@ class World:
         return torch.stack(path, -2)
 
     def simulate_return(
-        self, states: Any, actions: Tensor, particles: int | None = None, generator: torch.Generator | None = None
+        self,
+        states: Any,
+        actions: Tensor,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """As `simulate` -> the rewards' sum over the horizon (B', N[, P]) float32. Neither goals nor time end anything here."""
+        """As `simulate` -> the rewards' sum over the horizon (B', N[, P]) float32. Neither goals
+        nor time end anything here.
+        """
         total: Tensor | float = 0.0
         for _, reward, _ in self._rollout(states, actions, particles, generator):
             if reward is not None:
                 total = total + reward
         return total
 
-    def _rollout(self, states: Any, actions: Tensor, particles: int | None, generator: torch.Generator | None):
-        """Yield the state, the reward of the action that led there, and the batch's shape, at times 0..H."""
+    def _rollout(
+        self, states: Any, actions: Tensor, particles: int | None, generator: torch.Generator | None
+    ):
+        """Yield the state, the reward of the action that led there, and the batch's shape, at times
+        0..H.
+        """
         planes, _ = self.check_states(states)
-        if actions.ndim != 4 or actions.shape[0] != len(planes[0]) or actions.shape[-1] != self.actions:
+        if (
+            actions.ndim != 4
+            or actions.shape[0] != len(planes[0])
+            or actions.shape[-1] != self.actions
+        ):
             raise ValueError(
                 f"actions have shape {tuple(actions.shape)} for {len(planes[0])} states; "
                 f"expected ({len(planes[0])}, N, H, {self.actions})"
@@ -403,7 +479,8 @@ class World:
         if particles is not None and particles < 1:
             raise ValueError(f"particles is {particles!r}; pass a whole number, 1 or more, or None")
         worlds, candidates, horizon, _ = actions.shape
-        # Time first and coordinates apart: each step then reads and writes contiguous (B, N) planes.
+        # Time first and coordinates apart: each step then reads and writes contiguous (B, N)
+        # planes.
         steps = actions.permute(2, 3, 0, 1).contiguous().clamp(-1.0, 1.0)  # (H, A, B, N)
         state = tuple(plane[:, None] for plane in planes)
         shape: tuple[int, ...] = (worlds, candidates)
@@ -424,10 +501,12 @@ class World:
                 state = after
             yield state, total.expand(shape), shape
 
-    # -- checks ----------------------------------------------------------------------------------------------------------
+    # -- checks --
+    # ----------------------------------------------------------------------------------------------
 
     def check_actions(self, actions: Any, shape: tuple[int, ...]) -> Tensor:
-        """`actions` as a float32 tensor of `shape` on the device; ValueError if its shape or a NaN forbids it.
+        """`actions` as a float32 tensor of `shape` on the device; ValueError if its shape or a NaN
+        forbids it.
 
         NaN is looked for where that is free, on the CPU.
         """
@@ -439,22 +518,31 @@ class World:
         return actions
 
     def check_states(self, states: Any) -> tuple[Planes, Tensor | None]:
-        """States (n, X), or with luck (n, X+1) -> X planes (n,), and luck or None; ValueError if one is none of this world."""
+        """States (n, X), or with luck (n, X+1) -> X planes (n,), and luck or None; ValueError if
+        one is none of this world.
+        """
         if not isinstance(states, Tensor):
             states = torch.from_numpy(np.array(states, dtype=np.float64))
         states, count = states.detach().to(self.device), len(self.state_names)
         with_luck = bool(self.noises) and states.ndim == 2 and states.shape[1] == count + 1
         if states.ndim != 2 or (states.shape[1] != count and not with_luck):
-            raise ValueError(f"state has shape {tuple(states.shape)}; expected {self.state_shape('...')}")
+            raise ValueError(
+                f"state has shape {tuple(states.shape)}; expected {self.state_shape('...')}"
+            )
         planes = tuple(plane.contiguous() for plane in states[:, :count].float().t())
         fits = self.valid(planes)
         if not bool(fits.all()):
             bad = states[int((~fits).nonzero()[0, 0]), :count].tolist()
             raise ValueError(
-                f"state {[round(v, 4) for v in bad]} {self.invalid}; pass one that get_state could return: "
+                f"state {[round(v, 4) for v in bad]} {self.invalid}; pass one that get_state could "
+                f"return: "
                 f"{', '.join(self.state_names)}"
             )
-        luck = states[:, count].double().nan_to_num().long() & ((1 << _LUCK_BITS) - 1) if with_luck else None
+        luck = (
+            states[:, count].double().nan_to_num().long() & ((1 << _LUCK_BITS) - 1)
+            if with_luck
+            else None
+        )
         return planes, luck
 
     def state_shape(self, batch: Any = None) -> str:

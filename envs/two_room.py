@@ -1,4 +1,6 @@
-"""Two rooms, one door: the world, its Gymnasium environment and its natively batched vector environment."""
+"""Two rooms, one door: the world, its Gymnasium environment and its natively batched vector
+environment.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,16 @@ from .torch_world import Planes, World
 
 
 class TwoRoomWorld(World):
-    """Two rooms as a `World`: rules and pictures of `two_room_layout`, and the backgrounds of the running episodes."""
+    """Two rooms as a `World`: rules and pictures of `two_room_layout`, and the backgrounds of the
+    running episodes.
+    """
 
     state_names = layout.STATE
     vector_bounds = (0.0, 1.0)
     actions, draws, limit = 2, layout.EPISODE_DRAWS, 100
     invalid = (
-        f"puts the agent into a wall, the goal outside the unit square, wall_x outside {layout.WALL_RANGE} or door_y outside "
+        f"puts the agent into a wall, the goal outside the unit square, wall_x outside "
+        f"{layout.WALL_RANGE} or door_y outside "
         f"{layout.DOOR_RANGE}"
     )
 
@@ -37,21 +42,28 @@ class TwoRoomWorld(World):
         terminate_on_goal: bool = True,
         **common,
     ):
-        super().__init__(success_radius=success_radius, terminate_on_goal=terminate_on_goal, **common)
+        super().__init__(
+            success_radius=success_radius, terminate_on_goal=terminate_on_goal, **common
+        )
         if goal not in ("any", "other-room"):
             raise ValueError(f"goal is {goal!r}; pass 'any' or 'other-room'")
         if not 0.0 < speed <= 1.0:
-            raise ValueError(f"speed is {speed!r}; pass a length in world units, above 0 and at most 1")
+            raise ValueError(
+                f"speed is {speed!r}; pass a length in world units, above 0 and at most 1"
+            )
         self.wall = layout.fixed_or_random("wall", wall, layout.WALL_RANGE)
         self.door = layout.fixed_or_random("door", door, layout.DOOR_RANGE)
         self.other_room, self.speed = goal == "other-room", float(speed)
         self.shortcut = layout.checked_shortcut(shortcut, self.door)
         for name, value in (("slip", slip), ("wind", wind)):
             if not 0.0 <= value <= 0.1:
-                raise ValueError(f"{name} is {value!r}; pass a length in world units, from 0 to 0.1")
+                raise ValueError(
+                    f"{name} is {value!r}; pass a length in world units, from 0 to 0.1"
+                )
         if corridor is not None and (shortcut is not None or not 0.0 < corridor <= 0.5):
             raise ValueError(
-                f"corridor is {corridor!r} and shortcut {shortcut!r}; pass a half width above 0 and at most 0.5, or None, and "
+                f"corridor is {corridor!r} and shortcut {shortcut!r}; pass a half width above 0 "
+                f"and at most 0.5, or None, and "
                 "one of the two at most"
             )
         self.slip, self.corridor, self.wind = float(slip), corridor, float(wind)
@@ -91,7 +103,8 @@ class TwoRoomWorld(World):
         return state[2:4] + state[2:]
 
     def shown_by(self, state: Planes) -> dict[str, Planes]:
-        # The goal is not in the picture and a constant has no variance to explain: neither is a target for a probe.
+        # The goal is not in the picture and a constant has no variance to explain: neither is a
+        # target for a probe.
         shown = {"position": state[0:2]}
         if self.wall is None:
             shown["wall_x"] = state[4:5]
@@ -117,19 +130,26 @@ class TwoRoomWorld(World):
 
     def expert(self, state: Planes) -> Planes:
         position, goal = torch.stack(state[0:2], -1), torch.stack(state[2:4], -1)
-        return layout.expert_action(position, goal, state[4], state[5], self.speed, self.shortcut).unbind(-1)
+        return layout.expert_action(
+            position, goal, state[4], state[5], self.speed, self.shortcut
+        ).unbind(-1)
 
     def errand(self, state: Planes, u: Planes) -> Planes:
-        return layout.errand(torch.stack(state[0:2], -1), state[4], state[5], torch.stack(u, -1)).unbind(-1)
+        return layout.errand(
+            torch.stack(state[0:2], -1), state[4], state[5], torch.stack(u, -1)
+        ).unbind(-1)
 
-    # -- pictures --------------------------------------------------------------------------------------------------------
+    # -- pictures --
+    # ----------------------------------------------------------------------------------------------
 
     def background(self, wall_x: Tensor, door_y: Tensor, size: int) -> Tensor:
         """Layouts (...) without the agent -> uint8 (..., 3, size, size)."""
         return layout.background(wall_x, door_y, size, self.shortcut, self.corridor)
 
     def begun(self, mask: Tensor | None, drawn: bool) -> None:
-        """Redraw walls where layouts changed. Worlds of one layout share one background, kept as long as it holds."""
+        """Redraw walls where layouts changed. Worlds of one layout share one background, kept as
+        long as it holds.
+        """
         if self.obs == "state":
             return  # drawn when a picture is asked for
         wall_x, door_y = self.planes[4:6]
@@ -144,7 +164,9 @@ class TwoRoomWorld(World):
             return
         elif self.device.type == "cpu":
             rows = mask.nonzero()[:, 0]
-            self._backgrounds = self._backgrounds.repeat(self.worlds // len(self._backgrounds), 1, 1, 1)
+            self._backgrounds = self._backgrounds.repeat(
+                self.worlds // len(self._backgrounds), 1, 1, 1
+            )
             self._backgrounds[rows] = self.background(wall_x[rows], door_y[rows], self.size)
         else:
             fresh = self.background(wall_x, door_y, self.size)
@@ -171,11 +193,14 @@ class TwoRoomEnv(TorchEnv):
 
     ## Description
 
-    The agent is a dot in the unit square, which a vertical wall with one door cuts into two rooms. It is asked to
-    move to a goal position. The picture shows walls, door and agent and **not** the goal: the goal is a picture of
-    its own (`goal_image()`), so the task is to get from what is seen to what is wanted.
+    The agent is a dot in the unit square, which a vertical wall with one door cuts into two rooms.
+    It is asked to
+    move to a goal position. The picture shows walls, door and agent and **not** the goal: the goal
+    is a picture of its own (`goal_image()`), so the task is to get from what is seen to what is
+    wanted.
 
-    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is in steps.
+    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is
+    in steps.
 
     ## Action space
 
@@ -186,27 +211,29 @@ class TwoRoomEnv(TorchEnv):
     | 0     | displacement x | `speed` (0.04) world units | [-1, 1] |
     | 1     | displacement y | `speed` (0.04) world units | [-1, 1] |
 
-    The straight line of the step is swept exactly: whatever the agent meets (wall, door post, border) drops the
-    blocked component for the rest of the step, and the other component goes on. The agent's centre keeps 0.035 away
-    from anything solid. Wall thickness 0.04, door 0.16 wide (0.09 for the centre), border 0.03.
+    The straight line of the step is swept exactly: whatever the agent meets (wall, door post,
+    border) drops the blocked component for the rest of the step, and the other component goes on.
+    The agent's centre keeps 0.035 away from anything solid. Wall thickness 0.04, door 0.16 wide
+    (0.09 for the centre), border 0.03.
 
-    With `shortcut=y` the wall has a second opening around y, 0.24 wide for the centre: a frozen bridge, 0.08 wide, with
-    water on both sides. Each step from the bridge is displaced by Gaussian noise of standard deviation `slip` per axis. An
-    agent whose centre leaves the bridge inside the opening is in the water and moves no more.
-    `gjwm/two-room-slippery-v0` has the bridge at 0.35 and the safe door far off at 0.8.
+    With `shortcut=y` the wall has a second opening around y, 0.24 wide for the centre: a frozen
+    bridge, 0.08 wide, with water on both sides. Each step from the bridge is displaced by Gaussian
+    noise of standard deviation `slip` per axis. An agent whose centre leaves the bridge inside the
+    opening is in the water and moves no more. `gjwm/two-room-slippery-v0` has the bridge at 0.35
+    and the safe door far off at 0.8.
 
-    With `corridor=w` wind blows in the strip less than w from the middle of the wall, on both sides of it and in the door:
-    each step that begins there is displaced by Gaussian noise of standard deviation `wind` per axis. Outside the strip steps
-    are exact: how certain the next position is depends on where the agent is, and shows (the strip is tinted).
-    `gjwm/two-room-noisy-v0` has a strip of half width 0.2 and goals on the other side.
+    With `corridor=w` wind blows in the strip less than w from the middle of the wall, on both sides
+    of it and in the door: each step that begins there is displaced by Gaussian noise of standard
+    deviation `wind` per axis. Outside the strip steps are exact: how certain the next position is
+    depends on where the agent is, and shows (the strip is tinted). `gjwm/two-room-noisy-v0` has a
+    strip of half width 0.2 and goals on the other side.
 
     ## Observation space
 
-    | obs        | space                                               | contents                                   |
-    |------------|-----------------------------------------------------|--------------------------------------------|
-    | `"pixels"` | `Box(0, 255, (3 * frame_stack, size, size), uint8)` | RGB frames, oldest first, newest last      |
-    | `"state"`  | `Box(0, 1, (6,), float32)`                          | `x, y, goal_x, goal_y, wall_x, door_y`, wu |
-    | `"both"`   | `Dict` of `"pixels"` and `"state"`                  |                                            |
+    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest
+      first, newest last
+    - `"state"` (default `Box(0, 1, (6,), float32)`): `x, y, goal_x, goal_y, wall_x, door_y`, wu
+    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
 
     wu: world units.
 
@@ -216,9 +243,10 @@ class TwoRoomEnv(TorchEnv):
 
     ## Starting state
 
-    Start uniform over both rooms; goal uniform over both rooms (`goal="any"`) or over the room without the agent
-    (`"other-room"`), at least `2 * success_radius` from the start. wall_x and door_y are 0.5, or uniform on
-    [0.35, 0.65] and [0.2, 0.8] where "random". `options={"state": s}` starts from `s` instead, as `set_state` does.
+    Start uniform over both rooms; goal uniform over both rooms (`goal="any"`) or over the room
+    without the agent (`"other-room"`), at least `2 * success_radius` from the start. wall_x and
+    door_y are 0.5, or uniform on [0.35, 0.65] and [0.2, 0.8] where "random". `options={"state": s}`
+    starts from `s` instead, as `set_state` does.
 
     ## Episode end
 
@@ -226,45 +254,49 @@ class TwoRoomEnv(TorchEnv):
 
     ## State, goal and expert
 
-    `get_state`: `x, y, goal_x, goal_y, wall_x, door_y`, float64 (6,), world units; in worlds with noise also its counter, so
-    that `set_state(get_state())` goes on with the same noise. `position` and `goal` are `x, y` (2,). The expert goes to the
-    near side of the door, through it, then straight to the goal; with a bridge it takes the shorter way.
+    `get_state`: `x, y, goal_x, goal_y, wall_x, door_y`, float64 (6,), world units; in worlds with
+    noise also its counter, so that `set_state(get_state())` goes on with the same noise. `position`
+    and `goal` are `x, y` (2,). The expert goes to the near side of the door, through it, then
+    straight to the goal; with a bridge it takes the shorter way.
 
     ## Info
 
-    `reset`: `"goal"` float32 (2,) world units, and `"goal_image"` if `goal_in_info`. `step`: `"success"` bool.
+    `reset`: `"goal"` float32 (2,) world units, and `"goal_image"` if `goal_in_info`. `step`:
+    `"success"` bool.
 
     ## Arguments
 
-    | argument            | default    | meaning                                                         |
-    |---------------------|------------|-----------------------------------------------------------------|
-    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                               |
-    | `size`              | 64         | side of the picture, pixels                                     |
-    | `frame_stack`       | 1          | pictures per observation                                        |
-    | `action_repeat`     | 1          | steps per action                                                |
-    | `wall`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or wall_x              |
-    | `door`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or door_y              |
-    | `goal`              | `"any"`    | `"any"` or `"other-room"`                                       |
-    | `shortcut`          | None       | y of a second opening: a frozen bridge over water               |
-    | `slip`              | 0.04       | std of a step's slip on the ice, world units per axis           |
-    | `corridor`          | None       | half width of the windy strip along the wall, world units       |
-    | `wind`              | 0.04       | std of a step's noise in the strip, world units per axis        |
-    | `speed`             | 0.04       | world units per step at full action                             |
-    | `success_radius`    | 0.05       | world units                                                     |
-    | `max_episode_steps` | None       | actions until truncation; None: 100 steps                       |
-    | `terminate_on_goal` | True       | end the episode at the goal                                     |
+    | argument            | default    | meaning                                                   |
+    |---------------------|------------|-----------------------------------------------------------|
+    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                         |
+    | `size`              | 64         | side of the picture, pixels                               |
+    | `frame_stack`       | 1          | pictures per observation                                  |
+    | `action_repeat`     | 1          | steps per action                                          |
+    | `wall`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or wall_x        |
+    | `door`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or door_y        |
+    | `goal`              | `"any"`    | `"any"` or `"other-room"`                                 |
+    | `shortcut`          | None       | y of a second opening: a frozen bridge over water         |
+    | `slip`              | 0.04       | std of a step's slip on the ice, world units per axis     |
+    | `corridor`          | None       | half width of the windy strip along the wall, world units |
+    | `wind`              | 0.04       | std of a step's noise in the strip, world units per axis  |
+    | `speed`             | 0.04       | world units per step at full action                       |
+    | `success_radius`    | 0.05       | world units                                               |
+    | `max_episode_steps` | None       | actions until truncation; None: 100 steps                 |
+    | `terminate_on_goal` | True       | end the episode at the goal                               |
 
     and those of `TorchEnv`.
 
     Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and a state that
-            is none of this world.
+        ValueError: for an argument outside this table, an action of another shape or with NaN, and
+            a state that is none of this world.
     """
 
     world = TwoRoomWorld
 
     def image_position(self, position: np.ndarray) -> np.ndarray:
-        """Where positions (..., 2) are seen in a picture: shares of its width and height from the top left corner."""
+        """Where positions (..., 2) are seen in a picture: shares of its width and height from the
+        top left corner.
+        """
         return np.asarray(position, np.float64)  # the unit square is the picture
 
     @property

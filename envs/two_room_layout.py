@@ -1,24 +1,28 @@
-"""The two-room world's geometry: layout, exact collision, pictures, episode draws and a scripted policy.
+"""The two-room world's geometry: layout, exact collision, pictures, episode draws and a scripted
+policy.
 
-Every function is pure, works on any device and over any leading batch shape, and draws no random numbers of its own;
-`two_room.py` makes a `torch_world.World` of them.
+Every function is pure, works on any device and over any leading batch shape, and draws no random
+numbers of its own; `two_room.py` makes a `torch_world.World` of them.
 
-Units. The world is the unit square; positions and lengths are in *world units* (1 = the side of the square, `size`
-pixels in a picture). x grows to the right and y grows downwards, as image rows do: a dot at (x, y) has its centre at
-column x * size and row y * size, measured from the picture's top left corner. Time is in steps.
+Units. The world is the unit square; positions and lengths are in *world units* (1 = the side of the
+square, `size` pixels in a picture). x grows to the right and y grows downwards, as image rows do: a
+dot at (x, y) has its centre at column x * size and row y * size, measured from the picture's top
+left corner. Time is in steps.
 
-Layout. A border of `BORDER` runs around the square. A vertical wall of thickness `WALL_THICKNESS` stands at
-x = wall_x; a door, a gap of half width `DOOR_HALF_WIDTH` around y = door_y, joins the two rooms. The agent is a point
-at the centre of a dot, kept `AGENT_RADIUS` away from border, wall and door posts, measured along x and along y (the
-walls grow by a square, not by a disc: corners stay sharp and collision stays exact in closed form).
+Layout. A border of `BORDER` runs around the square. A vertical wall of thickness `WALL_THICKNESS`
+stands at x = wall_x; a door, a gap of half width `DOOR_HALF_WIDTH` around y = door_y, joins the two
+rooms. The agent is a point at the centre of a dot, kept `AGENT_RADIUS` away from border, wall and
+door posts, measured along x and along y (the walls grow by a square, not by a disc: corners stay
+sharp and collision stays exact in closed form).
 
-Shortcut. A world may have a second, wide opening around y = shortcut: a frozen bridge with water on both sides. On the
-ice every step slips by Gaussian noise on top of the action; an agent whose centre leaves the bridge inside the opening
-lies in the water and moves no more. Where it is says all: nothing is hidden.
+Shortcut. A world may have a second, wide opening around y = shortcut: a frozen bridge with water on
+both sides. On the ice every step slips by Gaussian noise on top of the action; an agent whose
+centre leaves the bridge inside the opening lies in the water and moves no more. Where it is says
+all: nothing is hidden.
 
-Corridor. A world may have a windy strip along its wall, on both sides and through the door: every step that begins in it is
-displaced by Gaussian noise on top of the action. Outside of it steps are exact.
-"""
+Corridor. A world may have a windy strip along its wall, on both sides and through the door: every
+step that begins in it is displaced by Gaussian noise on top of the action. Outside of it steps are
+exact."""
 
 from __future__ import annotations
 
@@ -38,11 +42,15 @@ AGENT_RADIUS = 0.035  # also the radius at which the drawn dot is half transpare
 
 # What is left for the agent's centre.
 LOW, HIGH = BORDER + AGENT_RADIUS, 1.0 - BORDER - AGENT_RADIUS
-WALL_REACH = WALL_THICKNESS / 2 + AGENT_RADIUS  # half width of the slab around wall_x that only the doorway crosses
+WALL_REACH = (
+    WALL_THICKNESS / 2 + AGENT_RADIUS
+)  # half width of the slab around wall_x that only the doorway crosses
 DOOR_CLEARANCE = DOOR_HALF_WIDTH - AGENT_RADIUS  # half width of the doorway
 
 BRIDGE_HALF_WIDTH = 0.04  # for the agent's centre, around y = shortcut
-SHORTCUT_HALF_WIDTH = 0.12  # of the whole opening, for the agent's centre: between bridge and posts is water
+SHORTCUT_HALF_WIDTH = (
+    0.12  # of the whole opening, for the agent's centre: between bridge and posts is water
+)
 SLIP = 0.04  # world units, standard deviation per step and axis on the ice
 
 WIND = 0.04  # world units, standard deviation per step and axis in the corridor
@@ -52,10 +60,18 @@ DOOR_RANGE = (0.2, 0.8)  # of door_y when it is drawn per episode
 
 ERRAND_DEPTH, ERRAND_MISS = 0.15, 0.15  # world units, see `errand`
 
-STATE = ("x", "y", "goal_x", "goal_y", "wall_x", "door_y")  # what get_state, set_state and simulate mean by X
+STATE = (
+    "x",
+    "y",
+    "goal_x",
+    "goal_y",
+    "wall_x",
+    "door_y",
+)  # what get_state, set_state and simulate mean by X
 SUCCESS_RADIUS = 0.05
 
-# RGB, 0..255: a red dot and dark walls on a light floor; goals, where people look at them, are green.
+# RGB, 0..255: a red dot and dark walls on a light floor; goals, where people look at them, are
+# green.
 FLOOR_COLOUR = (236, 236, 228)
 WALL_COLOUR = (44, 52, 70)
 AGENT_COLOUR = (222, 44, 40)
@@ -67,22 +83,33 @@ WIND_COLOUR = (206, 198, 224)
 GOAL_CANDIDATES = 8  # per episode; see draw_episode
 EPISODE_DRAWS = 4 + 2 * GOAL_CANDIDATES  # uniform numbers that one episode consumes
 
-# The dot is opaque near its centre and fades to nothing at this radius: alpha = 2 (1 - (d / DOT_REACH)^2), clipped to
-# [0, 1], which is one half at AGENT_RADIUS. A fade of about a pixel at size 64 keeps the position visible below the
-# pixel grid, and a compact one makes drawing a patch instead of a picture exact.
+# The dot is opaque near its centre and fades to nothing at this radius: alpha = 2 (1 - (d /
+# DOT_REACH)^2), clipped to [0, 1], which is one half at AGENT_RADIUS. A fade of about a pixel at
+# size 64 keeps the position visible below the pixel grid, and a compact one makes drawing a patch
+# instead of a picture exact.
 DOT_REACH = AGENT_RADIUS / math.sqrt(0.75)
 
 
 def doorway(wall_x: Tensor, door_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The box that joins the rooms, in agent centres: `(left, right, top, bottom)`, each shaped as its argument.
+    """The box that joins the rooms, in agent centres: `(left, right, top, bottom)`, each shaped as
+    its argument.
 
-    The agent is in free space iff it is inside [LOW, HIGH]^2 and x <= left, or x >= right, or top <= y <= bottom.
+    The agent is in free space iff it is inside [LOW, HIGH]^2 and x <= left, or x >= right, or top
+    <= y <= bottom."""
+    return (
+        wall_x - WALL_REACH,
+        wall_x + WALL_REACH,
+        door_y - DOOR_CLEARANCE,
+        door_y + DOOR_CLEARANCE,
+    )
+
+
+def is_free(
+    position: Tensor, wall_x: Tensor, door_y: Tensor, shortcut: float | None = None
+) -> Tensor:
+    """Whether the agent may stand at `position (..., 2)` in the layout `wall_x (...)`, `door_y
+    (...)` -> bool (...).
     """
-    return wall_x - WALL_REACH, wall_x + WALL_REACH, door_y - DOOR_CLEARANCE, door_y + DOOR_CLEARANCE
-
-
-def is_free(position: Tensor, wall_x: Tensor, door_y: Tensor, shortcut: float | None = None) -> Tensor:
-    """Whether the agent may stand at `position (..., 2)` in the layout `wall_x (...)`, `door_y (...)` -> bool (...)."""
     x, y = position.unbind(-1)
     left, right, top, bottom = doorway(wall_x, door_y)
     inside = (x >= LOW) & (x <= HIGH) & (y >= LOW) & (y <= HIGH)
@@ -93,8 +120,12 @@ def is_free(position: Tensor, wall_x: Tensor, door_y: Tensor, shortcut: float | 
 
 
 def _posts(shortcut: float) -> tuple[float, float]:
-    """Where the shortcut's opening begins and ends along y, for the agent's centre: one pair of numbers for all checks."""
-    return float(np.float32(shortcut - SHORTCUT_HALF_WIDTH)), float(np.float32(shortcut + SHORTCUT_HALF_WIDTH))
+    """Where the shortcut's opening begins and ends along y, for the agent's centre: one pair of
+    numbers for all checks.
+    """
+    return float(np.float32(shortcut - SHORTCUT_HALF_WIDTH)), float(
+        np.float32(shortcut + SHORTCUT_HALF_WIDTH)
+    )
 
 
 def _at_shortcut(y: Tensor, shortcut: float) -> Tensor:
@@ -109,8 +140,18 @@ def is_sunk(x: Tensor, y: Tensor, wall_x: Tensor, shortcut: float) -> Tensor:
     return inside & off_bridge & _at_shortcut(y, shortcut)
 
 
-def slide(x: Tensor, y: Tensor, dx: Tensor, dy: Tensor, wall_x: Tensor, shortcut: float, slip: Sequence[Tensor] | None):
-    """The step (dx, dy) as the ice and the water change it. slip: displacement on ice, x and y; None for none."""
+def slide(
+    x: Tensor,
+    y: Tensor,
+    dx: Tensor,
+    dy: Tensor,
+    wall_x: Tensor,
+    shortcut: float,
+    slip: Sequence[Tensor] | None,
+):
+    """The step (dx, dy) as the ice and the water change it. slip: displacement on ice, x and y;
+    None for none.
+    """
     if slip is not None:
         on_ice = (x > wall_x - WALL_REACH) & (x < wall_x + WALL_REACH) & _at_shortcut(y, shortcut)
         dx, dy = dx + on_ice * slip[0], dy + on_ice * slip[1]
@@ -121,7 +162,9 @@ def slide(x: Tensor, y: Tensor, dx: Tensor, dy: Tensor, wall_x: Tensor, shortcut
 def blow(
     x: Tensor, dx: Tensor, dy: Tensor, wall_x: Tensor, corridor: float, gust: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The step (dx, dy) with the gust's displacement, x and y, added for agents in the corridor |x - wall_x| < corridor."""
+    """The step (dx, dy) with the gust's displacement, x and y, added for agents in the corridor |x
+    - wall_x| < corridor.
+    """
     windy = (x - wall_x).abs() < corridor
     return dx + windy * gust[0], dy + windy * gust[1]
 
@@ -137,15 +180,18 @@ def sweep(
     bottom: Tensor,
     shortcut: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Move by (dx, dy) along the straight line and slide: the closed form behind `move`, on split coordinates.
+    """Move by (dx, dy) along the straight line and slide: the closed form behind `move`, on split
+    coordinates.
 
-    Mirrored so that the agent always travels towards larger x. Negation is exact in floating point, so an agent
-    stopped at a face lands on precisely the number that later comparisons use, and can never leak through.
-    """
+    Mirrored so that the agent always travels towards larger x. Negation is exact in floating point,
+    so an agent stopped at a face lands on precisely the number that later comparisons use, and can
+    never leak through."""
     sign = torch.where(dx >= 0, 1.0, -1.0)
     start, end = sign * x, sign * (x + dx).clamp(LOW, HIGH)
     near, far = torch.minimum(sign * left, sign * right), torch.maximum(sign * left, sign * right)
-    run = dx.abs().clamp(min=1e-12)  # never zero, so that times below stay finite (and gradients too)
+    run = dx.abs().clamp(
+        min=1e-12
+    )  # never zero, so that times below stay finite (and gradients too)
     y_end = (y + dy).clamp(LOW, HIGH)
 
     # At the wall's near face: through the door, or x is blocked and y goes on.
@@ -158,7 +204,8 @@ def sweep(
     fits = (y_near >= top) & (y_near <= bottom)
     end = torch.where(enters & ~fits, near, end)
 
-    # Between the posts, up to the far face or the end of the step: a post met on the way blocks y, and x goes on.
+    # Between the posts, up to the far face or the end of the step: a post met on the way blocks y,
+    # and x goes on.
     between = (enters & fits) | ((start > near) & (start < far))
     y_far = y + ((far - start) / run).clamp(max=1.0) * dy
     y_post = torch.minimum(torch.maximum(y_far, top), bottom)
@@ -179,10 +226,13 @@ def move(
     shortcut: float | None = None,
     slip: Tensor | None = None,
 ) -> Tensor:
-    """One step of the agent: displacement `speed * action`, swept exactly against walls, door posts and border.
+    """One step of the agent: displacement `speed * action`, swept exactly against walls, door posts
+    and border.
 
-    The agent travels along the straight line. What meets it first blocks one component, which is dropped for the rest
-    of the step, and the other component goes on: it slides along the wall. No step, however long, passes a wall.
+    The agent travels along the straight line. What meets it first blocks one component, which is
+    dropped for the rest
+    of the step, and the other component goes on: it slides along the wall. No step, however long,
+    passes a wall.
 
     Args:
         position: (..., 2) agent centre (x, y), world units; must be free (`is_free`).
@@ -198,7 +248,9 @@ def move(
     dx, dy = (speed * action.clamp(-1.0, 1.0)).unbind(-1)
     x, y = position.unbind(-1)
     if shortcut is not None:
-        dx, dy = slide(x, y, dx, dy, wall_x, shortcut, None if slip is None else slip.movedim(-1, 0))
+        dx, dy = slide(
+            x, y, dx, dy, wall_x, shortcut, None if slip is None else slip.movedim(-1, 0)
+        )
     return torch.stack(sweep(x, y, dx, dy, *doorway(wall_x, door_y), shortcut), dim=-1)
 
 
@@ -220,9 +272,11 @@ def expert_action(
         speed: world units per step at |action| = 1.
 
     Returns:
-        (..., 2) action in [-1, 1]: full speed along the larger component, slower only on the last step to a target.
+        (..., 2) action in [-1, 1]: full speed along the larger component, slower only on the last
+        step to a target.
     """
-    ahead = 0.01  # world units past a face: a target on the face itself would only be reached in the limit
+    # world units past a face: a target on the face itself would only be reached in the limit
+    ahead = 0.01
     x, y = position.unbind(-1)
     left, right, _, _ = doorway(wall_x, door_y)
     clearance = torch.full_like(x, DOOR_CLEARANCE)
@@ -233,7 +287,9 @@ def expert_action(
         door_y = torch.where(over, shortcut, door_y)
         clearance = torch.where(over, BRIDGE_HALF_WIDTH, clearance)
     goal_is_right = goal[..., 0] > wall_x
-    near = torch.where(goal_is_right, left - ahead, right + ahead)  # the waypoints before and after the door
+    near = torch.where(
+        goal_is_right, left - ahead, right + ahead
+    )  # the waypoints before and after the door
     far = torch.where(goal_is_right, right + ahead, left - ahead)
 
     arrived = torch.where(goal_is_right, x >= right, x <= left)
@@ -247,10 +303,12 @@ def expert_action(
 
 
 def errand(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) -> Tensor:
-    """Where to walk next for a wanderer that is to learn what walls do: half of the time anywhere, else at the door.
+    """Where to walk next for a wanderer that is to learn what walls do: half of the time anywhere,
+    else at the door.
 
-    The second are places beyond the wall's middle, up to `ERRAND_DEPTH` behind it and up to `ERRAND_MISS` beside the door's: a
-    straight line to them runs into the wall near the door, along a post, or through.
+    The second are places beyond the wall's middle, up to `ERRAND_DEPTH` behind it and up to
+    `ERRAND_MISS` beside the door's: a straight line to them runs into the wall near the door, along
+    a post, or through.
 
     Args:
         position: (..., 2), world units.
@@ -263,21 +321,26 @@ def errand(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) -> Tenso
     which, first, second = u.unbind(-1)
     anywhere = LOW + (HIGH - LOW) * torch.stack([first, second], -1)
     beyond = torch.where(position[..., 0] > wall_x, -1.0, 1.0)
-    door = torch.stack([wall_x + beyond * ERRAND_DEPTH * first, door_y + ERRAND_MISS * (2 * second - 1)], -1)
+    door = torch.stack(
+        [wall_x + beyond * ERRAND_DEPTH * first, door_y + ERRAND_MISS * (2 * second - 1)], -1
+    )
     return torch.where((which < 0.5)[..., None], anywhere, door)
 
 
 def draw_episode(
     uniforms: Tensor, *, wall: float | None, door: float | None, other_room: bool, separation: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turn uniform numbers into episodes: start and goal uniform over the rooms (the doorway itself left out).
+    """Turn uniform numbers into episodes: start and goal uniform over the rooms (the doorway itself
+    left out).
 
-    A goal within `separation` of the start would end the episode before it began: the first of `GOAL_CANDIDATES`
-    candidates that is farther away is taken (all fail with probability below 1e-10 at the default separation).
+    A goal within `separation` of the start would end the episode before it began: the first of
+    `GOAL_CANDIDATES` candidates that is farther away is taken (all fail with probability below
+    1e-10 at the default separation).
 
     Args:
         uniforms: (n, EPISODE_DRAWS) in [0, 1).
-        wall, door: the fixed wall_x and door_y, or None to draw them from `WALL_RANGE` and `DOOR_RANGE`.
+        wall, door: the fixed wall_x and door_y, or None to draw them from `WALL_RANGE` and
+            `DOOR_RANGE`.
         other_room: draw the goal in the room where the start is not; else in either.
         separation: least distance of start and goal, world units.
 
@@ -296,8 +359,13 @@ def draw_episode(
         """(n, k, 2) uniforms within the room named by `in_left (n, k)` -> (n, k, 2) positions."""
         x_left = LOW + u[..., 0] * left_length[:, None]
         x_right = right[:, None] + u[..., 0] * right_length[:, None]
-        x_left, x_right = torch.minimum(x_left, left[:, None]), x_right.clamp(max=HIGH)  # against rounding
-        return torch.stack([torch.where(in_left, x_left, x_right), LOW + u[..., 1] * (HIGH - LOW)], dim=-1)
+        x_left, x_right = (
+            torch.minimum(x_left, left[:, None]),
+            x_right.clamp(max=HIGH),
+        )  # against rounding
+        return torch.stack(
+            [torch.where(in_left, x_left, x_right), LOW + u[..., 1] * (HIGH - LOW)], dim=-1
+        )
 
     def place_anywhere(u: Tensor) -> Tensor:
         """As `place`, with the room chosen by the same number that then says where in it."""
@@ -324,12 +392,16 @@ def _within(interval: tuple[float, float], u: Tensor) -> Tensor:
 
 
 def background(
-    wall_x: Tensor, door_y: Tensor, size: int, shortcut: float | None = None, corridor: float | None = None
+    wall_x: Tensor,
+    door_y: Tensor,
+    size: int,
+    shortcut: float | None = None,
+    corridor: float | None = None,
 ) -> Tensor:
     """Everything but the agent: uint8 (..., 3, size, size) for layouts `wall_x, door_y (...)`.
 
-    Each pixel is mixed by the share of its area that wall covers, so that layouts a fraction of a pixel apart differ.
-    """
+    Each pixel is mixed by the share of its area that wall covers, so that layouts a fraction of a
+    pixel apart differ."""
     wall_x, door_y = torch.broadcast_tensors(wall_x, door_y)
     device = wall_x.device
 
@@ -337,7 +409,9 @@ def background(
         """Share of each pixel's extent within [low, high], world units."""
         return raster.share(low * size, high * size, size, device)
 
-    across = share(wall_x - WALL_THICKNESS / 2, wall_x + WALL_THICKNESS / 2)  # (..., size) over columns
+    across = share(
+        wall_x - WALL_THICKNESS / 2, wall_x + WALL_THICKNESS / 2
+    )  # (..., size) over columns
     gap = share(door_y - DOOR_HALF_WIDTH, door_y + DOOR_HALF_WIDTH)  # (..., size) over rows
     inner = share(BORDER, 1.0 - BORDER)  # (size,)
     wall = across[..., None, :] * (1.0 - gap[..., :, None])
@@ -359,7 +433,9 @@ def background(
     return (picture + 0.5).to(torch.uint8)
 
 
-def draw_dot(frames: Tensor, position: Tensor, colour: tuple[int, int, int] = AGENT_COLOUR) -> Tensor:
+def draw_dot(
+    frames: Tensor, position: Tensor, colour: tuple[int, int, int] = AGENT_COLOUR
+) -> Tensor:
     """Blend one dot into each picture, in place, touching only the pixels under it.
 
     Args:
@@ -378,11 +454,18 @@ def draw_dot(frames: Tensor, position: Tensor, colour: tuple[int, int, int] = AG
     first = (centre - reach).ceil().clamp_(0, size - patch)
     index = first[:, :, None] + torch.arange(patch, device=centre.device)  # (n, 2, P) columns, rows
     square = (index - centre[:, :, None]).square_()
-    alpha = (square[:, 1, :, None] + square[:, 0, None, :]).mul_(-2.0 / reach**2).add_(2.0).clamp_(0.0, 1.0)
+    alpha = (
+        (square[:, 1, :, None] + square[:, 0, None, :])
+        .mul_(-2.0 / reach**2)
+        .add_(2.0)
+        .clamp_(0.0, 1.0)
+    )
     alpha = alpha.flatten(1)[:, None]  # (n, 1, P*P)
 
     index = index.to(torch.int64)
-    pixels = (index[:, 1, :, None] * size + index[:, 0, None, :]).flatten(1)[:, None].expand(-1, 3, -1)  # (n, 3, P*P)
+    pixels = (
+        (index[:, 1, :, None] * size + index[:, 0, None, :]).flatten(1)[:, None].expand(-1, 3, -1)
+    )  # (n, 3, P*P)
     under = pictures.gather(2, pixels).float()
     ink = raster.ink(colour, frames.device)[:, None]
     pictures.scatter_(2, pixels, (under + alpha * (ink - under)).add_(0.5).to(torch.uint8))
@@ -390,51 +473,69 @@ def draw_dot(frames: Tensor, position: Tensor, colour: tuple[int, int, int] = AG
 
 
 def paint(backgrounds: Tensor, position: Tensor) -> Tensor:
-    """Fresh pictures of the agent at `position (..., 2)` over `backgrounds`, which broadcast to (..., 3, size, size).
+    """Fresh pictures of the agent at `position (..., 2)` over `backgrounds`, which broadcast to
+    (..., 3, size, size).
 
     This is the fast path: one copy of the background and one small patch per picture.
     """
-    frames = torch.empty(*position.shape[:-1], *backgrounds.shape[-3:], dtype=torch.uint8, device=backgrounds.device)
+    frames = torch.empty(
+        *position.shape[:-1], *backgrounds.shape[-3:], dtype=torch.uint8, device=backgrounds.device
+    )
     return draw_dot(frames.copy_(backgrounds), position)
 
 
 def render(
-    position: Tensor, wall_x: Tensor | float, door_y: Tensor | float, size: int = 64, shortcut: float | None = None
+    position: Tensor,
+    wall_x: Tensor | float,
+    door_y: Tensor | float,
+    size: int = 64,
+    shortcut: float | None = None,
 ) -> Tensor:
     """The picture an agent sees: walls, door and itself, not the goal.
 
     Args:
         position: (..., 2) agent centre, world units.
-        wall_x, door_y: numbers, or tensors that broadcast to `position`'s leading shape, world units.
+        wall_x, door_y: numbers, or tensors that broadcast to `position`'s leading shape, world
+            units.
         size: side of the picture, pixels.
 
     Returns:
         uint8 (..., 3, size, size) on `position`'s device.
     """
-    wall_x, door_y = (torch.as_tensor(edge, dtype=torch.float32, device=position.device) for edge in (wall_x, door_y))
+    wall_x, door_y = (
+        torch.as_tensor(edge, dtype=torch.float32, device=position.device)
+        for edge in (wall_x, door_y)
+    )
     return paint(background(wall_x, door_y, size, shortcut), position)
 
 
 def fixed_or_random(name: str, value: str | float, interval: tuple[float, float]) -> float | None:
-    """ "fixed" -> 0.5, "random" -> None, a number within `interval` -> that number, rounded to float32."""
+    """ "fixed" -> 0.5, "random" -> None, a number within `interval` -> that number, rounded to
+    float32.
+    """
     if value == "random":
         return None
     if value == "fixed":
         value = 0.5
     if isinstance(value, str) or not interval[0] <= value <= interval[1]:
-        raise ValueError(f"{name} is {value!r}; pass 'fixed', 'random' or a number in {list(interval)}")
+        raise ValueError(
+            f"{name} is {value!r}; pass 'fixed', 'random' or a number in {list(interval)}"
+        )
     return float(np.float32(value))  # as the tensors hold it, so that comparing layouts is exact
 
 
 def checked_shortcut(shortcut: float | None, door: float | None) -> float | None:
-    """The bridge's y as the tensors hold it; ValueError unless its opening and the door's have a wall between them."""
+    """The bridge's y as the tensors hold it; ValueError unless its opening and the door's have a
+    wall between them.
+    """
     if shortcut is None:
         return None
     apart = SHORTCUT_HALF_WIDTH + DOOR_CLEARANCE + 2 * AGENT_RADIUS
     low, high = DOOR_RANGE
     if not low <= shortcut <= high or door is None or abs(shortcut - door) < apart:
         raise ValueError(
-            f"shortcut is {shortcut!r}; pass None or a number in [{low}, {high}] at least {apart:.3f} from a door that is not "
+            f"shortcut is {shortcut!r}; pass None or a number in [{low}, {high}] at least "
+            f"{apart:.3f} from a door that is not "
             "'random'"
         )
     return float(np.float32(shortcut))

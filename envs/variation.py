@@ -1,4 +1,6 @@
-"""Seeded visual and physical variation of a MuJoCo scene, for tests of generalisation: one factor at a time, or several."""
+"""Seeded visual and physical variation of a MuJoCo scene, for tests of generalisation: one factor
+at a time, or several.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,20 @@ _FIELDS = {
 
 
 class Variation:
-    """What a seed does to a model. The same seed does the same, and a factor does not depend on which others are on.
+    """What a seed does to a model. The same seed does the same, and a factor does not depend on
+    which others are on.
 
-    | factor        | at strength 1                                                                                    |
-    |---------------|--------------------------------------------------------------------------------------------------|
-    | `colour`      | materials, and geoms and sites that take theirs from none, take any colour; opacity stays        |
-    | `camera`      | moves by up to 0.1 of the model's extent along each axis, turns by up to 5 degrees, zooms by up to 10% |
-    | `light`       | 0.5 to 2 times as bright in each of red, green and blue, from up to 40 degrees beside             |
-    | `mass`        | each body 0.5 to 2 times as heavy, its inertia with it                                            |
-    | `distractors` | 6 dots, 2 to 6% of the picture's side in radius, drift over it and turn back at its edges          |
+    - `colour`: materials, and geoms and sites that take theirs from none, take any colour; opacity
+      stays
+    - `camera`: moves by up to 0.1 of the model's extent along each axis, turns by up to 5 degrees,
+      zooms by up to 10%
+    - `light`: 0.5 to 2 times as bright in each of red, green and blue, from up to 40 degrees beside
+    - `mass`: each body 0.5 to 2 times as heavy, its inertia with it
+    - `distractors`: 6 dots, 2 to 6% of the picture's side in radius, drift over it and turn back at
+      its edges
 
-    A strength between 0 and 1 narrows the ranges in proportion (for distractors: the number of dots).
+    A strength between 0 and 1 narrows the ranges in proportion (for distractors: the number of
+    dots).
 
     Args:
         factors: names, or {name: True, False or a strength from 0 to 1}.
@@ -49,16 +54,28 @@ class Variation:
         camera: id of the camera that pictures are taken with.
 
     Raises:
-        ValueError: for an unknown factor, a strength outside [0, 1], or variation of the free camera.
+        ValueError: for an unknown factor, a strength outside [0, 1], or variation of the free
+            camera.
     """
 
-    def __init__(self, factors: Mapping[str, bool | float] | Iterable[str], model: Any, camera: int):
+    def __init__(
+        self, factors: Mapping[str, bool | float] | Iterable[str], model: Any, camera: int
+    ):
         self.strength = _strengths(factors)
         if "camera" in self.strength and camera < 0:
-            raise ValueError("the free camera (camera=-1) is not part of the model and cannot be varied: name another.")
+            raise ValueError(
+                "the free camera (camera=-1) is not part of the model and cannot be varied: name "
+                "another."
+            )
         self.camera = camera
-        self._base = {name: np.array(getattr(model, name)) for factor in self.strength for name in _FIELDS[factor]}
-        self._headlight = {name: np.array(getattr(model.vis.headlight, name)) for name in ("ambient", "diffuse")}
+        self._base = {
+            name: np.array(getattr(model, name))
+            for factor in self.strength
+            for name in _FIELDS[factor]
+        }
+        self._headlight = {
+            name: np.array(getattr(model.vis.headlight, name)) for name in ("ambient", "diffuse")
+        }
         self._extent = float(model.stat.extent)
         self._pristine = copy.copy(model) if "mass" in self.strength else None
 
@@ -66,7 +83,9 @@ class Variation:
         return np.random.default_rng([word, FACTORS.index(factor)])
 
     def apply(self, model: Any, word: int) -> None:
-        """Write the variation of seed `word` into a model or a copy of it, whatever was written there before."""
+        """Write the variation of seed `word` into a model or a copy of it, whatever was written
+        there before.
+        """
         for factor, strength in self.strength.items():
             change = getattr(self, f"_{factor}", None)
             if change is not None:
@@ -77,7 +96,9 @@ class Variation:
             base = self._base[name]
             colour = (1 - strength) * base[:, :3] + strength * rng.uniform(0.1, 1.0, (len(base), 3))
             own = np.ones(len(base), bool)
-            if name != "mat_rgba":  # MuJoCo draws a material's colour only while the geom's or site's is the default
+            if (
+                name != "mat_rgba"
+            ):  # MuJoCo draws a material's colour only while the geom's or site's is the default
                 material = getattr(model, name.replace("rgba", "matid")) >= 0
                 own = ~(material & (base == np.float32([0.5, 0.5, 0.5, 1])).all(1))
             getattr(model, name)[own, :3] = colour[own]
@@ -110,7 +131,8 @@ class Variation:
         import mujoco
 
         scale = 2 ** (strength * rng.uniform(-1, 1, len(self._base["body_mass"])))
-        # Derived on a copy that no episode has touched, or it would depend on where the last one left its targets.
+        # Derived on a copy that no episode has touched, or it would depend on where the last one
+        # left its targets.
         pristine = copy.copy(self._pristine)
         pristine.body_mass[:] = self._base["body_mass"] * scale
         pristine.body_inertia[:] = self._base["body_inertia"] * scale[:, None]
@@ -120,12 +142,17 @@ class Variation:
         model.stat.meaninertia = pristine.stat.meaninertia
 
     def draw_over(self, picture: np.ndarray, word: int, time: float) -> np.ndarray:
-        """Put the distractors of seed `word` at `time`, seconds, over a picture uint8 (3, size, size), in place."""
+        """Put the distractors of seed `word` at `time`, seconds, over a picture uint8 (3, size,
+        size), in place.
+        """
         strength = self.strength.get("distractors")
         if strength is None:
             return picture
         rng, size = self._draws("distractors", word), picture.shape[-1]
-        start, velocity = rng.uniform(0, 1, (6, 2)), rng.uniform(-0.5, 0.5, (6, 2))  # sides of the picture, per second
+        start, velocity = (
+            rng.uniform(0, 1, (6, 2)),
+            rng.uniform(-0.5, 0.5, (6, 2)),
+        )  # sides of the picture, per second
         radius, colour = rng.uniform(0.02, 0.06, 6), rng.uniform(0, 255, (6, 3))
         path = (start + velocity * time) % 2
         centre = np.where(path > 1, 2 - path, path)
@@ -144,10 +171,13 @@ def _strengths(factors: Mapping[str, bool | float] | Iterable[str]) -> dict[str,
         if name not in FACTORS:
             near = get_close_matches(str(name), FACTORS, n=1) or FACTORS
             raise ValueError(
-                f"there is no variation {name!r}; the nearest is {', '.join(near)}, of {', '.join(FACTORS)}."
+                f"there is no variation {name!r}; the nearest is {', '.join(near)}, of "
+                f"{', '.join(FACTORS)}."
             )
         if not isinstance(value, bool | int | float) or not 0 <= value <= 1:
-            raise ValueError(f"variation {name} must be true, false or a strength from 0 to 1, got {value!r}.")
+            raise ValueError(
+                f"variation {name} must be true, false or a strength from 0 to 1, got {value!r}."
+            )
     return {name: float(given[name]) for name in FACTORS if given.get(name)}
 
 
@@ -156,6 +186,8 @@ def _rotation(vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     import mujoco
 
     quaternion, matrix, angle = np.empty(4), np.empty(9), np.linalg.norm(vector)
-    mujoco.mju_axisAngle2Quat(quaternion, vector / angle if angle > 0 else np.array([1.0, 0, 0]), angle)
+    mujoco.mju_axisAngle2Quat(
+        quaternion, vector / angle if angle > 0 else np.array([1.0, 0, 0]), angle
+    )
     mujoco.mju_quat2Mat(matrix, quaternion)
     return quaternion, matrix.reshape(3, 3)

@@ -1,19 +1,22 @@
-"""Many environments as one: `make_vec` takes any Gymnasium id and picks the way that is fast for it.
+"""Many environments as one: `make_vec` takes any Gymnasium id and picks the way that is fast for
+it.
 
-| id                              | observations      | how                                                                 |
-|---------------------------------|-------------------|---------------------------------------------------------------------|
-| torch-native worlds             | any               | one batch of tensors, their own `VectorEnv`                         |
-| dm_control's tasks              | `"state"`         | one process, simulators in a batch (`gjwm.envs.control_vector`)     |
-| dm_control's tasks              | `"pixels"`, `"both"` | worker processes, each with an OpenGL context of its own         |
-| any other, discrete or not      | its own           | one after the other in this process, or in worker processes         |
+- torch-native worlds (default any): one batch of tensors, their own `VectorEnv`
+- dm_control's tasks (default `"state"`): one process, simulators in a batch
+  (`gjwm.envs.control_vector`)
+- dm_control's tasks (default `"pixels"`, `"both"`): worker processes, each with an OpenGL context
+  of its own
+- any other, discrete or not (default its own): one after the other in this process, or in worker
+  processes
 
-What all of them share. Environment i of `reset(seed=s)` plays the episodes of a single environment reset with `seed=s + i`,
-whatever the number of workers. Autoreset is `SAME_STEP`: where an episode ends, `step` returns the first observation of the
-next one, and `infos["final_obs"]` the true last one of the ended, with the mask `infos["_final_obs"]`. Every array or tensor
-returned is fresh. With `device=None` results are numpy arrays and `final_obs` is Gymnasium's object array; with a device they
-are tensors there, rewards float32, and `final_obs` is a batch of the true next observations of *all* environments, ready for a
-replay buffer (on steps where an episode ended).
-"""
+What all of them share. Environment i of `reset(seed=s)` plays the episodes of a single environment
+reset with `seed=s + i`,
+whatever the number of workers. Autoreset is `SAME_STEP`: where an episode ends, `step` returns the
+first observation of the next one, and `infos["final_obs"]` the true last one of the ended, with the
+mask `infos["_final_obs"]`. Every array or tensor returned is fresh. With `device=None` results are
+numpy arrays and `final_obs` is Gymnasium's object array; with a device they are tensors there,
+rewards float32, and `final_obs` is a batch of the true next observations of *all* environments,
+ready for a replay buffer (on steps where an episode ended)."""
 
 from __future__ import annotations
 
@@ -48,15 +51,19 @@ def make_vec(
     physics: str = "mujoco",
     **kwargs: Any,
 ) -> VectorEnv:
-    """`n` environments of one id as one Gymnasium `VectorEnv`; see the module for what they have in common.
+    """`n` environments of one id as one Gymnasium `VectorEnv`; see the module for what they have in
+    common.
 
     Args:
-        env_id: any id of `make_env`: of this package, without a module in front, or any other of Gymnasium's.
+        env_id: any id of `make_env`: of this package, without a module in front, or any other of
+            Gymnasium's.
         n: how many, N.
-        device: of the tensors returned; None: numpy arrays. Torch-native worlds and `physics="warp"` also compute there.
-        workers: processes; 0: this one. None: one per core where pictures are drawn one by one, else 0. Scripts that use
-            processes need the usual `if __name__ == "__main__":`.
-        physics: "mujoco", or "warp" for MuJoCo Warp (`gjwm.envs.warp`), which a few of dm_control's tasks have.
+        device: of the tensors returned; None: numpy arrays. Torch-native worlds and
+            `physics="warp"` also compute there.
+        workers: processes; 0: this one. None: one per core where pictures are drawn one by one,
+            else 0. Scripts that use processes need the usual `if __name__ == "__main__":`.
+        physics: "mujoco", or "warp" for MuJoCo Warp (`gjwm.envs.warp`), which a few of dm_control's
+            tasks have.
         kwargs: of the environment.
 
     Raises:
@@ -67,7 +74,10 @@ def make_vec(
     if not isinstance(n, int | np.integer) or n < 1 or (workers is not None and workers < 0):
         raise ValueError(f"expected n >= 1 and workers >= 0 or None, got {n!r} and {workers!r}.")
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r} needs a CUDA GPU, and torch sees none; use device='cpu' or None.")
+        raise ValueError(
+            f"device={str(device)!r} needs a CUDA GPU, and torch sees none; use device='cpu' or "
+            f"None."
+        )
     spec = spec_of(env_id)
     if physics == "warp":
         if spec.entry_point != CONTROL_SUITE:
@@ -77,16 +87,26 @@ def make_vec(
         from gjwm.envs.warp import WarpVectorEnv
 
         try:
-            return WarpVectorEnv(n, domain=spec.kwargs["domain"], task=spec.kwargs["task"], device=device, **kwargs)
+            return WarpVectorEnv(
+                n, domain=spec.kwargs["domain"], task=spec.kwargs["task"], device=device, **kwargs
+            )
         except TypeError as error:
-            raise ValueError(f"{env_id} cannot be made with {kwargs} and physics='warp': {error}.") from error
+            raise ValueError(
+                f"{env_id} cannot be made with {kwargs} and physics='warp': {error}."
+            ) from error
     if physics != "mujoco":
         raise ValueError(f"physics must be 'mujoco' or 'warp', got {physics!r}.")
     if torch_native(spec):
         if workers:
-            raise ValueError(f"{env_id} is one batch of tensors in this process; leave workers out.")
+            raise ValueError(
+                f"{env_id} is one batch of tensors in this process; leave workers out."
+            )
         return gym.make_vec(
-            importable(env_id), num_envs=n, vectorization_mode="vector_entry_point", device=device, **kwargs
+            importable(env_id),
+            num_envs=n,
+            vectorization_mode="vector_entry_point",
+            device=device,
+            **kwargs,
         )
     first = make_env(env_id, **kwargs)  # says what is wrong before any process is started
     pictures = shows_pictures(first.observation_space)
@@ -107,7 +127,8 @@ def shows_pictures(space: spaces.Space) -> bool:
 
 
 class BatchedEnv(VectorEnv):
-    """What a batch of environments needs around its simulation: spaces, checks of actions, autoreset's results.
+    """What a batch of environments needs around its simulation: spaces, checks of actions,
+    autoreset's results.
 
     Args:
         single: one of the environments; its spaces and its spec are taken.
@@ -122,8 +143,13 @@ class BatchedEnv(VectorEnv):
         self.name = single.spec.id if single.spec is not None else type(single.unwrapped).__name__
         self.render_mode = single.render_mode
         self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.single_observation_space, self.single_action_space = single.observation_space, single.action_space
-        self.action_groups = tuple(getattr(single.unwrapped, "action_groups", ()))  # sizes of one-hot actions
+        self.single_observation_space, self.single_action_space = (
+            single.observation_space,
+            single.action_space,
+        )
+        self.action_groups = tuple(
+            getattr(single.unwrapped, "action_groups", ())
+        )  # sizes of one-hot actions
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -136,22 +162,32 @@ class BatchedEnv(VectorEnv):
         return [None if one is None else int(one) for one in seed]
 
     def _checked(self, actions: Any) -> np.ndarray:
-        """Actions as an array (N, ...); ValueError naming the environment whose action cannot be taken.
+        """Actions as an array (N, ...); ValueError naming the environment whose action cannot be
+        taken.
 
         Where actions are one-hot, whole numbers are taken too: (N,), or (N, groups).
         """
-        actions = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
+        actions = (
+            actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
+        )
         space = self.single_action_space
-        if self.action_groups and actions.dtype.kind in "iu" and actions.shape != (self.num_envs, *space.shape):
+        if (
+            self.action_groups
+            and actions.dtype.kind in "iu"
+            and actions.shape != (self.num_envs, *space.shape)
+        ):
             actions = self._one_hot(actions)
         if actions.shape != (self.num_envs, *space.shape):
             raise ValueError(
-                f"{self.name} expects actions {(self.num_envs, *space.shape)}, one for each of {self.num_envs} envs, "
+                f"{self.name} expects actions {(self.num_envs, *space.shape)}, one for each of "
+                f"{self.num_envs} envs, "
                 f"got {actions.shape}."
             )
         if not np.isfinite(actions).all():
             i = int(np.argwhere(~np.isfinite(actions))[0, 0])
-            raise ValueError(f"the action of env {i} of {self.name} holds NaN or infinity: {actions[i]}.")
+            raise ValueError(
+                f"the action of env {i} of {self.name} holds NaN or infinity: {actions[i]}."
+            )
         return actions
 
     def _one_hot(self, numbers: np.ndarray) -> np.ndarray:
@@ -159,15 +195,20 @@ class BatchedEnv(VectorEnv):
         columns = numbers.reshape(self.num_envs, -1) if len(numbers) == self.num_envs else numbers
         if columns.shape != (self.num_envs, len(self.action_groups)):
             raise ValueError(
-                f"{self.name} expects actions {(self.num_envs, len(self.action_groups))}, or one-hot "
+                f"{self.name} expects actions {(self.num_envs, len(self.action_groups))}, or "
+                f"one-hot "
                 f"{(self.num_envs, *self.single_action_space.shape)}, got {numbers.shape}."
             )
         for i, row in enumerate(columns):
             if not all(0 <= number < size for number, size in zip(row, self.action_groups)):
                 raise ValueError(
-                    f"the action of env {i} of {self.name} is {row.tolist()}; expected numbers below {self.action_groups}."
+                    f"the action of env {i} of {self.name} is {row.tolist()}; expected numbers "
+                    f"below {self.action_groups}."
                 )
-        parts = [np.eye(size, dtype=np.float32)[column] for size, column in zip(self.action_groups, columns.T)]
+        parts = [
+            np.eye(size, dtype=np.float32)[column]
+            for size, column in zip(self.action_groups, columns.T)
+        ]
         return np.concatenate(parts, 1)
 
     def _results(
@@ -179,7 +220,9 @@ class BatchedEnv(VectorEnv):
         infos: dict[str, Any],
         final: Observations,
     ):
-        """What `step` returns, of arrays that nobody else holds. final: last observations, read where an episode ended."""
+        """What `step` returns, of arrays that nobody else holds. final: last observations, read
+        where an episode ended.
+        """
         ended = terminated | truncated
         if ended.any():
             infos["_final_obs"] = ended.copy()
@@ -209,7 +252,11 @@ class BatchedEnv(VectorEnv):
 
 def each(value: Any, function: Callable[[Any], Any]) -> Any:
     """`function` of an array, or of every array of a (nested) dict."""
-    return {name: each(v, function) for name, v in value.items()} if isinstance(value, Mapping) else function(value)
+    return (
+        {name: each(v, function) for name, v in value.items()}
+        if isinstance(value, Mapping)
+        else function(value)
+    )
 
 
 def write(observations: Any, rows: Any, values: Any) -> None:
@@ -221,17 +268,20 @@ def write(observations: Any, rows: Any, values: Any) -> None:
         observations[rows] = values
 
 
-# -- one environment after the other, here or in worker processes ------------------------------------------------------
+# -- one environment after the other, here or in worker processes
+# ------------------------------------------------------
 
 
 class EnvVector(BatchedEnv):
-    """Single environments side by side: in this process, or in worker processes that are replaced when they die.
+    """Single environments side by side: in this process, or in worker processes that are replaced
+    when they die.
 
-    A worker steps a block of neighbouring environments and writes their observations into memory that both processes see. Where
-    one dies, its running episodes are truncated, with reward 0 and the observation before the lost step as their last; new
-    episodes begin in a new process, the others go on, and one warning says so. `infos["worker_died"]` (N,), there on that step
-    only, marks the environments whose transition is not to be learned from. Only the third death in a row in one block, without
-    a step in between, is an error.
+    A worker steps a block of neighbouring environments and writes their observations into memory
+    that both processes see. Where one dies, its running episodes are truncated, with reward 0 and
+    the observation before the lost step as their last; new episodes begin in a new process, the
+    others go on, and one warning says so. `infos["worker_died"]` (N,), there on that step only,
+    marks the environments whose transition is not to be learned from. Only the third death in a row
+    in one block, without a step in between, is an error.
 
     Args:
         first: an environment that was made with these arguments; taken over.
@@ -241,7 +291,8 @@ class EnvVector(BatchedEnv):
         workers: processes, 0 for none.
 
     Raises:
-        RuntimeError: naming the environment whose own code failed, or saying that a worker cannot run.
+        RuntimeError: naming the environment whose own code failed, or saying that a worker cannot
+            run.
     """
 
     def __init__(
@@ -255,12 +306,19 @@ class EnvVector(BatchedEnv):
         workers: int = 0,
     ):
         super().__init__(first, n, device)
-        self.name = env_id.rpartition(":")[2]  # Gymnasium's own are all "gjwm/gym-v0" to `first.spec`
+        self.name = env_id.rpartition(":")[
+            2
+        ]  # Gymnasium's own are all "gjwm/gym-v0" to `first.spec`
         self._make = (env_id, dict(kwargs))
         self._blocks = [
-            block.tolist() for block in np.array_split(np.arange(self.num_envs), min(max(workers, 1), self.num_envs))
+            block.tolist()
+            for block in np.array_split(
+                np.arange(self.num_envs), min(max(workers, 1), self.num_envs)
+            )
         ]
-        self._origin: list[int | None] = [None] * self.num_envs  # seeds of the last reset that had any
+        self._origin: list[int | None] = [
+            None
+        ] * self.num_envs  # seeds of the last reset that had any
         self._resets = self._deaths = 0  # since then
         self._turn = 0
         if workers:
@@ -274,7 +332,8 @@ class EnvVector(BatchedEnv):
             except WorkerDied as death:
                 self.close()
                 raise RuntimeError(
-                    f'{death} while it started; scripts that use processes need `if __name__ == "__main__":`, and '
+                    f"{death} while it started; scripts that use processes need `if __name__ == "
+                    f'"__main__":`, and '
                     "workers=0 runs everything in this one."
                 ) from death
             except BaseException:
@@ -298,7 +357,10 @@ class EnvVector(BatchedEnv):
         return Worker(_shared_group, *self._make, self._blocks[k], self._memory)
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Observations, dict[str, Any]]:
         """Start an episode in every environment -> (observations, infos).
 
@@ -313,32 +375,51 @@ class EnvVector(BatchedEnv):
         self._origin = [old if new is None else new for old, new in zip(self._origin, seeds)]
         states = None if options is None else options.get("state")
         if states is not None and len(states) != self.num_envs:
-            raise ValueError(f"expected a state for each of {self.num_envs} envs, got {len(states)}.")
-        shared_out = [options if states is None else {**options, "state": states[i]} for i in range(self.num_envs)]
+            raise ValueError(
+                f"expected a state for each of {self.num_envs} envs, got {len(states)}."
+            )
+        shared_out = [
+            options if states is None else {**options, "state": states[i]}
+            for i in range(self.num_envs)
+        ]
         self._turn = 1 - self._turn
         infos: dict[str, Any] = {}
         for k, block in enumerate(self._blocks):
-            self._groups[k].ask("reset", self._turn, [seeds[i] for i in block], [shared_out[i] for i in block])
+            self._groups[k].ask(
+                "reset", self._turn, [seeds[i] for i in block], [shared_out[i] for i in block]
+            )
         answers, deaths = self._answers_and_deaths()
-        for k, death in deaths.items():  # with seeds nothing is lost: it begins where its predecessor should have
+        for (
+            k,
+            death,
+        ) in (
+            deaths.items()
+        ):  # with seeds nothing is lost: it begins where its predecessor should have
             block = self._blocks[k]
             derived = dict(zip(block, self._derived_seeds(block)))
             again = [derived[i] if seeds[i] is None else seeds[i] for i in block]
             chosen = [shared_out[i] for i in block]
-            answers[k] = self._replace(k, death, "before its episodes began", again, chosen, stacklevel=3)
+            answers[k] = self._replace(
+                k, death, "before its episodes began", again, chosen, stacklevel=3
+            )
         for answer, block in zip(answers, self._blocks):
             for i, info in zip(block, answer):
                 infos = self._add_info(infos, info, i)
         return self._out(each(self._arrays[self._turn], np.copy)), self._out(infos)
 
     def step(self, actions: Any):
-        """Apply actions (N, *A) -> (observations, rewards (N,), terminations (N,), truncations (N,), infos)."""
+        """Apply actions (N, *A) -> (observations, rewards (N,), terminations (N,), truncations
+        (N,), infos).
+        """
         actions = self._checked(actions)
         self._turn = 1 - self._turn
         for group, block in zip(self._groups, self._blocks):
             group.ask("step", self._turn, actions[block[0] : block[-1] + 1])
         answers, deaths = self._answers_and_deaths()
-        rewards, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), bool)
+        rewards, terminated, truncated = (
+            np.zeros(self.num_envs),
+            *np.zeros((2, self.num_envs), bool),
+        )
         infos: dict[str, Any] = {}
         for k, block in enumerate(self._blocks):
             part = slice(block[0], block[-1] + 1)
@@ -355,14 +436,20 @@ class EnvVector(BatchedEnv):
             if self.workers:
                 self._lost[k] = 0
         observations, final = self._arrays[self._turn], self._arrays[2]
-        return self._results(each(observations, np.copy), rewards, terminated, truncated, infos, final)
+        return self._results(
+            each(observations, np.copy), rewards, terminated, truncated, infos, final
+        )
 
     def _mourn(self, k: int, death: WorkerDied, infos: dict[str, Any]) -> dict[str, Any]:
-        """Begin new episodes in a new process where worker `k` died, and close the books of the old ones."""
+        """Begin new episodes in a new process where worker `k` died, and close the books of the old
+        ones.
+        """
         block = self._blocks[k]
         write(self._arrays[2], block, each(self._arrays[1 - self._turn], lambda x: x[block]))
         what = "and its running episodes are truncated"
-        begun = self._replace(k, death, what, self._derived_seeds(block), [None] * len(block), stacklevel=4)
+        begun = self._replace(
+            k, death, what, self._derived_seeds(block), [None] * len(block), stacklevel=4
+        )
         for i, info in zip(block, begun):
             infos = self._add_info(infos, info, i)
         died = infos.get("worker_died", np.zeros(self.num_envs, bool))
@@ -372,14 +459,17 @@ class EnvVector(BatchedEnv):
     def _derived_seeds(self, block: list[int]) -> list[int | None]:
         """Seeds for episodes that begin because a worker died.
 
-        They follow from the last seeds, the resets without any since, and the deaths since, so that a run with the same seeds
+        They follow from the last seeds, the resets without any since, and the deaths since, so that
+        a run with the same seeds
         and the same misfortune is the same run. Where no seed was ever given: None.
         """
         self._deaths += 1
         return [
             None
             if seed is None
-            else int(np.random.SeedSequence([seed, self._resets, self._deaths]).generate_state(1)[0] >> 1)
+            else int(
+                np.random.SeedSequence([seed, self._resets, self._deaths]).generate_state(1)[0] >> 1
+            )
             for seed in (self._origin[i] for i in block)
         ]
 
@@ -393,13 +483,16 @@ class EnvVector(BatchedEnv):
         *,
         stacklevel: int,
     ) -> list[dict[str, Any]]:
-        """Put a new process in the place of one that died and reset its environments -> their infos. Warns of each death."""
+        """Put a new process in the place of one that died and reset its environments -> their
+        infos. Warns of each death.
+        """
         where = f"envs {self._blocks[k][0]} to {self._blocks[k][-1]} of {self.name}"
         while True:
             self._lost[k] += 1
             if self._lost[k] >= DEATHS:
                 raise RuntimeError(
-                    f"{death}, {DEATHS} in a row before a step was made ({where}); workers=0 may show why."
+                    f"{death}, {DEATHS} in a row before a step was made ({where}); workers=0 may "
+                    f"show why."
                 ) from death
             warnings.warn(
                 f"{death} {what} ({where}); a new one takes its place and the others go on.",
@@ -436,7 +529,9 @@ class EnvVector(BatchedEnv):
         return answers
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Every environment's method `name` called with the arguments, or its attribute -> one result each."""
+        """Every environment's method `name` called with the arguments, or its attribute -> one
+        result each.
+        """
         for group in self._groups:
             group.ask("call", name, args, kwargs)
         return tuple(x for answer in self._answers() for x in answer)
@@ -446,7 +541,9 @@ class EnvVector(BatchedEnv):
         return self.call(name)
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of every environment, to one value for all or a list with one for each."""
+        """Set an attribute of every environment, to one value for all or a list with one for
+        each.
+        """
         values = values if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"expected one value or {self.num_envs}, got {len(values)}.")
@@ -461,7 +558,9 @@ class EnvVector(BatchedEnv):
     def set_state(self, states: Any) -> None:
         """Go to states (N, X) of `get_state`."""
         if len(states) != self.num_envs:
-            raise ValueError(f"expected a state for each of {self.num_envs} envs, got {len(states)}.")
+            raise ValueError(
+                f"expected a state for each of {self.num_envs} envs, got {len(states)}."
+            )
         for group, block in zip(self._groups, self._blocks):
             group.ask("set_state", [states[i] for i in block])
         self._answers()
@@ -479,18 +578,27 @@ class EnvVector(BatchedEnv):
 class _Group:
     """The environments of one block, and where their observations go.
 
-    arrays: two for observations, used in turn (so that those before a step outlive a worker that dies in it), and one for last
-    observations; each (N, *O) for all N environments, or a dict of them.
-    """
+    arrays: two for observations, used in turn (so that those before a step outlive a worker that
+    dies in it), and one for last observations; each (N, *O) for all N environments, or a dict of
+    them."""
 
     def __init__(
-        self, env_id: str, kwargs: dict[str, Any], block: list[int], arrays: list[Any], first: gym.Env | None = None
+        self,
+        env_id: str,
+        kwargs: dict[str, Any],
+        block: list[int],
+        arrays: list[Any],
+        first: gym.Env | None = None,
     ):
         self.name, self.block, self.arrays = env_id, block, arrays
         first = first or make_env(env_id, **kwargs)
-        # Ours share their OpenGL context with their copies, and a context takes a fifth of a second.
+        # Ours share their OpenGL context with their copies, and a context takes a fifth of a
+        # second.
         copies = hasattr(type(first.unwrapped), "__deepcopy__")
-        self.envs = [first, *(copy.deepcopy(first) if copies else make_env(env_id, **kwargs) for _ in block[1:])]
+        self.envs = [
+            first,
+            *(copy.deepcopy(first) if copies else make_env(env_id, **kwargs) for _ in block[1:]),
+        ]
 
     def _each(self, function: Callable[..., Any], *values: Sequence[Any]) -> list[Any]:
         results = []
@@ -498,7 +606,9 @@ class _Group:
             try:
                 results.append(function(i, env, *mine))
             except Exception as error:
-                raise RuntimeError(f"env {i} of {self.name} failed: {type(error).__name__}: {error}") from error
+                raise RuntimeError(
+                    f"env {i} of {self.name} failed: {type(error).__name__}: {error}"
+                ) from error
         return results
 
     def reset(self, turn: int, seeds: list[int | None], options: list[Any]) -> list[dict[str, Any]]:
@@ -510,12 +620,16 @@ class _Group:
         return self._each(one, seeds, options)
 
     def step(self, turn: int, actions: np.ndarray):
-        """Rewards, terminations, truncations, and infos of steps and of resets where there are any, by environment."""
+        """Rewards, terminations, truncations, and infos of steps and of resets where there are any,
+        by environment.
+        """
         step_infos, reset_infos = {}, {}
 
         def one(i: int, env: gym.Env, action: Any) -> tuple[float, bool, bool]:
             # A copy: an environment may keep or change it.
-            observation, reward, terminated, truncated, info = env.step(np.array(action) if np.ndim(action) else action)
+            observation, reward, terminated, truncated, info = env.step(
+                np.array(action) if np.ndim(action) else action
+            )
             if info:
                 step_infos[i] = info
             if terminated or truncated:
@@ -563,20 +677,25 @@ class _Here:
         self._group.close()
 
 
-# -- memory for observations -------------------------------------------------------------------------------------------
+# -- memory for observations
+# -------------------------------------------------------------------------------------------
 
 
 def _empty(space: spaces.Space, n: int) -> Observations:
     """Arrays (n, *O) for the observations of a space."""
     if isinstance(space, spaces.Dict):
         return {name: _empty(part, n) for name, part in space.items()}
-    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+    if not isinstance(
+        space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    ):
         raise ValueError(f"observations must be arrays or a Dict of them, got the space {space}.")
     return np.zeros((n, *space.shape), space.dtype)
 
 
 class _Shared:
-    """Such arrays in memory that worker processes see too. It has no name on the machine, so nobody can leave it behind."""
+    """Such arrays in memory that worker processes see too. It has no name on the machine, so nobody
+    can leave it behind.
+    """
 
     def __init__(self, space: spaces.Space, n: int):
         self._shapes = each(_empty(space, n), lambda array: (array.shape, array.dtype))
@@ -597,5 +716,7 @@ class _Shared:
         return np.frombuffer(raw, dtype, int(np.prod(shape))).reshape(shape)
 
 
-def _shared_group(env_id: str, kwargs: dict[str, Any], block: list[int], memory: list[_Shared]) -> _Group:
+def _shared_group(
+    env_id: str, kwargs: dict[str, Any], block: list[int], memory: list[_Shared]
+) -> _Group:
     return _Group(env_id, kwargs, block, [part.arrays() for part in memory])

@@ -1,9 +1,12 @@
-"""dm_control's tasks on a GPU: MuJoCo Warp steps and draws N simulators at once, torch computes observations and rewards.
+"""dm_control's tasks on a GPU: MuJoCo Warp steps and draws N simulators at once, torch computes
+observations and rewards.
 
-Optional: `pip install 'gjwm[warp]'`. It also runs on a CPU, slowly, which is how it is tested; there the C simulators of
-`gjwm.envs.control_vector` are the ones to use. Warp computes in float32: from one state, one step agrees with MuJoCo to about
-four digits, while trajectories part ways at the first contact. Its pictures come from a ray tracer of its own and are those of
-neither OpenGL renderer, so a dataset should hold one kind only.
+Optional: `pip install 'gjwm[warp]'`. It also runs on a CPU, slowly, which is how it is tested;
+there the C simulators of
+`gjwm.envs.control_vector` are the ones to use. Warp computes in float32: from one state, one step
+agrees with MuJoCo to about four digits, while trajectories part ways at the first contact. Its
+pictures come from a ray tracer of its own and are those of neither OpenGL renderer, so a dataset
+should hold one kind only.
 
 Source: MuJoCo Warp, https://github.com/google-deepmind/mujoco_warp.
 """
@@ -30,24 +33,29 @@ TASKS = tuple(task for task in FORMULAS if task != ("point_mass", "hard"))
 
 
 class WarpVectorEnv(BatchedEnv):
-    """N simulators of one task as one batch on a device; `make_vec(id, n, physics="warp", device="cuda")`.
+    """N simulators of one task as one batch on a device; `make_vec(id, n, physics="warp",
+    device="cuda")`.
 
-    Spaces, rewards, autoreset and seeds are those of `gjwm.envs.vector`: an episode begins in the state in which the single
-    environment with that seed begins (drawn on the CPU, one after the other, which is what a reset costs).
+    Spaces, rewards, autoreset and seeds are those of `gjwm.envs.vector`: an episode begins in the
+    state in which the single environment with that seed begins (drawn on the CPU, one after the
+    other, which is what a reset costs).
 
     Args:
         n: how many, N.
         domain, task: one of `TASKS`.
         obs: "state", "pixels" or "both".
         size, camera, action_repeat, frame_stack, max_episode_steps, hidden: as `ControlSuiteEnv`.
-        device: None: computed on the CPU, numpy arrays are returned; else computed there, tensors are returned.
+        device: None: computed on the CPU, numpy arrays are returned; else computed there, tensors
+            are returned.
         contacts: most contacts of a simulator, on average over the batch.
         constraints: most constraint rows of a simulator.
 
     Raises:
         ImportError: without the extra, naming it.
-        ValueError: for tasks without a formula, and for actions of another shape or with NaN, naming the environment.
-        RuntimeError: when the physics of an environment diverges or needs more contacts than `contacts`, at its episode's end.
+        ValueError: for tasks without a formula, and for actions of another shape or with NaN,
+            naming the environment.
+        RuntimeError: when the physics of an environment diverges or needs more contacts than
+            `contacts`, at its episode's end.
     """
 
     def __init__(
@@ -71,14 +79,18 @@ class WarpVectorEnv(BatchedEnv):
             import mujoco_warp
             import warp
         except ImportError as error:
-            raise ImportError("physics='warp' needs MuJoCo Warp: pip install 'gjwm[warp]'.") from error
+            raise ImportError(
+                "physics='warp' needs MuJoCo Warp: pip install 'gjwm[warp]'."
+            ) from error
         if (domain, task) not in TASKS:
             raise ValueError(
-                f"{domain}-{task} has no batched reward for Warp; choose from {', '.join('-'.join(t) for t in TASKS)}."
+                f"{domain}-{task} has no batched reward for Warp; choose from "
+                f"{', '.join('-'.join(t) for t in TASKS)}."
             )
         if obs not in ("state", "pixels", "both") or min(size, frame_stack) < 1:
             raise ValueError(
-                f"expected obs 'state', 'pixels' or 'both', size >= 1 and frame_stack >= 1, got {obs!r}, {size} and "
+                f"expected obs 'state', 'pixels' or 'both', size >= 1 and frame_stack >= 1, got "
+                f"{obs!r}, {size} and "
                 f"{frame_stack}."
             )
         # The environment whose model is simulated, and which draws where episodes begin.
@@ -91,37 +103,56 @@ class WarpVectorEnv(BatchedEnv):
         )
         super().__init__(self._single, n, device)
         self.name = f"{domain}-{task}"
-        self.obs, self.size, self.frame_stack, self.action_repeat = obs, size, frame_stack, action_repeat
+        self.obs, self.size, self.frame_stack, self.action_repeat = (
+            obs,
+            size,
+            frame_stack,
+            action_repeat,
+        )
         self.single_observation_space = self._space(self._single.observation_space)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._formula = FORMULAS[domain, task]
         self._single.reset(seed=0)  # what a task sets in its model at every reset is now set
         self._mjw, self._wp = mujoco_warp, warp
-        warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)  # else a line for every kernel
+        warp.config.log_level = max(
+            warp.config.log_level, warp.LOG_WARNING
+        )  # else a line for every kernel
         warp.init()
         self._where = torch.device("cpu") if device is None else torch.device(device)
         self._stream = torch.cuda.Stream(self._where) if self._where.type == "cuda" else None
         self._graph, self._warm = None, False
         model, data = self._single._model, self._single._data
-        high, low = (self._single._control(sign * np.ones(model.nu), (model.nu,)) for sign in (1, -1))
+        high, low = (
+            self._single._control(sign * np.ones(model.nu), (model.nu,)) for sign in (1, -1)
+        )
         self._middle, self._half = (
-            torch.from_numpy(x).to(self._where, torch.float32) for x in ((high + low) / 2, (high - low) / 2)
+            torch.from_numpy(x).to(self._where, torch.float32)
+            for x in ((high + low) / 2, (high - low) / 2)
         )
         self._limit, rest = divmod(self._single._limit, action_repeat)  # actions
         if rest:
-            raise ValueError(f"action_repeat must divide the {self._single._limit} control steps of an episode.")
+            raise ValueError(
+                f"action_repeat must divide the {self._single._limit} control steps of an episode."
+            )
         self._runge_kutta = int(model.opt.integrator) == 1
         with self._on_device():
             self._model = mujoco_warp.put_model(model, batch_sizes={"geom_pos": self.num_envs})
             self._data = mujoco_warp.put_data(
-                model, data, nworld=self.num_envs, nconmax=max(contacts, data.ncon), njmax=max(constraints, data.nefc)
+                model,
+                data,
+                nworld=self.num_envs,
+                nconmax=max(contacts, data.ncon),
+                njmax=max(constraints, data.nefc),
             )
             self._fields = _Fields(self._single, self._model, self._data, self._where)
             self._camera = None
             if obs != "state":
                 camera = camera if camera is not None else self._single._renderer.camera_id
                 if not 0 <= camera < model.ncam:
-                    raise ValueError(f"{domain} has {model.ncam} cameras; camera={camera} cannot be drawn by Warp.")
+                    raise ValueError(
+                        f"{domain} has {model.ncam} cameras; camera={camera} cannot be drawn by "
+                        f"Warp."
+                    )
                 self._camera = _Camera(model, self._model, self._data, camera, size)
             self._frames = torch.zeros(
                 self.num_envs if obs != "state" else 0,
@@ -134,14 +165,22 @@ class WarpVectorEnv(BatchedEnv):
             )
         overflows = mujoco_warp.OverflowType
         self._full = int(
-            overflows.NEFC | overflows.NJMAX_NNZ | overflows.BROADPHASE | overflows.NARROWPHASE | overflows.CCD
+            overflows.NEFC
+            | overflows.NJMAX_NNZ
+            | overflows.BROADPHASE
+            | overflows.NARROWPHASE
+            | overflows.CCD
         )
         self._generators: list[np.random.Generator | None] = [None] * self.num_envs
         self._steps = np.zeros(self.num_envs, np.int64)  # of the running episodes
 
     def _space(self, state: spaces.Space) -> spaces.Space:
         pixels = spaces.Box(0, 255, (3 * self.frame_stack, self.size, self.size), np.uint8)
-        return {"state": state, "pixels": pixels, "both": spaces.Dict({"pixels": pixels, "state": state})}[self.obs]
+        return {
+            "state": state,
+            "pixels": pixels,
+            "both": spaces.Dict({"pixels": pixels, "state": state}),
+        }[self.obs]
 
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -156,8 +195,15 @@ class WarpVectorEnv(BatchedEnv):
                 stack.enter_context(self._wp.ScopedStream(self._wp.stream_from_torch(self._stream)))
             yield
 
-    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None):
-        """Start an episode in every environment -> (observations, infos); `options={"state": (N, X)}` says where."""
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ):
+        """Start an episode in every environment -> (observations, infos); `options={"state": (N,
+        X)}` says where.
+        """
         seeds = self._seeds(seed)
         gym.vector.VectorEnv.reset(self, seed=next((s for s in seeds if s is not None), None))
         for i, one in enumerate(seeds):
@@ -171,7 +217,9 @@ class WarpVectorEnv(BatchedEnv):
         return each(observations, Tensor.numpy) if self.device is None else observations, {}
 
     def step(self, actions: Any):
-        """Apply actions (N, A) in [-1, 1] -> (observations, rewards, terminations, truncations, infos)."""
+        """Apply actions (N, A) in [-1, 1] -> (observations, rewards, terminations, truncations,
+        infos).
+        """
         actions = self._on(actions)
         with self._on_device():
             self._fields.data("ctrl")[:] = self._middle + actions.clamp(-1, 1) * self._half
@@ -199,12 +247,18 @@ class WarpVectorEnv(BatchedEnv):
 
     def _on(self, actions: Any) -> Tensor:
         """Checked actions as float32 on the device."""
-        if isinstance(actions, Tensor) and actions.shape == self.action_space.shape and bool(actions.isfinite().all()):
+        if (
+            isinstance(actions, Tensor)
+            and actions.shape == self.action_space.shape
+            and bool(actions.isfinite().all())
+        ):
             return actions.detach().to(self._where, torch.float32)
         return torch.from_numpy(self._checked(actions).astype(np.float32)).to(self._where)
 
     def _advance(self) -> None:
-        """One control step, as dm_control makes it; on a GPU it is recorded the second time and replayed from then on."""
+        """One control step, as dm_control makes it; on a GPU it is recorded the second time and
+        replayed from then on.
+        """
         if self._stream is None or not self._warm:
             self._control_step()
             self._warm = True
@@ -231,7 +285,12 @@ class WarpVectorEnv(BatchedEnv):
             env._np_random = self._generators[i]
             env.reset()
             data = env._data
-            parts.append([np.array(x) for x in (data.qpos, data.qvel, data.qacc_warmstart, env._model.geom_pos)])
+            parts.append(
+                [
+                    np.array(x)
+                    for x in (data.qpos, data.qvel, data.qacc_warmstart, env._model.geom_pos)
+                ]
+            )
         self._put(rows, *(np.stack(part) for part in zip(*parts)))
         self._steps[rows] = 0
 
@@ -245,16 +304,24 @@ class WarpVectorEnv(BatchedEnv):
             ("ctrl", None),
             ("time", None),
         ):
-            f.data(field)[at] = 0 if value is None else torch.as_tensor(value, dtype=torch.float32, device=self._where)
+            f.data(field)[at] = (
+                0
+                if value is None
+                else torch.as_tensor(value, dtype=torch.float32, device=self._where)
+            )
         geom_pos = torch.as_tensor(geom_pos, dtype=torch.float32, device=self._where)
         f.geom_pos[at] = geom_pos
         # Warp takes what is fixed to the world to stand where it stood at first.
         still = torch.from_numpy(self._single._model.geom_bodyid == 0).to(self._where)
-        f.data("geom_xpos")[at] = torch.where(still[None, :, None], geom_pos, f.data("geom_xpos")[at])
+        f.data("geom_xpos")[at] = torch.where(
+            still[None, :, None], geom_pos, f.data("geom_xpos")[at]
+        )
         self._mjw.step1(self._model, self._data)  # what follows from positions and velocities
 
     def _look(self, rows: np.ndarray | None = None) -> Any:
-        """Fresh observations of all simulators; or of those at `rows`, whose episodes have just begun."""
+        """Fresh observations of all simulators; or of those at `rows`, whose episodes have just
+        begun.
+        """
         at = slice(None) if rows is None else torch.from_numpy(rows).to(self._where)
         found = {}
         if self.obs != "pixels":
@@ -265,7 +332,9 @@ class WarpVectorEnv(BatchedEnv):
                 self._frames = torch.cat([self._frames[:, 1:], frame], 1)
             else:
                 self._frames[at] = frame[at].expand(-1, self.frame_stack, -1, -1, -1)
-            found["pixels"] = self._frames[at].flatten(1, 2).clone()  # not a view of what the next reset writes into
+            found["pixels"] = (
+                self._frames[at].flatten(1, 2).clone()
+            )  # not a view of what the next reset writes into
         return found if self.obs == "both" else found[self.obs]
 
     def _check_physics(self, rows: np.ndarray) -> None:
@@ -273,33 +342,56 @@ class WarpVectorEnv(BatchedEnv):
         full = (self._fields.data("overflow").cpu().numpy() & self._full) != 0
         for i in rows:
             if not finite[i]:
-                raise RuntimeError(f"env {i} of {self.name}: the physics state is invalid; reset it.")
+                raise RuntimeError(
+                    f"env {i} of {self.name}: the physics state is invalid; reset it."
+                )
             if full[i]:
-                raise RuntimeError(f"env {i} of {self.name} had too many contacts; raise contacts and constraints.")
+                raise RuntimeError(
+                    f"env {i} of {self.name} had too many contacts; raise contacts and constraints."
+                )
 
     def get_state(self) -> np.ndarray:
-        """(N, X) float64: qpos, qvel, the solver's warm start, and where geoms stand on their bodies (targets)."""
+        """(N, X) float64: qpos, qvel, the solver's warm start, and where geoms stand on their
+        bodies (targets).
+        """
         with self._on_device():
             f = self._fields
-            parts = [f.data("qpos"), f.data("qvel"), f.data("qacc_warmstart"), f.geom_pos.flatten(1)]
+            parts = [
+                f.data("qpos"),
+                f.data("qvel"),
+                f.data("qacc_warmstart"),
+                f.geom_pos.flatten(1),
+            ]
             return torch.cat(parts, 1).double().cpu().numpy()
 
     def set_state(self, states: Any) -> None:
-        """Go to states (N, X) of `get_state`. The episodes' clocks go on; frame stacks fill as steps are made."""
+        """Go to states (N, X) of `get_state`. The episodes' clocks go on; frame stacks fill as
+        steps are made.
+        """
         model = self._single._model
         sizes = [model.nq, model.nv, model.nv, 3 * model.ngeom]
         states = np.asarray(states.cpu() if isinstance(states, Tensor) else states)
         if states.shape != (self.num_envs, sum(sizes)):
-            raise ValueError(f"expected states {(self.num_envs, sum(sizes))} from get_state, got {states.shape}.")
+            raise ValueError(
+                f"expected states {(self.num_envs, sum(sizes))} from get_state, got {states.shape}."
+            )
         qpos, qvel, warmstart, geom_pos = np.split(states, np.cumsum(sizes)[:-1], 1)
         with self._on_device():
-            self._put(np.arange(self.num_envs), qpos, qvel, warmstart, geom_pos.reshape(self.num_envs, -1, 3))
+            self._put(
+                np.arange(self.num_envs),
+                qpos,
+                qvel,
+                warmstart,
+                geom_pos.reshape(self.num_envs, -1, 3),
+            )
 
     @property
     def position(self) -> np.ndarray:
         """(N, P) float64: what success is measured on."""
         with self._on_device():
-            return self._single._position_of(self._single._model, self._fields.data("qpos").double().cpu().numpy())
+            return self._single._position_of(
+                self._single._model, self._fields.data("qpos").double().cpu().numpy()
+            )
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the environment that draws episodes."""
@@ -329,8 +421,12 @@ class _Fields:
         model = self._env._model
         if field == "sensordata":
             sensor = model.sensor(name).id
-            return self.data(field)[:, model.sensor_adr[sensor] : model.sensor_adr[sensor] + model.sensor_dim[sensor]]
-        row = getattr(model, {"geom": "geom", "site": "site"}.get(field.split("_")[0], "body"))(name).id
+            return self.data(field)[
+                :, model.sensor_adr[sensor] : model.sensor_adr[sensor] + model.sensor_dim[sensor]
+            ]
+        row = getattr(model, {"geom": "geom", "site": "site"}.get(field.split("_")[0], "body"))(
+            name
+        ).id
         if field.endswith("_size"):
             if (field, name) not in self._seen:
                 size = np.array(getattr(model, field)[row], np.float32)
@@ -341,7 +437,9 @@ class _Fields:
 
 
 class _Camera:
-    """Warp's ray tracer looking through one camera of every simulator: no shadows, the geoms that OpenGL would draw."""
+    """Warp's ray tracer looking through one camera of every simulator: no shadows, the geoms that
+    OpenGL would draw.
+    """
 
     def __init__(self, host_model: Any, model: Any, data: Any, camera: int, size: int):
         import mujoco_warp
@@ -349,7 +447,11 @@ class _Camera:
 
         self._mjw, self._model, self._data = mujoco_warp, model, data
         self._context = mujoco_warp.create_render_context(
-            host_model, nworld=data.nworld, cam_res=(size, size), render_rgb=True, cam_active=[camera]
+            host_model,
+            nworld=data.nworld,
+            cam_res=(size, size),
+            render_rgb=True,
+            cam_active=[camera],
         )
         self._rgb = warp.zeros((data.nworld, size, size), dtype=warp.vec3)
         self._pixels = warp.to_torch(self._rgb)  # (N, size, size, 3), the same memory
@@ -359,4 +461,10 @@ class _Camera:
         self._mjw.refit_bvh(self._model, self._data, self._context)
         self._mjw.render(self._model, self._data, self._context)
         self._mjw.get_rgb(self._context, 0, self._rgb)
-        return (255 * self._pixels.clamp(0, 1)).round().to(torch.uint8).permute(0, 3, 1, 2).contiguous()
+        return (
+            (255 * self._pixels.clamp(0, 1))
+            .round()
+            .to(torch.uint8)
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )

@@ -1,4 +1,6 @@
-"""Worker processes that each serve one object: started clean, told apart from their object's errors, easy to replace."""
+"""Worker processes that each serve one object: started clean, told apart from their object's
+errors, easy to replace.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,15 @@ GRACE = 5.0  # seconds that a worker has to close its object before it is killed
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended without an answer: killed, crashed in native code, or not able to start."""
+    """A worker process ended without an answer: killed, crashed in native code, or not able to
+    start.
+    """
 
 
 def start_method() -> str:
-    """ "forkserver", or "spawn" where there is none: a child forked after OpenGL was used hangs in the driver."""
+    """ "forkserver", or "spawn" where there is none: a child forked after OpenGL was used hangs in
+    the driver.
+    """
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
@@ -34,23 +40,29 @@ def cores() -> int:
 class Worker:
     """A process in which `factory(*args)` lives, and whose methods are called from here.
 
-    Starting returns at once; the first `answer` is that of the factory (None when it went well). The process computes with one
-    torch thread, ignores Ctrl-C (this process then closes it), and ends when this process ends, however it does. Scripts need
-    the usual `if __name__ == "__main__":`.
+    Starting returns at once; the first `answer` is that of the factory (None when it went well).
+    The process computes with one torch thread, ignores Ctrl-C (this process then closes it), and
+    ends when this process ends, however it does. Scripts need the usual `if __name__ ==
+    "__main__":`.
 
     Args:
-        factory: an importable callable; it and `args` are pickled, and `args` may hold multiprocessing's shared arrays.
+        factory: an importable callable; it and `args` are pickled, and `args` may hold
+            multiprocessing's shared arrays.
     """
 
     def __init__(self, factory: Callable[..., Any], *args: Any):
         context = multiprocessing.get_context(start_method())
         if context.get_start_method() == "forkserver":
-            # Imported once, by the server, whose children then start in milliseconds. It must never touch OpenGL.
+            # Imported once, by the server, whose children then start in milliseconds. It must never
+            # touch OpenGL.
             context.set_forkserver_preload(["gjwm.envs.vector"])
         self.connection, theirs = context.Pipe()
         # The server has the environment of the moment when it started, so ours goes along.
         self.process = context.Process(
-            target=_serve, args=(theirs, dict(os.environ), factory, args), daemon=True, name="gjwm-worker"
+            target=_serve,
+            args=(theirs, dict(os.environ), factory, args),
+            daemon=True,
+            name="gjwm-worker",
         )
         try:
             self.process.start()
@@ -63,7 +75,9 @@ class Worker:
         self.close = weakref.finalize(self, _close, self.connection, self.process)
 
     def ask(self, method: str, *args: Any) -> None:
-        """Have the object's method called; `answer` brings what it returns. An answer nobody fetched is thrown away."""
+        """Have the object's method called; `answer` brings what it returns. An answer nobody
+        fetched is thrown away.
+        """
         while self._owed:
             with contextlib.suppress(Exception):
                 self.answer()
@@ -114,7 +128,9 @@ def _close(connection: Connection, process: multiprocessing.process.BaseProcess)
     process.close()
 
 
-def _serve(connection: Connection, environment: dict[str, str], factory: Callable[..., Any], args: tuple) -> None:
+def _serve(
+    connection: Connection, environment: dict[str, str], factory: Callable[..., Any], args: tuple
+) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,7 +2,7 @@
 
 import sys
 
-from gjwm.cli import main
+from gjwm.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

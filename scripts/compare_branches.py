@@ -1,13 +1,15 @@
-"""Where do models send the dot at the forking road? Shares of probability per branch, and a picture.
+"""Where do models send the dot at the forking road? Shares of probability per branch, and a
+picture.
 
-    python scripts/compare_branches.py state SEED [picture.png]             # latents are the standardised position
-    gjwm collect experiment=fork && gjwm train experiment=fork
-    python scripts/compare_branches.py runs/fork data/fork [picture.png]    # latents of a trained encoder, from pixels
+    python scripts/compare_branches.py state SEED [picture.png]             # latents are the
+    standardised position gjwm collect experiment=fork && gjwm train experiment=fork python
+    scripts/compare_branches.py runs/fork data/fork [picture.png]    # latents of a trained encoder,
+    from pixels
 
-Each kind of dynamics is fitted to the latents, which stay as they are. In the first form nothing but the law is tested; in the
-second, positions are read from latents by a `StateHead`. The truth that shares are compared with is the simulator's, played
-from the same states under the same actions. Prints one JSON object per kind.
-"""
+Each kind of dynamics is fitted to the latents, which stay as they are. In the first form nothing
+but the law is tested; in the second, positions are read from latents by a `StateHead`. The truth
+that shares are compared with is the simulator's, played from the same states under the same
+actions. Prints one JSON object per kind."""
 
 from __future__ import annotations
 
@@ -22,17 +24,17 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from gjwm.behaviours import behaviour_from_weights
-from gjwm.calibration import calibration_report, concatenate, forecast_windows
-from gjwm.collect import collect_episodes, make_env
-from gjwm.commands.config import CALIBRATION, HELD_OUT
-from gjwm.dataset import read_episodes
-from gjwm.dynamics import DeterministicDynamics, Dynamics, GaussianDynamics, MixtureDynamics
+from gjwm.cli.config import CALIBRATION, HELD_OUT
+from gjwm.data.behaviours import behaviour_from_weights
+from gjwm.data.collect import collect_episodes, make_env
+from gjwm.data.dataset import read_episodes
 from gjwm.envs.fork import GAP, JUNCTION, START_X, place
-from gjwm.evaluate import encode_episodes
-from gjwm.heads import StateHead
-from gjwm.train import train_dynamics, train_state_head
-from gjwm.world_model import WorldModel
+from gjwm.evaluation.evaluate import encode_episodes
+from gjwm.models.calibration import calibration_report, concatenate, forecast_windows
+from gjwm.models.dynamics import DeterministicDynamics, Dynamics, GaussianDynamics, MixtureDynamics
+from gjwm.models.heads import StateHead
+from gjwm.models.world_model import WorldModel
+from gjwm.training.train import train_dynamics, train_state_head
 
 KINDS = {
     "deterministic": DeterministicDynamics,
@@ -44,11 +46,14 @@ BEHAVIOUR = {"coloured": 1.0}
 UP = 0.3
 EPISODES = 1500  # that laws of the state learn from; a trained run brings its own
 STEPS = 3000  # of fitting each law
-PAST_FORK = 0.2  # progress beyond the junction at which a branch is told from the middle, and from the other
+# progress beyond the junction at which a branch is told from the middle, and from the other
+PAST_FORK = 0.2
 
 
 class Standardised(nn.Module):
-    """The dot's position, standardised: an encoder that shows the state and nothing else, and its inverse."""
+    """The dot's position, standardised: an encoder that shows the state and nothing else, and its
+    inverse.
+    """
 
     latent_dim, config = 2, {}
 
@@ -66,7 +71,9 @@ class Standardised(nn.Module):
 
 
 def fork_episodes(count: int, seed: int, **env_kwargs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Observations (E, T+1, *O), actions (E, T, 1), positions (E, T+1, 2) and simulator states (E, T+1, 3)."""
+    """Observations (E, T+1, *O), actions (E, T, 1), positions (E, T+1, 2) and simulator states (E,
+    T+1, 3).
+    """
     episodes = collect_episodes(
         "gjwm/fork-v0",
         {"up_probability": UP, **env_kwargs},
@@ -93,13 +100,18 @@ def from_run(run: Path, data: Path, picture: Path | None) -> None:
     seed = OmegaConf.load(run / "config.yaml").seed
     trained = WorldModel.load(run / "checkpoint.pt")
     recorded = list(read_episodes(data))
-    z, a = encode_episodes(trained, recorded).clone(), torch.from_numpy(np.stack([e.a for e in recorded]))
+    z, a = (
+        encode_episodes(trained, recorded).clone(),
+        torch.from_numpy(np.stack([e.a for e in recorded])),
+    )
     o, _, position, _ = fork_episodes(300, CALIBRATION + seed)
     torch.manual_seed(seed)
     head = StateHead(z.shape[-1], 2)
     with torch.no_grad():
         z_head = torch.cat([trained.encode(part) for part in o.flatten(0, 1).split(1024)])
-    train_state_head(head, z_head, position.flatten(0, 1), generator=torch.Generator().manual_seed(seed))
+    train_state_head(
+        head, z_head, position.flatten(0, 1), generator=torch.Generator().manual_seed(seed)
+    )
     compare(str(run), seed, trained.encoder, head, z, a, {}, picture)
 
 
@@ -113,7 +125,9 @@ def compare(
     env_kwargs: dict,
     picture: Path | None,
 ) -> None:
-    """Fit each kind to latents z (E, T+1, D) under actions a (E, T, 1); `read` tells positions from latents."""
+    """Fit each kind to latents z (E, T+1, D) under actions a (E, T, 1); `read` tells positions from
+    latents.
+    """
 
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
@@ -138,18 +152,32 @@ def compare(
                 calibration_report(model.predict_sequence(z_test[:, :-1], a_test), z_test[:, 1:])
             )
             windows = forecast_windows(model, z_test, a_test, horizon=10, generator=generator())
-            law, truth = concatenate([law for law, _ in windows]), torch.cat([truth for _, truth in windows])
+            law, truth = (
+                concatenate([law for law, _ in windows]),
+                torch.cat([truth for _, truth in windows]),
+            )
             for k in (5, 10):
                 report[f"horizon_{k}"] = _short(calibration_report(law[:, k - 1], truth[:, k - 1]))
             for steps in (3, 6):
-                report[f"branches_{steps}"] = branches(model, read, z_test, a_test, state, steps, generator())
+                report[f"branches_{steps}"] = branches(
+                    model, read, z_test, a_test, state, steps, generator()
+                )
         print(json.dumps(report), flush=True)
     if picture is not None:
         draw(picture, encoder, env_kwargs, fitted, read, generator())
 
 
 def _short(report: dict) -> dict[str, float]:
-    names = ("nll", "crps", "energy_score", "coverage_50", "coverage_80", "coverage_90", "coverage_95", "ece")
+    names = (
+        "nll",
+        "crps",
+        "energy_score",
+        "coverage_50",
+        "coverage_80",
+        "coverage_90",
+        "coverage_95",
+        "ece",
+    )
     return {name: round(report[name], 4) for name in names}
 
 
@@ -162,11 +190,11 @@ def branches(
     steps: int,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """Shares of particles above, below and between, and of the simulator's own futures from the same starts.
+    """Shares of particles above, below and between, and of the simulator's own futures from the
+    same starts.
 
-    Starts lie before the junction and, without noise, their actions end `PAST_FORK` beyond it. They are chosen by that and
-    not by what happened, which would be to look at the answer.
-    """
+    Starts lie before the junction and, without noise, their actions end `PAST_FORK` beyond it. They
+    are chosen by that and not by what happened, which would be to look at the answer."""
     z0, before, actions = [], [], []
     for s in range(a.shape[1] - steps + 1):
         progress = state[:, s, 0]
@@ -189,8 +217,8 @@ def branches(
 
 
 def _shares(position: np.ndarray) -> dict[str, float]:
-    """Of positions (..., 2): on the upper or lower branch, that is further from the middle than half of the way to the branch
-    at that x; or between."""
+    """Of positions (..., 2): on the upper or lower branch, that is further from the middle than
+    half of the way to the branch at that x; or between."""
     x, y = position[..., 0], position[..., 1] - 0.5
     away = (place(((x - START_X) / 0.8).clip(JUNCTION, 1), 1)[..., 1] - 0.5).clip(GAP)
     up, down = (y < -away / 2).mean().item(), (y > away / 2).mean().item()
@@ -199,7 +227,9 @@ def _shares(position: np.ndarray) -> dict[str, float]:
 
 def simulate(start: np.ndarray, actions: np.ndarray, *, copies: int) -> np.ndarray:
     """True futures from states (N, 3) under actions (N, H, 1) -> positions (N, copies, H+1, 2)."""
-    env = make_env("gjwm/fork-v0", up_probability=UP, obs="state", max_episode_steps=actions.shape[1] + 1)
+    env = make_env(
+        "gjwm/fork-v0", up_probability=UP, obs="state", max_episode_steps=actions.shape[1] + 1
+    )
     env.reset(seed=0)
     world, futures = env.unwrapped, []
     for state, plan in zip(start, actions):
@@ -221,7 +251,9 @@ def draw(
     read: Callable[[Tensor], Tensor],
     generator: torch.Generator,
 ) -> None:
-    """Side by side: 60 true futures, and 60 particles of three models with their mean path, after 7 full steps forward."""
+    """Side by side: 60 true futures, and 60 particles of three models with their mean path, after 7
+    full steps forward.
+    """
     steps, count, scale, start = 7, 60, 4, np.array([0.25, 0.0, 0.0])
     env = make_env("gjwm/fork-v0", up_probability=UP, render_mode="rgb_array", **env_kwargs)
     observation, _ = env.reset(seed=0, options={"state": start})
@@ -236,7 +268,9 @@ def draw(
     side = background.shape[-1] * scale
     sheet = Image.new("RGB", (len(panels) * (side + 4) - 4, side + 16), "white")
     for i, (name, (points, mean)) in enumerate(panels.items()):
-        image = Image.fromarray(np.moveaxis(background, 0, -1)).resize((side, side), Image.Resampling.BILINEAR)
+        image = Image.fromarray(np.moveaxis(background, 0, -1)).resize(
+            (side, side), Image.Resampling.BILINEAR
+        )
         pen = ImageDraw.Draw(image)
         for x, y in points[:, 1:].reshape(-1, 2) * side:
             pen.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=(40, 90, 200))

@@ -1,10 +1,10 @@
 """Fit every kind of dynamics to the latents of trained runs and compare them on held-out episodes.
 
-    python scripts/compare_dynamics.py runs/two-room/seed-0 data/two-room-seed-0 [deterministic gaussian ...]
+    python scripts/compare_dynamics.py runs/two-room/seed-0 data/two-room-seed-0 [deterministic
+    gaussian ...]
 
-The run's encoder stays as it is. Calibration episodes and test episodes have seeds of their own. Prints one JSON
-object per kind.
-"""
+The run's encoder stays as it is. Calibration episodes and test episodes have seeds of their own.
+Prints one JSON object per kind."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from gjwm.behaviours import behaviour_from_weights
-from gjwm.calibration import calibration_report, concatenate, forecast_windows
-from gjwm.collect import collect_episodes
-from gjwm.commands.config import CALIBRATION, HELD_OUT
-from gjwm.dataset import read_episodes
-from gjwm.dynamics import (
+from gjwm.cli.config import CALIBRATION, HELD_OUT
+from gjwm.data.behaviours import behaviour_from_weights
+from gjwm.data.collect import collect_episodes
+from gjwm.data.dataset import read_episodes
+from gjwm.evaluation.evaluate import encode_episodes, marginal_report, prediction_report
+from gjwm.evaluation.surprise import violation_report
+from gjwm.models.calibration import calibration_report, concatenate, forecast_windows
+from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
     EnsemblePrediction,
@@ -32,10 +34,8 @@ from gjwm.dynamics import (
     LinearGaussianDynamics,
     MixtureDynamics,
 )
-from gjwm.evaluate import encode_episodes, marginal_report, prediction_report
-from gjwm.surprise import violation_report
-from gjwm.train import train_dynamics
-from gjwm.world_model import WorldModel
+from gjwm.models.world_model import WorldModel
+from gjwm.training.train import train_dynamics
 
 KINDS = {
     "deterministic": lambda d, a: DeterministicDynamics(d, a),
@@ -65,7 +65,9 @@ def main(run: Path, data: Path, kinds: list[str]) -> None:
         return torch.stack(latents), torch.stack(actions)
 
     def fresh(seed: int):
-        return collect_episodes(env_id, env_kwargs, behaviour, episodes=200, length=cfg.evaluate.length, seed=seed)
+        return collect_episodes(
+            env_id, env_kwargs, behaviour, episodes=200, length=cfg.evaluate.length, seed=seed
+        )
 
     z, a = encoded(itertools.islice(read_episodes(data), 800))
     held_out = encoded(fresh(CALIBRATION + cfg.seed))
@@ -81,14 +83,29 @@ def main(run: Path, data: Path, kinds: list[str]) -> None:
         train_dynamics(dynamics, z, a, steps=1200, generator=generator())
         model = WorldModel(trained.encoder, dynamics).eval()
         model.calibrate(*held_out, horizon=HORIZON, generator=generator())
-        prediction = prediction_report(model, z_test, a_test, horizon=HORIZON, generator=generator())
-        report = {"run": str(run), "kind": kind, "seed": cfg.seed, "r2_by_horizon": prediction["r2_by_horizon"]}
-        report["temperature"], report["tail"] = model.calibration.temperature.tolist(), model.calibration.tail.item()
+        prediction = prediction_report(
+            model, z_test, a_test, horizon=HORIZON, generator=generator()
+        )
+        report = {
+            "run": str(run),
+            "kind": kind,
+            "seed": cfg.seed,
+            "r2_by_horizon": prediction["r2_by_horizon"],
+        }
+        report["temperature"], report["tail"] = (
+            model.calibration.temperature.tolist(),
+            model.calibration.tail.item(),
+        )
         with torch.no_grad():
             one_step = model.predict_sequence(z_test[:, :-1], a_test)
             report["horizon_1"] = calibration_report(one_step, z_test[:, 1:])
-            windows = forecast_windows(model, z_test, a_test, horizon=HORIZON, generator=generator())
-            law, truth = concatenate([law for law, _ in windows]), torch.cat([truth for _, truth in windows])
+            windows = forecast_windows(
+                model, z_test, a_test, horizon=HORIZON, generator=generator()
+            )
+            law, truth = (
+                concatenate([law for law, _ in windows]),
+                torch.cat([truth for _, truth in windows]),
+            )
             for k in (5, 10):
                 report[f"horizon_{k}"] = calibration_report(law[:, k - 1], truth[:, k - 1])
             if isinstance(one_step, EnsemblePrediction):
@@ -110,7 +127,9 @@ def main(run: Path, data: Path, kinds: list[str]) -> None:
 
 def _rank_correlation(x: Tensor, y: Tensor) -> float:
     """Spearman's."""
-    return torch.corrcoef(torch.stack([v.argsort().argsort().double() for v in (x, y)]))[0, 1].item()
+    return torch.corrcoef(torch.stack([v.argsort().argsort().double() for v in (x, y)]))[
+        0, 1
+    ].item()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Print how every discrepancy values batches of six laws, as the Markdown tables of docs/objective.md.
+"""Print how every discrepancy values batches of six laws, as the Markdown tables of
+docs/objective.md.
 
     python scripts/discrepancy_table.py [--samples 512] [--dim 4 32] [--seeds 10]
 
-Each entry is the mean over seeds of the value on that batch, minus the mean on Gaussian batches, in units of the
-standard deviation on Gaussian batches: how many times the noise of a perfectly Gaussian batch the departure stands
-out.
-"""
+Each entry is the mean over seeds of the value on that batch, minus the mean on Gaussian batches, in
+units of the
+standard deviation on Gaussian batches: how many times the noise of a perfectly Gaussian batch the
+departure stands out."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ import argparse
 import time
 
 import torch
+from benchmarks import table
 from torch import Generator, Tensor
 
-from gjwm.benchmarks import table
 from gjwm.objectives import (
     BHEP,
     Discrepancy,
@@ -74,7 +75,9 @@ def batch(law: str, samples: int, dim: int, generator: Generator) -> Tensor:
     if law == "mixture":  # two clusters along one diagonal of the cube
         sign = gaussian(samples, 1).sign()
         return 0.6 * z + 0.8 * sign
-    if law == "whitened mixture":  # two clusters along every axis, with mean zero and identity covariance
+    if (
+        law == "whitened mixture"
+    ):  # two clusters along every axis, with mean zero and identity covariance
         sign = gaussian(samples, dim).sign()
         return 0.3 * z + (1 - 0.09) ** 0.5 * sign
     if law == "shifted":  # mean 0.3 in every dimension, identity covariance
@@ -83,14 +86,17 @@ def batch(law: str, samples: int, dim: int, generator: Generator) -> Tensor:
 
 
 def rows(samples: int, dim: int, seeds: int) -> list[dict]:
-    """One row per discrepancy: its departures in null standard deviations, and milliseconds of forward and backward."""
+    """One row per discrepancy: its departures in null standard deviations, and milliseconds of
+    forward and backward.
+    """
     found = []
     for name, discrepancy in discrepancies().items():
         values = {
             law: torch.tensor(
                 [
                     discrepancy(
-                        batch(law, samples, dim, Generator().manual_seed(seed)), generator=Generator().manual_seed(seed)
+                        batch(law, samples, dim, Generator().manual_seed(seed)),
+                        generator=Generator().manual_seed(seed),
                     ).item()
                     for seed in range(seeds if law != "Gaussian" else 4 * seeds)
                 ]

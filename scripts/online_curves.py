@@ -1,9 +1,10 @@
-"""Learning curves of runs of `gjwm online`: a small table, and a picture with what others publish at the same frames.
+"""Learning curves of runs of `gjwm online`: a small table, and a picture with what others publish
+at the same frames.
 
     python scripts/online_curves.py RUN... --csv docs/online.csv --picture docs/assets/online.png
 
-Each run's returns.csv holds every evaluation; here a row is one evaluation of one run: mean return and its 95% interval over
-episodes. Prints the last evaluation per task, with the mean over runs.
+Each run's returns.csv holds every evaluation; here a row is one evaluation of one run: mean return
+and its 95% interval over episodes. Prints the last evaluation per task, with the mean over runs.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from gjwm.figures import curves_figure
-from gjwm.intervals import mean_interval
-from gjwm.online import return_report
+from gjwm.evaluation.intervals import mean_interval
+from gjwm.reporting.latent_plots import curves_figure
+from gjwm.rl import return_report
 
-# Published means at 100,000 frames from state vectors, three seeds or more (result files of TD-MPC2's and DreamerV3's code).
+# Published means at 100,000 frames from state vectors, three seeds or more (result files of
+# TD-MPC2's and DreamerV3's code).
 PUBLISHED = {
     "cartpole-swingup": {"TD-MPC2": 839, "SAC": 835, "DreamerV3": 513},
     "ball_in_cup-catch": {"TD-MPC2": 981, "SAC": 958, "DreamerV3": 761},
@@ -43,16 +45,25 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     for frames, entries in found.items():
         returns = np.array([value for _, value in entries])
         report = return_report(returns, 0.0)
-        numbers = dict(zip(("return", "low", "high"), (round(x, 1) for x in (report["return_mean"], *report["ci95"]))))
+        numbers = dict(
+            zip(
+                ("return", "low", "high"),
+                (round(x, 1) for x in (report["return_mean"], *report["ci95"])),
+            )
+        )
         minutes = round(entries[0][0] / 60, 1)
-        rows.append({"task": cfg.task, "seed": cfg.seed, "frames": frames, "minutes": minutes, **numbers})
+        rows.append(
+            {"task": cfg.task, "seed": cfg.seed, "frames": frames, "minutes": minutes, **numbers}
+        )
         rows[-1]["episodes"] = len(returns)
     return rows
 
 
 def main() -> None:
     """Read the runs, write the table and the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
@@ -63,9 +74,13 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    curves: dict[str, dict[int, list[tuple[float, float, float, float]]]] = defaultdict(lambda: defaultdict(list))
+    curves: dict[str, dict[int, list[tuple[float, float, float, float]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for row in rows:
-        curves[row["task"]][row["seed"]].append((row["frames"], row["return"], row["low"], row["high"]))
+        curves[row["task"]][row["seed"]].append(
+            (row["frames"], row["return"], row["low"], row["high"])
+        )
     for task, runs in curves.items():
         last = np.array([points[-1][1] for points in runs.values()])
         _, low, high = mean_interval(last)
@@ -73,12 +88,15 @@ def main() -> None:
         minutes = max(row["minutes"] for row in rows if row["task"] == task)
         told = f" [{low:.0f}, {high:.0f}]" if len(last) > 1 else ""
         print(
-            f"{task}: {last.mean():.0f}{told} of {len(last)} runs after {frames} frames, at most {minutes} minutes; {last}"
+            f"{task}: {last.mean():.0f}{told} of {len(last)} runs after {frames} frames, at most "
+            f"{minutes} minutes; {last}"
         )
     if options.picture is not None:
         levels = {task: PUBLISHED[task] for task in curves}
         curves_figure(
-            options.picture, {t: {s: np.array(p) for s, p in runs.items()} for t, runs in curves.items()}, levels
+            options.picture,
+            {t: {s: np.array(p) for s, p in runs.items()} for t, runs in curves.items()},
+            levels,
         )
 
 

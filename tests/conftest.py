@@ -1,4 +1,6 @@
-"""One thread per test process: on a busy machine two threads that wait for each other are many times slower."""
+"""One thread per test process: on a busy machine two threads that wait for each other are many
+times slower.
+"""
 
 import os
 

@@ -2,10 +2,9 @@
 
 import math
 
+import benchmarks
 import pytest
-
-from gjwm import benchmarks
-from gjwm.cli import main
+from benchmark import main
 
 
 @pytest.mark.parametrize("name", benchmarks.names())
@@ -17,7 +16,9 @@ def test_a_benchmark_fills_its_table(name):
 
 
 def test_the_table_is_aligned_markdown():
-    text = benchmarks.table([{"what": "a", "ms": 1234.5}, {"what": "floor", "ms": None}, {"what": "b", "ms": 0.12345}])
+    text = benchmarks.table(
+        [{"what": "a", "ms": 1234.5}, {"what": "floor", "ms": None}, {"what": "b", "ms": 0.12345}]
+    )
     assert text.splitlines() == [
         "| what  |    ms |",
         "|-------|------:|",
@@ -28,7 +29,7 @@ def test_the_table_is_aligned_markdown():
 
 
 def test_a_wrong_name_or_option_is_one_sentence(capsys):
-    assert main(["benchmark", "moon"]) == 1
+    assert main(["moon"]) == 1
     assert "no benchmark 'moon'" in capsys.readouterr().err
-    assert main(["benchmark", "collect", "size=3"]) == 1
+    assert main(["collect", "size=3"]) == 1
     assert "size=3" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Claims about a GPU: the same numbers as on the CPU, whole jobs run there, and CUDA graphs change no plan."""
+"""Claims about a GPU: the same numbers as on the CPU, whole jobs run there, and CUDA graphs change
+no plan.
+"""
 
 import copy
 import json
@@ -7,19 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.actor_critic import Policy, QEnsemble
-from gjwm.agent import MPCAgent
-from gjwm.cli import main
-from gjwm.costs import GoalCost
-from gjwm.dynamics import (
+from gjwm._core.types import Batch
+from gjwm.cli.app import main
+from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
     GaussianDynamics,
     LinearGaussianDynamics,
     MixtureDynamics,
 )
-from gjwm.encoders import MLPEncoder
-from gjwm.heads import RewardHead
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.heads import RewardHead
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import (
     BHEP,
     GaussianKL,
@@ -30,14 +31,26 @@ from gjwm.objectives import (
     Subspaces,
     VICReg,
 )
-from gjwm.online import RewardLearner
-from gjwm.planning import CEM, ICEM, MPPI, CategoricalCEM, GradientPlanner, HybridPlanner, RandomShooting
-from gjwm.train import encode_dataset, refine, train
-from gjwm.types import Batch
-from gjwm.world_model import WorldModel
+from gjwm.planning import (
+    CEM,
+    ICEM,
+    MPPI,
+    CategoricalCEM,
+    GradientPlanner,
+    HybridPlanner,
+    RandomShooting,
+)
+from gjwm.planning.agent import MPCAgent
+from gjwm.planning.costs import GoalCost
+from gjwm.rl import RewardLearner
+from gjwm.rl.actor_critic import Policy, QEnsemble
+from gjwm.training.train import encode_dataset, refine, train
 
 CUDA = torch.device("cuda")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 DYNAMICS = {
     "deterministic": lambda: DeterministicDynamics(6, 2, hidden=32),
@@ -69,7 +82,9 @@ PLANNERS = {
     "MPPI": lambda: MPPI(**FEW),
     "RandomShooting": lambda: RandomShooting(samples=64),
     "GradientPlanner": lambda: GradientPlanner(starts=4, iterations=20),
-    "HybridPlanner": lambda: HybridPlanner(samples=64, iterations=3, elites=8, refined=4, gradient_steps=10),
+    "HybridPlanner": lambda: HybridPlanner(
+        samples=64, iterations=3, elites=8, refined=4, gradient_steps=10
+    ),
     "CategoricalCEM": lambda: CategoricalCEM(samples=64, iterations=4, elites=8),
 }
 
@@ -119,7 +134,11 @@ def test_dynamics_predict_and_draw_as_on_the_cpu(name):
     there = on_cuda(here)
     z, a = torch.randn(5, 4, 6, generator=g()), torch.rand(5, 3, 2, generator=g(1)) * 2 - 1
     with torch.no_grad():
-        close(here.nll(z[:, :-1], a, z[:, 1:]), there.nll(z.to(CUDA)[:, :-1], a.to(CUDA), z.to(CUDA)[:, 1:]), 1e-3)
+        close(
+            here.nll(z[:, :-1], a, z[:, 1:]),
+            there.nll(z.to(CUDA)[:, :-1], a.to(CUDA), z.to(CUDA)[:, 1:]),
+            1e-3,
+        )
         close(here.training_means(z, a), there.training_means(z.to(CUDA), a.to(CUDA)))
         close(here.rollout(z[:, 0], a), there.rollout(z[:, 0].to(CUDA), a.to(CUDA)))
         # One generator on the CPU draws the same particles for both.
@@ -138,10 +157,18 @@ def test_planners_find_on_the_gpu_what_they_find_on_the_cpu(name):
     for device in ("cpu", CUDA):
         target = torch.rand(3, 1, 6, 2, generator=g(5)).to(device) * 2 - 1
         start = torch.zeros(3, 6, 2, device=device)
-        plans.append(PLANNERS[name]().plan(lambda a, t=target: (a - t).square().sum((-2, -1)), start, generator=g(6)))
-        own = PLANNERS[name]().plan(lambda a, t=target: (a - t).square().sum((-2, -1)), start, generator=g(6, device))
+        plans.append(
+            PLANNERS[name]().plan(
+                lambda a, t=target: (a - t).square().sum((-2, -1)), start, generator=g(6)
+            )
+        )
+        own = PLANNERS[name]().plan(
+            lambda a, t=target: (a - t).square().sum((-2, -1)), start, generator=g(6, device)
+        )
         assert own.mean.device == start.device
-        assert own.cost.sum() < 1.5 * plans[-1].cost.sum() + 1.5  # other numbers, about as good a plan
+        assert (
+            own.cost.sum() < 1.5 * plans[-1].cost.sum() + 1.5
+        )  # other numbers, about as good a plan
     close(plans[0].mean, plans[1].mean, 1e-3)
     close(plans[0].cost, plans[1].cost, 1e-3)
 
@@ -151,11 +178,20 @@ def agents(**options):
     for device in ("cpu", CUDA):
         there = copy.deepcopy(model).to(device)
         goal = there.encode(torch.ones(3, 4, device=device))
-        yield MPCAgent(there, CEM(covariance="diagonal", **FEW), GoalCost(goal), horizon=6, generator=g(3), **options)
+        yield MPCAgent(
+            there,
+            CEM(covariance="diagonal", **FEW),
+            GoalCost(goal),
+            horizon=6,
+            generator=g(3),
+            **options,
+        )
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"particles": 8}, {"replan_every": 2, "reuse": 0.3}, {"dynamics": "gru"}, {"chunk": 50}], ids=str
+    "options",
+    [{}, {"particles": 8}, {"replan_every": 2, "reuse": 0.3}, {"dynamics": "gru"}, {"chunk": 50}],
+    ids=str,
 )
 def test_an_agent_acts_on_the_gpu_as_on_the_cpu(options):
     here, there = agents(**options)
@@ -183,7 +219,9 @@ def test_cuda_graphs_change_no_plan():
 @pytest.mark.slow
 def test_a_compiled_discrepancy_is_the_plain_one():
     z = torch.randn(64, 6, device=CUDA)
-    plain, fused = (SIGReg(32, time="pooled", compile=c).to(CUDA)(z, generator=g(1)) for c in (False, True))
+    plain, fused = (
+        SIGReg(32, time="pooled", compile=c).to(CUDA)(z, generator=g(1)) for c in (False, True)
+    )
     torch.testing.assert_close(plain, fused, atol=1e-4, rtol=1e-3)
 
 
@@ -220,7 +258,12 @@ def test_training_and_refining_learn_on_the_gpu_and_the_file_loads_on_the_cpu(tm
     class Played:
         def __init__(self, i):
             self.o = walk.o[i].numpy()
-            self.rest = (walk.a[i].numpy(), np.zeros(12), np.zeros(12, bool), np.eye(12, dtype=bool)[-1])
+            self.rest = (
+                walk.a[i].numpy(),
+                np.zeros(12),
+                np.zeros(12, bool),
+                np.eye(12, dtype=bool)[-1],
+            )
 
         def __getitem__(self, part):
             return self.rest
@@ -250,7 +293,9 @@ def test_learning_from_reward_updates_on_the_gpu(compiled):
         "policy": Policy(6, 2, hidden=(32,)),
     }
     model = world_model(heads=heads).to(CUDA).train()
-    learner = RewardLearner(model, JointEmbeddingObjective(SIGReg(16, time="pooled"), lam=1.0), compile=compiled)
+    learner = RewardLearner(
+        model, JointEmbeddingObjective(SIGReg(16, time="pooled"), lam=1.0), compile=compiled
+    )
     losses = []
     for step in range(20):
         losses.append(learner.update(windows(64, seed=step % 3).to(CUDA), generator=g(step)))

@@ -14,43 +14,45 @@ import gjwm
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = [p for p in (ROOT / "gjwm").rglob("*.py") if p != ROOT / "gjwm" / "__init__.py"]
-MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in LIBRARY}
+MODULES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in LIBRARY
+}
 ENVS = {f"gjwm.envs.{p.stem}": p for p in (ROOT / "envs").glob("*.py") if p.stem != "__init__"}
 
-# Imports run one way: a module, or sub-package, may use those of earlier rows and of its own.
-LAYERS = [
-    {"types", "files", "drawing", "draws", "intervals", "settings"},
-    {"objectives", "encoders", "dynamics", "decoder", "costs", "planning", "probes", "behaviours", "video", "logging"},
-    {"normality"},
-    {"heads", "actor_critic", "interpolation", "calibration"},
-    {"figures", "diagnostics", "replay", "report"},
-    {"dataset"},
-    {"coverage"},
-    {"world_model", "collect", "checkpoint"},
-    {"agent", "train", "surprise", "baselines"},
-    {"online"},
-    {"evaluate", "explore", "rollout_video", "study"},
-    {"benchmarks"},
-    {"commands"},
-    {"cli"},
-    {"__main__"},
+# Imports run down this list of rooms: a room may use those before it and itself.
+ROOMS = [
+    "_core",
+    "objectives",
+    "models",
+    "planning",
+    "data",
+    "training",
+    "evaluation",
+    "rl",
+    "reporting",
+    "study",
+    "cli",
 ]
-# What builds objects from yaml; the other commands only read settings, and `data` and `benchmark` have none.
-BUILDERS = {"gjwm.cli", *(f"gjwm.commands.{name}" for name in ("config", "train", "online", "evaluate", "video"))}
+# What builds objects from yaml; the other commands only read settings, and `data` and `benchmark`
+# have none.
+BUILDERS = {
+    "gjwm.cli.app",
+    *(f"gjwm.cli.{name}" for name in ("config", "train", "online", "evaluate", "video")),
+}
 # Heavy or replaceable dependencies live behind one door each.
 DOORS = {
-    "wandb": {"gjwm.logging"},
-    "imageio": {"gjwm.video"},
-    "matplotlib": {"gjwm.figures"},
+    "wandb": {"gjwm.reporting.logging"},
+    "imageio": {"gjwm._core.video"},
+    "matplotlib": {"gjwm.reporting.latent_plots"},
     "hydra": BUILDERS,
-    "omegaconf": BUILDERS | {f"gjwm.commands.{name}" for name in ("collect", "run", "run_folder", "study")},
+    "omegaconf": BUILDERS
+    | {f"gjwm.cli.{name}" for name in ("collect", "run", "run_folder", "study")},
     "joblib": {"gjwm.study.launch"},
     "submitit": {"gjwm.study.launch"},
     "dm_control": {
         "gjwm.envs.control_suite",
         "gjwm.envs.control_vector",
-        "gjwm.benchmarks.collect",
-        "gjwm.benchmarks.envs",
     },
     "mujoco": {
         "gjwm.envs.control_suite",
@@ -76,7 +78,7 @@ def imports(path: Path, package: str) -> set[str]:
     return found
 
 
-RANK = {f"gjwm.{name}": i for i, layer in enumerate(LAYERS) for name in layer}
+RANK = {f"gjwm.{room}": i for i, room in enumerate(ROOMS)} | {"gjwm.__main__": len(ROOMS)}
 
 
 def layer_of(module: str) -> int | None:
@@ -114,8 +116,10 @@ def test_a_dependency_has_one_door(package):
 
 def test_the_library_imports_without_simulators_loggers_and_films():
     heavy = sorted(DOORS)
-    doors = ("gjwm.cli", "gjwm.__main__", "gjwm.video", "gjwm.rollout_video")
-    library = [name for name in sorted(MODULES) if name not in doors and not name.startswith("gjwm.commands.")]
+    doors = ("gjwm.cli.app", "gjwm.__main__", "gjwm._core.video", "gjwm.reporting.films")
+    library = [
+        name for name in sorted(MODULES) if name not in doors and not name.startswith("gjwm.cli.")
+    ]
     code = f"import sys, {', '.join(library)}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
@@ -139,7 +143,9 @@ def test_the_wheel_holds_exactly_the_tree(tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
     for name in ("gjwm", "envs", "configs"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(
+            ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     subprocess.run(
@@ -153,7 +159,11 @@ def test_the_wheel_holds_exactly_the_tree(tmp_path):
     assert wheel.name.startswith(f"gjwm-{gjwm.__version__}-")
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {f"gjwm/{p.relative_to(tree / 'gjwm')}" for p in (tree / "gjwm").rglob("*") if p.is_file()}
+    expected = {
+        f"gjwm/{p.relative_to(tree / 'gjwm')}" for p in (tree / "gjwm").rglob("*") if p.is_file()
+    }
     expected |= {f"gjwm/{p.relative_to(tree)}" for p in (tree / "envs").rglob("*") if p.is_file()}
-    expected |= {f"gjwm/{p.relative_to(tree)}" for p in (tree / "configs").rglob("*") if p.is_file()}
+    expected |= {
+        f"gjwm/{p.relative_to(tree)}" for p in (tree / "configs").rglob("*") if p.is_file()
+    }
     assert inside == expected

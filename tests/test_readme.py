@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.cli import COMMANDS
-from gjwm.collect import make_env
-from gjwm.commands.config import load_config, split_sweep, with_experiment
+from gjwm.cli.app import COMMANDS
+from gjwm.cli.config import load_config, split_sweep, with_experiment
+from gjwm.data.collect import make_env
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,7 +34,11 @@ def test_the_snippet_is_short_and_swings_a_pendulum_up(tmp_path, monkeypatch):
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHELL = "\n".join(block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL))
+SHELL = "\n".join(
+    block
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+)
 COMMAND_LINES = re.findall(r"^gjwm (\w+) ?(.*?)(?:#.*)?$", SHELL, re.MULTILINE)
 
 

@@ -1,4 +1,6 @@
-"""Pictures from arrays, for films: paths over frames, spread of samples, curves with a moving cursor, grids of films."""
+"""Pictures from arrays, for films: paths over frames, spread of samples, curves with a moving
+cursor, grids of films.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +19,37 @@ _FINE = 2  # drawn larger, then averaged: lines without stairs
 
 
 def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
-    """(..., h, w, 3) -> (..., scale h, scale w, 3) without smoothing, so that nothing is shown that was not there."""
+    """(..., h, w, 3) -> (..., scale h, scale w, 3) without smoothing, so that nothing is shown that
+    was not there.
+    """
     return frames.repeat(scale, -3).repeat(scale, -2)
 
 
 def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (T, h, w, 3) -> (T, height, width, 3): enlarged without smoothing, shrunk by averaging."""
+    """uint8 (T, h, w, 3) -> (T, height, width, 3): enlarged without smoothing, shrunk by
+    averaging.
+    """
     if frames.shape[1:3] == (height, width):
         return frames
     how = Image.Resampling.NEAREST if frames.shape[1] <= height else Image.Resampling.BOX
-    return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), how)) for frame in frames])
+    return np.stack(
+        [np.asarray(Image.fromarray(frame).resize((width, height), how)) for frame in frames]
+    )
 
 
 def draw_paths(
-    frames: np.ndarray, paths: Sequence[np.ndarray | None], *, colour: Colour = IMAGINED, mark_end: bool = True
+    frames: np.ndarray,
+    paths: Sequence[np.ndarray | None],
+    *,
+    colour: Colour = IMAGINED,
+    mark_end: bool = True,
 ) -> np.ndarray:
     """Paths over frames, which are not changed.
 
     Args:
         frames: uint8 (T, h, w, 3).
-        paths: per frame, K paths (K, L, 2) in shares of width and height from the top left corner, or None. The first is drawn
-            strong, the others faint.
+        paths: per frame, K paths (K, L, 2) in shares of width and height from the top left corner,
+            or None. The first is drawn strong, the others faint.
         mark_end: put a dot on the end of the first.
 
     Returns:
@@ -54,7 +66,10 @@ def draw_paths(
         for k in reversed(range(len(lines))):
             points = [(x * size[0], y * size[1]) for x, y in lines[k]]
             draw.line(
-                points, fill=(*colour, 255 if k == 0 else 70), width=2 * _FINE if k == 0 else _FINE, joint="curve"
+                points,
+                fill=(*colour, 255 if k == 0 else 70),
+                width=2 * _FINE if k == 0 else _FINE,
+                joint="curve",
             )
         if mark_end:
             x, y = lines[0][-1] * size
@@ -67,10 +82,11 @@ def draw_paths(
 
 
 def spread_of(samples: np.ndarray) -> np.ndarray:
-    """The mean of samples in grey, tinted where they differ: uint8 (P, T, h, w, 3) -> uint8 (T, h, w, 3).
+    """The mean of samples in grey, tinted where they differ: uint8 (P, T, h, w, 3) -> uint8 (T, h,
+    w, 3).
 
-    The tint is full where the standard deviation of brightness over samples is a fifth of the range.
-    """
+    The tint is full where the standard deviation of brightness over samples is a fifth of the
+    range."""
     values = samples.astype(np.float32).mean(-1)  # (P, T, h, w)
     mean, unsure = values.mean(0), np.clip(values.std(0) / 51, 0, 1)[..., None]
     grey = (0.75 * mean)[..., None].repeat(3, -1)
@@ -124,7 +140,9 @@ def _draw_plot(plot: Curves, count: int, width: int, height: int) -> np.ndarray:
 
     def at(t: float, value: float) -> tuple[float, float]:
         x = margin_left + (width - margin_left - margin_right) * t / max(1, count - 1)
-        return _FINE * x, _FINE * (height - bottom - (height - top - bottom) * (value - low) / (high - low))
+        return _FINE * x, _FINE * (
+            height - bottom - (height - top - bottom) * (value - low) / (high - low)
+        )
 
     layer = Image.new("RGBA", (_FINE * width, _FINE * height), (*BACKGROUND, 255))
     draw = ImageDraw.Draw(layer, "RGBA")
@@ -159,17 +177,23 @@ def _draw_plot(plot: Curves, count: int, width: int, height: int) -> np.ndarray:
             x += draw.textlength(label, font=font) + 8
         for value, y in ((high, top - 6), (low, height - bottom - 7)):
             text = f"{value:.2g}"
-            draw.text((margin_left - 3 - draw.textlength(text, font=font), y), text, fill=FAINT, font=font)
+            draw.text(
+                (margin_left - 3 - draw.textlength(text, font=font), y), text, fill=FAINT, font=font
+            )
         frames[t] = np.asarray(picture)
     return frames
 
 
 def stack_films(films: Sequence[np.ndarray]) -> np.ndarray:
-    """Films of one length and width under each other, padded to even sides as h264 wants: (T, h_i, w, 3) -> (T, H, W, 3)."""
+    """Films of one length and width under each other, padded to even sides as h264 wants: (T, h_i,
+    w, 3) -> (T, H, W, 3).
+    """
     return _even(np.concatenate(list(films), 1))
 
 
-def grid_film(films: Sequence[np.ndarray], reached: Sequence[np.ndarray], *, columns: int | None = None) -> np.ndarray:
+def grid_film(
+    films: Sequence[np.ndarray], reached: Sequence[np.ndarray], *, columns: int | None = None
+) -> np.ndarray:
     """Many small films at once, framed in green from the step their goal is reached.
 
     Args:
@@ -185,7 +209,8 @@ def grid_film(films: Sequence[np.ndarray], reached: Sequence[np.ndarray], *, col
     """
     if not films or len({film.shape for film in films}) != 1 or len(films) != len(reached):
         raise ValueError(
-            f"a grid needs films of one shape and as many outcomes, got {[f.shape for f in films]} and {len(reached)}."
+            f"a grid needs films of one shape and as many outcomes, got {[f.shape for f in films]} "
+            f"and {len(reached)}."
         )
     count, height, width, _ = films[0].shape
     columns = columns or int(np.ceil(np.sqrt(len(films))))

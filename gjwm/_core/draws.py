@@ -1,8 +1,8 @@
 """Random numbers, drawn where their generator lives and moved to where they are needed.
 
-torch refuses a generator of another device than the numbers'. Drawn this way one generator serves models on every device, and
-one on the CPU gives the same numbers everywhere. Without a generator the device's own is used.
-"""
+torch refuses a generator of another device than the numbers'. Drawn this way one generator serves
+models on every device, and one on the CPU gives the same numbers everywhere. Without a generator
+the device's own is used."""
 
 from __future__ import annotations
 
@@ -15,22 +15,38 @@ Device = torch.device | str
 
 
 def normal(
-    shape: Sequence[int], generator: Generator | None, *, device: Device, dtype: torch.dtype = torch.float32
+    shape: Sequence[int],
+    generator: Generator | None,
+    *,
+    device: Device,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal numbers of `shape`."""
-    return torch.randn(shape, generator=generator, device=_source(generator, device), dtype=dtype).to(device)
+    return torch.randn(
+        shape, generator=generator, device=_source(generator, device), dtype=dtype
+    ).to(device)
 
 
 def uniform(
-    shape: Sequence[int], generator: Generator | None, *, device: Device, dtype: torch.dtype = torch.float32
+    shape: Sequence[int],
+    generator: Generator | None,
+    *,
+    device: Device,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Numbers of `shape`, uniform on [0, 1)."""
-    return torch.rand(shape, generator=generator, device=_source(generator, device), dtype=dtype).to(device)
+    return torch.rand(
+        shape, generator=generator, device=_source(generator, device), dtype=dtype
+    ).to(device)
 
 
-def integers(high: int, shape: Sequence[int], generator: Generator | None, *, device: Device) -> Tensor:
+def integers(
+    high: int, shape: Sequence[int], generator: Generator | None, *, device: Device
+) -> Tensor:
     """int64 numbers of `shape`, uniform on 0 .. high - 1."""
-    return torch.randint(high, shape, generator=generator, device=_source(generator, device)).to(device)
+    return torch.randint(high, shape, generator=generator, device=_source(generator, device)).to(
+        device
+    )
 
 
 def permutation(count: int, generator: Generator | None, *, device: Device) -> Tensor:

@@ -1,4 +1,6 @@
-"""Files that are whole or absent (written aside, forced to disk, then renamed), and locks that end with their process."""
+"""Files that are whole or absent (written aside, forced to disk, then renamed), and locks that end
+with their process.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,12 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems witho
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends well and vanishes when it does not.
+    """A path to write to, which becomes `path` when the block ends well and vanishes when it does
+    not.
 
-    The content is on disk (fsync) before the name is, and the name before the block is left, so that neither a killed
-    process nor a power cut leaves half a file under `path`, and whatever was there before stays until then.
-    """
+    The content is on disk (fsync) before the name is, and the name before the block is left, so
+    that neither a killed process nor a power cut leaves half a file under `path`, and whatever was
+    there before stays until then."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -48,7 +51,8 @@ def force_to_disk(path: Path) -> None:
 
 
 def acquire(path: str | Path, *, wait: bool = False) -> int:
-    """The descriptor of a lock file, made if need be; closing it, or the end of the process, gives the lock back.
+    """The descriptor of a lock file, made if need be; closing it, or the end of the process, gives
+    the lock back.
 
     Raises:
         BlockingIOError: when another process holds it and `wait` is false.
@@ -67,7 +71,9 @@ def acquire(path: str | Path, *, wait: bool = False) -> int:
 
 @contextmanager
 def holding(path: str | Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`, in a folder that is made, for as long as the block runs; see `acquire`."""
+    """Hold the lock file `path`, in a folder that is made, for as long as the block runs; see
+    `acquire`.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     descriptor = acquire(path, wait=wait)
     try:

@@ -9,13 +9,17 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gjwm.drawing import BACKGROUND, enlarge
+from gjwm._core.drawing import BACKGROUND, enlarge
 
 _MARGIN = 18  # pixels for a line of text above and below a panel
 
 
 def panel(
-    columns: Mapping[str, np.ndarray], *, captions: Sequence[str], scale: int = 4, per_row: int | None = None
+    columns: Mapping[str, np.ndarray],
+    *,
+    captions: Sequence[str],
+    scale: int = 4,
+    per_row: int | None = None,
 ) -> np.ndarray:
     """Pictures side by side, each under its title, with one caption per frame below all.
 
@@ -32,7 +36,9 @@ def panel(
         ValueError: for other shapes, types or counts.
     """
     shapes = {frames.shape for frames in columns.values()}
-    if len(shapes) != 1 or any(f.dtype != np.uint8 or f.ndim != 4 or f.shape[-1] != 3 for f in columns.values()):
+    if len(shapes) != 1 or any(
+        f.dtype != np.uint8 or f.ndim != 4 or f.shape[-1] != 3 for f in columns.values()
+    ):
         got = {title: (frames.dtype.name, frames.shape) for title, frames in columns.items()}
         raise ValueError(f"a panel needs columns of one uint8 shape (T, h, w, 3), got {got}.")
     (shape,) = shapes
@@ -60,7 +66,8 @@ def panel(
 
 
 def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality: int = 20) -> Path:
-    """Write uint8 frames (T, h, w, 3) to .mp4 (h264, with the ffmpeg that pip brings) or a looping .gif; atomically.
+    """Write uint8 frames (T, h, w, 3) to .mp4 (h264, with the ffmpeg that pip brings) or a looping
+    .gif; atomically.
 
     Args:
         quality: of .mp4, x264's constant rate factor: 18 looks lossless, 28 is small.
@@ -70,7 +77,9 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality
     """
     path = Path(path)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(f"a video needs uint8 frames (T, h, w, 3), got {frames.dtype} {frames.shape}.")
+        raise ValueError(
+            f"a video needs uint8 frames (T, h, w, 3), got {frames.dtype} {frames.shape}."
+        )
     if path.suffix not in (".mp4", ".gif"):
         raise ValueError(f"a video is written as .mp4 or .gif, got {path.name!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,25 +87,45 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality
     if path.suffix == ".mp4":
         if frames.shape[1] % 2 or frames.shape[2] % 2:
             raise ValueError(f"h264 needs an even height and width, got {frames.shape[1:3]}.")
-        iio.imwrite(partial, frames, fps=fps, codec="libx264", macro_block_size=2, output_params=["-crf", str(quality)])
+        iio.imwrite(
+            partial,
+            frames,
+            fps=fps,
+            codec="libx264",
+            macro_block_size=2,
+            output_params=["-crf", str(quality)],
+        )
     else:
         palette = _palette(frames)
-        images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+        images = [
+            Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+            for frame in frames
+        ]
         images[0].save(
-            partial, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, optimize=True
+            partial,
+            save_all=True,
+            append_images=images[1:],
+            duration=round(1000 / fps),
+            loop=0,
+            optimize=True,
         )
     partial.replace(path)
     return path
 
 
 def _palette(frames: np.ndarray, colours: int = 64) -> Image.Image:
-    """One palette for a whole film: half its commonest colours, exact, so that a background keeps still; half spread over
-    all that occur, so that a small moving body, which is rare, keeps its own."""
+    """One palette for a whole film: half its commonest colours, exact, so that a background keeps
+    still; half spread over all that occur, so that a small moving body, which is rare, keeps its
+    own."""
     codes = frames.reshape(-1, 3).astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
     found, counts = np.unique(codes, return_counts=True)
     rgb = np.stack([found >> 16, found >> 8 & 255, found & 255], -1).astype(np.uint8)
     common = rgb[counts.argsort()[::-1][: colours // 2]]
-    spread = Image.fromarray(rgb[None]).quantize(colours // 2, method=Image.Quantize.MAXCOVERAGE).getpalette()
+    spread = (
+        Image.fromarray(rgb[None])
+        .quantize(colours // 2, method=Image.Quantize.MAXCOVERAGE)
+        .getpalette()
+    )
     palette = Image.new("P", (1, 1))
     palette.putpalette([*common.ravel().tolist(), *spread[: 3 * (colours // 2)]])
     return palette

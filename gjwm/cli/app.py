@@ -1,7 +1,7 @@
 """`gjwm COMMAND key=value ...`: from a command line to an exit status.
 
-The commands are modules of `gjwm.commands`. Each but `data` and `benchmark` gets `configs/config.yaml`, composed with the
-overrides, and works in one folder, runs/<name>/, with the resolved config beside what it made.
+The commands are modules of `gjwm.cli`. Each but `data` gets `configs/config.yaml`, composed with
+the overrides, and works in one folder, runs/<name>/, with the resolved config beside what it made.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from gjwm import __version__, benchmarks
-from gjwm.commands.benchmark import benchmark_command
-from gjwm.commands.collect import collect_command
-from gjwm.commands.config import load_config, prepare, split_sweep, with_experiment
-from gjwm.commands.data import data_command
-from gjwm.commands.evaluate import evaluate_command, report_command
-from gjwm.commands.online import online_command
-from gjwm.commands.run import run_command
-from gjwm.commands.run_folder import alone
-from gjwm.commands.study import study_command
-from gjwm.commands.train import train_command
-from gjwm.commands.video import video_command
+from gjwm import __version__
+from gjwm.cli.collect import collect_command
+from gjwm.cli.config import load_config, prepare, split_sweep, with_experiment
+from gjwm.cli.data import data_command
+from gjwm.cli.evaluate import evaluate_command, report_command
+from gjwm.cli.online import online_command
+from gjwm.cli.run import run_command
+from gjwm.cli.run_folder import alone
+from gjwm.cli.study import study_command
+from gjwm.cli.train import train_command
+from gjwm.cli.video import video_command
 
 COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
     "collect": collect_command,
@@ -46,12 +45,17 @@ COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
 
 def _experiments() -> str:
     folder = importlib.resources.files("gjwm.configs") / "experiment"
-    return "|".join(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")))
+    return "|".join(
+        sorted(
+            file.name.removesuffix(".yaml")
+            for file in folder.iterdir()
+            if file.name.endswith(".yaml")
+        )
+    )
 
 
 USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
        gjwm data info|verify|convert DATASET ...
-       gjwm benchmark {"|".join(benchmarks.names())} [quick=true]
 
   collect    gather episodes into data/<task>
   train      train a world model on them into runs/<name>
@@ -60,11 +64,11 @@ USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
   report     draw report.html again, from the run's folder alone: run_dir=...
   video      write runs/<name>/videos/goals.mp4 and grid.mp4
   run        collect, train and evaluate, going on with what is there
-  study      that for several seeds and any grid of settings, and a table: study.seeds=[0,1,2] discrepancy=none,sigreg
+  study      that for several seeds and any grid of settings: study.seeds=[0,1,2] objective.lam=1,5
   data       look into a dataset, check every byte of it, or bring one of another format in
-  benchmark  measure speed, ours beside a reference and the floor
 
-Common overrides: experiment={_experiments()}  name=...  seed=...  objective.lam=0  logger.wandb=disabled
+Common overrides: name=...  seed=...  objective.lam=0  logger.wandb=disabled
+experiment={_experiments()}
 resume=true goes on with a collection or a training that was interrupted"""
 
 # What a user's input or machine can cause; anything else is a defect and keeps its traceback.
@@ -84,7 +88,9 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDI
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command -> exit status: 0, 1 after an error told in one sentence, 2 for wrong usage."""
+    """Run one command -> exit status: 0, 1 after an error told in one sentence, 2 for wrong
+    usage.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
@@ -93,31 +99,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     command = COMMANDS.get(arguments[0])
-    if command is None and arguments[0] not in ("data", "benchmark"):
+    if command is None and arguments[0] != "data":
         print(
-            f"gjwm: unknown command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}, data, benchmark.",
+            f"gjwm: unknown command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}, data.",
             file=sys.stderr,
         )
         return 2
     try:
         if arguments[0] == "data":
             return data_command(arguments[1:])
-        if command is None:
-            benchmark_command(arguments[1:])
-        else:
-            settings = split_sweep(arguments[1:])[1] if command is study_command else arguments[1:]
-            cfg = load_config(with_experiment(arguments[0], settings))
-            prepare(cfg)
-            with alone(cfg.run_dir) if command in (train_command, online_command) else nullcontext():
-                command(cfg, shlex.join(["gjwm", *arguments]))
+        settings = split_sweep(arguments[1:])[1] if command is study_command else arguments[1:]
+        cfg = load_config(with_experiment(arguments[0], settings))
+        prepare(cfg)
+        with alone(cfg.run_dir) if command in (train_command, online_command) else nullcontext():
+            command(cfg, shlex.join(["gjwm", *arguments]))
     except USER_ERRORS as error:
         if os.environ.get("GJWM_TRACEBACK"):
             raise
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        cause = (
+            error.__cause__
+            if isinstance(error, InstantiationException) and error.__cause__
+            else error
+        )
         told = " ".join(str(cause).split())  # hydra's come in several lines
-        if isinstance(cause, OSError) and cause.errno in UNWRITABLE and cause.filename and command is not None:
+        if (
+            isinstance(cause, OSError)
+            and cause.errno in UNWRITABLE
+            and cause.filename
+            and command is not None
+        ):
             told = (
-                f"{cause.filename}: {cause.strerror}; set dataset=... or run_dir=... to a folder that can be written."
+                f"{cause.filename}: {cause.strerror}; set dataset=... or run_dir=... to "
+                f"a folder that can be written."
             )
         print(f"gjwm {arguments[0]}: {told}", file=sys.stderr)
         return 1

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from gjwm.collect import collect_dataset
-from gjwm.commands.config import behaviour_of, env_kwargs
-from gjwm.dataset import dataset_info
-from gjwm.files import holding
+from gjwm._core.files import holding
+from gjwm.cli.config import behaviour_of, env_kwargs
+from gjwm.data.collect import collect_dataset
+from gjwm.data.dataset import dataset_info
 
 
 def collect_command(cfg: DictConfig, command: str) -> None:
-    """Collect episodes into cfg.dataset, extending what is there; with cfg.resume only those that are missing."""
+    """Collect episodes into cfg.dataset, extending what is there; with cfg.resume only those that
+    are missing.
+    """
     if not cfg.resume:
         _collect(cfg, cfg.collect.episodes)
         return
@@ -41,10 +43,13 @@ def _collect(cfg: DictConfig, episodes: int) -> None:
     )
     repeat = cfg.env.get("action_repeat", 1)
     print(
-        f"{cfg.dataset}: {result['episodes']} episodes, {result['frames']} frames in {result['seconds']:.1f} s "
-        f"({result['frames_per_second']:.0f} frames/s, {repeat * result['frames_per_second']:.0f} env steps/s)"
+        f"{cfg.dataset}: {result['episodes']} episodes, {result['frames']} frames in "
+        f"{result['seconds']:.1f} s "
+        f"({result['frames_per_second']:.0f} frames/s, {repeat * result['frames_per_second']:.0f} "
+        f"env steps/s)"
     )
     seen = result["coverage"]
     print(
-        f"coverage: {seen['cells']} cells of {seen['of']} visited, as even as {seen['effective_cells']:.1f} cells visited alike"
+        f"coverage: {seen['cells']} cells of {seen['of']} visited, as even as "
+        f"{seen['effective_cells']:.1f} cells visited alike"
     )

@@ -1,4 +1,6 @@
-"""What the commands share of hydra: configs/config.yaml composed with overrides, and plain arguments made of it."""
+"""What the commands share of hydra: configs/config.yaml composed with overrides, and plain
+arguments made of it.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from gjwm.behaviours import Behaviour, behaviour_from_weights
+from gjwm.data.behaviours import Behaviour, behaviour_from_weights
 from gjwm.envs.workers import cores
-from gjwm.explore import BEHAVIOURS
+from gjwm.rl.planned_behaviours import BEHAVIOURS
 
-# Seeds end where held-out episodes begin, so that these never meet training data; those that calibrate the model's predictions
-# start elsewhere again, so that evaluation never sees them.
+# Seeds end where held-out episodes begin, so that these never meet training data; those that
+# calibrate the model's predictions start elsewhere again, so that evaluation never sees them.
 HELD_OUT = 1_000_000
 CALIBRATION = 2_000_000
 
@@ -28,8 +30,8 @@ CALIBRATION = 2_000_000
 def with_experiment(command: str, overrides: Sequence[str]) -> list[str]:
     """The overrides, led by the experiment that a command starts from where they name none.
 
-    An env.id that is not one of gjwm's starts from experiment=gym: the default experiment's settings are a task's own.
-    """
+    An env.id that is not one of gjwm's starts from experiment=gym: the default experiment's
+    settings are a task's own."""
     if any(text.startswith("experiment=") for text in overrides):
         return list(overrides)
     ids = [text.partition("=")[2] for text in overrides if text.startswith("env.id=")]
@@ -40,13 +42,17 @@ def with_experiment(command: str, overrides: Sequence[str]) -> list[str]:
 
 
 def load_config(overrides: Sequence[str] = ()) -> DictConfig:
-    """configs/config.yaml with hydra overrides such as "experiment=two_room" or "train.steps=100"."""
+    """configs/config.yaml with hydra overrides such as "experiment=two_room" or
+    "train.steps=100".
+    """
     with initialize_config_module("gjwm.configs", version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
 
 def split_sweep(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """Axes among overrides, in hydra's multirun grammar (discrepancy=none,sigreg, seed=range(3)), and the other overrides."""
+    """Axes among overrides, in hydra's multirun grammar (discrepancy=none,sigreg, seed=range(3)),
+    and the other overrides.
+    """
     axes: dict[str, list[Any]] = {}
     fixed = []
     for text in overrides:
@@ -54,25 +60,35 @@ def split_sweep(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[st
         if parsed.is_sweep_override():
             values = parsed.sweep_iterator(transformer=Transformer.identity)
             key = "+" * parsed.is_add() + parsed.get_key_element().lstrip("+~")
-            axes[key] = [value.text if isinstance(value, QuotedString) else value for value in values]
+            axes[key] = [
+                value.text if isinstance(value, QuotedString) else value for value in values
+            ]
         else:
             fixed.append(text)
     return axes, fixed
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Check what every command reads (seeds, threads, device), then set threads and the seed of new networks' weights."""
+    """Check what every command reads (seeds, threads, device), then set threads and the seed of new
+    networks' weights.
+    """
     for name, seed in (("seed", cfg.seed), ("evaluate.seed", cfg.evaluate.seed)):
         if not isinstance(seed, int) or not 0 <= seed < HELD_OUT:
-            raise ValueError(f"{name} must be a whole number from 0 to {HELD_OUT - 1}, got {seed!r}.")
+            raise ValueError(
+                f"{name} must be a whole number from 0 to {HELD_OUT - 1}, got {seed!r}."
+            )
     threads = cfg.threads or cores()
     if not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads must be null or a whole number, 1 or more, got {threads!r}.")
     torch.set_num_threads(threads)
     _check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
-        torch.cuda.set_device(torch.device(cfg.device).index or 0)  # what "auto" means to a replay buffer
-    torch.manual_seed(cfg.seed)  # weights of new networks; everything else has a generator of its own
+        torch.cuda.set_device(
+            torch.device(cfg.device).index or 0
+        )  # what "auto" means to a replay buffer
+    torch.manual_seed(
+        cfg.seed
+    )  # weights of new networks; everything else has a generator of its own
 
 
 def _check_device(name: str) -> None:
@@ -81,14 +97,23 @@ def _check_device(name: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={name} was asked for and this machine has no CUDA device; use device=cpu.")
+        raise ValueError(
+            f"device={name} was asked for and this machine has no CUDA device; use device=cpu."
+        )
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
 
 
 # Keyword arguments that commands pass themselves: no settings.
 OWN = {
-    *("log", "log_every", "generator", "prefetch", "checkpoints", "checkpoint_every"),  # of training
+    *(
+        "log",
+        "log_every",
+        "generator",
+        "prefetch",
+        "checkpoints",
+        "checkpoint_every",
+    ),  # of training
     *("offset", "evaluate", "exploration", "notify", "details", "model", "objective"),
 }
 
@@ -101,14 +126,16 @@ def keyword_arguments(
     own: Collection[str] = OWN,
     besides: Collection[str] = (),
 ) -> dict[str, Any]:
-    """A config group as the keyword arguments of `function`, with wrong names and kinds told in one sentence.
+    """A config group as the keyword arguments of `function`, with wrong names and kinds told in one
+    sentence.
 
     Args:
         own: keyword arguments that are no settings.
         besides: other settings of the group, to be named with them.
 
     Raises:
-        ValueError: for a name that `function` does not take, or no number where its default is one (null where it may be None).
+        ValueError: for a name that `function` does not take, or no number where its default is one
+            (null where it may be None).
     """
     options = OmegaConf.to_container(settings, resolve=True)
     parameters = {
@@ -118,7 +145,10 @@ def keyword_arguments(
     }
     for name, value in options.items():
         if name not in parameters:
-            raise ValueError(f"there is no setting {group}.{name}; choose from {', '.join([*parameters, *besides])}.")
+            raise ValueError(
+                f"there is no setting {group}.{name}; choose from "
+                f"{', '.join([*parameters, *besides])}."
+            )
         default = parameters[name].default
         if isinstance(default, bool) or not isinstance(default, int | float):
             continue
@@ -132,23 +162,31 @@ def keyword_arguments(
 
 
 def dynamics_class(cfg: DictConfig) -> type:
-    """The dynamics that a training ends with: those of refine.dynamics, checked before, where it refines others."""
-    return get_class((cfg.dynamics if cfg.refine.dynamics is None else cfg.refine.dynamics)._target_)
+    """The dynamics that a training ends with: those of refine.dynamics, checked before, where it
+    refines others.
+    """
+    return get_class(
+        (cfg.dynamics if cfg.refine.dynamics is None else cfg.refine.dynamics)._target_
+    )
 
 
 def check_refine_dynamics(cfg: DictConfig) -> None:
-    """Raise a ValueError unless refine.dynamics, if any, can take the place of those that the encoder is trained with."""
+    """Raise a ValueError unless refine.dynamics, if any, can take the place of those that the
+    encoder is trained with.
+    """
     others = cfg.refine.dynamics
     if others is None:
         return
     if not isinstance(others, DictConfig) or "_target_" not in others:
         raise ValueError(
-            "refine.dynamics must be null or the settings of dynamics, such as +dynamics@refine.dynamics=ensemble, got "
+            "refine.dynamics must be null or the settings of dynamics, such as "
+            "+dynamics@refine.dynamics=ensemble, got "
             f"{others!r}."
         )
     if not cfg.refine.steps:
         raise ValueError(
-            "refine.dynamics would never be trained, as refine.steps is 0: set refine.steps=10000, say, or "
+            "refine.dynamics would never be trained, as refine.steps is 0: set refine.steps=10000, "
+            "say, or "
             "refine.dynamics=null."
         )
     with torch.random.fork_rng(devices=[]):  # the weights of what is trained are drawn later
@@ -156,14 +194,17 @@ def check_refine_dynamics(cfg: DictConfig) -> None:
             made = instantiate(others, action_dim=1)
         except InstantiationException as error:
             told = " ".join(str(error.__cause__ or error).split())
-            raise ValueError(f"refine.dynamics: {told}; ~refine.dynamics.NAME removes a setting.") from error
+            raise ValueError(
+                f"refine.dynamics: {told}; ~refine.dynamics.NAME removes a setting."
+            ) from error
     for name, found, asked in (
         ("latent_dim", made.latent_dim, cfg.latent_dim),
         ("static_dim", made.static_dim, cfg.objective.static_dim),
     ):
         if found != asked:
             raise ValueError(
-                f"refine.dynamics has {name} {found} and the latents {asked}: set refine.dynamics.{name}={asked}, with "
+                f"refine.dynamics has {name} {found} and the latents {asked}: set "
+                f"refine.dynamics.{name}={asked}, with "
                 "dynamics that know it."
             )
 
@@ -178,12 +219,18 @@ def env_kwargs(cfg: DictConfig) -> dict[str, Any]:
 def behaviour_of(cfg: DictConfig) -> Behaviour:
     """cfg.collect.behaviour: a name alone, or weights and arguments by name."""
     settings = OmegaConf.to_container(cfg.collect, resolve=True)["behaviour"]
-    return behaviour_from_weights({settings: 1.0} if isinstance(settings, str) else settings, BEHAVIOURS)
+    return behaviour_from_weights(
+        {settings: 1.0} if isinstance(settings, str) else settings, BEHAVIOURS
+    )
 
 
 def heads_of(cfg: DictConfig, action_dim: int) -> dict[str, torch.nn.Module]:
     """The heads that were asked for; a preset's sizes of others have no _target_."""
-    return {name: instantiate(head, action_dim=action_dim) for name, head in cfg.heads.items() if "_target_" in head}
+    return {
+        name: instantiate(head, action_dim=action_dim)
+        for name, head in cfg.heads.items()
+        if "_target_" in head
+    }
 
 
 def residence_of(cfg: DictConfig) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gjwm.coverage import Coverage
-from gjwm.dataset import bytes_in_memory, dataset_info, read_episodes, verify
-from gjwm.dataset.foreign import FORMATS, convert
+from gjwm.data.coverage import Coverage
+from gjwm.data.dataset import bytes_in_memory, dataset_info, read_episodes, verify
+from gjwm.data.dataset.foreign import FORMATS, convert
 
 USAGE = f"""usage: gjwm data info DATASET
        gjwm data verify DATASET
@@ -15,7 +15,7 @@ USAGE = f"""usage: gjwm data info DATASET
 
   info     what a dataset holds, its memory and the coverage of its world
   verify   read every byte and name what is wrong; status 1 if anything is
-  convert  write a dataset of this package from SOURCE; which formats, and their options, is in docs/data.md"""
+  convert  write a dataset of this package from SOURCE; docs/data.md lists formats and options"""
 
 
 def data_command(arguments: Sequence[str]) -> int:
@@ -38,7 +38,10 @@ def data_command(arguments: Sequence[str]) -> int:
         options = dict(option.partition("=")[::2] for option in rest[2:])
         kind = options.pop("from", None)
         result = convert(rest[0], rest[1], kind, **options)
-        print(f"{rest[1]}: {result['episodes']} episodes, {result['steps']} steps from {result['from']}")
+        print(
+            f"{rest[1]}: {result['episodes']} episodes, {result['steps']} steps from "
+            f"{result['from']}"
+        )
         return 0
     raise ValueError(f"expected another form of the command. {USAGE}")
 
@@ -58,16 +61,28 @@ def _info(path: str) -> str:
         ("observations", f"{_space(info['observation_space'])}, frame_stack {info['frame_stack']}"),
         ("actions", _space(info["action_space"])),
         ("renderer", info["renderer"] or "none"),
-        ("written by", ", ".join(f"{name} {version}" for name, version in info["versions"].items())),
-        ("files", f"{len(info['shards'])} shards, {size / 2**20:.1f} MiB{', compressed' * info['compress']}"),
+        (
+            "written by",
+            ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
+        ),
+        (
+            "files",
+            f"{len(info['shards'])} shards, {size / 2**20:.1f} "
+            f"MiB{', compressed' * info['compress']}",
+        ),
         ("in memory", f"{bytes_in_memory(info) / 2**20:.1f} MiB"),
     ]
     if returns:
         lines += [
-            ("return", f"mean {sum(returns) / len(returns):.3g}, from {min(returns):.3g} to {max(returns):.3g}"),
+            (
+                "return",
+                f"mean {sum(returns) / len(returns):.3g}, from {min(returns):.3g} to "
+                f"{max(returns):.3g}",
+            ),
             (
                 "coverage",
-                f"{seen['cells']} cells of {seen['of']}, as even as {seen['effective_cells']:.1f} visited alike",
+                f"{seen['cells']} cells of {seen['of']}, as even as {seen['effective_cells']:.1f} "
+                f"visited alike",
             ),
         ]
     return "\n".join(f"{name:16s} {value}" for name, value in lines)

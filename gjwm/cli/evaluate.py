@@ -14,19 +14,21 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm import __version__
-from gjwm.collect import Episode, collect_episodes
-from gjwm.commands.config import HELD_OUT, behaviour_of, env_kwargs, keyword_arguments
-from gjwm.commands.run_folder import decoder_of, write_json
+from gjwm.cli.config import HELD_OUT, behaviour_of, env_kwargs, keyword_arguments
+from gjwm.cli.run_folder import decoder_of, write_json
+from gjwm.data.collect import Episode, collect_episodes
 from gjwm.envs.workers import cores
-from gjwm.evaluate import Details, check_members, check_protocol, evaluate
-from gjwm.logging import log_results
-from gjwm.report import ARRAYS, EVALUATION, GALLERY, judge, save_arrays, write_report
-from gjwm.rollout_video import films_of, gallery
-from gjwm.world_model import WorldModel, load_payload
+from gjwm.evaluation.evaluate import Details, check_members, check_protocol, evaluate
+from gjwm.models.world_model import WorldModel, load_payload
+from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, judge, save_arrays, write_report
+from gjwm.reporting.films import films_of, gallery
+from gjwm.reporting.logging import log_results
 
 
 def evaluate_command(cfg: DictConfig, command: str) -> None:
-    """Write evaluation.json, the curves and films that go with it, and report.html into cfg.run_dir."""
+    """Write evaluation.json, the curves and films that go with it, and report.html into
+    cfg.run_dir.
+    """
     run = Path(cfg.run_dir)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     options = evaluate_arguments(cfg)
@@ -58,7 +60,9 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
                 seed=options["seed"],
             )
         except ValueError as error:
-            print(f"no films: {error}", file=sys.stderr)  # what was measured is worth more than its pictures
+            print(
+                f"no films: {error}", file=sys.stderr
+            )  # what was measured is worth more than its pictures
         else:
             shown = dict(worst=cfg.report.worst, typical=cfg.report.typical, fps=cfg.video.fps)
             report["gallery"] = gallery(run / GALLERY, films, **shown)
@@ -75,7 +79,8 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     print(write_report(run))
     if cfg.logger.wandb != "disabled":
         films_shown = {
-            f"{row['kind']}/{row['attempt']}": run / GALLERY / row["file"] for row in report.get("gallery", [])
+            f"{row['kind']}/{row['attempt']}": run / GALLERY / row["file"]
+            for row in report.get("gallery", [])
         }
         log_results(
             run,
@@ -89,7 +94,9 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
 
 
 def report_command(cfg: DictConfig, command: str) -> None:
-    """Draw cfg.run_dir/report.html again from what an evaluation left there: no model, data or world is needed."""
+    """Draw cfg.run_dir/report.html again from what an evaluation left there: no model, data or
+    world is needed.
+    """
     print(write_report(cfg.run_dir))
 
 
@@ -111,12 +118,15 @@ def held_out_episodes(cfg: DictConfig, *, episodes: int | None = None) -> list[E
 
 def evaluate_arguments(cfg: DictConfig) -> dict[str, Any]:
     """cfg.evaluate as `evaluate`'s arguments, checked before minutes are spent on episodes."""
-    own = OmegaConf.masked_copy(cfg.evaluate, [k for k in cfg.evaluate if k not in ("length", "episodes")])
+    own = OmegaConf.masked_copy(
+        cfg.evaluate, [k for k in cfg.evaluate if k not in ("length", "episodes")]
+    )
     options = keyword_arguments("evaluate", own, evaluate, besides=["episodes", "length"])
     episodes, length = cfg.evaluate.episodes, cfg.evaluate.length
     if not isinstance(episodes, int) or not isinstance(length, int) or episodes < 8 or length < 1:
         raise ValueError(
-            f"expected evaluate.episodes >= 8, half of which fit the probes, and evaluate.length >= 1, got {episodes!r} and "
+            f"expected evaluate.episodes >= 8, half of which fit the probes, and evaluate.length "
+            f">= 1, got {episodes!r} and "
             f"{length!r}."
         )
     known = inspect.signature(check_protocol).parameters
@@ -126,30 +136,42 @@ def evaluate_arguments(cfg: DictConfig) -> dict[str, Any]:
 
 def summary(report: dict[str, Any]) -> str:
     """The report's headline figures, a few lines for people."""
-    p, g, c, s = report["prediction"], report["gaussianity"], report["calibration"], report["planning"]
+    p, g, c, s = (
+        report["prediction"],
+        report["gaussianity"],
+        report["calibration"],
+        report["planning"],
+    )
     lines = [
         f"prediction   R2 at {p['horizon']} steps {p['r2_by_horizon'][-1]:.3f} (copy-last "
-        f"{p['copy_last_r2_by_horizon'][-1]:.3f}), skill {p['skill_nats_per_dim']:.2f} nats/dim (copy-last "
+        f"{p['copy_last_r2_by_horizon'][-1]:.3f}), skill {p['skill_nats_per_dim']:.2f} nats/dim "
+        f"(copy-last "
         f"{p['skill_copy_last_nats_per_dim']:.2f}), rank accuracy {p['rank_accuracy']:.3f}",
-        f"probe R2     linear {report['probe']['linear_r2']:.3f}, kNN {report['probe']['knn_r2']:.3f}, "
+        f"probe R2     linear {report['probe']['linear_r2']:.3f}, kNN "
+        f"{report['probe']['knn_r2']:.3f}, "
         f"MLP {report['probe']['mlp_r2']:.3f}",
-        f"gaussianity  effective rank {g['effective_rank']:.1f} (ideal {g['effective_rank_ideal']:.1f}), Epps-Pulley "
-        f"{g['epps_pulley']:.2f} (ideal {g['epps_pulley_null']:.2f}), variance {p['variance_per_dim']:.3f} (ideal 1)",
+        f"gaussianity  effective rank {g['effective_rank']:.1f} (ideal "
+        f"{g['effective_rank_ideal']:.1f}), Epps-Pulley "
+        f"{g['epps_pulley']:.2f} (ideal {g['epps_pulley_null']:.2f}), variance "
+        f"{p['variance_per_dim']:.3f} (ideal 1)",
         f"calibration  50/80/90/95% intervals cover {c['coverage_50']:.2f} {c['coverage_80']:.2f} "
         f"{c['coverage_90']:.2f} {c['coverage_95']:.2f}, ECE {c['ece']:.3f}",
     ]
     if "surprise" in report:
         v = report["surprise"]
         lines.append(
-            f"surprise     AUROC teleport {v['teleport']['auroc']:.3f}, colour {v['colour']['auroc']:.3f}, frozen "
-            f"{v['frozen']['auroc']:.3f}; false alarms {v['false_alarm_rate']:.2%} at {v['level']:.0%}"
+            f"surprise     AUROC teleport {v['teleport']['auroc']:.3f}, colour "
+            f"{v['colour']['auroc']:.3f}, frozen "
+            f"{v['frozen']['auroc']:.3f}; false alarms {v['false_alarm_rate']:.2%} at "
+            f"{v['level']:.0%}"
         )
     for name in ("model", "random", "hold", "oracle"):
         row = s if name == "model" else s.get(name)
         if row is not None:
             low, high = row["ci95"]
             lines.append(
-                f"planning     {name:7s} success {row['success_rate']:.1%} [{low:.1%}, {high:.1%}] of {row['episodes']}, "
+                f"planning     {name:7s} success {row['success_rate']:.1%} [{low:.1%}, {high:.1%}] "
+                f"of {row['episodes']}, "
                 f"{1e3 * row['seconds_per_step']:.1f} ms per step"
             )
     return "\n".join(lines)

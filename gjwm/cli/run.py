@@ -7,18 +7,19 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from gjwm.commands.collect import collect_command
-from gjwm.commands.config import check_refine_dynamics, dynamics_class
-from gjwm.commands.evaluate import evaluate_arguments, evaluate_command
-from gjwm.commands.train import train_command
-from gjwm.evaluate import check_members
-from gjwm.files import holding
-from gjwm.report import EVALUATION
-from gjwm.settings import require_same_training, same_evaluation
+from gjwm._core.files import holding
+from gjwm.cli.collect import collect_command
+from gjwm.cli.config import check_refine_dynamics, dynamics_class
+from gjwm.cli.evaluate import evaluate_arguments, evaluate_command
+from gjwm.cli.train import train_command
+from gjwm.evaluation.evaluate import check_members
+from gjwm.reporting import EVALUATION
+from gjwm.training.settings import require_same_training, same_evaluation
 
 
 def run_command(cfg: DictConfig, command: str) -> None:
-    """Collect, train and evaluate into cfg.run_dir; what is there is gone on with, and what is done is not done again.
+    """Collect, train and evaluate into cfg.run_dir; what is there is gone on with, and what is done
+    is not done again.
 
     One process at a time works on a run: another waits, and then finds it done.
     """
@@ -32,11 +33,17 @@ def run_command(cfg: DictConfig, command: str) -> None:
     with holding(run / "lock", wait=True):
         trained = (run / "checkpoint.pt").is_file() and not (run / "metrics.jsonl.partial").exists()
         if trained:
-            require_same_training(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), now, run)
+            require_same_training(
+                OmegaConf.to_container(OmegaConf.load(run / "config.yaml")), now, run
+            )
         collect_command(cfg, command)
         if not trained:
             train_command(cfg, command)
-        before = json.loads((run / EVALUATION).read_text())["config"] if (run / EVALUATION).is_file() else None
+        before = (
+            json.loads((run / EVALUATION).read_text())["config"]
+            if (run / EVALUATION).is_file()
+            else None
+        )
         if not trained or before is None or not same_evaluation(before, now):
             evaluate_command(cfg, command)
         else:

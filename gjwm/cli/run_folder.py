@@ -1,4 +1,6 @@
-"""A run's folder, runs/<name>/: who may work in it, where an interrupted training goes on, its log and its decoder."""
+"""A run's folder, runs/<name>/: who may work in it, where an interrupted training goes on, its log
+and its decoder.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from gjwm.checkpoint import Checkpoints
-from gjwm.dataset import STORAGES, dataset_info
-from gjwm.decoder import ConvDecoder
-from gjwm.files import holding, replacing
-from gjwm.logging import RunLogger, check_mode
-from gjwm.report import LiveReport
-from gjwm.settings import require_same_training
-from gjwm.world_model import load_payload
+from gjwm._core.files import holding, replacing
+from gjwm.data.dataset import STORAGES, dataset_info
+from gjwm.models.decoder import ConvDecoder
+from gjwm.models.world_model import load_payload
+from gjwm.reporting import LiveReport
+from gjwm.reporting.logging import RunLogger, check_mode
+from gjwm.training.checkpoint import Checkpoints
+from gjwm.training.settings import require_same_training
 
 RETURNS = "returns.json"
 
@@ -30,7 +32,9 @@ def alone(run_dir: str) -> Iterator[None]:
         try:
             stack.enter_context(holding(Path(run_dir) / "lock"))
         except BlockingIOError as error:
-            raise ValueError(f"another process works in {run_dir}; wait for it, or choose another name=...") from error
+            raise ValueError(
+                f"another process works in {run_dir}; wait for it, or choose another name=..."
+            ) from error
         yield
 
 
@@ -42,12 +46,15 @@ def begin(
     last: str,
     ready: Callable[[int], None] = lambda episodes: None,
 ) -> tuple[int | None, int] | None:
-    """Make the run's folder ready -> (step to go on after or None, episodes to train on), or None if all is done.
+    """Make the run's folder ready -> (step to go on after or None, episodes to train on), or None
+    if all is done.
 
     Args:
         steps: after which training ends.
-        last: the file that is written at the very end: if the last state is newer, the run was killed before it.
-        ready: called with the episodes before anything is touched, unless all is done; what it raises stops the command.
+        last: the file that is written at the very end: if the last state is newer, the run was
+            killed before it.
+        ready: called with the episodes before anything is touched, unless all is done; what it
+            raises stops the command.
 
     Raises:
         ValueError: when a training would be lost, or resumed with other settings.
@@ -58,22 +65,27 @@ def begin(
         before = json.loads(started.read_text())
         online = last == RETURNS
         if not online and not _newer(run / last, checkpoints):
-            # The dynamics are refined after the last state, so how may change as long as there is no model.
+            # The dynamics are refined after the last state, so how may change as long as there is
+            # no model.
             before["config"]["refine"] = OmegaConf.to_container(cfg.refine, resolve=True)
-        require_same_training(before["config"], OmegaConf.to_container(cfg, resolve=True), run, online=online)
+        require_same_training(
+            before["config"], OmegaConf.to_container(cfg, resolve=True), run, online=online
+        )
         if found.step >= steps and not unfinished and _newer(run / last, checkpoints):
             return None
         kinds = [torch.device(name).type for name in (before["config"]["device"], cfg.device)]
         if kinds[0] != kinds[1]:
             raise ValueError(
-                f"{run} was begun on {kinds[0]}, whose random numbers {kinds[1]} does not have: go on with device={kinds[0]}."
+                f"{run} was begun on {kinds[0]}, whose random numbers {kinds[1]} does not have: go "
+                f"on with device={kinds[0]}."
             )
         ready(before["episodes"])
         write_json(started, before)
         return found.step, before["episodes"]
     if unfinished:
         raise ValueError(
-            f"{run} holds a training that stopped after step {found.step}: go on with resume=true, or remove "
+            f"{run} holds a training that stopped after step {found.step}: go on with resume=true, "
+            f"or remove "
             f"{checkpoints.folder} to start anew."
         )
     dataset = cfg.online.data if last == RETURNS else cfg.dataset
@@ -103,18 +115,26 @@ def require_same_env(cfg: DictConfig, dataset: str) -> None:
     info = dataset_info(dataset)
     made = {"id": info["env_id"], **info["env_kwargs"]}
     wanted = OmegaConf.to_container(cfg.env, resolve=True)
-    different = sorted(key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key))
+    different = sorted(
+        key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key)
+    )
     if different:
         raise ValueError(
             f"{dataset} was collected with "
-            + ", ".join(f"env.{key}={made.get(key)!r} and not {wanted.get(key)!r}" for key in different)
+            + ", ".join(
+                f"env.{key}={made.get(key)!r} and not {wanted.get(key)!r}" for key in different
+            )
             + "; pass the same settings, or another dataset=..."
         )
 
 
 @contextmanager
-def logging_into(cfg: DictConfig, steps: int, after: int | None) -> Iterator[tuple[RunLogger, LiveReport]]:
-    """The run's log, kept up to step `after` of an interrupted run, and its live report of `steps` steps."""
+def logging_into(
+    cfg: DictConfig, steps: int, after: int | None
+) -> Iterator[tuple[RunLogger, LiveReport]]:
+    """The run's log, kept up to step `after` of an interrupted run, and its live report of `steps`
+    steps.
+    """
     run = Path(cfg.run_dir)
     with (
         LiveReport(run, name=cfg.name, steps=steps, seconds=cfg.report.every) as live,
@@ -145,7 +165,9 @@ def load_decoder(path: Path, device: str = "cpu") -> ConvDecoder:
 
 
 def decoder_of(run: Path, device: str) -> ConvDecoder | None:
-    """The run's decoder, which a run on state vectors or with train.decoder_steps=0 does not have."""
+    """The run's decoder, which a run on state vectors or with train.decoder_steps=0 does not
+    have.
+    """
     path = run / "decoder.pt"
     return load_decoder(path, device) if path.is_file() else None
 

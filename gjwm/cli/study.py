@@ -8,20 +8,25 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from gjwm.commands.config import load_config, split_sweep, with_experiment
+from gjwm._core.files import holding
+from gjwm.cli.config import load_config, split_sweep, with_experiment
 from gjwm.envs.workers import cores
-from gjwm.files import holding
 from gjwm.study import Job, Sweep, has_joblib, run_local, run_slurm, settings_of, write_study
 from gjwm.study.launch import Done
 
 
 def study_command(cfg: DictConfig, command: str) -> None:
-    """Run a grid of settings with several seeds, each run in a process of its own, and write what they found together."""
+    """Run a grid of settings with several seeds, each run in a process of its own, and write what
+    they found together.
+    """
     overrides = shlex.split(command)[2:]
     axes, fixed = split_sweep(overrides)
     settings = OmegaConf.to_container(cfg.study, resolve=False)  # interpolations are each run's own
     settings["grid"] |= axes
-    several = {"local": cores() if has_joblib() else 1, "slurm": 256}  # as many as submitit's arrays run by default
+    several = {
+        "local": cores() if has_joblib() else 1,
+        "slurm": 256,
+    }  # as many as submitit's arrays run by default
     if settings["launcher"] not in several:
         raise ValueError(f"study.launcher must be local or slurm, got {settings['launcher']!r}.")
     at_once = several[settings["launcher"]] if settings["jobs"] is None else settings["jobs"]
@@ -31,15 +36,23 @@ def study_command(cfg: DictConfig, command: str) -> None:
     sweep = Sweep(
         name=cfg.name,
         folder=folder,
-        compose=lambda given: OmegaConf.to_container(load_config(with_experiment("run", given)), resolve=True),
-        given=[text for text in fixed if not text.lstrip("+~").startswith(("study=", "study.", "study@"))],
+        compose=lambda given: OmegaConf.to_container(
+            load_config(with_experiment("run", given)), resolve=True
+        ),
+        given=[
+            text
+            for text in fixed
+            if not text.lstrip("+~").startswith(("study=", "study.", "study@"))
+        ],
         threads=1 if at_once > 1 and cfg.threads is None else cfg.threads,
         **settings_of(settings),
     )
 
     def launch(jobs: Sequence[Job], done: Done) -> None:
         if settings["launcher"] == "slurm":
-            run_slurm(jobs, done, at_once=at_once, folder=folder / "slurm", options=settings["slurm"])
+            run_slurm(
+                jobs, done, at_once=at_once, folder=folder / "slurm", options=settings["slurm"]
+            )
         else:
             run_local(jobs, done, at_once=at_once)
 
@@ -51,14 +64,25 @@ def study_command(cfg: DictConfig, command: str) -> None:
                 sweep.execute(launch, lambda message: print(message, flush=True))
         except BlockingIOError as error:
             raise ValueError(
-                f"another study is running in {folder}; wait for it, or look at it with study.only_summary=true."
+                f"another study is running in {folder}; wait for it, or look at it with "
+                f"study.only_summary=true."
             ) from error
     records = sweep.records()
     tuned = None if sweep.tune is None else sweep.tune.key
-    print(write_study(folder, records, title=cfg.name, command=command, reference=settings["reference"], tuned=tuned))
+    print(
+        write_study(
+            folder,
+            records,
+            title=cfg.name,
+            command=command,
+            reference=settings["reference"],
+            tuned=tuned,
+        )
+    )
     print(folder / "study.md")
     failed = sum(record.state == "failed" for record in records)
     if failed and not settings["only_summary"]:
         raise RuntimeError(
-            f"{failed} of {len(records)} runs failed, {folder / 'study.md'} says why; the same command tries them again."
+            f"{failed} of {len(records)} runs failed, {folder / 'study.md'} says why; the same "
+            f"command tries them again."
         )

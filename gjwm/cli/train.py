@@ -11,9 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm import __version__
-from gjwm.checkpoint import Checkpoints
-from gjwm.collect import collect_episodes
-from gjwm.commands.config import (
+from gjwm._core.files import replacing
+from gjwm.cli.config import (
     CALIBRATION,
     behaviour_of,
     check_refine_dynamics,
@@ -22,14 +21,16 @@ from gjwm.commands.config import (
     keyword_arguments,
     residence_of,
 )
-from gjwm.commands.run_folder import begin, check_kept, logging_into, require_same_env, save_decoder
-from gjwm.dataset import DiskWindows, episode_lengths, open_windows, read_episodes
-from gjwm.decoder import ConvDecoder
-from gjwm.evaluate import check_equal_length, encode_episodes
-from gjwm.files import replacing
-from gjwm.logging import progress
+from gjwm.cli.run_folder import begin, check_kept, logging_into, require_same_env, save_decoder
+from gjwm.data.collect import collect_episodes
+from gjwm.data.dataset import DiskWindows, episode_lengths, open_windows, read_episodes
+from gjwm.evaluation.evaluate import check_equal_length, encode_episodes
+from gjwm.models.decoder import ConvDecoder
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective
-from gjwm.train import (
+from gjwm.reporting.logging import progress
+from gjwm.training.checkpoint import Checkpoints
+from gjwm.training.train import (
     check_pairs,
     check_refining,
     encode_dataset,
@@ -38,11 +39,12 @@ from gjwm.train import (
     train,
     train_decoder,
 )
-from gjwm.world_model import WorldModel
 
 
 def train_command(cfg: DictConfig, command: str) -> None:
-    """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures; with cfg.resume go on."""
+    """Train a world model on cfg.dataset into cfg.run_dir, then a decoder for pictures; with
+    cfg.resume go on.
+    """
     run = Path(cfg.run_dir)
     check_refine_dynamics(cfg)
     require_same_env(cfg, cfg.dataset)
@@ -57,7 +59,8 @@ def train_command(cfg: DictConfig, command: str) -> None:
         check_refining(**refining)
     if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
         raise ValueError(
-            f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got {cfg.calibrate.horizon} and "
+            f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got "
+            f"{cfg.calibrate.horizon} and "
             f"{cfg.calibrate.episodes}."
         )
     check_kept(cfg)
@@ -69,14 +72,16 @@ def train_command(cfg: DictConfig, command: str) -> None:
         longest = max(lengths[:episodes], default=0)
         if refining["steps"] and 0 < longest < refining["length"]:
             raise ValueError(
-                f"refine.length={refining['length']} is longer than the longest episode of {cfg.dataset}, {longest} steps; "
+                f"refine.length={refining['length']} is longer than the longest episode of "
+                f"{cfg.dataset}, {longest} steps; "
                 "shorten the windows, or collect longer episodes."
             )
 
     stays = cfg.dynamics.get("static_dim", 0)
     if stays != cfg.objective.static_dim:
         raise ValueError(
-            f"objective.static_dim is {cfg.objective.static_dim} and that of the dynamics {stays}: set both to the same, with "
+            f"objective.static_dim is {cfg.objective.static_dim} and that of the dynamics {stays}: "
+            f"set both to the same, with "
             "dynamics that have one."
         )
     # Before anything in the run's folder is touched.
@@ -102,9 +107,13 @@ def train_command(cfg: DictConfig, command: str) -> None:
         instantiate(cfg.dynamics, action_dim=buffer.action_space.shape[0]),
         heads_of(cfg, buffer.action_space.shape[0]),
     ).to(cfg.device)
-    fresh = None  # made here and not after training: its first weights depend on the seed and on what is made before it
+    # made here and not after training: its first weights depend on the seed and on what is made
+    # before it
+    fresh = None
     if cfg.refine.dynamics is not None:
-        fresh = instantiate(cfg.refine.dynamics, action_dim=buffer.action_space.shape[0]).to(cfg.device)
+        fresh = instantiate(cfg.refine.dynamics, action_dim=buffer.action_space.shape[0]).to(
+            cfg.device
+        )
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     decodes = bool(decoder_steps) and len(shape) == 3
     total = options["steps"] + refining["steps"] + decoder_steps * decodes
@@ -114,7 +123,9 @@ def train_command(cfg: DictConfig, command: str) -> None:
             def log(scalars: dict[str, float], step: int) -> None:
                 logger.log(scalars, step)
                 live.update(step)
-                bar.report(step, loss=scalars["loss"], frames_per_second=scalars["frames_per_second"])
+                bar.report(
+                    step, loss=scalars["loss"], frames_per_second=scalars["frames_per_second"]
+                )
 
             try:
                 train(
@@ -152,7 +163,10 @@ def train_command(cfg: DictConfig, command: str) -> None:
                 )
                 if fresh is not None:
                     model.dynamics = fresh
-                    print(f"refining trains {type(fresh).__name__} from the start (refine.dynamics)", flush=True)
+                    print(
+                        f"refining trains {type(fresh).__name__} from the start (refine.dynamics)",
+                        flush=True,
+                    )
                 refine(
                     model.dynamics,
                     latents,
@@ -170,7 +184,8 @@ def train_command(cfg: DictConfig, command: str) -> None:
             "command": command,
         }
         extra = {"version": __version__, "config": resolved, "training": training}
-        # What describes the run changes together with its model, and only now: a failed training leaves an older run whole.
+        # What describes the run changes together with its model, and only now: a failed training
+        # leaves an older run whole.
         model.save(run / "checkpoint.pt", **extra)
         with replacing(run / "config.yaml") as partial:
             OmegaConf.save(OmegaConf.create(resolved), partial)
@@ -203,7 +218,9 @@ def train_command(cfg: DictConfig, command: str) -> None:
 
 
 def calibrate_model(model: WorldModel, cfg: DictConfig) -> None:
-    """Fit the factors on predicted spreads, and the scale of surprise, on episodes that neither training nor evaluation see."""
+    """Fit the factors on predicted spreads, and the scale of surprise, on episodes that neither
+    training nor evaluation see.
+    """
     episodes = collect_episodes(
         cfg.env.id,
         env_kwargs(cfg),

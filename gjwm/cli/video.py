@@ -8,17 +8,19 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from gjwm.commands.config import env_kwargs
-from gjwm.commands.evaluate import evaluate_arguments, held_out_episodes
-from gjwm.commands.run_folder import decoder_of
-from gjwm.evaluate import check_members, encode_episodes
-from gjwm.logging import log_results
-from gjwm.rollout_video import attempt, films_of, goals_video, grid_video, position_readout
-from gjwm.world_model import WorldModel
+from gjwm.cli.config import env_kwargs
+from gjwm.cli.evaluate import evaluate_arguments, held_out_episodes
+from gjwm.cli.run_folder import decoder_of
+from gjwm.evaluation.evaluate import check_members, encode_episodes
+from gjwm.models.world_model import WorldModel
+from gjwm.reporting.films import attempt, films_of, goals_video, grid_video, position_readout
+from gjwm.reporting.logging import log_results
 
 
 def video_command(cfg: DictConfig, command: str) -> None:
-    """Write films of attempts into cfg.run_dir/videos: goals*.mp4, some in detail, and grid*.mp4, many at once."""
+    """Write films of attempts into cfg.run_dir/videos: goals*.mp4, some in detail, and grid*.mp4,
+    many at once.
+    """
     run = Path(cfg.run_dir)
     checkpoint = Path(cfg.video.checkpoint or run / "checkpoint.pt")
     model = WorldModel.load(checkpoint, cfg.device)
@@ -28,7 +30,8 @@ def video_command(cfg: DictConfig, command: str) -> None:
     count = max(cfg.video.episodes, cfg.video.grid)
     if count < 1 or cfg.video.episodes < 0 or cfg.video.grid < 0:
         raise ValueError(
-            f"a video shows video.episodes attempts in detail and video.grid at once, one of them at least 1, got "
+            f"a video shows video.episodes attempts in detail and video.grid at once, one of them "
+            f"at least 1, got "
             f"{cfg.video.episodes} and {cfg.video.grid}."
         )
     if options["kappa"] is not None:
@@ -47,12 +50,17 @@ def video_command(cfg: DictConfig, command: str) -> None:
             instantiate(cfg.planner),
             count=count,
             seed=seed,
-            **{k: options[k] for k in ("goals", "goal_offset", "steps", "horizon", "replan_every", "kappa")},
+            **{
+                k: options[k]
+                for k in ("goals", "goal_offset", "steps", "horizon", "replan_every", "kappa")
+            },
         )
         position = None
         if cfg.video.readout_episodes:
             latents = encode_episodes(model, episodes)
-            position = position_readout(latents, episodes, generator=torch.Generator().manual_seed(seed))
+            position = position_readout(
+                latents, episodes, generator=torch.Generator().manual_seed(seed)
+            )
         films = films_of(
             model,
             cfg.env.id,

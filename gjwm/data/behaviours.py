@@ -1,9 +1,9 @@
 """Behaviours: who acts while data are collected.
 
-A behaviour is started once per episode, for one env or for the N envs of a vector env, with one numpy generator each; all it
-draws comes from these, so an episode's actions depend on its own generator only. Actions are float32 (N, A) in [-1, 1].
-Behaviours that plan with a trained model are in `gjwm.explore`.
-"""
+A behaviour is started once per episode, for one env or for the N envs of a vector env, with one
+numpy generator each; all it draws comes from these, so an episode's actions depend on its own
+generator only. Actions are float32 (N, A) in [-1, 1]. Behaviours that plan with a trained model are
+in `gjwm.rl.planned_behaviours`. """
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Behaviour(Protocol):
 
 
 def coloured_noise(length: int, action_dim: int, beta: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise (T, A) with power spectrum 1/f^beta along time and unit variance (Timmer & König, 1995).
+    """Gaussian noise (T, A) with power spectrum 1/f^beta along time and unit variance (Timmer &
+    König, 1995).
 
-    beta = 0 is white, 1 pink, 2 drifts like a random walk. Drawn with period 2T and cut, otherwise the first and the last
-    step would be neighbours; below the lowest frequency the spectrum is flat.
-    """
+    beta = 0 is white, 1 pink, 2 drifts like a random walk. Drawn with period 2T and cut, otherwise
+    the first and the last step would be neighbours; below the lowest frequency the spectrum is
+    flat. """
     period = 2 * length
     frequency = np.fft.rfftfreq(period).clip(min=1 / period)
     amplitude = frequency ** (-beta / 2)
@@ -57,7 +58,9 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Coloured:
-    """Noise with power spectrum 1/f^beta along time, standard deviation `scale`, clipped to [-1, 1]."""
+    """Noise with power spectrum 1/f^beta along time, standard deviation `scale`, clipped to [-1,
+    1].
+    """
 
     beta: float = 2.0
     scale: float = 1.0
@@ -68,7 +71,8 @@ class Coloured:
 
 @dataclass(frozen=True)
 class OrnsteinUhlenbeck:
-    """Noise that forgets exponentially, x' = rho x + sqrt(1 - rho^2) scale * normal with rho = exp(-1/tau), clipped to [-1, 1].
+    """Noise that forgets exponentially, x' = rho x + sqrt(1 - rho^2) scale * normal with rho =
+    exp(-1/tau), clipped to [-1, 1].
 
     The discrete Ornstein-Uhlenbeck process, stationary from its first step.
 
@@ -96,7 +100,8 @@ class OrnsteinUhlenbeck:
 
 @dataclass(frozen=True)
 class Scripted:
-    """The env's own `expert_action` plus white Gaussian noise of standard deviation `noise`, clipped to [-1, 1].
+    """The env's own `expert_action` plus white Gaussian noise of standard deviation `noise`,
+    clipped to [-1, 1].
 
     Raises (on the first action):
         ValueError: when the env has no `expert_action`.
@@ -118,16 +123,20 @@ class Scripted:
 
 @dataclass(frozen=True)
 class Wandering:
-    """Straight walks from one place to the next, whatever stands in between, plus white Gaussian noise, clipped to [-1, 1].
+    """Straight walks from one place to the next, whatever stands in between, plus white Gaussian
+    noise, clipped to [-1, 1].
 
-    A planner whose model does not know a wall walks straight into it, and data of a policy that avoids walls never show what
-    happens then. Places come from the env's `errand`, and actions must be displacements: along the same axes as its `position`.
+    A planner whose model does not know a wall walks straight into it, and data of a policy that
+    avoids walls never show what
+    happens then. Places come from the env's `errand`, and actions must be displacements: along the
+    same axes as its `position`.
 
     Args:
         noise: standard deviation.
-        patience: steps after which a walk is given up, at most; it ends sooner `near` its place (world units), and each is
-            given a uniform share of the patience.
-        near: distance along each axis; half a step or more, or a walker goes to and fro around its place.
+        patience: steps after which a walk is given up, at most; it ends sooner `near` its place
+            (world units), and each is given a uniform share of the patience.
+        near: distance along each axis; half a step or more, or a walker goes to and fro around its
+            place.
 
     Raises (on the first action):
         ValueError: when the env has no errands, or its position other axes than its actions.
@@ -140,7 +149,8 @@ class Wandering:
     def __post_init__(self):
         if self.noise < 0 or self.patience < 1 or not self.near > 0:
             raise ValueError(
-                f"Wandering expects noise >= 0, patience >= 1 and near > 0, got {self.noise}, {self.patience} and {self.near}."
+                f"Wandering expects noise >= 0, patience >= 1 and near > 0, got {self.noise}, "
+                f"{self.patience} and {self.near}."
             )
 
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
@@ -156,12 +166,14 @@ class Wandering:
             position = _array(world.position).reshape(len(rngs), -1)
             if position.shape[1] != action_dim:
                 raise ValueError(
-                    f"wandering expects actions along the axes of the position; {type(world).__name__} has {action_dim} "
+                    f"wandering expects actions along the axes of the position; "
+                    f"{type(world).__name__} has {action_dim} "
                     f"actions and {position.shape[1]} coordinates: choose another behaviour."
                 )
             due = (left <= 0) | (np.abs(places - position).max(1) < self.near)
             if due.any():
-                # Only who starts a walk draws, so that an episode's actions do not depend on its company.
+                # Only who starts a walk draws, so that an episode's actions do not depend on its
+                # company.
                 u = np.stack([rng.random(4) if starts else np.zeros(4) for rng, starts in zip(rngs, due)])
                 asked = u[:, :3] if np.ndim(world.position) == 2 else u[0, :3]
                 try:
@@ -195,7 +207,8 @@ class Mixture:
 
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
         choice = np.array([rng.choice(len(self.behaviours), p=self.probabilities) for rng in rngs])
-        # Each behaviour gets generators of its own, so that what it draws does not depend on who else is started.
+        # Each behaviour gets generators of its own, so that what it draws does not depend on who
+        # else is started.
         children = [rng.spawn(len(self.behaviours)) for rng in rngs]
         # Started in all N envs, because an expert answers for all at once; kept where chosen.
         policies = {
@@ -229,10 +242,12 @@ def behaviour_from_weights(
 ) -> Behaviour:
     """A behaviour from plain settings: {"scripted": 0.75, "coloured": 0.25}.
 
-    In place of a weight stands a dict to set arguments too, such as {"coloured": {"weight": 1, "beta": 1.0}}.
+    In place of a weight stands a dict to set arguments too, such as {"coloured": {"weight": 1,
+    "beta": 1.0}}.
 
     Args:
-        names: what there is to choose from, such as `gjwm.explore.BEHAVIOURS`, which adds those that plan.
+        names: what there is to choose from, such as `gjwm.rl.planned_behaviours.BEHAVIOURS`, which
+            adds those that plan.
 
     Raises:
         ValueError: for an unknown name or argument, or weights that make no mixture.

@@ -1,9 +1,9 @@
 """Collecting episodes: reproducible from (seed, episode number), whatever the number of processes.
 
-Simulators that run one env at a time (MuJoCo) are spread over processes, each with one env of its own; torch-native worlds
-(ids registered with a `vector_entry_point`) run many episodes as one batch of tensors. `collect_episodes` yields episodes,
-`collect_dataset` writes them into a folder of `gjwm.dataset`, each as soon as it is finished.
-"""
+Simulators that run one env at a time (MuJoCo) are spread over processes, each with one env of its
+own; torch-native worlds (ids registered with a `vector_entry_point`) run many episodes as one batch
+of tensors. `collect_episodes` yields episodes, `collect_dataset` writes them into a folder of
+`gjwm.data.dataset`, each as soon as it is finished. """
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from gymnasium.envs.registration import load_env_creator
 from torch import Tensor
 from tqdm import tqdm
 
-from gjwm.behaviours import Behaviour, Uniform
-from gjwm.coverage import Coverage
-from gjwm.dataset import SHARD_BYTES, Arrays, DatasetWriter, Episode, newest_frames, restack
+from gjwm.data.behaviours import Behaviour, Uniform
+from gjwm.data.coverage import Coverage
+from gjwm.data.dataset import SHARD_BYTES, Arrays, DatasetWriter, Episode, newest_frames, restack
 from gjwm.envs.making import importable, is_unit, make_env, spec_of, torch_native
 from gjwm.envs.workers import Worker, WorkerDied, cores
 
@@ -66,16 +66,19 @@ def collect_episodes(
 ) -> Iterator[Episode]:
     """Episodes `first_episode` to `first_episode + episodes - 1`, in this order.
 
-    Episode i depends on (seed, i) and the arguments that describe env and behaviour, on nothing else: not on the number of
-    workers, nor on which episodes were collected before.
+    Episode i depends on (seed, i) and the arguments that describe env and behaviour, on nothing
+    else: not on the number of workers, nor on which episodes were collected before.
 
     Args:
         env_id, env_kwargs: for `make_env`.
-        behaviour: who acts, see `gjwm.behaviours`; uniform actions by default.
-        length: steps of an episode, which env may end sooner; torch-native worlds always play all of them.
-        workers: processes; as many as cores are available by default, 0 to stay in this one. Scripts that use processes need
-            the usual `if __name__ == "__main__":`. Torch-native worlds run in this process.
-        record_state: also record sim_state and true_state, which the env must offer; position is recorded where there is one.
+        behaviour: who acts, see `gjwm.data.behaviours`; uniform actions by default.
+        length: steps of an episode, which env may end sooner; torch-native worlds always play all
+            of them.
+        workers: processes; as many as cores are available by default, 0 to stay in this one.
+            Scripts that use processes need the usual `if __name__ == "__main__":`. Torch-native
+            worlds run in this process.
+        record_state: also record sim_state and true_state, which the env must offer; position is
+            recorded where there is one.
         progress: called with the number of frames of each finished episode.
 
     Raises:
@@ -105,22 +108,23 @@ def collect_dataset(
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Collect episodes into the dataset folder `path`; one that exists is extended, its episode numbers go on.
+    """Collect episodes into the dataset folder `path`; one that exists is extended, its episode
+    numbers go on.
 
-    Whatever stops it, episodes that were finished stay; as each depends on its number only, collecting the missing ones later
-    gives the dataset that would have been.
+    Whatever stops it, episodes that were finished stay; as each depends on its number only,
+    collecting the missing ones later gives the dataset that would have been.
 
     Args:
-        compress, shard_bytes: see `gjwm.dataset.DatasetWriter`.
+        compress, shard_bytes: see `gjwm.data.dataset.DatasetWriter`.
         progress: show a bar with frames per second.
         The others as `collect_episodes`.
 
     Returns:
-        {"episodes", "frames", "seconds", "frames_per_second", "coverage"} of this call; a frame is an observation, and the
-        coverage is `gjwm.coverage.Coverage.report`.
+        {"episodes", "frames", "seconds", "frames_per_second", "coverage"} of this call; a frame is
+        an observation, and the coverage is `gjwm.data.coverage.Coverage.report`.
 
     Raises:
-        ValueError, RuntimeError: as `collect_episodes` and `gjwm.dataset.DatasetWriter`.
+        ValueError, RuntimeError: as `collect_episodes` and `gjwm.data.dataset.DatasetWriter`.
     """
     job = _job(env_id, env_kwargs, behaviour, length, seed, record_state, episodes, workers)
     space, action_space, frame_stack = _describe(job)
@@ -188,7 +192,8 @@ def _describe(job: _Job) -> tuple[spaces.Space, spaces.Box, int]:
         raise ValueError(f"{job.env_id} has the action space {action_space}; expected a Box (A,).")
     if not discrete and not is_unit(action_space):
         raise ValueError(
-            f"{job.env_id} has unbounded actions, [{action_space.low}, {action_space.high}]; bound them where it is registered."
+            f"{job.env_id} has unbounded actions, [{action_space.low}, {action_space.high}]; bound "
+            f"them where it is registered."
         )
     return observation_space, action_space, frame_stack
 
@@ -203,8 +208,8 @@ def _frame_stack(env: gym.Env) -> int:
 
 
 def _renderer(job: _Job, space: spaces.Space) -> str:
-    """What draws the env's images, such as "fast egl": pictures of one world differ between renderers, and between OpenGL
-    libraries by a grey level here and there."""
+    """What draws the env's images, such as "fast egl": pictures of one world differ between
+    renderers, and between OpenGL libraries by a grey level here and there."""
     boxes = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     if not any(box.dtype == np.uint8 and len(box.shape) == 3 for box in boxes):
         return ""
@@ -212,7 +217,8 @@ def _renderer(job: _Job, space: spaces.Space) -> str:
     if torch_native(spec):
         return "torch"
     chosen = {**spec.kwargs, **job.env_kwargs}.get("renderer")
-    # choose_backend of gjwm.envs names the library when the env is made, which `_describe` has done.
+    # choose_backend of gjwm.envs names the library when the env is made, which `_describe` has
+    # done.
     return "unknown" if chosen is None else f"{chosen} {os.environ.get('MUJOCO_GL', 'unknown')}"
 
 
@@ -226,7 +232,8 @@ def _collect(job: _Job, episodes: int, workers: int | None, first_episode: int) 
     return _collect_in_processes(job, chunks, workers) if workers else _collect_here(job, numbers)
 
 
-# -- one env, one episode at a time ------------------------------------------------------------------------------------
+# -- one env, one episode at a time
+# ------------------------------------------------------------------------------------
 
 
 class _Recorder:
@@ -284,7 +291,9 @@ def _batched(observation: Any) -> Any:
 
 
 def _simulator(env: Any, record_state: bool) -> dict[str, Any]:
-    """sim_state, position and true_state of an env or vector env, copied; without `record_state` the position, if any."""
+    """sim_state, position and true_state of an env or vector env, copied; without `record_state`
+    the position, if any.
+    """
     if not record_state:
         return {"position": np.array(_numpy(env.position), np.float64)} if hasattr(env, "position") else {}
     if not hasattr(env, "get_state"):
@@ -327,7 +336,8 @@ def _failed(job: _Job, number: int, error: Exception) -> RuntimeError:
     return RuntimeError(f"episode {number} of {job.env_id} failed: {type(error).__name__}: {error}")
 
 
-# -- worker processes --------------------------------------------------------------------------------------------------
+# -- worker processes
+# --------------------------------------------------------------------------------------------------
 
 
 def _collect_in_processes(job: _Job, chunks: list[range], workers: int) -> Iterator[Episode]:
@@ -343,7 +353,8 @@ def _collect_in_processes(job: _Job, chunks: list[range], workers: int) -> Itera
         except WorkerDied as death:
             # An episode depends on its number alone, so another process records just the same.
             warnings.warn(
-                f"{death} in episodes {chunk[0]} to {chunk[-1]} of {job.env_id}; a new one records them.",
+                f"{death} in episodes {chunk[0]} to {chunk[-1]} of {job.env_id}; a new one records "
+                f"them.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -353,8 +364,10 @@ def _collect_in_processes(job: _Job, chunks: list[range], workers: int) -> Itera
                 return worker.call("record", chunk)
             except WorkerDied as again:
                 raise RuntimeError(
-                    f"{again} before episode {chunk[-1]} of {job.env_id} was done, and so did the one before it (for want of "
-                    'memory? or the script lacks `if __name__ == "__main__":`); try fewer workers, or workers=0 to see why.'
+                    f"{again} before episode {chunk[-1]} of {job.env_id} was done, and so did the "
+                    f"one before it (for want of "
+                    'memory? or the script lacks `if __name__ == "__main__":`); try fewer workers, '
+                    'or workers=0 to see why.'
                 ) from again
         finally:
             idle.put(worker)
@@ -392,7 +405,8 @@ class _Recording:
             self.recorder.env.close()
 
 
-# -- torch-native worlds -----------------------------------------------------------------------------------------------
+# -- torch-native worlds
+# -----------------------------------------------------------------------------------------------
 
 
 def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[Episode]:
@@ -407,7 +421,8 @@ def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[E
     if "terminate_on_goal" in accepted:
         kwargs.setdefault("terminate_on_goal", False)
     if "max_episode_steps" in accepted:
-        # The limit only shortens the recording: an env that truncates would already show the next episode.
+        # The limit only shortens the recording: an env that truncates would already show the next
+        # episode.
         length = min(length, kwargs.get("max_episode_steps", length))
         kwargs["max_episode_steps"] = length + 1
 
@@ -434,7 +449,8 @@ def _record_batch(
         space = env.single_observation_space
         if not is_unit(env.single_action_space):
             raise ValueError(
-                f"a torch-native world is collected with actions in [-1, 1], not {env.single_action_space}; rescale inside it."
+                f"a torch-native world is collected with actions in [-1, 1], not "
+                f"{env.single_action_space}; rescale inside it."
             )
         seeds, rngs = zip(*(job.seeds(number) for number in numbers))
         policy = job.behaviour.start(length, env.single_action_space.shape[0], rngs)
@@ -456,8 +472,10 @@ def _record_batch(
             observation, reward, terminated, truncated, _ = env.step(action.copy())
             if (_numpy(terminated) | _numpy(truncated)).any():
                 raise ValueError(
-                    f"an episode ended on step {t + 1} of {length}; a torch-native world is collected at fixed length, so let "
-                    "it accept terminate_on_goal and max_episode_steps, and leave terminate_on_goal out of env_kwargs."
+                    f"an episode ended on step {t + 1} of {length}; a torch-native world is "
+                    f"collected at fixed length, so let "
+                    "it accept terminate_on_goal and max_episode_steps, and leave "
+                    "terminate_on_goal out of env_kwargs."
                 )
             _write(o, t + 1, frames(observation))
             a.append(action)

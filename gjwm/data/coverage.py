@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gjwm.dataset import Episode
+from gjwm.data.dataset import Episode
 
 CELL = 0.05  # side of a cell, in the units of positions and observations
 GRID, LEVELS = 8, 16  # an image without a position counts as GRID x GRID grey blocks of so many levels
@@ -16,8 +16,9 @@ GRID, LEVELS = 8, 16  # an image without a position counts as GRID x GRID grey b
 class Coverage:
     """Counts the cells that episodes visit.
 
-    A frame's cell is its position in steps of `cell` where the env tells a position, else its observation vector likewise,
-    else a coarse grey picture of its image. Cells are absolute, so figures of one world can be compared between behaviours.
+    A frame's cell is its position in steps of `cell` where the env tells a position, else its
+    observation vector likewise, else a coarse grey picture of its image. Cells are absolute, so
+    figures of one world can be compared between behaviours.
 
     Args:
         cell: side of a cell.
@@ -39,9 +40,8 @@ class Coverage:
     def report(self) -> dict[str, Any]:
         """{"of", "frames", "cells", "effective_cells"}.
 
-        `of` says what was counted ("position", "observation" or "pixels"); effective_cells = exp(entropy of the visits) is as
-        many cells as there would be if all were visited alike.
-        """
+        `of` says what was counted ("position", "observation" or "pixels"); effective_cells =
+        exp(entropy of the visits) is as many cells as there would be if all were visited alike. """
         counts = np.array(list(self._visits.values()), float)
         share = counts / max(counts.sum(), 1)
         return {

@@ -1,4 +1,6 @@
-"""What a world model's predictions are measured against: a linear-Gaussian law, and the noise of the world itself."""
+"""What a world model's predictions are measured against: a linear-Gaussian law, and the noise of
+the world itself.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gjwm.collect import Episode
-from gjwm.dynamics import LinearGaussianDynamics
-from gjwm.intervals import ratio_interval
-from gjwm.world_model import WorldModel
+from gjwm.data.collect import Episode
+from gjwm.evaluation.intervals import ratio_interval
+from gjwm.models.dynamics import LinearGaussianDynamics
+from gjwm.models.world_model import WorldModel
 
 
 def open_loop_windows(z: Tensor, a: Tensor, horizon: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Windows of `horizon` steps, half a horizon apart: z (E, T+1, D), a (E, T, A) -> (E, W, H+1, D), (E, W, H, A), starts."""
+    """Windows of `horizon` steps, half a horizon apart: z (E, T+1, D), a (E, T, A) -> (E, W, H+1,
+    D), (E, W, H, A), starts.
+    """
     starts = list(range(0, a.shape[1] - horizon + 1, max(1, horizon // 2)))
     return (
         torch.stack([z[:, s : s + horizon + 1] for s in starts], 1),
@@ -39,18 +43,23 @@ def r2_by_horizon(estimate: Tensor, target: Tensor, variance: Tensor) -> dict[st
     error = (estimate - target).square().sum(-1).mean(1).double().cpu().numpy()  # (E, H)
     scale = float(variance.clamp(min=1e-12))
     low, high = ratio_interval(error, np.full_like(error, scale))
-    return {"r2": (1 - error.mean(0) / scale).tolist(), "ci95": [(1 - high).tolist(), (1 - low).tolist()]}
+    return {
+        "r2": (1 - error.mean(0) / scale).tolist(),
+        "ci95": [(1 - high).tolist(), (1 - low).tolist()],
+    }
 
 
 @torch.inference_mode()
 def linear_gaussian_report(z: Tensor, a: Tensor, *, horizon: int) -> dict[str, Any]:
-    """The best linear-Gaussian law of the same latents, fitted on the first half of the held-out episodes, scored on the rest.
+    """The best linear-Gaussian law of the same latents, fitted on the first half of the held-out
+    episodes, scored on the rest.
 
     Args:
         z, a: latents (E, T+1, D) and actions (E, T, A), E >= 2.
 
     Returns:
-        r2_by_horizon and r2_ci95_by_horizon of its mean, open loop; skill_nats_per_dim of its one-step law.
+        r2_by_horizon and r2_ci95_by_horizon of its mean, open loop; skill_nats_per_dim of its
+        one-step law.
     """
     half = len(z) // 2
     law = LinearGaussianDynamics(z.shape[-1], a.shape[-1], forget=1.0).to(z.device)
@@ -80,23 +89,30 @@ def noise_floor(
     frame_stack: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The R² of a model that knows the simulator's whole state and every law: recorded futures are played again.
+    """The R² of a model that knows the simulator's whole state and every law: recorded futures are
+    played again.
 
-    Two futures of one state and one action sequence differ by twice the variance that nothing can predict; in a deterministic
-    world they agree and the floor is an R² of 1. What the picture hides of the state is no noise here: see the probes.
+    Two futures of one state and one action sequence differ by twice the variance that nothing can
+    predict; in a deterministic
+    world they agree and the floor is an R² of 1. What the picture hides of the state is no noise
+    here: see the probes.
 
     Args:
-        env: the model's environment, with `set_state` and `observe`; its own randomness is seeded anew.
+        env: the model's environment, with `set_state` and `observe`; its own randomness is seeded
+            anew.
         episodes: held out, recorded with their simulator states.
         windows: futures played again, one per episode, their starts spread over the episodes.
 
     Returns:
-        windows; r2_by_horizon, None at the steps whose frame stack still shows the restart; deterministic: whether all agree.
+        windows; r2_by_horizon, None at the steps whose frame stack still shows the restart;
+        deterministic: whether all agree.
     """
     count = min(windows, len(episodes))
     rng = np.random.default_rng(seed)
     length = len(episodes[0].a)
-    latents = torch.stack([model.encode(torch.from_numpy(e.o).to(model.device)) for e in episodes[:count]])
+    latents = torch.stack(
+        [model.encode(torch.from_numpy(e.o).to(model.device)) for e in episodes[:count]]
+    )
     variance = latents.flatten(0, 1).var(0).sum().clamp(min=1e-12)
     error = np.zeros((count, horizon))
     for i, episode in enumerate(episodes[:count]):
@@ -106,7 +122,8 @@ def noise_floor(
         env.unwrapped.observe()  # fills the frame stack
         again = np.stack([env.step(episode.a[t])[0] for t in range(start, start + horizon)])
         difference = (
-            model.encode(torch.from_numpy(again).to(model.device)) - latents[i, start + 1 : start + horizon + 1]
+            model.encode(torch.from_numpy(again).to(model.device))
+            - latents[i, start + 1 : start + horizon + 1]
         )
         error[i] = difference.square().sum(-1).double().cpu().numpy()
     floor = 1 - error.mean(0) / (2 * float(variance))
@@ -114,6 +131,7 @@ def noise_floor(
     return {
         "windows": count,
         "r2_by_horizon": known,
-        # Encoding in another batch, or rounding in a saved state, moves a latent by much less than this.
+        # Encoding in another batch, or rounding in a saved state, moves a latent by much less than
+        # this.
         "deterministic": all(r2 is None or r2 > 1 - 1e-4 for r2 in known),
     }

@@ -1,7 +1,8 @@
-"""Label-free diagnostics: is the law of z a standard Gaussian, and do predicted intervals hold what they promise?
+"""Label-free diagnostics: is the law of z a standard Gaussian, and do predicted intervals hold what
+they promise?
 
-Every figure that an ideal Gaussian batch does not bring to 0 or 1 comes with the value such a batch of the same size has.
-"""
+Every figure that an ideal Gaussian batch does not bring to 0 or 1 comes with the value such a batch
+of the same size has."""
 
 from __future__ import annotations
 
@@ -12,18 +13,25 @@ import torch
 from scipy import stats
 from torch import Generator, Tensor
 
-from gjwm import draws
-from gjwm.calibration import calibration_report as calibration_report
-from gjwm.calibration import gaussian_crps as gaussian_crps
-from gjwm.calibration import report_generator
-from gjwm.normality import epps_pulley_p_value, henze_zirkler, mardia
-from gjwm.objectives import EPPS_PULLEY_NULL_95, EPPS_PULLEY_NULL_MEAN, epps_pulley, random_directions
+from gjwm._core import draws
+from gjwm.evaluation.normality import epps_pulley_p_value, henze_zirkler, mardia
+from gjwm.models.calibration import calibration_report as calibration_report
+from gjwm.models.calibration import gaussian_crps as gaussian_crps
+from gjwm.models.calibration import report_generator
+from gjwm.objectives import (
+    EPPS_PULLEY_NULL_95,
+    EPPS_PULLEY_NULL_MEAN,
+    epps_pulley,
+    random_directions,
+)
 
 DEAD = 0.01  # variance below which a principal direction of a unit-variance target carries nothing
 
 
 def effective_rank(eigenvalues: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of the centred batch (Roy & Vetterli, 2007): D equal ones give D."""
+    """exp of the entropy of the normalised singular values of the centred batch (Roy & Vetterli,
+    2007): D equal ones give D.
+    """
     singular = eigenvalues.clamp(min=0).sqrt()
     if singular.sum() == 0:
         return 0.0
@@ -32,7 +40,9 @@ def effective_rank(eigenvalues: Tensor) -> float:
 
 
 def rank_me(z: Tensor) -> float:
-    """RankMe (Garrido et al., 2023): the same of the singular values of z (N, D) itself, not centred."""
+    """RankMe (Garrido et al., 2023): the same of the singular values of z (N, D) itself, not
+    centred.
+    """
     singular = torch.linalg.svdvals(z)
     if singular.sum() == 0:
         return 0.0
@@ -51,25 +61,35 @@ def _samples(z: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         raise ValueError(f"expected finite latents (N, D) or (B, T, D), got {tuple(z.shape)}.")
     bad = z.numel() - int(z.isfinite().sum())
     if bad:
-        raise ValueError(f"expected finite latents, got {bad} NaN or infinite values in {tuple(z.shape)}.")
+        raise ValueError(
+            f"expected finite latents, got {bad} NaN or infinite values in {tuple(z.shape)}."
+        )
     z = z.detach().double().cpu()
     if len(z) < 8:
-        raise ValueError(f"a Gaussianity report needs at least 8 independent samples, got {len(z)}.")
+        raise ValueError(
+            f"a Gaussianity report needs at least 8 independent samples, got {len(z)}."
+        )
     if z.dim() == 2:
         return z, z
     steps = draws.integers(z.shape[1], (z.shape[0],), generator, device="cpu")
     return z.flatten(0, 1), z[torch.arange(len(z)), steps]
 
 
-def _figures(samples: Tensor, independent: Tensor, slices: int, generator: Generator) -> dict[str, float]:
+def _figures(
+    samples: Tensor, independent: Tensor, slices: int, generator: Generator
+) -> dict[str, float]:
     n, d = independent.shape
     spectrum, norms = _spectrum(samples), independent.square().sum(1)
-    statistic = n * epps_pulley(independent @ random_directions(d, slices, generator, like=independent))
+    statistic = n * epps_pulley(
+        independent @ random_directions(d, slices, generator, like=independent)
+    )
     few = independent[:2000]
     return {
         "effective_rank": effective_rank(spectrum),
         "rank_me": rank_me(samples),
-        "participation_ratio": (spectrum.sum().square() / spectrum.square().sum().clamp(min=1e-300)).item(),
+        "participation_ratio": (
+            spectrum.sum().square() / spectrum.square().sum().clamp(min=1e-300)
+        ).item(),
         "condition_number": (spectrum[0] / spectrum[-1].clamp(min=1e-300)).item(),
         "min_eigenvalue": spectrum[-1].item(),
         "dead_directions": int((spectrum < DEAD).sum()),
@@ -77,7 +97,8 @@ def _figures(samples: Tensor, independent: Tensor, slices: int, generator: Gener
         "variance_error": (samples.var(0) - 1).abs().mean().item(),
         "epps_pulley": statistic.mean().item(),
         "epps_pulley_reject_rate": (statistic > EPPS_PULLEY_NULL_95).double().mean().item(),
-        # Bonferroni over slices, which are not independent: small values mean something, large ones do not.
+        # Bonferroni over slices, which are not independent: small values mean something, large ones
+        # do not.
         "epps_pulley_min_p": min(1.0, slices * float(epps_pulley_p_value(statistic.max())[0])),
         "norm_squared_mean": norms.mean().item() / d,
         "norm_squared_variance": norms.var().item() / (2 * d),
@@ -93,20 +114,24 @@ def embedding_report(
     """How far the law of z is from N(0, I).
 
     Args:
-        z: (N, D) independent samples, or (B, T, D) trajectories. The spectrum is that of all samples; the tests whose null law
-            assumes independence (Epps-Pulley, Mardia, Henze-Zirkler, norms) see one random step of each trajectory.
+        z: (N, D) independent samples, or (B, T, D) trajectories. The spectrum is that of all
+            samples; the tests whose null law assumes independence (Epps-Pulley, Mardia,
+            Henze-Zirkler, norms) see one random step of each trajectory.
         slices: random projections of the Epps-Pulley test.
-        ideals: true Gaussian batches of the same sizes that are measured for comparison, and averaged.
-        generator: draws slices, steps and the ideal batches; None: one seeded alike for every report.
+        ideals: true Gaussian batches of the same sizes that are measured for comparison, and
+            averaged.
+        generator: draws slices, steps and the ideal batches; None: one seeded alike for every
+            report.
 
     Returns:
-        effective_rank, rank_me (uncentred), participation_ratio, condition_number, min_eigenvalue, dead_directions (eigenvalues
-        below 0.01), mean_norm, variance_error; epps_pulley (mean over slices of N * T), epps_pulley_reject_rate
-        (share of slices over the 95% line) and epps_pulley_min_p; mean and variance of |z|^2 over those of chi^2_D,
-        norm_ks_p; Mardia's skewness and kurtosis with p-values (on at most 16 principal axes d; the kurtosis divided by its
-        Gaussian value d (d + 2)); henze_zirkler (any mean and covariance). Every figure has its counterpart *_ideal, what a
-        Gaussian batch of this size shows; participation_ratio_ideal is the known limit DN / (N + D), and epps_pulley_null the
-        exact mean.
+        effective_rank, rank_me (uncentred), participation_ratio, condition_number, min_eigenvalue,
+        dead_directions (eigenvalues below 0.01), mean_norm, variance_error; epps_pulley (mean over
+        slices of N * T), epps_pulley_reject_rate (share of slices over the 95% line) and
+        epps_pulley_min_p; mean and variance of |z|^2 over those of chi^2_D, norm_ks_p; Mardia's
+        skewness and kurtosis with p-values (on at most 16 principal axes d; the kurtosis divided by
+        its Gaussian value d (d + 2)); henze_zirkler (any mean and covariance). Every figure has its
+        counterpart *_ideal, what a Gaussian batch of this size shows; participation_ratio_ideal is
+        the known limit DN / (N + D), and epps_pulley_null the exact mean.
 
     Raises:
         ValueError: for other shapes, NaN or infinite values, or fewer than 8 independent samples.
@@ -123,7 +148,10 @@ def embedding_report(
         report[name] = value
         report[f"{name}_ideal"] = float(np.mean([figures[name] for figures in gaussian]))
     n, d = samples.shape
-    return report | {"participation_ratio_ideal": d * n / (n + d), "epps_pulley_null": EPPS_PULLEY_NULL_MEAN}
+    return report | {
+        "participation_ratio_ideal": d * n / (n + d),
+        "epps_pulley_null": EPPS_PULLEY_NULL_MEAN,
+    }
 
 
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -141,9 +169,10 @@ def gaussianity_curves(
         z: (N, D) or (B, T, D), as for `embedding_report`.
 
     Returns:
-        spectrum, spectrum_ideal (D,) eigenvalues in falling order, the second of a Gaussian batch of this size; slices (Q, S):
-        quantiles of S random projections of the N independent samples at `levels` (Q,), with the band slices_low, slices_high
-        (Q,) that holds 95% of Gaussian slices at each level; norms (N,).
+        spectrum, spectrum_ideal (D,) eigenvalues in falling order, the second of a Gaussian batch
+        of this size; slices (Q, S): quantiles of S random projections of the N independent samples
+        at `levels` (Q,), with the band slices_low, slices_high (Q,) that holds 95% of Gaussian
+        slices at each level; norms (N,).
     """
     generator = report_generator(generator)
     samples, independent = _samples(z, generator)
@@ -170,16 +199,21 @@ def trajectory_report(z: Tensor, *, lags: int = 40) -> dict[str, float | list[fl
         z: (B, T, D), T >= 3.
 
     Returns:
-        autocorrelation (L+1,): E<z_t - m, z_{t+l} - m> / E|z - m|^2 at lags l = 0..L <= T - 1, m the mean of all;
-        correlation_time: the lag where it falls to 1/e, None if it does not; straightness: mean cosine between successive
-        displacements (Hénaff et al., 2019), 1 on a line; straightness_markov, that of a Gaussian Markov chain with the same
-        lag-one autocorrelation r, -(1 - r)/2, which turns as noise does; displacement: rms |z_{t+1} - z_t| over rms |z - m|.
+        autocorrelation (L+1,): E<z_t - m, z_{t+l} - m> / E|z - m|^2 at lags l = 0..L <= T - 1, m
+            the mean of all;
+        correlation_time: the lag where it falls to 1/e, None if it does not; straightness: mean
+        cosine between successive displacements (Hénaff et al., 2019), 1 on a line;
+        straightness_markov, that of a Gaussian Markov chain with the same lag-one autocorrelation
+        r, -(1 - r)/2, which turns as noise does; displacement: rms |z_{t+1} - z_t| over rms |z -
+        m|.
 
     Raises:
         ValueError: for other shapes or NaN.
     """
     if z.dim() != 3 or z.shape[1] < 3 or not z.isfinite().all():
-        raise ValueError(f"trajectories need finite latents (B, T, D) of at least 3 steps, got {tuple(z.shape)}.")
+        raise ValueError(
+            f"trajectories need finite latents (B, T, D) of at least 3 steps, got {tuple(z.shape)}."
+        )
     z = z.detach().double().cpu()
     centred = z - z.flatten(0, 1).mean(0)
     power = centred.square().sum(-1).mean().clamp(min=1e-300)
@@ -209,7 +243,8 @@ def trajectory_report(z: Tensor, *, lags: int = 40) -> dict[str, float | list[fl
 def draw_embedding_report(
     z: Tensor, path: str | Path, *, slices: int = 256, generator: Generator | None = None
 ) -> Path:
-    """Draw spectrum, quantiles of random slices and norms of z beside a Gaussian batch of the same size -> one PNG at `path`.
+    """Draw spectrum, quantiles of random slices and norms of z beside a Gaussian batch of the same
+    size -> one PNG at `path`.
 
     Args:
         z: (N, D) or (B, T, D), as for `embedding_report`.
@@ -218,7 +253,7 @@ def draw_embedding_report(
         ImportError: without matplotlib (`pip install 'gjwm[plots]'`).
         ValueError: as `embedding_report`.
     """
-    from gjwm.figures import gaussianity_figure  # matplotlib is optional
+    from gjwm.reporting.latent_plots import gaussianity_figure  # matplotlib is optional
 
     generator = report_generator(generator)
     samples, independent = _samples(z, generator)

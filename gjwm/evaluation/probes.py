@@ -1,5 +1,5 @@
-"""How much of the true state can be read from latents: linear, nearest-neighbour and MLP regression, fitted on one set of
-episodes and scored on another."""
+"""How much of the true state can be read from latents: linear, nearest-neighbour and MLP
+regression, fitted on one set of episodes and scored on another."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Generator, Tensor, nn
 
-from gjwm import draws
-from gjwm.encoders import mlp
+from gjwm._core import draws
+from gjwm.models.encoders import mlp
 
 Readout = Callable[[Tensor], Tensor]  # z (N, D) -> estimate of y (N, P), float64
 
 
 def r2_score(estimate: Tensor, target: Tensor) -> float:
-    """1 - squared error / variance, both summed over the target's dimensions: (N, P), (N, P) -> float."""
+    """1 - squared error / variance, both summed over the target's dimensions: (N, P), (N, P) ->
+    float.
+    """
     residual = (estimate - target).square().sum()
     return (1 - residual / (target - target.mean(0)).square().sum()).item()
 
@@ -25,7 +27,8 @@ def r2_score(estimate: Tensor, target: Tensor) -> float:
 def _check(z: Tensor, y: Tensor) -> None:
     if z.dim() != 2 or y.dim() != 2 or len(z) != len(y):
         raise ValueError(
-            f"a probe expects z (N, D) and y (N, P) for fitting and scoring, got {tuple(z.shape)} and {tuple(y.shape)}."
+            f"a probe expects z (N, D) and y (N, P) for fitting and scoring, got {tuple(z.shape)} "
+            f"and {tuple(y.shape)}."
         )
     if not (z.isfinite().all() and y.isfinite().all()):
         raise ValueError("a probe was given NaN or infinity; check the encoder's latents.")
@@ -37,7 +40,9 @@ def linear_readout(z_train: Tensor, y_train: Tensor, *, ridge: float = 1e-6) -> 
     mean, y_mean = z_train.mean(0), y_train.mean(0)
     z = (z_train - mean).double()
     gram = z.T @ z
-    gram = gram + ridge * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram), dtype=z.dtype)
+    gram = gram + ridge * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(
+        len(gram), dtype=z.dtype
+    )
     weight = torch.linalg.solve(gram, z.T @ (y_train - y_mean).double())
     return lambda z_test: (z_test - mean).double() @ weight + y_mean
 
@@ -49,7 +54,10 @@ def knn_readout(z_train: Tensor, y_train: Tensor, *, k: int = 5) -> Readout:
 
     def read(z_test: Tensor) -> Tensor:
         distance, index = tree.query(z_test.numpy(), k=min(k, len(z_train)))
-        distance, index = torch.as_tensor(distance).view(len(z_test), -1), torch.as_tensor(index).view(len(z_test), -1)
+        distance, index = (
+            torch.as_tensor(distance).view(len(z_test), -1),
+            torch.as_tensor(index).view(len(z_test), -1),
+        )
         weight = 1 / distance.clamp(min=1e-9)
         weight = weight / weight.sum(1, keepdim=True)
         return (weight[..., None] * y_train[index].double()).sum(1)
@@ -93,21 +101,34 @@ def mlp_readout(
     return read
 
 
-def linear_probe(z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options: Any) -> float:
+def linear_probe(
+    z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options: Any
+) -> float:
     """R² of `linear_readout` on the test rows."""
     return _score(linear_readout, z_train, y_train, z_test, y_test, **options)
 
 
-def knn_probe(z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options: Any) -> float:
+def knn_probe(
+    z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options: Any
+) -> float:
     """R² of `knn_readout` on the test rows."""
     return _score(knn_readout, z_train, y_train, z_test, y_test, **options)
 
 
-def mlp_probe(z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options: Any) -> float:
+def mlp_probe(
+    z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options: Any
+) -> float:
     """R² of `mlp_readout` on the test rows."""
     return _score(mlp_readout, z_train, y_train, z_test, y_test, **options)
 
 
-def _score(fit: Callable[..., Readout], z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options):
+def _score(
+    fit: Callable[..., Readout],
+    z_train: Tensor,
+    y_train: Tensor,
+    z_test: Tensor,
+    y_test: Tensor,
+    **options,
+):
     _check(z_test, y_test)
     return r2_score(fit(z_train, y_train, **options)(z_test).double(), y_test.double())

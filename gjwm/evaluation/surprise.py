@@ -1,9 +1,10 @@
 """Violation of expectation: does a world model notice what cannot happen?
 
-Recorded episodes are spoiled in their pictures alone (single frames, before stacking), so any environment and any
-model can be asked: an object that jumps ("teleport"), changes colour ("colour"), or stands still while it should move
-("frozen"). A step's score is its negative log-probability per dimension, `WorldModel.surprise`.
-"""
+Recorded episodes are spoiled in their pictures alone (single frames, before stacking), so any
+environment and any
+model can be asked: an object that jumps ("teleport"), changes colour ("colour"), or stands still
+while it should move ("frozen"). A step's score is its negative log-probability per dimension,
+`WorldModel.surprise`."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from gjwm.dataset import Episode, newest_frames, restack
-from gjwm.world_model import WorldModel
+from gjwm.data.dataset import Episode, newest_frames, restack
+from gjwm.models.world_model import WorldModel
 
 VIOLATIONS = ("teleport", "colour", "frozen")
 
@@ -40,10 +41,12 @@ def spoil(
 ) -> Spoiled:
     """One violation at a random step of an episode of pictures.
 
-    teleport: after the step, the episode goes on from another of its own moments, at least a quarter of its length
-    away in time and looking clearly different, with the actions taken there. colour: from the step on, the picture's
-    colour channels are exchanged. frozen: for `frozen_steps` steps the picture stands still under the recorded
-    actions, then goes on from there.
+    teleport: after the step, the episode goes on from another of its own moments, at least a
+    quarter of its length
+    away in time and looking clearly different, with the actions taken there. colour: from the step
+    on, the picture's
+    colour channels are exchanged. frozen: for `frozen_steps` steps the picture stands still under
+    the recorded actions, then goes on from there.
 
     Raises:
         ValueError: for an unknown kind, observations other than pictures, or an episode too short.
@@ -51,7 +54,9 @@ def spoil(
     if kind not in VIOLATIONS:
         raise ValueError(f"a violation must be one of {', '.join(VIOLATIONS)}, got {kind!r}.")
     if isinstance(episode.o, dict) or episode.o.ndim != 4:
-        raise ValueError("violations are painted into pictures; this episode has no picture observations alone.")
+        raise ValueError(
+            "violations are painted into pictures; this episode has no picture observations alone."
+        )
     length = len(episode.a)
     if length < 16:
         raise ValueError(f"a violation needs an episode of at least 16 steps, got {length}.")
@@ -60,23 +65,31 @@ def spoil(
     step = int(rng.integers(4, length // 2))  # o[step + 1] is the first impossible picture
     if kind == "teleport":
         first = step + 1 + length // 4
-        change = (frames[first : length - 3].astype(np.float32) - frames[step]).reshape(length - 3 - first, -1)
+        change = (frames[first : length - 3].astype(np.float32) - frames[step]).reshape(
+            length - 3 - first, -1
+        )
         change = np.square(change).mean(1)
         # A moment that looks like this one, as where an agent rests, would be no jump.
         source = first + int(rng.choice(np.flatnonzero(change >= 0.9 * change.max())))
         frames = np.concatenate([frames[: step + 1], frames[source:]])
-        a = np.concatenate([a[: step + 1], a[source:]])  # a[step] leads to the jump, then what was done there
+        a = np.concatenate(
+            [a[: step + 1], a[source:]]
+        )  # a[step] leads to the jump, then what was done there
     elif kind == "colour":
         frames = np.concatenate([frames[: step + 1], frames[step + 1 :, [1, 2, 0]]])
     else:
         rest = frames[step + 1 :]
-        frames = np.concatenate([frames[: step + 1], np.repeat(frames[step : step + 1], frozen_steps, 0), rest])
+        frames = np.concatenate(
+            [frames[: step + 1], np.repeat(frames[step : step + 1], frozen_steps, 0), rest]
+        )
         a = np.concatenate([a[: step + frozen_steps], a[step:]])
     return Spoiled(restack(frames, observation_space, frame_stack), a, step)
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
-    """P(a positive scores higher than a negative), ties counted half: the area under the receiver operating curve."""
+    """P(a positive scores higher than a negative), ties counted half: the area under the receiver
+    operating curve.
+    """
     ranks = torch.cat([positive, negative]).double()
     order = ranks.argsort()
     _, counts = torch.unique_consecutive(ranks[order], return_counts=True)
@@ -108,13 +121,16 @@ def violation_report(
         seed: of where violations happen.
 
     Returns:
-        false_alarm_rate: share of ordinary steps with a p-value below `level`, ideally `level`; and per violation auroc (the
-        violating step's score against all ordinary steps; for frozen, the largest score over the frozen steps against the
-        largest over as many ordinary steps) and detection_rate (share of episodes with an alarm there).
+        false_alarm_rate: share of ordinary steps with a p-value below `level`, ideally `level`; and
+        per violation auroc (the violating step's score against all ordinary steps; for frozen, the
+        largest score over the frozen steps against the largest over as many ordinary steps) and
+        detection_rate (share of episodes with an alarm there).
     """
 
     def scores(o: np.ndarray, a: np.ndarray) -> tuple[Tensor, Tensor]:
-        found = model.surprise(torch.from_numpy(o)[None].to(model.device), torch.from_numpy(a)[None].to(model.device))
+        found = model.surprise(
+            torch.from_numpy(o)[None].to(model.device), torch.from_numpy(a)[None].to(model.device)
+        )
         return found.score[0].cpu(), found.p_value[0].cpu()
 
     ordinary = [scores(e.o, e.a) for e in episodes]

@@ -1,12 +1,14 @@
-"""Three lines on a model: is it good, why, and what to change. The rules are written down here and nowhere else.
+"""Three lines on a model: is it good, why, and what to change. The rules are written down here and
+nowhere else.
 
-A model is first judged by what it is for: reaching goals, against chance and against the same planner on the true simulator.
-The reason is then looked for along the chain that planning stands on, in this order, and the first broken link is named:
+A model is first judged by what it is for: reaching goals, against chance and against the same
+planner on the true simulator. The reason is then looked for along the chain that planning stands
+on, in this order, and the first broken link is named:
 
     collapse -> representation -> prediction -> uncertainty -> planner
 
-because a later link cannot be judged while an earlier one is broken. Links that hold but look odd become remarks.
-"""
+because a later link cannot be judged while an earlier one is broken. Links that hold but look odd
+become remarks."""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from typing import Any
 Report = Mapping[str, Any]
 
 GOOD_SHARE = 0.9  # of the oracle's success: the model costs the planner little
-ORACLE_FLOOR = 0.8  # below, the planner fails with a perfect model and success says little about this one
+ORACLE_FLOOR = (
+    0.8  # below, the planner fails with a perfect model and success says little about this one
+)
 EASY = 0.5  # success of chance above which reaching a goal proves little
 COLLAPSED_VARIANCE = 0.1  # of z per dimension, where 1 is asked for
 COLLAPSED_RANK = 0.1  # effective rank over that of a Gaussian batch
@@ -64,7 +68,11 @@ def judge(report: Report) -> Verdict:
     grade, first = _grade(report, broken)
     if grade == "good":
         why = _strengths(report)
-        change = remarks[0].change if remarks else "Nothing stands out. Ask more of it: harder goals, a longer horizon."
+        change = (
+            remarks[0].change
+            if remarks
+            else "Nothing stands out. Ask more of it: harder goals, a longer horizon."
+        )
         if broken:
             why, change = f"{why} Yet {_lower(broken[0].why)}", broken[0].change
     elif broken:
@@ -73,18 +81,24 @@ def judge(report: Report) -> Verdict:
         why, change = _strengths(report), _HARDER
     else:
         why = (
-            f"{_strengths(report)} So the loss lies between prediction and planning: distances in latent space mislead."
+            f"{_strengths(report)} So the loss lies between prediction and "
+            f"planning: distances in latent space mislead."
         )
         change = (
-            "Look at the failures below, then try the planner (samples, horizon, replan_every) and the goal's cost."
+            "Look at the failures below, then try the planner (samples, horizon, "
+            "replan_every) and the goal's cost."
         )
     return Verdict(grade, (first, why, change), broken, remarks)
 
 
 _SEARCH = (
-    "Make the planner solve the task on the simulator first: planner.samples, planner.iterations, evaluate.horizon."
+    "Make the planner solve the task on the simulator first: "
+    "planner.samples, planner.iterations, evaluate.horizon."
 )
-_HARDER = "Ask for goals that chance does not reach: evaluate.goal_offset further ahead, or fewer evaluate.steps."
+_HARDER = (
+    "Ask for goals that chance does not reach: evaluate.goal_offset "
+    "further ahead, or fewer evaluate.steps."
+)
 
 
 def _grade(report: Report, broken: tuple[Finding, ...]) -> tuple[str, str]:
@@ -92,12 +106,17 @@ def _grade(report: Report, broken: tuple[Finding, ...]) -> tuple[str, str]:
     rate, (low, _) = planning["success_rate"], planning["ci95"]
     chance = max((planning[k] for k in ("random", "hold")), key=lambda row: row["success_rate"])
     oracle = planning.get("oracle")
-    told = f"reaches {rate:.0%} of {planning['episodes']} goals (chance {chance['success_rate']:.0%}"
+    told = (
+        f"reaches {rate:.0%} of {planning['episodes']} goals (chance {chance['success_rate']:.0%}"
+    )
     told += ")" if oracle is None else f", true simulator {oracle['success_rate']:.0%})"
     if any(found.name == "collapse" for found in broken):
         return "poor", f"Not good: the latents have collapsed; the model {told}."
     if oracle is not None and oracle["success_rate"] < ORACLE_FLOOR:
-        return "undecided", f"Undecided: the planner fails even on the true simulator; the model {told}."
+        return (
+            "undecided",
+            f"Undecided: the planner fails even on the true simulator; the model {told}.",
+        )
     if low <= chance["ci95"][1]:
         return "poor", f"Not good: it {told}, which is not clearly above chance."
     share = rate if oracle is None else rate / oracle["success_rate"]
@@ -115,8 +134,10 @@ def _strengths(report: Report) -> str:
     if linear is not None:
         beside = f"linear {linear['r2_by_horizon'][-1]:.2f}, {beside}"
     return (
-        f"It predicts {prediction['horizon']} steps with R² {prediction['r2_by_horizon'][-1]:.2f} ({beside}), its 90% "
-        f"intervals hold {calibration['coverage_90']:.0%}, and the position is read from z with R² {_best_probe(probe):.2f}."
+        f"It predicts {prediction['horizon']} steps with R² {prediction['r2_by_horizon'][-1]:.2f} "
+        f"({beside}), its 90% "
+        f"intervals hold {calibration['coverage_90']:.0%}, and the position is read from z with R² "
+        f"{_best_probe(probe):.2f}."
     )
 
 
@@ -124,7 +145,8 @@ def _lower(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
 
 
-# ------------------------------------------------------------------------------------------------------------- the chain
+# --  ----------------------------------------------------------------------------------------------
+# the chain
 
 
 def _collapse(report: Report) -> Finding | None:
@@ -134,8 +156,10 @@ def _collapse(report: Report) -> Finding | None:
         return None
     return Finding(
         "collapse",
-        f"The latents have variance {variance:.2g} per dimension (asked: 1) and {rank:.0%} of the ideal effective rank.",
-        "Train longer (train.steps) or raise objective.lam; check that a discrepancy is used and output_norm is batch.",
+        f"The latents have variance {variance:.2g} per dimension (asked: 1) and {rank:.0%} of the "
+        f"ideal effective rank.",
+        "Train longer (train.steps) or raise objective.lam; check that a discrepancy is used and "
+        "output_norm is batch.",
     )
 
 
@@ -149,8 +173,10 @@ def _representation(report: Report) -> Finding | None:
         return None
     return Finding(
         "representation",
-        f"The position cannot be read from z: the best probe has R² {best:.2f} (needed: {READABLE}).",
-        "Let latents show what moves: more varied data, train.episodes (few per batch, against constant layouts), more "
+        f"The position cannot be read from z: the best probe has R² {best:.2f} (needed: "
+        f"{READABLE}).",
+        "Let latents show what moves: more varied data, train.episodes (few per batch, against "
+        "constant layouts), more "
         "train.steps, or a larger latent_dim.",
     )
 
@@ -160,16 +186,24 @@ def _prediction(report: Report) -> Finding | None:
     ours, copied = prediction["r2_by_horizon"][-1], prediction["copy_last_r2_by_horizon"][-1]
     linear = prediction.get("linear_gaussian", {}).get("r2_by_horizon", [float("-inf")])[-1]
     change = (
-        "Refine the dynamics (refine.steps), train longer (train.steps), on longer windows (train.length), with wider "
+        "Refine the dynamics (refine.steps), train longer (train.steps), on longer windows "
+        "(train.length), with wider "
         "dynamics.hidden, or collect more."
     )
     if ours < PREDICTABLE:
-        why = f"Prediction fades: R² {ours:.2f} after {prediction['horizon']} steps (needed: {PREDICTABLE})."
+        why = (
+            f"Prediction fades: R² {ours:.2f} after {prediction['horizon']} steps "
+            f"(needed: {PREDICTABLE})."
+        )
     elif ours <= copied:
-        why = f"Prediction is no better than copying the last latent: R² {ours:.2f} against {copied:.2f}."
+        why = (
+            f"Prediction is no better than copying the last latent: R² {ours:.2f} "
+            f"against {copied:.2f}."
+        )
     elif ours <= linear:
         why = (
-            f"The dynamics predict no better than a linear law of the same latents: R² {ours:.2f} against {linear:.2f}."
+            f"The dynamics predict no better than a linear law of the same latents: "
+            f"R² {ours:.2f} against {linear:.2f}."
         )
     else:
         return None
@@ -178,7 +212,11 @@ def _prediction(report: Report) -> Finding | None:
 
 def _uncertainty(report: Report) -> Finding | None:
     laws = {1: report["calibration"]}
-    laws |= {int(k.removeprefix("horizon_")): v for k, v in report["calibration"].items() if k.startswith("horizon_")}
+    laws |= {
+        int(k.removeprefix("horizon_")): v
+        for k, v in report["calibration"].items()
+        if k.startswith("horizon_")
+    }
     steps, law = max(laws.items(), key=lambda item: abs(item[1]["coverage_90"] - 0.9))
     coverage = law["coverage_90"]
     if COVERAGE[0] <= coverage <= COVERAGE[1]:
@@ -186,8 +224,10 @@ def _uncertainty(report: Report) -> Finding | None:
     side = "too sure" if coverage < COVERAGE[0] else "too unsure"
     return Finding(
         "uncertainty",
-        f"The model is {side}: 90% intervals {steps} step{'s' * (steps > 1)} ahead hold {coverage:.0%}.",
-        "Calibrate on more held-out episodes (calibrate.episodes, calibrate.horizon), and do not plan with particles until "
+        f"The model is {side}: 90% intervals {steps} step{'s' * (steps > 1)} ahead hold "
+        f"{coverage:.0%}.",
+        "Calibrate on more held-out episodes (calibrate.episodes, calibrate.horizon), and do not "
+        "plan with particles until "
         "it holds.",
     )
 
@@ -198,7 +238,8 @@ def _planner(report: Report) -> Finding | None:
         return None
     return Finding(
         "planner",
-        f"The planner reaches {oracle['success_rate']:.0%} on the true simulator (needed: {ORACLE_FLOOR:.0%}).",
+        f"The planner reaches {oracle['success_rate']:.0%} on the true simulator (needed: "
+        f"{ORACLE_FLOOR:.0%}).",
         _SEARCH,
     )
 
@@ -212,17 +253,22 @@ _CHAIN: tuple[Callable[[Report], Finding | None], ...] = (
 )
 
 
-# --------------------------------------------------------------------------------------------------------------- remarks
+# --  ----------------------------------------------------------------------------------------------
+# remarks
 
 
 def _unused(report: Report) -> Finding | None:
-    rank, ideal = report["gaussianity"]["effective_rank"], report["gaussianity"]["effective_rank_ideal"]
+    rank, ideal = (
+        report["gaussianity"]["effective_rank"],
+        report["gaussianity"]["effective_rank_ideal"],
+    )
     if rank / ideal >= UNUSED_RANK:
         return None
     return Finding(
         "unused directions",
         f"The latents use {rank:.1f} of {ideal:.1f} directions.",
-        f"It uses {rank:.1f} of {ideal:.1f} latent directions: a smaller latent_dim plans faster and may do as well.",
+        f"It uses {rank:.1f} of {ideal:.1f} latent directions: a smaller latent_dim plans faster "
+        f"and may do as well.",
     )
 
 
@@ -233,7 +279,8 @@ def _not_gaussian(report: Report) -> Finding | None:
     return Finding(
         "far from Gaussian",
         f"The Epps-Pulley statistic is {ours:.1f} where a Gaussian sample has {null:.2f}.",
-        f"The latents are {ours / null:.0f} times as far from Gaussian as a sample's own noise: more objective.lam or steps.",
+        f"The latents are {ours / null:.0f} times as far from Gaussian as a sample's own noise: "
+        f"more objective.lam or steps.",
     )
 
 

@@ -21,11 +21,16 @@ class ConvDecoder(nn.Module):
         super().__init__()
         self.image_shape = tuple(image_shape)
         if len(self.image_shape) != 3 or any(side % 8 for side in self.image_shape[1:]):
-            raise ValueError(f"ConvDecoder makes images (C, h, w) with sides divisible by 8, got {self.image_shape}.")
+            raise ValueError(
+                f"ConvDecoder makes images (C, h, w) with sides divisible by 8, got "
+                f"{self.image_shape}."
+            )
         self.config = dict(latent_dim=latent_dim, image_shape=list(image_shape), channels=channels)
         c, h, w = self.image_shape
         self.grid = (channels, h // 8, w // 8)
-        self.stem = nn.Sequential(nn.Linear(latent_dim, 256), nn.SiLU(), nn.Linear(256, channels * h * w // 64))
+        self.stem = nn.Sequential(
+            nn.Linear(latent_dim, 256), nn.SiLU(), nn.Linear(256, channels * h * w // 64)
+        )
         self.net = nn.Sequential(
             nn.SiLU(),
             nn.ConvTranspose2d(channels, channels // 2, 4, stride=2, padding=1),

@@ -1,9 +1,9 @@
 """Encoders o -> z. All take (..., *O) with any leading axes and return (..., D).
 
-The output is batch-normalised without learned scale by default. Epps-Pulley's gradient vanishes at full collapse, and an
-encoder that starts with small outputs sits on that plateau for hundreds of steps; unit variance from the first step avoids
-it, and leaves the shape and the rank of the distribution to the objective.
-"""
+The output is batch-normalised without learned scale by default. Epps-Pulley's gradient vanishes at
+full collapse, and an encoder that starts with small outputs sits on that plateau for hundreds of
+steps; unit variance from the first step avoids it, and leaves the shape and the rank of the
+distribution to the objective."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Seque
 
 def _output_norm(kind: str, latent_dim: int) -> nn.Module:
     if kind == "batch":
-        # Features of mostly static images vary by 1e-3 at first: the default eps of 1e-5 would leave them on the plateau.
+        # Features of mostly static images vary by 1e-3 at first: the default eps of 1e-5 would
+        # leave them on the plateau.
         return nn.BatchNorm1d(latent_dim, eps=1e-8, affine=False)
     if kind == "none":
         return nn.Identity()
@@ -33,7 +34,8 @@ def _output_norm(kind: str, latent_dim: int) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """Base of all encoders: folds leading axes, checks the observation's shape, normalises the output.
+    """Base of all encoders: folds leading axes, checks the observation's shape, normalises the
+    output.
 
     A subclass implements `features(o)`: (N, *O) float -> (N, D).
     """
@@ -50,12 +52,14 @@ class Encoder(nn.Module):
         """(..., *O) uint8 or float -> (..., D) float32.
 
         Raises:
-            ValueError: when the trailing axes are not the observation shape this encoder was built for.
+            ValueError: when the trailing axes are not the observation shape this encoder was built
+                for.
         """
         axes = len(self.observation_shape)
         if o.dim() < axes or tuple(o.shape[o.dim() - axes :]) != self.observation_shape:
             raise ValueError(
-                f"this encoder was built for observations (..., {', '.join(map(str, self.observation_shape))}), "
+                f"this encoder was built for observations (..., "
+                f"{', '.join(map(str, self.observation_shape))}), "
                 f"got {tuple(o.shape)}."
             )
         lead = o.shape[: o.dim() - axes]
@@ -71,8 +75,9 @@ class MLPEncoder(Encoder):
         latent_dim: D.
         hidden: width and number of the hidden layers.
         output_norm: "batch" or "none".
-        symlog: read sign(x) log(1 + |x|) of each number (DreamerV3, Hafner et al., 2023). A joint that winds up under aimless
-            actions, or a rare high speed, then does not squeeze all ordinary values together in the standardisation.
+        symlog: read sign(x) log(1 + |x|) of each number (DreamerV3, Hafner et al., 2023). A joint
+            that winds up under aimless actions, or a rare high speed, then does not squeeze all
+            ordinary values together in the standardisation.
     """
 
     def __init__(
@@ -126,7 +131,9 @@ class ConvEncoder(Encoder):
         output_norm: str = "batch",
     ):
         super().__init__(observation_shape, latent_dim, output_norm)
-        if len(self.observation_shape) != 3 or any(side % patch for side in self.observation_shape[1:]):
+        if len(self.observation_shape) != 3 or any(
+            side % patch for side in self.observation_shape[1:]
+        ):
             raise ValueError(
                 f"ConvEncoder expects images (C, h, w) whose sides are multiples of patch={patch}, "
                 f"got {self.observation_shape}."
@@ -139,7 +146,10 @@ class ConvEncoder(Encoder):
             hidden=hidden,
             output_norm=output_norm,
         )
-        layers: list[nn.Module] = [nn.Conv2d(self.observation_shape[0], channels[0], patch, stride=patch), nn.ReLU()]
+        layers: list[nn.Module] = [
+            nn.Conv2d(self.observation_shape[0], channels[0], patch, stride=patch),
+            nn.ReLU(),
+        ]
         for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
         # Channels-last convolutions with so few channels are about twice as fast on a CPU.

@@ -1,8 +1,7 @@
 """Small networks that read something from latents: reward, termination, a state vector.
 
-They learn on detached latents, so what they are asked never changes the encoder: a world model with heads encodes and predicts
-exactly as one without.
-"""
+They learn on detached latents, so what they are asked never changes the encoder: a world model with
+heads encodes and predicts exactly as one without."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gjwm.encoders import mlp
-from gjwm.types import Batch
+from gjwm._core.types import Batch
+from gjwm.models.encoders import mlp
 
 
 class RewardHead(nn.Module):
@@ -39,7 +38,8 @@ class RewardHead(nn.Module):
 
 
 class TerminationHead(nn.Module):
-    """P(the episode ends in a terminal state on this step | z, a) by binary cross-entropy. Truncation is no termination.
+    """P(the episode ends in a terminal state on this step | z, a) by binary cross-entropy.
+    Truncation is no termination.
 
     Args:
         latent_dim, action_dim: D, A.
@@ -61,13 +61,17 @@ class TerminationHead(nn.Module):
 
     def loss(self, z: Tensor, batch: Batch) -> Tensor:
         """Latents (B, T+1, D) of a batch's observations -> scalar."""
-        return F.binary_cross_entropy_with_logits(self.logit(z[:, :-1].detach(), batch.a), batch.terminated.float())
+        return F.binary_cross_entropy_with_logits(
+            self.logit(z[:, :-1].detach(), batch.a), batch.terminated.float()
+        )
 
 
 class StateHead(nn.Module):
-    """A state vector read from z, in the state's own units: standardised inside by what `standardise` saw.
+    """A state vector read from z, in the state's own units: standardised inside by what
+    `standardise` saw.
 
-    Batches of pixels carry no state, so this head is fitted by `gjwm.train.train_state_head` on encoded episodes.
+    Batches of pixels carry no state, so this head is fitted by
+    `gjwm.training.train.train_state_head` on encoded episodes.
 
     Args:
         latent_dim: D.

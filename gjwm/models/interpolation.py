@@ -1,49 +1,56 @@
 """Paths between two latents that stay where latents live.
 
-N(0, I) in D dimensions is a shell of radius sqrt(D). Halfway between two independent samples, linear interpolation
-has lost half of the variance and lies off the shell, where no encoder output ever was. The variance-preserving path
-has the law N(0, I) at every point. Slerp keeps |z| between those of its ends, and so on the shell, but not the law: the
-radius midway is a mean of two, so |z|^2 varies about half as much as chi-squared's (0.46 of it at D = 4).
-"""
+N(0, I) in D dimensions is a shell of radius sqrt(D). Halfway between two independent samples,
+linear interpolation has lost half of the variance and lies off the shell, where no encoder output
+ever was. The variance-preserving path has the law N(0, I) at every point. Slerp keeps |z| between
+those of its ends, and so on the shell, but not the law: the radius midway is a mean of two, so
+|z|^2 varies about half as much as chi-squared's (0.46 of it at D = 4)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gjwm.decoder import ConvDecoder
+from gjwm.models.decoder import ConvDecoder
 
 
 def _ends(z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if z0.shape != z1.shape or t.dim() != 1:
         raise ValueError(
-            f"expected two latents of one shape (..., D) and times (S,), got {tuple(z0.shape)}, {tuple(z1.shape)} and "
+            f"expected two latents of one shape (..., D) and times (S,), got {tuple(z0.shape)}, "
+            f"{tuple(z1.shape)} and "
             f"{tuple(t.shape)}."
         )
     return z0.unsqueeze(-2), z1.unsqueeze(-2), t.to(z0)[:, None]
 
 
 def linear(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
-    """(1-t) z0 + t z1, whose variance t^2 + (1-t)^2 falls to one half: z0, z1 (..., D), t (S,) -> (..., S, D)."""
+    """(1-t) z0 + t z1, whose variance t^2 + (1-t)^2 falls to one half: z0, z1 (..., D), t (S,) ->
+    (..., S, D).
+    """
     z0, z1, t = _ends(z0, z1, t)
     return (1 - t) * z0 + t * z1
 
 
 def variance_preserving(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
-    """sqrt(1-t^2) z0 + t z1: N(0, I) at every t for independent ends; z0, z1 (..., D), t (S,) -> (..., S, D)."""
+    """sqrt(1-t^2) z0 + t z1: N(0, I) at every t for independent ends; z0, z1 (..., D), t (S,) ->
+    (..., S, D).
+    """
     z0, z1, t = _ends(z0, z1, t)
     return (1 - t.square()).clamp(min=0).sqrt() * z0 + t * z1
 
 
 def slerp(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
-    """Along the great circle at constant angular speed, the radius going linearly from |z0| to |z1| (Shoemake, 1985;
-    White, 2016).
+    """Along the great circle at constant angular speed, the radius going linearly from |z0| to |z1|
+    (Shoemake, 1985; White, 2016).
 
-    z0, z1 (..., D), t (S,) -> (..., S, D). Ends in exactly opposite directions have no one great circle; the path is
-    then linear.
-    """
+    z0, z1 (..., D), t (S,) -> (..., S, D). Ends in exactly opposite directions have no one great
+    circle; the path is then linear."""
     z0, z1, t = _ends(z0, z1, t)
-    r0, r1 = z0.norm(dim=-1, keepdim=True).clamp(min=1e-12), z1.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    r0, r1 = (
+        z0.norm(dim=-1, keepdim=True).clamp(min=1e-12),
+        z1.norm(dim=-1, keepdim=True).clamp(min=1e-12),
+    )
     u0, u1 = z0 / r0, z1 / r1
     angle = torch.acos((u0 * u1).sum(-1, keepdim=True).clamp(-1, 1))
     sine = angle.sin()

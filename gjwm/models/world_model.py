@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.calibration import Calibration, fit_calibration
-from gjwm.dynamics import Dynamics, Past, Prediction
+from gjwm._core.types import Batch
+from gjwm.models.calibration import Calibration, fit_calibration
+from gjwm.models.dynamics import Dynamics, Past, Prediction
 from gjwm.objectives import JointEmbeddingObjective
-from gjwm.types import Batch
 
 FORMAT = 1  # of the checkpoint file
 
@@ -30,19 +30,24 @@ class WorldModel(nn.Module):
     """Encoder o -> z and dynamics p(z' | z, a).
 
     Args:
-        encoder: module (..., *O) -> (..., D) with `latent_dim` and `config` (its keyword arguments).
-        dynamics: see `gjwm.dynamics`.
-        heads: what else is read from latents, by name, such as {"reward": RewardHead(...)}; see `gjwm.heads`.
+        encoder: module (..., *O) -> (..., D) with `latent_dim` and `config` (its keyword
+            arguments).
+        dynamics: see `gjwm.models.dynamics`.
+        heads: what else is read from latents, by name, such as {"reward": RewardHead(...)}; see
+            `gjwm.models.heads`.
 
-    `calibration` is None until `calibrate` has seen held-out episodes; then predictions, forecasts and particles are widened or
-    narrowed by its factors, and predictions and forecasts have its tails.
-    """
+    `calibration` is None until `calibrate` has seen held-out episodes; then predictions, forecasts
+    and particles are widened or narrowed by its factors, and predictions and forecasts have its
+    tails."""
 
-    def __init__(self, encoder: nn.Module, dynamics: Dynamics, heads: Mapping[str, nn.Module] | None = None):
+    def __init__(
+        self, encoder: nn.Module, dynamics: Dynamics, heads: Mapping[str, nn.Module] | None = None
+    ):
         super().__init__()
         if encoder.latent_dim != dynamics.latent_dim:
             raise ValueError(
-                f"the encoder's latents have {encoder.latent_dim} dimensions and the dynamics expect "
+                f"the encoder's latents have {encoder.latent_dim} dimensions and the dynamics "
+                f"expect "
                 f"{dynamics.latent_dim}: set both to the same latent_dim."
             )
         self.encoder, self.dynamics = encoder, dynamics
@@ -70,7 +75,9 @@ class WorldModel(nn.Module):
         return self._corrected(self.dynamics.predict(z, a, past))
 
     def predict_sequence(self, z: Tensor, a: Tensor) -> Prediction:
-        """One step ahead of each latent of trajectories: z (B, T, D), a (B, T, A) -> law of (B, T, D)."""
+        """One step ahead of each latent of trajectories: z (B, T, D), a (B, T, A) -> law of (B, T,
+        D).
+        """
         return self._corrected(self.dynamics.predict_sequence(z, a))
 
     def forecast(
@@ -82,7 +89,9 @@ class WorldModel(nn.Module):
         generator: Generator | None = None,
         past: Past | None = None,
     ) -> Prediction:
-        """The law of the next H latents, each given only z0 and the actions: (B, D), (B, H, A) -> law of (B, H, D)."""
+        """The law of the next H latents, each given only z0 and the actions: (B, D), (B, H, A) ->
+        law of (B, H, D).
+        """
         law = self.dynamics.forecast(z0, a, particles=particles, generator=generator, past=past)
         return law if self.calibration is None else self.calibration.correct(law, a.shape[1])
 
@@ -95,9 +104,11 @@ class WorldModel(nn.Module):
         *,
         past: Past | None = None,
     ) -> Tensor:
-        """Open-loop latents, see the dynamics' `rollout`: z0 (B, D), a (B, [N,] H, A) -> (B, [N,] [P,] H+1, D).
+        """Open-loop latents, see the dynamics' `rollout`: z0 (B, D), a (B, [N,] H, A) -> (B, [N,]
+        [P,] H+1, D).
 
-        A calibrated model moves its particles away from or towards their mean by the horizon's factor, but not those
+        A calibrated model moves its particles away from or towards their mean by the horizon's
+        factor, but not those
         of a mixture: between its branches there may be nothing.
         """
         path = self.dynamics.rollout(z0, a, particles, generator, past=past)
@@ -118,9 +129,10 @@ class WorldModel(nn.Module):
             a: actions (B, T, A).
 
         Returns:
-            score (B, T): -log p(z_{t+1} | z_t, a_t) / D in nats; p_value (B, T): uniform on ordinary steps. A calibrated model
-            takes it from its held-out scores; another from the chi-squared law that the Mahalanobis distance would have if the
-            predicted Gaussian were right.
+            score (B, T): -log p(z_{t+1} | z_t, a_t) / D in nats; p_value (B, T): uniform on
+            ordinary steps. A calibrated model takes it from its held-out scores; another from the
+            chi-squared law that the Mahalanobis distance would have if the predicted Gaussian were
+            right.
         """
         z = self.encode(o)
         law = self.predict_sequence(z[:, :-1], a)
@@ -139,7 +151,8 @@ class WorldModel(nn.Module):
         particles: int = 64,
         generator: Generator | None = None,
     ) -> Calibration:
-        """Fit and keep one factor per horizon, one weight of tails, and the scores of ordinary steps, on held-out episodes.
+        """Fit and keep one factor per horizon, one weight of tails, and the scores of ordinary
+        steps, on held-out episodes.
 
         Args:
             z, a: latents (E, T+1, D) and actions (E, T, A) of episodes that training never saw.
@@ -150,7 +163,9 @@ class WorldModel(nn.Module):
             ValueError: for NaN, or no episodes; the calibration is then the one before.
         """
         # Of the dynamics, whose laws no earlier calibration has changed.
-        found = fit_calibration(self.dynamics, z, a, horizon=horizon, particles=particles, generator=generator)
+        found = fit_calibration(
+            self.dynamics, z, a, horizon=horizon, particles=particles, generator=generator
+        )
         self.calibration = found.to(z.device)
         return self.calibration
 
@@ -164,19 +179,22 @@ class WorldModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Training losses of a batch of windows.
 
-        The encoder and the predicted mean learn from the objective, on an open-loop rollout over the window and on one-step
-        predictions, weighted alike. The spread learns as the dynamics' `nll` says, on detached latents.
+        The encoder and the predicted mean learn from the objective, on an open-loop rollout over
+        the window and on one-step predictions, weighted alike. The spread learns as the dynamics'
+        `nll` says, on detached latents.
 
         Args:
-            truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
+            truncate: steps that the gradient flows back through the open-loop rollout; None: the
+                whole window.
 
         Returns:
-            scalars: "loss" (to minimise), the objective's, "one_step", "open_loop", "nll" (of the spread),
-                and one per head.
+            scalars: "loss" (to minimise), the objective's, "one_step", "open_loop", "nll" (of the
+                spread), and one per head.
         """
         if objective.static_dim != self.dynamics.static_dim:
             raise ValueError(
-                f"the objective's static_dim is {objective.static_dim} and that of {type(self.dynamics).__name__} is "
+                f"the objective's static_dim is {objective.static_dim} and that of "
+                f"{type(self.dynamics).__name__} is "
                 f"{self.dynamics.static_dim}: set both to the same, with dynamics that have one."
             )
         z = self.encode(batch.o)  # (B, T+1, D)
@@ -184,21 +202,28 @@ class WorldModel(nn.Module):
         z_hat = self.dynamics.training_means(z, batch.a, truncate)
         losses = objective(z_hat, z_next, z, clusters=batch.episode, generator=generator)
         losses["nll"] = self.dynamics.nll(z[:, :-1], batch.a, z_next)
-        losses["loss"] = losses["loss"] + losses["nll"]  # disjoint parameters: no weight to choose between them
+        losses["loss"] = (
+            losses["loss"] + losses["nll"]
+        )  # disjoint parameters: no weight to choose between them
         for name, head in self.heads.items():
             if not hasattr(head, "loss"):
                 raise ValueError(
-                    f"the head {name!r} learns by temporal differences and not from single windows: use `gjwm online`, or "
-                    "gjwm.online.RewardLearner."
+                    f"the head {name!r} learns by temporal differences and not from single "
+                    f"windows: use `gjwm online`, or "
+                    "gjwm.rl.RewardLearner."
                 )
             losses[name] = head.loss(z.detach(), batch)
             losses["loss"] = losses["loss"] + losses[name]
         with torch.no_grad():
-            losses["open_loop"], losses["one_step"] = ((part - z_next).square().mean() for part in z_hat)
+            losses["open_loop"], losses["one_step"] = (
+                (part - z_next).square().mean() for part in z_hat
+            )
         return losses
 
     def save(self, path: str | Path, **extra: Any) -> None:
-        """Write class names, keyword arguments and weights to `path`, atomically. `extra` holds plain data or tensors."""
+        """Write class names, keyword arguments and weights to `path`, atomically. `extra` holds
+        plain data or tensors.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         payload = {
@@ -226,16 +251,21 @@ class WorldModel(nn.Module):
         payload = load_payload(path, device)
         try:
             heads = {name: _rebuild(head, path) for name, head in payload["heads"].items()}
-            model = WorldModel(_rebuild(payload["encoder"], path), _rebuild(payload["dynamics"], path), heads)
+            model = WorldModel(
+                _rebuild(payload["encoder"], path), _rebuild(payload["dynamics"], path), heads
+            )
             state = payload["state"]
             if "calibration.scores" in state:
                 # Files of this format from before there were tails have none.
                 state.setdefault("calibration.tail", torch.tensor(1.0, dtype=torch.float64))
-                model.calibration = Calibration(*(state[f"calibration.{x}"] for x in ("temperature", "scores", "tail")))
+                model.calibration = Calibration(
+                    *(state[f"calibration.{x}"] for x in ("temperature", "scores", "tail"))
+                )
             model.load_state_dict(state)
         except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
-                f"{path} is a gjwm checkpoint whose contents do not fit ({type(error).__name__}: {error}); train it again."
+                f"{path} is a gjwm checkpoint whose contents do not fit ({type(error).__name__}: "
+                f"{error}); train it again."
             ) from error
         return model.to(device).eval()
 
@@ -244,21 +274,30 @@ def load_payload(path: str | Path, device: torch.device | str = "cpu") -> dict[s
     """The checkpoint's plain contents (tensors and built-in types only)."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; train one with `gjwm train`, or point to its folder.")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}; train one with `gjwm train`, or point to its folder."
+        )
     try:
         payload = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the reader
+    except (
+        Exception
+    ) as error:  # torch raises many kinds for a damaged file; all mean the same to the reader
         raise ValueError(
             f"{path} is not a readable gjwm checkpoint ({type(error).__name__}); train it again."
         ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
-        raise ValueError(f"{path} has checkpoint format {found!r}, this version reads {FORMAT}; train it again.")
+        raise ValueError(
+            f"{path} has checkpoint format {found!r}, this version reads {FORMAT}; train it again."
+        )
     return payload
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
-    return {"class": f"{type(module).__module__}:{type(module).__qualname__}", "config": module.config}
+    return {
+        "class": f"{type(module).__module__}:{type(module).__qualname__}",
+        "config": module.config,
+    }
 
 
 def _rebuild(description: dict[str, Any], path: str | Path) -> nn.Module:
@@ -266,10 +305,14 @@ def _rebuild(description: dict[str, Any], path: str | Path) -> nn.Module:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path} needs {description['class']}, which cannot be imported: {error}.") from error
+        raise ValueError(
+            f"{path} needs {description['class']}, which cannot be imported: {error}."
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f"{path} names {description['class']}, which is not a torch module.")
     try:
         return cls(**description["config"])
     except ValueError as error:
-        raise ValueError(f"{path} has arguments that {description['class']} refuses: {error}") from error
+        raise ValueError(
+            f"{path} has arguments that {description['class']} refuses: {error}"
+        ) from error

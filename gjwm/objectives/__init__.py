@@ -1,9 +1,9 @@
-"""The Gaussian joint-embedding objective: alignment + lam * D(p(Z) || N(0, Sigma)), and the discrepancies D.
+"""The Gaussian joint-embedding objective: alignment + lam * D(p(Z) || N(0, Sigma)), and the
+discrepancies D.
 
-Everything here sees tensors only. A discrepancy is an `nn.Module` from latents z (N, D) or (B, T, D) to a scalar that
-is small when the law of z is the target Gaussian; `JointEmbeddingObjective` adds it to the alignment of predicted and
-encoded latents.
-"""
+Everything here sees tensors only. A discrepancy is an `nn.Module` from latents z (N, D) or (B, T,
+D) to a scalar that is small when the law of z is the target Gaussian; `JointEmbeddingObjective`
+adds it to the alignment of predicted and encoded latents."""
 
 from gjwm.objectives.base import Discrepancy as Discrepancy
 from gjwm.objectives.base import NonFiniteLatentsError as NonFiniteLatentsError

@@ -1,4 +1,6 @@
-"""What every discrepancy shares: which input it takes, which samples count, and how trajectories are read."""
+"""What every discrepancy shares: which input it takes, which samples count, and how trajectories
+are read.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +26,31 @@ def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...])
 
 
 class Discrepancy(nn.Module):
-    """A distance of the law of latents to N(0, Sigma): called with z (N, D) or (B, T, D), it returns a scalar.
+    """A distance of the law of latents to N(0, Sigma): called with z (N, D) or (B, T, D), it
+    returns a scalar.
 
     Args:
-        time: how (B, T, D) is read. "cluster": one pooled law, estimated from pairs of *different* trajectories only, which is
-            unbiased under any dependence within one; "per_step": one law per time step over the batch, averaged; "pooled": all
-            B * T samples as if they were independent.
+        time: how (B, T, D) is read. "cluster": one pooled law, estimated from pairs of *different*
+            trajectories only, which is unbiased under any dependence within one; "per_step": one
+            law per time step over the batch, averaged; "pooled": all B * T samples as if they were
+            independent.
         target: N(0, Sigma); None is N(0, I).
-        distributed: under torch.distributed, take the samples of all processes as one batch. Every process then returns the
-            same value; see `gjwm.objectives.distributed` for gradients.
+        distributed: under torch.distributed, take the samples of all processes as one batch. Every
+            process then returns the same value; see `gjwm.objectives.distributed` for gradients.
 
-    Calling it raises ValueError for other shapes, fewer than two samples (of all processes), NaN or infinite values, latents
-    whose discrepancy overflows, a mask that leaves nothing, and a dimension that is not the target's.
-    """
+    Calling it raises ValueError for other shapes, fewer than two samples (of all processes), NaN or
+    infinite values, latents whose discrepancy overflows, a mask that leaves nothing, and a
+    dimension that is not the target's."""
 
     times: tuple[str, ...] = TIMES
 
-    def __init__(self, *, time: str = "pooled", target: GaussianTarget | None = None, distributed: bool = True):
+    def __init__(
+        self,
+        *,
+        time: str = "pooled",
+        target: GaussianTarget | None = None,
+        distributed: bool = True,
+    ):
         super().__init__()
         check_choice(type(self).__name__, "time", time, self.times)
         self.time, self.target, self.distributed = time, target, distributed
@@ -61,9 +71,11 @@ class Discrepancy(nn.Module):
         """Discrepancy of z (N, D) or (B, T, D) -> scalar.
 
         Args:
-            mask: (N,) or (B, T) bool; samples where it is false do not count, and may hold anything.
-            clusters: (N,) or (B,) ids; samples of rows that share an id are never paired by time="cluster". None: all rows of
-                (B, T, D) differ; samples of (N, D) are independent.
+            mask: (N,) or (B, T) bool; samples where it is false do not count, and may hold
+                anything.
+            clusters: (N,) or (B,) ids; samples of rows that share an id are never paired by
+                time="cluster". None: all rows of (B, T, D) differ; samples of (N, D) are
+                independent.
             generator: draws random slices (on the generator's device), where there are any.
         """
         z, mask = self._admit(z, mask, clusters)
@@ -75,32 +87,40 @@ class Discrepancy(nn.Module):
             value = self._discrepancy(z, mask, clusters, generator)
         if not value.isfinite():
             raise NonFiniteLatentsError(
-                f"{type(self).__name__} is {value.item()} for finite latents as large as {z.detach().abs().max().item():.3g} "
+                f"{type(self).__name__} is {value.item()} for finite latents as large as "
+                f"{z.detach().abs().max().item():.3g} "
                 f"in z of shape {tuple(z.shape)}: normalise the encoder's output."
             )
         return value
 
-    def _admit(self, z: Tensor, mask: Tensor | None, clusters: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _admit(
+        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         name, shape = type(self).__name__, tuple(z.shape)
         if z.dim() not in (2, 3):
             raise ValueError(f"{name} expected latents z (N, D) or (B, T, D), got shape {shape}.")
         if not shape[-1]:
-            raise ValueError(f"{name} expected latents of at least one dimension D, got shape {shape}.")
+            raise ValueError(
+                f"{name} expected latents of at least one dimension D, got shape {shape}."
+            )
         if clusters is not None and clusters.shape != z.shape[:1]:
             raise ValueError(
-                f"{name} expected clusters ({shape[0]},), one id per row of z {shape}, got {tuple(clusters.shape)}."
+                f"{name} expected clusters ({shape[0]},), one id per row of z {shape}, got "
+                f"{tuple(clusters.shape)}."
             )
         samples = z.shape[:-1].numel()
         if mask is not None:
             if mask.shape != z.shape[:-1] or mask.dtype != torch.bool:
                 raise ValueError(
-                    f"{name} expected a bool mask {shape[:-1]} for z {shape}, got {mask.dtype} {tuple(mask.shape)}."
+                    f"{name} expected a bool mask {shape[:-1]} for z {shape}, got {mask.dtype} "
+                    f"{tuple(mask.shape)}."
                 )
             samples = int(mask.sum())
             z = torch.where(mask.unsqueeze(-1), z, 0)
         bad, where = z.numel() - int(z.isfinite().sum()), f"z of shape {shape}"
         if self.synchronize:
-            # Every process must raise, or none: one that went on alone would wait for the others for ever.
+            # Every process must raise, or none: one that went on alone would wait for the others
+            # for ever.
             samples, bad = distributed.sum_(torch.tensor([samples, bad], device=z.device)).tolist()
             where += f", {distributed.world_size()} processes together"
         if bad:
@@ -108,7 +128,10 @@ class Discrepancy(nn.Module):
         if mask is not None and samples == 0:
             raise ValueError(f"{name} got a mask {shape[:-1]} that leaves no sample of {where}.")
         if samples < 2:
-            raise ValueError(f"{name} needs at least two samples to see a distribution, got {samples} in {where}.")
+            raise ValueError(
+                f"{name} needs at least two samples to see a distribution, got {samples} in "
+                f"{where}."
+            )
         return z, mask
 
     def _discrepancy(
@@ -119,7 +142,8 @@ class Discrepancy(nn.Module):
 
 
 class SampleDiscrepancy(Discrepancy):
-    """A discrepancy of plain samples x (n, D), with pairs of one group left out where groups are given.
+    """A discrepancy of plain samples x (n, D), with pairs of one group left out where groups are
+    given.
 
     Samples of other processes are gathered. Subclasses define `_statistic`.
     """
@@ -135,15 +159,20 @@ class SampleDiscrepancy(Discrepancy):
         laws = [self._statistic(x, group, draw) for x, group in self._laws(z, mask, clusters)]
         if not laws:
             raise ValueError(
-                f"{type(self).__name__} found no time step with two samples in z of shape {tuple(z.shape)}."
+                f"{type(self).__name__} found no time step with two samples in z of shape "
+                f"{tuple(z.shape)}."
             )
         return torch.stack(laws).mean()
 
     def _draw(self, z: Tensor, generator: Generator | None) -> Tensor | None:
         return None
 
-    def _laws(self, z: Tensor, mask: Tensor | None, clusters: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Each law's samples (n, D) and their groups (n,), or None when every sample is a group of its own."""
+    def _laws(
+        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Each law's samples (n, D) and their groups (n,), or None when every sample is a group of
+        its own.
+        """
         if z.dim() == 3 and self.time == "per_step":
             for t in range(z.shape[1]):
                 x = z[:, t] if mask is None else z[mask[:, t], t]
@@ -153,7 +182,9 @@ class SampleDiscrepancy(Discrepancy):
         group = None
         if self.time == "cluster" and (z.dim() == 3 or clusters is not None):
             group = (
-                torch.arange(len(z), device=z.device) if clusters is None else clusters.unique(return_inverse=True)[1]
+                torch.arange(len(z), device=z.device)
+                if clusters is None
+                else clusters.unique(return_inverse=True)[1]
             )
             if z.dim() == 3:
                 group = group[:, None].expand(z.shape[:2]).reshape(-1)
@@ -162,7 +193,10 @@ class SampleDiscrepancy(Discrepancy):
             keep = mask.reshape(-1)
             x, group = x[keep], None if group is None else group[keep]
         if group is not None and (group == group[0]).all():
-            raise ValueError("the cross-trajectory estimator needs windows of at least two episodes, got one episode.")
+            raise ValueError(
+                "the cross-trajectory estimator needs windows of at least two episodes, got one "
+                "episode."
+            )
         yield x, group
 
     def _statistic(self, x: Tensor, group: Tensor | None, draw: Tensor | None) -> Tensor:

@@ -1,11 +1,11 @@
-"""The one-dimensional Epps-Pulley statistic (Epps & Pulley, 1983; LeJEPA, Balestriero & LeCun, 2025), its null law and
-closed forms.
+"""The one-dimensional Epps-Pulley statistic (Epps & Pulley, 1983; LeJEPA, Balestriero & LeCun,
+2025), its null law and closed forms.
 
-T(x) = integral |phi_N(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt, with phi_N the empirical characteristic function of N
-samples. Because T is known the moment its characteristic function is, and its gradient with it, every function here
-computes both in the forward pass, one cache-sized chunk of slices after the other: nothing of size N * S * knots, nor
-(for `sliced_epps_pulley`) N * S, is kept.
-"""
+T(x) = integral |phi_N(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt, with phi_N the empirical characteristic
+function of N samples. Because T is known the moment its characteristic function is, and its
+gradient with it, every function here computes both in the forward pass, one cache-sized chunk of
+slices after the other: nothing of size N * S * knots, nor (for `sliced_epps_pulley`) N * S, is
+kept."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from gjwm.objectives.harmonics import Compiled, Factored
 
 W0 = math.sqrt(2 * math.pi)  # integral of the weight exp(-t^2/2)
 
-# Under H0 (N independent standard normals) N * T has this mean, this variance and this 95% point; T is never 0 on a
-# finite sample.
+# Under H0 (N independent standard normals) N * T has this mean, this variance and this 95% point; T
+# is never 0 on a finite sample.
 EPPS_PULLEY_NULL_MEAN = W0 * (1 - 1 / math.sqrt(3))
 EPPS_PULLEY_NULL_VARIANCE = 4 * math.pi * (5**-0.5 - 2**-0.5 + 1 / 3)
 EPPS_PULLEY_NULL_95 = 2.94
 
-# Angles per chunk and thread: on a CPU the dozen arrays of a chunk should stay in the cores' caches, compiled kernels have two
-# arrays only, and a GPU (one thread here) wants large launches.
+# Angles per chunk and thread: on a CPU the dozen arrays of a chunk should stay in the cores'
+# caches, compiled kernels have two arrays only, and a GPU (one thread here) wants large launches.
 CHUNK = {"cpu": 1 << 15}
 CHUNK_COMPILED = {"cpu": 1 << 18}
 CHUNK_ELSEWHERE = 1 << 24
@@ -37,7 +37,9 @@ CHUNK_ELSEWHERE = 1 << 24
 
 @dataclass(frozen=True)
 class Quadrature:
-    """The trapezoid rule at t = linspace(0, t_max, knots). The integrand is even, so [0, t_max] counts twice."""
+    """The trapezoid rule at t = linspace(0, t_max, knots). The integrand is even, so [0, t_max]
+    counts twice.
+    """
 
     t_max: float = 5.0
     knots: int = 17
@@ -45,7 +47,8 @@ class Quadrature:
     def __post_init__(self) -> None:
         if self.knots < 2 or self.t_max <= 0:
             raise ValueError(
-                f"expected knots >= 2 and t_max > 0 for the quadrature, got knots={self.knots} and t_max={self.t_max}."
+                f"expected knots >= 2 and t_max > 0 for the quadrature, got knots={self.knots} and "
+                f"t_max={self.t_max}."
             )
 
     @property
@@ -54,7 +57,9 @@ class Quadrature:
         return self.t_max / (self.knots - 1)
 
     def tables(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Columns (K, 1): weights times exp(-t^2/2), the Gaussian's characteristic function, and the knots' numbers."""
+        """Columns (K, 1): weights times exp(-t^2/2), the Gaussian's characteristic function, and
+        the knots' numbers.
+        """
         k = torch.arange(self.knots, dtype=like.dtype, device=like.device)[:, None]
         phi = torch.exp(-(self.dt * k).square() / 2)
         weight = torch.full_like(k, 2 * self.dt)
@@ -65,14 +70,17 @@ class Quadrature:
 def _samples_statistic(
     cos: Tensor, sin: Tensor, n: int, quadrature: Quadrature, unbiased: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """T per slice from sums over n samples (K, S), and the coefficients of its derivative by each sample's angle."""
+    """T per slice from sums over n samples (K, S), and the coefficients of its derivative by each
+    sample's angle.
+    """
     weight, phi, k = quadrature.tables(cos)
     cos, sin = cos / n, sin / n
     gap = cos - phi
     error = gap.square() + sin.square()
     up, sideways = gap, sin
     if unbiased:
-        # |E phi|^2 without the diagonal pairs; in this form small differences of large numbers do not cancel.
+        # |E phi|^2 without the diagonal pairs; in this form small differences of large numbers do
+        # not cancel.
         error = error - (1 - cos.square() - sin.square()) / (n - 1)
         up, sideways = gap + cos / (n - 1), sin * (n / (n - 1))
     slope = 2 * weight * k / n
@@ -82,7 +90,9 @@ def _samples_statistic(
 def _clusters_statistic(
     cos: Tensor, sin: Tensor, layout: Clusters, quadrature: Quadrature, synchronize: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The cross-cluster T per slice, from row sums (K, B, S): pairs within a cluster are left out."""
+    """The cross-cluster T per slice, from row sums (K, B, S): pairs within a cluster are left
+    out.
+    """
     weight, phi, k = quadrature.tables(cos)
     rows = torch.stack([cos, sin])  # (2, K, B, S)
     if layout.index is None:
@@ -92,7 +102,9 @@ def _clusters_statistic(
             within, total = distributed.sum_(within), distributed.sum_(total)
         merged = rows
     else:
-        merged = rows.new_zeros(2, rows.shape[1], layout.count, rows.shape[3]).index_add_(2, layout.index, rows)
+        merged = rows.new_zeros(2, rows.shape[1], layout.count, rows.shape[3]).index_add_(
+            2, layout.index, rows
+        )
         if synchronize:
             merged = distributed.sum_(merged)
         within, total = merged.square().sum((0, 2)), merged.sum(2)
@@ -112,7 +124,8 @@ def _clusters_statistic(
 class Clusters:
     """Which samples may not be paired: `rows` of samples, and rows that share a cluster.
 
-    mask: (B, T) or None, the samples that count. index: (B,) cluster of each row among `count`, or None when all differ.
+    mask: (B, T) or None, the samples that count. index: (B,) cluster of each row among `count`, or
+    None when all differ.
     samples: how many count, over all processes. same: sum over clusters of (samples in it)^2.
     """
 
@@ -124,7 +137,9 @@ class Clusters:
 
 
 def _chunks(total: int, width: int, like: Tensor, compiled: bool) -> Iterator[slice]:
-    """Slices of [0, total) such that a chunk holds a cache-sized number of angles; `width` angles per slice."""
+    """Slices of [0, total) such that a chunk holds a cache-sized number of angles; `width` angles
+    per slice.
+    """
     per_thread = (CHUNK_COMPILED if compiled else CHUNK).get(like.device.type)
     size = CHUNK_ELSEWHERE if per_thread is None else per_thread * torch.get_num_threads()
     step = max(1, min(total, size // max(width, 1)))
@@ -137,7 +152,15 @@ class _SlicedSamples(torch.autograd.Function):
     """Mean over slices of T for independent samples z (N, D)."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, directions: Tensor, q: Quadrature, unbiased: bool, compiled: bool, synchronize: bool):
+    def forward(
+        ctx,
+        z: Tensor,
+        directions: Tensor,
+        q: Quadrature,
+        unbiased: bool,
+        compiled: bool,
+        synchronize: bool,
+    ):
         needed = ctx.needs_input_grad[0]
         n, slices = z.shape[0], directions.shape[1]
         count = distributed.count(n, z.device) if synchronize else n
@@ -170,21 +193,34 @@ class _SlicedClusters(torch.autograd.Function):
     """Mean over slices of the cross-cluster T for trajectories z (B, T, D)."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, directions: Tensor, q: Quadrature, layout: Clusters, compiled: bool, synchronize: bool):
+    def forward(
+        ctx,
+        z: Tensor,
+        directions: Tensor,
+        q: Quadrature,
+        layout: Clusters,
+        compiled: bool,
+        synchronize: bool,
+    ):
         needed = ctx.needs_input_grad[0]
         batch, length, dim = z.shape
         slices = directions.shape[1]
-        steps = z.transpose(0, 1).reshape(length * batch, dim)  # time first: sums over time then run along memory
+        steps = z.transpose(0, 1).reshape(
+            length * batch, dim
+        )  # time first: sums over time then run along memory
         mask = None if layout.mask is None else layout.mask.T.unsqueeze(-1).to(z.dtype)  # (T, B, 1)
         total, gradient = z.new_zeros(()), torch.zeros_like(steps) if needed else None
         kernel = (Compiled if compiled else Factored)(q.knots)
         rows = directions.T.contiguous()
-        # Compiled kernels still return sums and take coefficients per row and knot: as many numbers again, unless T >> knots.
+        # Compiled kernels still return sums and take coefficients per row and knot: as many numbers
+        # again, unless T >> knots.
         for part in _chunks(slices, length * batch * (4 if compiled else 1), z, compiled):
             a = rows[part]
             width = len(a)
             theta = (steps @ a.T).mul_(q.dt).view(length, batch * width)
-            wide = None if mask is None else mask.expand(-1, -1, width).reshape(length, batch * width)
+            wide = (
+                None if mask is None else mask.expand(-1, -1, width).reshape(length, batch * width)
+            )
             cos, sin = (x.view(-1, batch, width) for x in kernel.rows(theta, wide))
             statistic, to_cos, to_sin = _clusters_statistic(cos, sin, layout, q, synchronize)
             total += statistic.sum()
@@ -209,7 +245,10 @@ class _PerSlice(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, q: Quadrature, unbiased: bool):
         n, slices = x.shape
-        result, gradient = x.new_empty(slices), torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        result, gradient = (
+            x.new_empty(slices),
+            torch.empty_like(x) if ctx.needs_input_grad[0] else None,
+        )
         kernel = Factored(q.knots)
         for part in _chunks(slices, n, x, False):
             cos, sin = kernel.columns((x[:, part].T * q.dt).contiguous())
@@ -245,28 +284,32 @@ def sliced_epps_pulley(
         clusters: estimate |phi|^2 from pairs of different clusters only.
         unbiased: without clusters, leave out the pairs (i, i).
         compiled: use Inductor's kernels instead of eager ones.
-        synchronize: take the samples of all processes together. The gradient is then multiplied by their number, so that the
-            mean over processes which DistributedDataParallel takes of parameter gradients is the gradient of the joint loss.
+        synchronize: take the samples of all processes together. The gradient is then multiplied by
+            their number, so that the mean over processes which DistributedDataParallel takes of
+            parameter gradients is the gradient of the joint loss.
 
-    First derivatives only: the gradient is computed beside the value, so there is no graph to differentiate again.
-    """
+    First derivatives only: the gradient is computed beside the value, so there is no graph to
+    differentiate again."""
     if clusters is None:
         return _SlicedSamples.apply(z, directions, quadrature, unbiased, compiled, synchronize)
     return _SlicedClusters.apply(z, directions, quadrature, clusters, compiled, synchronize)
 
 
-def epps_pulley(x: Tensor, *, t_max: float = 5.0, knots: int = 17, unbiased: bool = False) -> Tensor:
+def epps_pulley(
+    x: Tensor, *, t_max: float = 5.0, knots: int = 17, unbiased: bool = False
+) -> Tensor:
     """T = integral |phi_N(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt by the trapezoid rule.
 
     Args:
         x: projected samples (..., N, S): N samples of S separate slices.
-        t_max: the integral is cut at +-t_max; 5 agrees with the closed form to 2e-6 (LeJEPA's code uses 3).
+        t_max: the integral is cut at +-t_max; 5 agrees with the closed form to 2e-6 (LeJEPA's code
+            uses 3).
         knots: quadrature points on [0, t_max].
         unbiased: the U-statistic, whose mean is 0 for a Gaussian (and which can be negative).
 
     Returns:
-        (..., S), without the factor N that some codes include, in single precision at least. For N(0, 1) samples
-        E[N T] = 1.059426.
+        (..., S), without the factor N that some codes include, in single precision at least. For
+        N(0, 1) samples E[N T] = 1.059426.
 
     Raises:
         ValueError: for too few samples or numbers that are not floating point.
@@ -280,10 +323,13 @@ def epps_pulley(x: Tensor, *, t_max: float = 5.0, knots: int = 17, unbiased: boo
 
 
 def _checked(x: Tensor, least: int) -> Tensor:
-    """Samples (..., N, S) in single or double precision: cosines of large arguments lose their digits in less."""
+    """Samples (..., N, S) in single or double precision: cosines of large arguments lose their
+    digits in less.
+    """
     if x.dim() < 2 or x.shape[-2] < least or not x.is_floating_point():
         raise ValueError(
-            f"expected floating-point samples (..., N, S) with N >= {least}, got {x.dtype} of shape {tuple(x.shape)}."
+            f"expected floating-point samples (..., N, S) with N >= {least}, got {x.dtype} of "
+            f"shape {tuple(x.shape)}."
         )
     return x if x.dtype == torch.float64 else x.float()
 
@@ -291,7 +337,8 @@ def _checked(x: Tensor, least: int) -> Tensor:
 def epps_pulley_exact(x: Tensor) -> Tensor:
     """The same statistic in closed form on the whole line, O(N^2): (..., N, S) -> (..., S).
 
-    T = W0 [mean_ij exp(-(x_i - x_j)^2 / 2) - sqrt(2) mean_i exp(-x_i^2 / 4) + 1 / sqrt(3)] with W0 = sqrt(2 pi).
+    T = W0 [mean_ij exp(-(x_i - x_j)^2 / 2) - sqrt(2) mean_i exp(-x_i^2 / 4) + 1 / sqrt(3)] with W0
+    = sqrt(2 pi).
 
     Raises:
         ValueError: as `epps_pulley`.
@@ -304,7 +351,9 @@ def epps_pulley_exact(x: Tensor) -> Tensor:
 
 
 def epps_pulley_gaussian(mean: float = 0.0, std: float = 1.0) -> float:
-    """T of the law N(mean, std^2) itself: what `epps_pulley` tends to as N grows. 0 for the standard Gaussian."""
+    """T of the law N(mean, std^2) itself: what `epps_pulley` tends to as N grows. 0 for the
+    standard Gaussian.
+    """
     variance = std * std
     near = math.exp(-(mean**2) / (2 * (2 + variance)))
     return W0 * ((1 + 2 * variance) ** -0.5 - 2 * (2 + variance) ** -0.5 * near + 3**-0.5)

@@ -1,12 +1,12 @@
 """Samples of several processes as one batch, under torch.distributed.
 
-A discrepancy of a law is not a mean over samples, so averaging per-process losses is wrong. Either its sums
-(characteristic functions, moments) are added over processes, or, where it needs order or pairs, the samples are
-gathered. Every process then holds the same loss. DistributedDataParallel averages the gradients of parameters over
-processes; to make that mean the gradient of the joint loss, the gradient into each process's own samples is the joint
-loss's, times the number of processes. That is also what summing the incoming gradients in the backward pass of a
-reduction gives.
-"""
+A discrepancy of a law is not a mean over samples, so averaging per-process losses is wrong. Either
+its sums (characteristic functions, moments) are added over processes, or, where it needs order or
+pairs, the samples are gathered. Every process then holds the same loss. DistributedDataParallel
+averages the gradients of parameters over processes; to make that mean the gradient of the joint
+loss, the gradient into each process's own samples is the joint loss's, times the number of
+processes. That is also what summing the incoming gradients in the backward pass of a reduction
+gives."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows of all processes in order of rank: (n_r, ...) -> (sum n_r, ...), with gradient. Only n_r may differ."""
+    """Rows of all processes in order of rank: (n_r, ...) -> (sum n_r, ...), with gradient. Only n_r
+    may differ.
+    """
     return _Gather.apply(x)
 
 

@@ -1,16 +1,17 @@
-"""Sums of cos(k theta), sin(k theta) over samples, and trigonometric series, for k = 0..K-1 at the price of one sine and
-cosine.
+"""Sums of cos(k theta), sin(k theta) over samples, and trigonometric series, for k = 0..K-1 at the
+price of one sine and cosine.
 
-The Epps-Pulley statistic needs sum_n exp(i k theta_n) at evenly spaced knots k, and its gradient is a trigonometric
-series in theta with coefficients per slice. Storing exp(i k theta) for all k costs N * S * K numbers and as many
-sines. Two ways avoid it:
+The Epps-Pulley statistic needs sum_n exp(i k theta_n) at evenly spaced knots k, and its gradient is
+a trigonometric series in theta with coefficients per slice. Storing exp(i k theta) for all k costs
+N * S * K numbers and as many sines. Two ways avoid it:
 
-`Factored` writes k = a +- b with a few "giant" steps a and "baby" steps b, so that exp(i k theta) = exp(i a theta)
-exp(+-i b theta). For 17 knots, a in {0, 5, 10, 15} and b in {0, 1, 2} suffice: 12 arrays instead of 34. All 35 sums of
-products come from one small matrix product per slice, and so does the series. This is plain eager PyTorch.
+`Factored` writes k = a +- b with a few "giant" steps a and "baby" steps b, so that exp(i k theta) =
+exp(i a theta) exp(+-i b theta). For 17 knots, a in {0, 5, 10, 15} and b in {0, 1, 2} suffice: 12
+arrays instead of 34. All 35 sums of products come from one small matrix product per slice, and so
+does the series. This is plain eager PyTorch.
 
-`Compiled` lets Inductor fuse the three-term loop over k into one pass over theta: C++ on a CPU, Triton on CUDA.
-"""
+`Compiled` lets Inductor fuse the three-term loop over k into one pass over theta: C++ on a CPU,
+Triton on CUDA."""
 
 from __future__ import annotations
 
@@ -26,16 +27,21 @@ _log = logging.getLogger(__name__)
 
 @cache
 def _plan(knots: int) -> tuple[int, int]:
-    """(m, g): baby steps 0..m and giant steps 0, 2m+1, .., g(2m+1) that reach k = 0..knots-1 with the fewest arrays."""
+    """(m, g): baby steps 0..m and giant steps 0, 2m+1, .., g(2m+1) that reach k = 0..knots-1 with
+    the fewest arrays.
+    """
     last = knots - 1
     return min(
-        ((m, max(0, math.ceil((last - m) / (2 * m + 1)))) for m in range(last + 1)), key=lambda mg: (sum(mg), mg[0])
+        ((m, max(0, math.ceil((last - m) / (2 * m + 1)))) for m in range(last + 1)),
+        key=lambda mg: (sum(mg), mg[0]),
     )
 
 
 @cache
 def _expansion(knots: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos(k theta) and sin(k theta) as bilinear forms of giants and babies: two (K, (2g+1)(2m+1)) matrices."""
+    """cos(k theta) and sin(k theta) as bilinear forms of giants and babies: two (K, (2g+1)(2m+1))
+    matrices.
+    """
     m, g = _plan(knots)
     cos, sin = torch.zeros(2, knots, 2 * g + 1, 2 * m + 1, dtype=dtype, device=device)
     for k in range(knots):
@@ -54,7 +60,9 @@ def _expansion(knots: int, dtype: torch.dtype, device: torch.device) -> tuple[Te
     return cos.flatten(1), sin.flatten(1)
 
 
-def _multiply(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _multiply(
+    x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """(cos, sin) of the sum of two angles, into preallocated arrays."""
     torch.mul(x[0], y[0], out=out[0]).addcmul_(x[1], y[1], value=-1)
     torch.mul(x[1], y[0], out=out[1]).addcmul_(x[0], y[1])
@@ -62,7 +70,8 @@ def _multiply(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], out: tuple[Ten
 
 
 class Factored:
-    """Giant and baby steps of angles theta (..., N) or, with `rows`, (L, M); buffers are reused from call to call.
+    """Giant and baby steps of angles theta (..., N) or, with `rows`, (L, M); buffers are reused
+    from call to call.
 
     Args:
         knots: K.
@@ -81,7 +90,9 @@ class Factored:
         return buffer[:size].view(shape)
 
     def _fill(self, theta: Tensor, giants: list[Tensor], babies: list[Tensor]) -> None:
-        """Write 1, cos, sin, .. of all steps; `giants` and `babies` are views of the shape of theta."""
+        """Write 1, cos, sin, .. of all steps; `giants` and `babies` are views of the shape of
+        theta.
+        """
         giants[0].fill_(1)
         babies[0].fill_(1)
         if not self.baby:
@@ -92,8 +103,13 @@ class Factored:
                 power = _multiply(power, one, (babies[2 * b - 1], babies[2 * b]))
             if not self.giant:
                 return
-            # 2m + 1 = m + m + 1; the last giant's place is free until the end and holds the product in between.
-            spare = (giants[-2], giants[-1]) if self.giant > 1 else (torch.empty_like(theta), torch.empty_like(theta))
+            # 2m + 1 = m + m + 1; the last giant's place is free until the end and holds the product
+            # in between.
+            spare = (
+                (giants[-2], giants[-1])
+                if self.giant > 1
+                else (torch.empty_like(theta), torch.empty_like(theta))
+            )
             first = _multiply(_multiply(power, power, spare), one, (giants[1], giants[2]))
         power = first
         for a in range(2, self.giant + 1):
@@ -111,7 +127,9 @@ class Factored:
         return cos @ products.T, sin @ products.T
 
     def columns_series(self, a: Tensor, b: Tensor) -> Tensor:
-        """sum_k a_k cos(k theta) + b_k sin(k theta) at the angles of `columns`: coefficients (K, S) -> (S, N)."""
+        """sum_k a_k cos(k theta) + b_k sin(k theta) at the angles of `columns`: coefficients (K, S)
+        -> (S, N).
+        """
         slices, rows, _ = self._u.shape
         cols = self._v.shape[1]
         cos, sin = _expansion(self.knots, a.dtype, a.device)
@@ -120,7 +138,9 @@ class Factored:
         return mixed.mul_(self._v).sum(1)
 
     def rows(self, theta: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sums over the first axis of theta (L, M), counting only where mask (L, M) is not 0: (K, M) each."""
+        """Sums over the first axis of theta (L, M), counting only where mask (L, M) is not 0: (K,
+        M) each.
+        """
         length, width = theta.shape
         rows, cols = 2 * self.giant + 1, 2 * self.baby + 1
         self._u = self._buffer("u", (rows, length, width), theta)
@@ -143,7 +163,9 @@ class Factored:
         return cos @ products, sin @ products
 
     def rows_series(self, a: Tensor, b: Tensor) -> Tensor:
-        """The series of `columns_series` at the angles of `rows`: coefficients (K, M) -> (L, M), 0 where masked."""
+        """The series of `columns_series` at the angles of `rows`: coefficients (K, M) -> (L, M), 0
+        where masked.
+        """
         rows, length, width = self._u.shape
         cols = self._v.shape[0]
         cos, sin = _expansion(self.knots, a.dtype, a.device)
@@ -161,8 +183,12 @@ class Factored:
 
 
 def _block(length: int) -> int:
-    """How many samples to add up at a time: a divisor of `length`, because one long sum in single precision loses digits."""
-    return next((p for p in range(512, 63, -1) if length % p == 0), length) if length > 512 else length
+    """How many samples to add up at a time: a divisor of `length`, because one long sum in single
+    precision loses digits.
+    """
+    return (
+        next((p for p in range(512, 63, -1) if length % p == 0), length) if length > 512 else length
+    )
 
 
 def _sums(theta: Tensor, mask: Tensor | None, knots: int, block: int) -> tuple[Tensor, Tensor]:
@@ -193,7 +219,8 @@ def _series(theta: Tensor, mask: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 @cache
 def _compiled(device: str):
     _log.warning(
-        "SIGReg(compile=True): compiling for %s, tens of seconds once per process and kind of shape; "
+        "SIGReg(compile=True): compiling for %s, tens of seconds once per process and kind of "
+        "shape; "
         "the code is cached on disk (TORCHINDUCTOR_CACHE_DIR), so later runs start faster.",
         device,
     )
@@ -201,7 +228,9 @@ def _compiled(device: str):
 
 
 class Compiled:
-    """The same sums and series as `Factored`, from two compiled kernels. Angles are (L, M) for both uses."""
+    """The same sums and series as `Factored`, from two compiled kernels. Angles are (L, M) for both
+    uses.
+    """
 
     def __init__(self, knots: int):
         self.knots = knots

@@ -1,6 +1,5 @@
-"""BHEP: the maximum mean discrepancy to a Gaussian with a Gaussian kernel, in closed form (Baringhaus & Henze, 1988;
-Henze & Wagner, 1997).
-"""
+"""BHEP: the maximum mean discrepancy to a Gaussian with a Gaussian kernel, in closed form
+(Baringhaus & Henze, 1988; Henze & Wagner, 1997)."""
 
 from __future__ import annotations
 
@@ -14,9 +13,11 @@ from gjwm.objectives.target import GaussianTarget
 
 
 def bhep(x: Tensor, beta: float, group: Tensor | None = None, *, unbiased: bool = False) -> Tensor:
-    """MMD^2 of samples x (N, D) to N(0, I) with kernel exp(-beta^2 |x - y|^2 / 2) -> scalar, O(N^2 D).
+    """MMD^2 of samples x (N, D) to N(0, I) with kernel exp(-beta^2 |x - y|^2 / 2) -> scalar, O(N^2
+    D).
 
-    mean_ij k(x_i, x_j) - 2 (1 + b^2)^{-D/2} mean_i exp(-b^2 |x_i|^2 / (2 (1 + b^2))) + (1 + 2 b^2)^{-D/2}.
+    mean_ij k(x_i, x_j) - 2 (1 + b^2)^{-D/2} mean_i exp(-b^2 |x_i|^2 / (2 (1 + b^2))) + (1 + 2
+    b^2)^{-D/2}.
 
     Args:
         group: (N,) ids; pairs of one group do not count.
@@ -39,13 +40,14 @@ def bhep(x: Tensor, beta: float, group: Tensor | None = None, *, unbiased: bool 
 class BHEP(SampleDiscrepancy):
     """Gaussian-kernel MMD to N(0, I), without slices.
 
-    A kernel width of order 1 makes all pairs of a high-dimensional batch strangers: the value is a constant and its gradient
-    gone. The width therefore follows the dimension.
+    A kernel width of order 1 makes all pairs of a high-dimensional batch strangers: the value is a
+    constant and its gradient gone. The width therefore follows the dimension.
 
     Args:
         beta: inverse width; "auto" is D^{-1/2}. Several numbers: the mean of the statistics.
         time: see `Discrepancy`; "cluster" uses pairs of different trajectories only.
-        estimator: "u" leaves out the pairs (i, i), so a Gaussian batch has mean 0; "v" keeps them. "cluster" is always "u".
+        estimator: "u" leaves out the pairs (i, i), so a Gaussian batch has mean 0; "v" keeps them.
+            "cluster" is always "u".
         target, distributed: see `Discrepancy`. Processes gather samples.
     """
 
@@ -67,4 +69,6 @@ class BHEP(SampleDiscrepancy):
 
     def _statistic(self, x: Tensor, group: Tensor | None, draw: Tensor | None) -> Tensor:
         betas = [x.shape[1] ** -0.5] if self.betas is None else self.betas
-        return torch.stack([bhep(x, beta, group, unbiased=self.estimator == "u") for beta in betas]).mean()
+        return torch.stack(
+            [bhep(x, beta, group, unbiased=self.estimator == "u") for beta in betas]
+        ).mean()

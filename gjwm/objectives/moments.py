@@ -1,4 +1,6 @@
-"""Discrepancies that see the first two moments only: the Kullback-Leibler divergence of the fitted Gaussian, and VICReg."""
+"""Discrepancies that see the first two moments only: the Kullback-Leibler divergence of the fitted
+Gaussian, and VICReg.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from gjwm.objectives.target import GaussianTarget
 
 
 def moments(x: Tensor, *, synchronize: bool = False) -> tuple[int, Tensor, Tensor]:
-    """Number, mean (D,) and scatter sum (x - mean)(x - mean)^T (D, D) of samples x (N, D), over all processes if asked."""
+    """Number, mean (D,) and scatter sum (x - mean)(x - mean)^T (D, D) of samples x (N, D), over all
+    processes if asked.
+    """
     n = distributed.count(len(x), x.device) if synchronize else len(x)
     total = x.sum(0)
     mean = (distributed.sum_with_gradient(total) if synchronize else total) / n
@@ -23,7 +27,9 @@ def moments(x: Tensor, *, synchronize: bool = False) -> tuple[int, Tensor, Tenso
 
 
 class _Moments(Discrepancy):
-    """Sums over laws of a function of (n, mean, scatter). Processes add moments instead of gathering samples."""
+    """Sums over laws of a function of (n, mean, scatter). Processes add moments instead of
+    gathering samples.
+    """
 
     times = ("per_step", "pooled")
 
@@ -37,7 +43,8 @@ class _Moments(Discrepancy):
                 values.append(self._of_moments(n, mean, scatter))
         if not values:
             raise ValueError(
-                f"{type(self).__name__} found no time step with two samples in z of shape {tuple(z.shape)}."
+                f"{type(self).__name__} found no time step with two samples in z of shape "
+                f"{tuple(z.shape)}."
             )
         return torch.stack(values).mean()
 
@@ -54,13 +61,15 @@ class _Moments(Discrepancy):
 
 
 class GaussianKL(_Moments):
-    """KL(N(m, S) || N(0, I)) = 1/2 [tr S + |m|^2 - D - log det S] in nats, for the batch's mean m and shrunk covariance S.
+    """KL(N(m, S) || N(0, I)) = 1/2 [tr S + |m|^2 - D - log det S] in nats, for the batch's mean m
+    and shrunk covariance S.
 
-    Two moments only, but unbounded as any direction collapses, which the sliced statistics are not. A finite Gaussian batch has
-    about D (D + 3) / (4 N) nats.
+    Two moments only, but unbounded as any direction collapses, which the sliced statistics are not.
+    A finite Gaussian batch has about D (D + 3) / (4 N) nats.
 
     Args:
-        shrinkage: a of S = (1 - a) S_N + a I, S_N the maximum-likelihood covariance. Without it (0) N > D is needed.
+        shrinkage: a of S = (1 - a) S_N + a I, S_N the maximum-likelihood covariance. Without it (0)
+            N > D is needed.
         per_dimension: divide by D, so that one weight serves several dimensions.
         time: "pooled" or "per_step".
         target, distributed: see `Discrepancy`.
@@ -84,12 +93,15 @@ class GaussianKL(_Moments):
         d = len(mean)
         eye = torch.eye(d, dtype=torch.float64, device=mean.device)
         covariance = (1 - self.shrinkage) * scatter.double() / n + self.shrinkage * eye
-        if not covariance.isfinite().all():  # float32 overflowed in the sums: one error for that, not "singular"
+        if (
+            not covariance.isfinite().all()
+        ):  # float32 overflowed in the sums: one error for that, not "singular"
             return mean.new_tensor(torch.inf)
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if failed:
             raise ValueError(
-                f"GaussianKL met a singular covariance ({n} samples in {d} dimensions, shrinkage {self.shrinkage}); "
+                f"GaussianKL met a singular covariance ({n} samples in {d} dimensions, shrinkage "
+                f"{self.shrinkage}); "
                 "use shrinkage > 0 or more samples."
             )
         log_det = 2 * factor.diagonal().log().sum()
@@ -98,9 +110,11 @@ class GaussianKL(_Moments):
 
 
 class VICReg(_Moments):
-    """Variance and covariance terms of VICReg (Bardes et al., 2022): the first two moments only, no mean, no shape.
+    """Variance and covariance terms of VICReg (Bardes et al., 2022): the first two moments only, no
+    mean, no shape.
 
-    D = std_weight * mean_j max(0, margin - sqrt(S_jj + 1e-4)) + cov_weight * (1/D) sum_{i != j} S_ij^2, S the covariance
+    D = std_weight * mean_j max(0, margin - sqrt(S_jj + 1e-4)) + cov_weight * (1/D) sum_{i != j}
+    S_ij^2, S the covariance
     of all samples. The default ratio 25 : 1 is the paper's.
 
     Args:
@@ -123,7 +137,12 @@ class VICReg(_Moments):
     ):
         super().__init__(time=time, target=target, distributed=distributed)
         check_choice("VICReg", "cov_norm", cov_norm, ("d", "pairs"))
-        self.std_weight, self.cov_weight, self.std_margin, self.cov_norm = std_weight, cov_weight, std_margin, cov_norm
+        self.std_weight, self.cov_weight, self.std_margin, self.cov_norm = (
+            std_weight,
+            cov_weight,
+            std_margin,
+            cov_norm,
+        )
 
     def _of_moments(self, n: int, mean: Tensor, scatter: Tensor) -> Tensor:
         covariance, d = scatter / (n - 1), len(mean)

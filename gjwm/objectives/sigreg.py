@@ -1,4 +1,6 @@
-"""SIGReg: the sliced Epps-Pulley discrepancy of LeJEPA (Balestriero & LeCun, 2025), exact on trajectories."""
+"""SIGReg: the sliced Epps-Pulley discrepancy of LeJEPA (Balestriero & LeCun, 2025), exact on
+trajectories.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +15,28 @@ from gjwm.objectives.target import GaussianTarget
 
 
 class SIGReg(Discrepancy):
-    """Sliced Epps-Pulley discrepancy to N(0, I): the mean of T over random one-dimensional projections (LeJEPA).
+    """Sliced Epps-Pulley discrepancy to N(0, I): the mean of T over random one-dimensional
+    projections (LeJEPA).
 
-    Samples within a trajectory are correlated. The plain statistic on all B * T samples then has a bias that grows with
-    that correlation, and its gradient pushes consecutive latents apart, against the alignment term. `time="cluster"`
-    estimates |phi|^2 from pairs of *different* trajectories only, which is unbiased under any dependence within one.
+    Samples within a trajectory are correlated. The plain statistic on all B * T samples then has a
+    bias that grows with that correlation, and its gradient pushes consecutive latents apart,
+    against the alignment term. `time="cluster"` estimates |phi|^2 from pairs of *different*
+    trajectories only, which is unbiased under any dependence within one.
 
     Args:
         num_slices: random directions per call, drawn afresh each time.
         knots, t_max: quadrature, see `epps_pulley`.
-        time: how (B, T, D) is read. "cluster": one pooled law, unbiased across trajectories; "per_step": one law per time
-            step over the batch (LeWM); "pooled": all B * T samples as if independent (eb_jepa).
-        estimator: "u" removes the finite-sample bias of |phi_N|^2 (so 0 means Gaussian; may be slightly negative),
-            "v" is the plain statistic. "cluster" is always "u".
-        scale: "none", or "n" to multiply by the number of independent samples averaged, over all processes (LeJEPA, LeWM).
-            With "n" the effective weight grows with the batch, so "none" is the default.
+        time: how (B, T, D) is read. "cluster": one pooled law, unbiased across trajectories;
+            "per_step": one law per time step over the batch (LeWM); "pooled": all B * T samples as
+            if independent (eb_jepa).
+        estimator: "u" removes the finite-sample bias of |phi_N|^2 (so 0 means Gaussian; may be
+            slightly negative), "v" is the plain statistic. "cluster" is always "u".
+        scale: "none", or "n" to multiply by the number of independent samples averaged, over all
+            processes (LeJEPA, LeWM). With "n" the effective weight grows with the batch, so "none"
+            is the default.
         slices: "gaussian" directions, or "orthogonal" ones: see `random_directions`.
-        compile: use kernels that Inductor compiles on first use (tens of seconds, announced and cached): several times faster
-            again, and the path that pays off on CUDA.
+        compile: use kernels that Inductor compiles on first use (tens of seconds, announced and
+            cached): several times faster again, and the path that pays off on CUDA.
         target, distributed: see `Discrepancy`.
 
     The value has first derivatives only.
@@ -62,21 +68,29 @@ class SIGReg(Discrepancy):
 
     @classmethod
     def lewm(cls, **changes) -> SIGReg:
-        """The regulariser of LeWM: z (B, T, D), one law per step, N * T summed over 17 knots on [0, 3], 1024 slices.
+        """The regulariser of LeWM: z (B, T, D), one law per step, N * T summed over 17 knots on [0,
+        3], 1024 slices.
 
         Its weight there is 0.09 beside a mean squared error (`JointEmbeddingObjective.lewm`).
         """
-        return cls(**{"num_slices": 1024, "t_max": 3.0, "time": "per_step", "estimator": "v", "scale": "n"} | changes)
+        return cls(
+            **{"num_slices": 1024, "t_max": 3.0, "time": "per_step", "estimator": "v", "scale": "n"}
+            | changes
+        )
 
     @classmethod
     def lejepa(cls, **changes) -> SIGReg:
-        """The regulariser of LeJEPA's minimal example: views z (N, V, D), one law per view, 256 slices; else as in LeWM."""
+        """The regulariser of LeJEPA's minimal example: views z (N, V, D), one law per view, 256
+        slices; else as in LeWM.
+        """
         return cls.lewm(**{"num_slices": 256} | changes)
 
     def _discrepancy(
         self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
     ) -> Tensor:
-        directions = random_directions(z.shape[-1], self.num_slices, generator, like=z, slices=self.slices)
+        directions = random_directions(
+            z.shape[-1], self.num_slices, generator, like=z, slices=self.slices
+        )
         synchronize = self.synchronize
         if synchronize:
             directions = distributed.broadcast(directions)
@@ -113,14 +127,18 @@ class SIGReg(Discrepancy):
                 if n >= 2
             ]
             if not values:
-                raise ValueError(f"SIGReg found no time step with two samples in z of shape {tuple(z.shape)}.")
+                raise ValueError(
+                    f"SIGReg found no time step with two samples in z of shape {tuple(z.shape)}."
+                )
             return torch.stack(values).mean()
         x = z.reshape(-1, z.shape[-1])
         x = x if mask is None else x[mask.reshape(-1)]
         return scaled(sliced(x), distributed.count(len(x), x.device) if synchronize else len(x))
 
 
-def _clusters(z: Tensor, mask: Tensor | None, clusters: Tensor | None, synchronize: bool) -> tuple[Clusters, int]:
+def _clusters(
+    z: Tensor, mask: Tensor | None, clusters: Tensor | None, synchronize: bool
+) -> tuple[Clusters, int]:
     """Layout of z (B, T, D), and the number of clusters with samples over all processes."""
     rows, length = z.shape[:2]
     if mask is None:
@@ -144,5 +162,8 @@ def _clusters(z: Tensor, mask: Tensor | None, clusters: Tensor | None, synchroni
         sums = distributed.sum_(sums)
     samples, same, independent = sums.tolist()
     if independent < 2:
-        raise ValueError("the cross-trajectory estimator needs windows of at least two episodes, got one episode.")
+        raise ValueError(
+            "the cross-trajectory estimator needs windows of at least two episodes, got one "
+            "episode."
+        )
     return Clusters(mask, index, number, samples, same), independent

@@ -1,4 +1,6 @@
-"""Gaussianity inside random subspaces only (Sub-JEPA, arXiv 2605.09241): a relaxation of the full constraint."""
+"""Gaussianity inside random subspaces only (Sub-JEPA, arXiv 2605.09241): a relaxation of the full
+constraint.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,18 @@ from gjwm.objectives.sigreg import SIGReg
 class Subspaces(Discrepancy):
     """The mean of `base` over frozen subspaces: z -> P_k z with P_k (d, D) of orthonormal rows.
 
-    Independent subspaces need not span R^D evenly; the directions that they leave out are free. That is the relaxation.
+    Independent subspaces need not span R^D evenly; the directions that they leave out are free.
+    That is the relaxation.
 
     Args:
-        base: discrepancy inside each subspace; None is `SIGReg()`. Its `time`, `target` and `distributed` apply. A shrunk or
-            learned target would see the coordinates of all subspaces as one law's, and is refused.
+        base: discrepancy inside each subspace; None is `SIGReg()`. Its `time`, `target` and
+            `distributed` apply. A shrunk or learned target would see the coordinates of all
+            subspaces as one law's, and is refused.
         dim: d of each subspace; at most D. Sub-JEPA has 6 at D = 192.
         count: number of subspaces; None is D // dim, at least 1.
-        mode: "independent": a random subspace each (Sub-JEPA); "partition": blocks of one random orthonormal basis, count * dim
-            at most D, which together constrain every direction once when count * dim = D.
+        mode: "independent": a random subspace each (Sub-JEPA); "partition": blocks of one random
+            orthonormal basis, count * dim at most D, which together constrain every direction once
+            when count * dim = D.
         seed: draws the subspaces, on first use, once and for all, and alike on every process.
     """
 
@@ -39,11 +44,14 @@ class Subspaces(Discrepancy):
         super().__init__(distributed=getattr(base, "distributed", False))
         check_choice("Subspaces", "mode", mode, ("independent", "partition"))
         if dim < 1 or (count is not None and count < 1):
-            raise ValueError(f"Subspaces needs dim >= 1 and count >= 1, got dim={dim} and count={count}.")
+            raise ValueError(
+                f"Subspaces needs dim >= 1 and count >= 1, got dim={dim} and count={count}."
+            )
         kind = getattr(getattr(base, "target", None), "kind", None)
         if kind in ("shrunk", "learned"):
             raise ValueError(
-                f"Subspaces cannot use a base with a {kind} target: subspaces of different bases would share one covariance; "
+                f"Subspaces cannot use a base with a {kind} target: subspaces of different bases "
+                f"would share one covariance; "
                 "use an isotropic target."
             )
         self.base = base
@@ -64,15 +72,20 @@ class Subspaces(Discrepancy):
             g = torch.Generator().manual_seed(self.seed)
             if self.mode == "partition":
                 if count * dim > total:
-                    raise ValueError(f"{count} orthogonal subspaces of dimension {dim} do not fit in R^{total}.")
+                    raise ValueError(
+                        f"{count} orthogonal subspaces of dimension {dim} do not fit in R^{total}."
+                    )
                 q = torch.linalg.qr(torch.randn(total, total, generator=g, dtype=torch.float64))[0]
                 blocks = q[:, : count * dim].reshape(total, count, dim).transpose(0, 1)
             else:
-                blocks = torch.linalg.qr(torch.randn(count, total, dim, generator=g, dtype=torch.float64))[0]
+                blocks = torch.linalg.qr(
+                    torch.randn(count, total, dim, generator=g, dtype=torch.float64)
+                )[0]
             self.projections = blocks.to(z.device)
         if self.projections.shape[1] != total:
             raise ValueError(
-                f"these subspaces lie in R^{self.projections.shape[1]}, got latents of shape {tuple(z.shape)}; "
+                f"these subspaces lie in R^{self.projections.shape[1]}, got latents of shape "
+                f"{tuple(z.shape)}; "
                 "use one Subspaces per latent dimension."
             )
         return self.projections.to(z)
@@ -80,5 +93,8 @@ class Subspaces(Discrepancy):
     def _discrepancy(
         self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
     ) -> Tensor:
-        values = [self.base(z @ p, mask=mask, clusters=clusters, generator=generator) for p in self._draw(z)]
+        values = [
+            self.base(z @ p, mask=mask, clusters=clusters, generator=generator)
+            for p in self._draw(z)
+        ]
         return torch.stack(values).mean()

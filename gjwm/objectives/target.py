@@ -1,10 +1,9 @@
 """The law N(0, Sigma) that latents are matched to.
 
-Minimising D(p || N(0, Sigma)) over a *free* Sigma tests only the shape of p: a collapsed encoder with a collapsed
-Sigma costs nothing. So every Sigma here has trace D and eigenvalues bounded below, and a free one cannot be built. For
-prediction Sigma = I loses nothing, as any fixed invertible map can be absorbed by encoder and predictor; Sigma sets
-the metric of alignment and goals.
-"""
+Minimising D(p || N(0, Sigma)) over a *free* Sigma tests only the shape of p: a collapsed encoder
+with a collapsed Sigma costs nothing. So every Sigma here has trace D and eigenvalues bounded below,
+and a free one cannot be built. For prediction Sigma = I loses nothing, as any fixed invertible map
+can be absorbed by encoder and predictor; Sigma sets the metric of alignment and goals."""
 
 from __future__ import annotations
 
@@ -22,10 +21,11 @@ class GaussianTarget(nn.Module):
     """N(0, Sigma) with tr Sigma = D and eigenvalues >= min_eig.
 
     Args:
-        kind: "isotropic": Sigma = I. "diagonal": fixed `variances`, rescaled to mean 1, after which none may lie below
-            min_eig. "shrunk": (1 - a) S + a I, where S is a detached running covariance of the latents rescaled to trace D and
-            a = min_eig: near-isotropic, as far as the data ask for it. "learned": U diag(l) U^T with l = min_eig +
-            (1 - min_eig) * D * softmax: put `parameters()` in the optimizer (`gjwm.train.train` does).
+        kind: "isotropic": Sigma = I. "diagonal": fixed `variances`, rescaled to mean 1, after which
+            none may lie below min_eig. "shrunk": (1 - a) S + a I, where S is a detached running
+            covariance of the latents rescaled to trace D and a = min_eig: near-isotropic, as far as
+            the data ask for it. "learned": U diag(l) U^T with l = min_eig + (1 - min_eig) * D *
+            softmax: put `parameters()` in the optimizer (`gjwm.training.train.train` does).
         dim: D, needed by "learned" only; the others read it from what they see.
         variances: of "diagonal", D positive numbers.
         min_eig: floor of the eigenvalues, in (0, 1]; 1 makes "shrunk" and "learned" isotropic.
@@ -43,10 +43,13 @@ class GaussianTarget(nn.Module):
     ):
         super().__init__()
         if kind not in KINDS:
-            raise ValueError(f"GaussianTarget's kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+            raise ValueError(
+                f"GaussianTarget's kind must be one of {', '.join(KINDS)}, got {kind!r}."
+            )
         if not 0 < min_eig <= 1:
             raise ValueError(
-                f"GaussianTarget needs a floor 0 < min_eig <= 1, got {min_eig}: with a free covariance a collapsed encoder "
+                f"GaussianTarget needs a floor 0 < min_eig <= 1, got {min_eig}: with a free "
+                f"covariance a collapsed encoder "
                 "would match a collapsed target at no cost."
             )
         self.kind, self.min_eig, self.momentum = kind, min_eig, momentum
@@ -54,27 +57,36 @@ class GaussianTarget(nn.Module):
         if kind == "diagonal":
             if variances is None:
                 raise ValueError(
-                    "GaussianTarget(kind='diagonal') needs its variances, one positive number per dimension."
+                    "GaussianTarget(kind='diagonal') needs its variances, one positive number per "
+                    "dimension."
                 )
             values = torch.as_tensor(list(variances), dtype=torch.float64)
             values = values / values.mean()
             if not (torch.as_tensor(list(variances)) > 0).all() or dim not in (None, len(values)):
-                raise ValueError(f"expected {dim or 'D'} positive variances, got {list(variances)}.")
+                raise ValueError(
+                    f"expected {dim or 'D'} positive variances, got {list(variances)}."
+                )
             if values.min() < min_eig * (1 - 1e-9):
                 least = int(values.argmin())
                 raise ValueError(
-                    f"variance {list(variances)[least]} of dimension {least} is {values[least]:.3g} once their mean is 1, "
+                    f"variance {list(variances)[least]} of dimension {least} is "
+                    f"{values[least]:.3g} once their mean is 1, "
                     f"below the floor min_eig={min_eig}: raise it or lower min_eig."
                 )
             self.dim = len(values)
             self.register_buffer("variances", values)
         elif kind == "learned":
             if dim is None:
-                raise ValueError("GaussianTarget(kind='learned') needs dim, the latent dimension, for its parameters.")
+                raise ValueError(
+                    "GaussianTarget(kind='learned') needs dim, the latent dimension, for its "
+                    "parameters."
+                )
             self.log_share = nn.Parameter(torch.zeros(dim))
             self.turn = nn.Parameter(torch.zeros(dim, dim))
         elif kind == "shrunk":
-            self.register_buffer("running", None if dim is None else torch.eye(dim, dtype=torch.float64))
+            self.register_buffer(
+                "running", None if dim is None else torch.eye(dim, dtype=torch.float64)
+            )
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args) -> None:
         saved = state_dict.get(prefix + "running")
@@ -83,13 +95,16 @@ class GaussianTarget(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (D,) and eigenvectors (D, D) as columns, in float64; differentiable where learned.
+        """Eigenvalues (D,) and eigenvectors (D, D) as columns, in float64; differentiable where
+        learned.
 
         Raises:
             ValueError: while the dimension is unknown.
         """
         if self.dim is None:
-            raise ValueError("this GaussianTarget has not seen latents yet and was built without dim.")
+            raise ValueError(
+                "this GaussianTarget has not seen latents yet and was built without dim."
+            )
         if self.kind == "learned":
             share = self.log_share.double().softmax(0)
             generator = self.turn.double()
@@ -111,8 +126,8 @@ class GaussianTarget(nn.Module):
     def whiten(self, z: Tensor, mask: Tensor | None = None, *, synchronize: bool = True) -> Tensor:
         """Sigma^{-1/2} z for z (..., D): a standard Gaussian exactly when z is N(0, Sigma).
 
-        In training mode "shrunk" first moves its running covariance towards that of z, where `mask` (...) is true, over the
-        samples of all processes unless `synchronize` is false.
+        In training mode "shrunk" first moves its running covariance towards that of z, where `mask`
+        (...) is true, over the samples of all processes unless `synchronize` is false.
 
         Raises:
             ValueError: when D is not the target's.
@@ -122,7 +137,9 @@ class GaussianTarget(nn.Module):
             if self.kind == "shrunk":
                 self.running = torch.eye(self.dim, dtype=torch.float64, device=z.device)
         if z.shape[-1] != self.dim:
-            raise ValueError(f"the target is a Gaussian in {self.dim} dimensions, got latents {tuple(z.shape)}.")
+            raise ValueError(
+                f"the target is a Gaussian in {self.dim} dimensions, got latents {tuple(z.shape)}."
+            )
         if self.kind == "isotropic":
             return z
         if self.kind == "diagonal":
@@ -136,7 +153,9 @@ class GaussianTarget(nn.Module):
     @torch.no_grad()
     def _follow(self, z: Tensor, synchronize: bool) -> None:
         flat = z.reshape(-1, self.dim).double()
-        sums = torch.cat([flat.T @ flat, flat.sum(0)[None], flat.new_full((1, self.dim), len(flat))])
+        sums = torch.cat(
+            [flat.T @ flat, flat.sum(0)[None], flat.new_full((1, self.dim), len(flat))]
+        )
         if synchronize and distributed.world_size() > 1:
             sums = distributed.sum_(sums)
         n = sums[-1, 0]

@@ -1,5 +1,5 @@
-"""MPCAgent: encode, plan, act. The only stateful controller: it owns each env's warm start and, for dynamics with a memory,
-its past."""
+"""MPCAgent: encode, plan, act. The only stateful controller: it owns each env's warm start and, for
+dynamics with a memory, its past."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
-from gjwm import draws
-from gjwm.costs import Cost
-from gjwm.dynamics import Past, Prediction, TailedPrediction
+from gjwm._core import draws
+from gjwm.models.dynamics import Past, Prediction, TailedPrediction
+from gjwm.models.world_model import WorldModel
 from gjwm.planning import Plan, Planner, Score
-from gjwm.world_model import WorldModel
+from gjwm.planning.costs import Cost
 
 
 class RecedingHorizon:
     """Warm starts and open-loop segments for any score function, over a batch of envs.
 
-    The rest of the last plan, shifted by the actions executed, is the next warm start and competes as it is. With a planner
-    of action blocks (`repeat` > 1) that holds only if `replan_every` is a multiple of `repeat`: otherwise the shifted plan
-    changes within blocks, is averaged over them, and the new plan may cost more than the old one's rest.
+    The rest of the last plan, shifted by the actions executed, is the next warm start and competes
+    as it is. With a planner of action blocks (`repeat` > 1) that holds only if `replan_every` is a
+    multiple of `repeat`: otherwise the shifted plan changes within blocks, is averaged over them,
+    and the new plan may cost more than the old one's rest.
 
     Args:
         planner: see `gjwm.planning`.
@@ -30,8 +31,8 @@ class RecedingHorizon:
         action_dim: A.
         replan_every: actions executed before the next plan, 1..H.
         generator: the planner's randomness.
-        reuse: share of the last plan's elites that compete, shifted in time, in the next one (iCEM's 0.3; planners of
-            `gjwm.planning` only).
+        reuse: share of the last plan's elites that compete, shifted in time, in the next one
+            (iCEM's 0.3; planners of `gjwm.planning` only).
     """
 
     def __init__(
@@ -45,23 +46,30 @@ class RecedingHorizon:
         reuse: float = 0.0,
     ):
         if horizon < 1 or action_dim < 1:
-            raise ValueError(f"planning needs horizon >= 1 and action_dim >= 1, got {horizon} and {action_dim}.")
+            raise ValueError(
+                f"planning needs horizon >= 1 and action_dim >= 1, got {horizon} and {action_dim}."
+            )
         if not 1 <= replan_every <= horizon:
-            raise ValueError(f"expected 1 <= replan_every <= horizon, got {replan_every} and {horizon}.")
+            raise ValueError(
+                f"expected 1 <= replan_every <= horizon, got {replan_every} and {horizon}."
+            )
         self.planner, self.horizon, self.action_dim = planner, horizon, action_dim
         if not 0 <= reuse <= 1:
             raise ValueError(f"expected 0 <= reuse <= 1, got {reuse}.")
         self.replan_every, self.generator, self.reuse = replan_every, generator, reuse
         self.plan: Plan | None = None
         self._mean: Tensor | None = None
-        self._runners_up: Tensor | None = None  # (B, K, H, A) the last plan's elites, shifted along with it
+        self._runners_up: Tensor | None = (
+            None  # (B, K, H, A) the last plan's elites, shifted along with it
+        )
         self._age = 0
 
     def reset(self, mask: ArrayLike | None = None) -> None:
         """Forget the warm start of all envs, or of those where mask (B,), true or 1, says so.
 
-        Envs are planned as one batch, so that the next `act` replans all of them: open-loop segments of the others end early
-        and they keep their warm starts. An all-false mask changes nothing.
+        Envs are planned as one batch, so that the next `act` replans all of them: open-loop
+        segments of the others end early and they keep their warm starts. An all-false mask changes
+        nothing.
 
         Raises:
             ValueError: for a mask of another shape or with other values than true, false, 1 and 0.
@@ -69,9 +77,14 @@ class RecedingHorizon:
         if mask is not None:
             mask = torch.as_tensor(mask)
             if self._mean is not None and mask.shape != self._mean.shape[:1]:
-                raise ValueError(f"expected a reset mask ({self._mean.shape[0]},), got {tuple(mask.shape)}.")
+                raise ValueError(
+                    f"expected a reset mask ({self._mean.shape[0]},), got {tuple(mask.shape)}."
+                )
             if not ((mask == 0) | (mask == 1)).all():
-                raise ValueError(f"a reset mask holds true or false (or 1 and 0) for each env, got {mask.tolist()}.")
+                raise ValueError(
+                    f"a reset mask holds true or false (or 1 and 0) for each env, got "
+                    f"{mask.tolist()}."
+                )
             mask = mask.bool()
             if not mask.any():
                 return
@@ -91,7 +104,9 @@ class RecedingHorizon:
         device: torch.device | str = "cpu",
         proposals: Callable[[], Tensor] | None = None,
     ) -> Tensor:
-        """The next actions (B, A). `score`, and `proposals` -> (B, P, H, A), are called only when `needs_plan`."""
+        """The next actions (B, A). `score`, and `proposals` -> (B, P, H, A), are called only when
+        `needs_plan`.
+        """
         if self._mean is None or self._mean.shape[0] != envs:
             self._mean = torch.zeros(envs, self.horizon, self.action_dim, device=device)
             self._runners_up, self._age = None, 0
@@ -104,7 +119,9 @@ class RecedingHorizon:
             self._mean = self.plan.mean
             self._runners_up = None
             if self.reuse and self.plan.elites is not None:
-                self._runners_up = self.plan.elites[:, : round(self.reuse * self.plan.elites.shape[1])]
+                self._runners_up = self.plan.elites[
+                    :, : round(self.reuse * self.plan.elites.shape[1])
+                ]
             self._age = 0
         action = self._mean[:, 0].clone()  # the caller's to change: `plan` keeps its own
         self._mean = _shifted(self._mean)
@@ -128,7 +145,9 @@ class RecedingHorizon:
 
 
 def _shifted(plans: Tensor) -> Tensor:
-    """Plans (..., H, A) one step on; the new last action repeats the old one, as smooth plans do."""
+    """Plans (..., H, A) one step on; the new last action repeats the old one, as smooth plans
+    do.
+    """
     return torch.cat([plans[..., 1:, :], plans[..., -1:, :]], -2)
 
 
@@ -187,35 +206,40 @@ class History:
 class MPCAgent:
     """Plans in the latent space of a world model.
 
-    For dynamics with a memory the agent keeps the past of each env, the latents that it saw and the actions that it took since
-    the env's last `reset`, and plans with it. It then encodes every observation, also those between two plans.
+    For dynamics with a memory the agent keeps the past of each env, the latents that it saw and the
+    actions that it took since the env's last `reset`, and plans with it. It then encodes every
+    observation, also those between two plans.
 
     Args:
         model: a world model in evaluation mode.
         planner: see `gjwm.planning`.
-        cost: (z (B, N, [P,] H+1, D), a (B, N, H, A)) -> (B, N), such as `GoalCost(model.encode(goal))`; may be replaced at any
-            time.
+        cost: (z (B, N, [P,] H+1, D), a (B, N, H, A)) -> (B, N), such as
+            `GoalCost(model.encode(goal))`; may be replaced at any time.
         horizon: H, actions per plan.
         replan_every: actions executed before planning again.
         generator: randomness of the planner and of the particles.
-        particles: None plans on the mean rollout; P on P samples of it, with the same noise for all candidates of a round
-            (common random numbers), so that plans are ranked by what they do and not by their luck. Each round draws afresh, or
-            the search would fit its plan to those few draws; planners that differentiate keep them. For dynamics without a
-            memory whose law is a diagonal Gaussian; for others pass a `rollout` that samples.
-        rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged when particles is None, such as an
-            ensemble's members side by side (`model.dynamics.rollout_members`) or samples of any law, with noise of their own
-            for each candidate (`lambda z0, a: model.rollout(z0, a, particles=16, generator=generator)`); None: the model's
-            mean rollout. With a memory it is called with `past=` as well, (z (B, L, D), a (B, L, A)) or None.
-        policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts, made without a past, compete in each
-            plan.
-        policy_plans: rollouts of the policy; more than one only helps a policy that draws its actions.
+        particles: None plans on the mean rollout; P on P samples of it, with the same noise for all
+            candidates of a round (common random numbers), so that plans are ranked by what they do
+            and not by their luck. Each round draws afresh, or the search would fit its plan to
+            those few draws; planners that differentiate keep them. For dynamics without a memory
+            whose law is a diagonal Gaussian; for others pass a `rollout` that samples.
+        rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged when particles
+            is None, such as an ensemble's members side by side (`model.dynamics.rollout_members`)
+            or samples of any law, with noise of their own for each candidate (`lambda z0, a:
+            model.rollout(z0, a, particles=16, generator=generator)`); None: the model's mean
+            rollout. With a memory it is called with `past=` as well, (z (B, L, D), a (B, L, A)) or
+            None.
+        policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts, made
+            without a past, compete in each plan.
+        policy_plans: rollouts of the policy; more than one only helps a policy that draws its
+            actions.
         reuse: see `RecedingHorizon`.
         history: steps of the past that a memory reads, at most.
-        chunk: rollouts made and judged at a time, one for each particle but not for each member of an ensemble. None: 2,048
-            on a CPU, where batches that fit the cache are faster than one large one, and 32,768 on a GPU, which idles in
-            small ones.
-        compile: compile the rollout with torch.compile (CUDA graphs on a GPU). The first plan of each shape then takes
-            tens of seconds.
+        chunk: rollouts made and judged at a time, one for each particle but not for each member of
+            an ensemble. None: 2,048 on a CPU, where batches that fit the cache are faster than one
+            large one, and 32,768 on a GPU, which idles in small ones.
+        compile: compile the rollout with torch.compile (CUDA graphs on a GPU). The first plan of
+            each shape then takes tens of seconds.
     """
 
     def __init__(
@@ -236,7 +260,12 @@ class MPCAgent:
         chunk: int | None = None,
         compile: bool = False,
     ):
-        counts = (("particles", particles), ("policy_plans", policy_plans), ("history", history), ("chunk", chunk))
+        counts = (
+            ("particles", particles),
+            ("policy_plans", policy_plans),
+            ("history", history),
+            ("chunk", chunk),
+        )
         for name, value in counts:
             if value is not None and value < 1:
                 raise ValueError(f"MPCAgent expects {name} >= 1, got {value}.")
@@ -257,9 +286,12 @@ class MPCAgent:
         if compile:
             mode = "reduce-overhead" if model.device.type == "cuda" else None
             self._rollout = torch.compile(self._rollout, mode=mode, dynamic=False)
-        # The past of each env, where it matters, and what the last plan was made from: start, particle noise, pasts.
+        # The past of each env, where it matters, and what the last plan was made from: start,
+        # particle noise, pasts.
         self._history = History(history) if getattr(model.dynamics, "has_memory", False) else None
-        self._imagined: tuple[Tensor, Tensor | None, list[tuple[Tensor | None, Past | None]] | None] | None = None
+        self._imagined: (
+            tuple[Tensor, Tensor | None, list[tuple[Tensor | None, Past | None]] | None] | None
+        ) = None
 
     @property
     def plan(self) -> Plan | None:
@@ -267,7 +299,9 @@ class MPCAgent:
         return self.controller.plan
 
     def reset(self, mask: ArrayLike | None = None) -> None:
-        """Start new episodes in all envs, or where mask (B,) is true: see `RecedingHorizon.reset`. Their past is forgotten."""
+        """Start new episodes in all envs, or where mask (B,) is true: see `RecedingHorizon.reset`.
+        Their past is forgotten.
+        """
         self.controller.reset(mask)
         if self._history is not None:
             self._history.reset(None if mask is None else torch.as_tensor(mask).bool())
@@ -282,7 +316,10 @@ class MPCAgent:
         device = self.model.device
 
         def moved(part: dict[str, Any]) -> dict[str, Any]:
-            return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in part.items()}
+            return {
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in part.items()
+            }
 
         self.controller.load_state_dict(moved(state["controller"]))
         if self._history is not None:
@@ -292,14 +329,15 @@ class MPCAgent:
         """Observations of B envs (B, *O), tensor or numpy array -> actions (B, A).
 
         Raises:
-            ValueError: for another observation shape, such as that of one env without the axis B, or when the encoder returns
-                NaN.
+            ValueError: for another observation shape, such as that of one env without the axis B,
+                or when the encoder returns NaN.
         """
         o = torch.as_tensor(o)
         expected = getattr(self.model.encoder, "observation_shape", None)
         if o.dim() == 0 or (expected is not None and o.dim() != 1 + len(expected)):
             raise ValueError(
-                f"the agent acts in a batch of envs and expects observations (B, {', '.join(map(str, expected or ['...']))}), "
+                f"the agent acts in a batch of envs and expects observations (B, "
+                f"{', '.join(map(str, expected or ['...']))}), "
                 f"got {tuple(o.shape)}: add the axis B with o[None]."
             )
         # A planner may differentiate the rollout, which tensors made in inference mode forbid.
@@ -309,7 +347,10 @@ class MPCAgent:
                 return self.controller.act(None, envs, device)
             z0 = self.model.encode(o.clone().to(device))
             if not z0.isfinite().all():
-                raise ValueError("the encoder returned NaN or infinity for these observations; the model has diverged.")
+                raise ValueError(
+                    "the encoder returned NaN or infinity for these observations; the model has "
+                    "diverged."
+                )
             shape = (envs, 1, self.particles or 0, self.controller.horizon, z0.shape[-1])
             keep = getattr(self.controller.planner, "differentiates", False)
             pasts = None if self._history is None else self._history.groups(envs)
@@ -323,14 +364,18 @@ class MPCAgent:
                 return self._score(z0, a, self._imagined[1])
 
             action = self.controller.act(
-                score, envs, device, None if self.policy is None else lambda: self._policy_rollouts(z0)
+                score,
+                envs,
+                device,
+                None if self.policy is None else lambda: self._policy_rollouts(z0),
             )
             if self._history is not None:
                 self._history.append(z0, action)
             return action
 
     def explain(self) -> dict[str, Tensor]:
-        """The last plan's cost in its terms, (B,) each: those of a `SumCost` by name, else under "cost".
+        """The last plan's cost in its terms, (B,) each: those of a `SumCost` by name, else under
+        "cost".
 
         Raises:
             ValueError: before the first plan.
@@ -341,11 +386,14 @@ class MPCAgent:
         with torch.no_grad():
             a = self.plan.mean[:, None]
             z = self.imagine(z0, a, noise)
-            terms = self.cost.terms(z, a) if hasattr(self.cost, "terms") else {"cost": self.cost(z, a)}
+            terms = (
+                self.cost.terms(z, a) if hasattr(self.cost, "terms") else {"cost": self.cost(z, a)}
+            )
         return {name: value[:, 0] for name, value in terms.items()}
 
     def imagine(self, z0: Tensor, a: Tensor, noise: Tensor | None = None) -> Tensor:
-        """z0 (B, D), a (B, N, H, A) -> what `rollout` gives, or with noise (B, 1, P, H, D) particles (B, N, P, H+1, D).
+        """z0 (B, D), a (B, N, H, A) -> what `rollout` gives, or with noise (B, 1, P, H, D)
+        particles (B, N, P, H+1, D).
 
         With a memory, of the pasts that the last plan was made from.
         """
@@ -373,7 +421,8 @@ class MPCAgent:
             a = self.policy(z)
             if a.shape != (*z.shape[:-1], self.model.action_dim):
                 raise ValueError(
-                    f"expected the policy to map latents {tuple(z.shape)} to actions (..., {self.model.action_dim}), "
+                    f"expected the policy to map latents {tuple(z.shape)} to actions (..., "
+                    f"{self.model.action_dim}), "
                     f"got {tuple(a.shape)}."
                 )
             actions.append(a)
@@ -382,11 +431,14 @@ class MPCAgent:
 
 
 def _check_particles(model: WorldModel) -> None:
-    """Raise unless a mean and a variance per latent dimension are all that the model's prediction depends on and says."""
+    """Raise unless a mean and a variance per latent dimension are all that the model's prediction
+    depends on and says.
+    """
     with torch.no_grad():
         device = model.device
         law = model.predict(
-            torch.zeros(1, model.latent_dim, device=device), torch.zeros(1, model.action_dim, device=device)
+            torch.zeros(1, model.latent_dim, device=device),
+            torch.zeros(1, model.action_dim, device=device),
         )
     reason = None
     if getattr(model.dynamics, "has_memory", False):
@@ -395,18 +447,22 @@ def _check_particles(model: WorldModel) -> None:
         reason = f"predict a {type(law).__name__}"
     if reason is not None:
         raise ValueError(
-            f"MPCAgent(particles=...) samples independent Gaussians per latent dimension, and these "
-            f"{type(model.dynamics).__name__} {reason}: pass rollout=lambda z0, a: model.rollout(z0, a, particles=P) (with a "
-            f"memory lambda z0, a, past: ... past=past), or for an ensemble rollout=model.dynamics.rollout_members, instead."
+            f"MPCAgent(particles=...) samples independent Gaussians per latent dimension, and "
+            f"these "
+            f"{type(model.dynamics).__name__} {reason}: pass rollout=lambda z0, a: "
+            f"model.rollout(z0, a, particles=P) (with a "
+            f"memory lambda z0, a, past: ... past=past), or for an ensemble "
+            f"rollout=model.dynamics.rollout_members, instead."
         )
 
 
 def particle_rollout(model: WorldModel, z0: Tensor, a: Tensor, noise: Tensor) -> Tensor:
-    """Samples of p(z' | z, a) over the horizon, with given noise: the same for all candidates if its axis N is 1.
+    """Samples of p(z' | z, a) over the horizon, with given noise: the same for all candidates if
+    its axis N is 1.
 
     Args:
-        model: anything with `predict(z, a) -> Prediction`, whose mean and variance are all that is read: a diagonal Gaussian
-            (a calibrated law's tails are not sampled, their variance is).
+        model: anything with `predict(z, a) -> Prediction`, whose mean and variance are all that is
+            read: a diagonal Gaussian (a calibrated law's tails are not sampled, their variance is).
         z0: (B, D).
         a: (B, N, H, A).
         noise: standard normal (B, N or 1, P, H, D).

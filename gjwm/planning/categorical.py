@@ -1,4 +1,6 @@
-"""Planning with discrete actions: the cross-entropy method on categorical distributions, exhaustive where that is cheap."""
+"""Planning with discrete actions: the cross-entropy method on categorical distributions, exhaustive
+where that is cheap.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,23 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
-from gjwm import draws
+from gjwm._core import draws
 from gjwm.planning.search import Clock, Judge, Plan, Score, check_warm_start
 
 
 class CategoricalCEM:
-    """Cross-entropy method over one-hot actions: candidates by Gumbel-max, refitted to the elites' frequencies.
+    """Cross-entropy method over one-hot actions: candidates by Gumbel-max, refitted to the elites'
+    frequencies.
 
-    An action (A,) is a one-hot vector, or several side by side for a MultiDiscrete space. The warm start's entries are read as
-    probabilities (all zero: uniform), so the last plan, shifted, is a warm start. Short problems are enumerated, and the plan
-    is then the optimum.
+    An action (A,) is a one-hot vector, or several side by side for a MultiDiscrete space. The warm
+    start's entries are read as probabilities (all zero: uniform), so the last plan, shifted, is a
+    warm start. Short problems are enumerated, and the plan is then the optimum.
 
     Args:
         samples, iterations, elites: see `CEM`.
         groups: sizes of the one-hot parts, summing to A; None: one part.
-        smoothing: share of the uniform distribution in every refit and warm start, which keeps all actions possible.
+        smoothing: share of the uniform distribution in every refit and warm start, which keeps all
+            actions possible.
         momentum: share of the old probabilities kept at each refit.
         exhaustive: enumerate when there are at most this many action sequences.
         budget_ms: see `BoxPlanner`.
@@ -44,22 +48,37 @@ class CategoricalCEM:
     ):
         if not 1 <= elites <= samples or iterations < 1:
             raise ValueError(
-                f"CategoricalCEM expects 1 <= elites <= samples and iterations >= 1, got elites={elites}, "
+                f"CategoricalCEM expects 1 <= elites <= samples and iterations >= 1, got "
+                f"elites={elites}, "
                 f"samples={samples}, iterations={iterations}."
             )
         if not 0 < smoothing <= 1 or not 0 <= momentum < 1:
-            raise ValueError(f"expected 0 < smoothing <= 1 and 0 <= momentum < 1, got {smoothing} and {momentum}.")
+            raise ValueError(
+                f"expected 0 < smoothing <= 1 and 0 <= momentum < 1, got {smoothing} and "
+                f"{momentum}."
+            )
         if budget_ms is not None and not budget_ms > 0:
             raise ValueError(f"budget_ms must be above 0, or None for no limit, got {budget_ms}.")
         self.samples, self.iterations, self.elites = samples, iterations, elites
         self.groups = None if groups is None else tuple(groups)
-        self.smoothing, self.momentum, self.exhaustive, self.budget_ms = smoothing, momentum, exhaustive, budget_ms
+        self.smoothing, self.momentum, self.exhaustive, self.budget_ms = (
+            smoothing,
+            momentum,
+            exhaustive,
+            budget_ms,
+        )
 
     @torch.no_grad()
     def plan(
-        self, score: Score, mean: Tensor, generator: Generator | None = None, *, proposals: Tensor | None = None
+        self,
+        score: Score,
+        mean: Tensor,
+        generator: Generator | None = None,
+        *,
+        proposals: Tensor | None = None,
     ) -> Plan:
-        """Minimise `score` over one-hot plans from the warm start `mean` (B, H, A) -> Plan with a one-hot mean.
+        """Minimise `score` over one-hot plans from the warm start `mean` (B, H, A) -> Plan with a
+        one-hot mean.
 
         Raises:
             ValueError: as `BoxPlanner.plan`.
@@ -70,10 +89,14 @@ class CategoricalCEM:
         groups = self.groups or (action_dim,)
         if sum(groups) != action_dim:
             raise ValueError(
-                f"one-hot parts of sizes {groups} make {sum(groups)} entries, the warm start has {action_dim}."
+                f"one-hot parts of sizes {groups} make {sum(groups)} entries, the warm start has "
+                f"{action_dim}."
             )
         if proposals is not None and (proposals.dim() != 4 or proposals[:, 0].shape != mean.shape):
-            raise ValueError(f"expected proposals ({envs}, P, {horizon}, {action_dim}), got {tuple(proposals.shape)}.")
+            raise ValueError(
+                f"expected proposals ({envs}, P, {horizon}, {action_dim}), got "
+                f"{tuple(proposals.shape)}."
+            )
         judge = Judge(score)
         if self._sequences(groups, horizon) <= self.exhaustive:
             return self._enumerate(judge, mean, groups)
@@ -86,10 +109,14 @@ class CategoricalCEM:
             candidates = self._sample(p, groups, generator)
             kept = offered[:, : self.samples]
             if round_ == 0:  # an env without a warm start has no plan to offer
-                kept = torch.cat([torch.where(warm, kept[:, :1], candidates[:, :1]), kept[:, 1:]], 1)
+                kept = torch.cat(
+                    [torch.where(warm, kept[:, :1], candidates[:, :1]), kept[:, 1:]], 1
+                )
             candidates[:, : kept.shape[1]] = kept
             order = judge(candidates).topk(self.elites, dim=1, largest=False)
-            elite = candidates.gather(1, order.indices[..., None, None].expand(-1, -1, horizon, action_dim))
+            elite = candidates.gather(
+                1, order.indices[..., None, None].expand(-1, -1, horizon, action_dim)
+            )
             weights = order.values.isfinite().to(mean.dtype)
             frequency = ((weights / weights.sum(1, keepdim=True))[..., None, None] * elite).sum(1)
             p = self._smoothed(self.momentum * p + (1 - self.momentum) * frequency, groups)
@@ -109,7 +136,9 @@ class CategoricalCEM:
 
     def _sample(self, p: Tensor, groups: Sequence[int], generator: Generator | None) -> Tensor:
         """p (B, H, A) -> one-hot candidates (B, N, H, A)."""
-        uniform = draws.uniform((p.shape[0], self.samples, *p.shape[1:]), generator, device=p.device)
+        uniform = draws.uniform(
+            (p.shape[0], self.samples, *p.shape[1:]), generator, device=p.device
+        )
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
         return _most_likely(p.log()[:, None] + gumbel, groups).to(p.dtype)
 
@@ -123,15 +152,19 @@ class CategoricalCEM:
     @staticmethod
     def _enumerate(judge: Judge, mean: Tensor, groups: Sequence[int]) -> Plan:
         envs, horizon, _ = mean.shape
-        choices = [torch.arange(size, device=mean.device) for _ in range(horizon) for size in groups]
+        choices = [
+            torch.arange(size, device=mean.device) for _ in range(horizon) for size in groups
+        ]
         index = torch.cartesian_prod(*choices).view(-1, horizon, len(groups))  # (N, H, groups)
-        plans = torch.cat([one_hot(index[..., g], size) for g, size in enumerate(groups)], -1).to(mean.dtype)
+        plans = torch.cat([one_hot(index[..., g], size) for g, size in enumerate(groups)], -1).to(
+            mean.dtype
+        )
         cost, best = judge(plans.expand(envs, -1, -1, -1)).min(1)
         return Plan(plans[best], torch.zeros_like(mean), cost, None, judge.evaluations)
 
 
 def _most_likely(weights: Tensor, groups: Sequence[int]) -> Tensor:
     """The one-hot vector of each group's largest entry, in the weights' dtype."""
-    return torch.cat([one_hot(part.argmax(-1), part.shape[-1]) for part in weights.split(list(groups), -1)], -1).to(
-        weights.dtype
-    )
+    return torch.cat(
+        [one_hot(part.argmax(-1), part.shape[-1]) for part in weights.split(list(groups), -1)], -1
+    ).to(weights.dtype)

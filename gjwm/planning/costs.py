@@ -1,8 +1,8 @@
 """Costs of imagined trajectories: (z (B, N, H+1, D), a (B, N, H, A)) -> (B, N); lower is better.
 
-z may also hold particles, (B, N, P, H+1, D): samples of an uncertain rollout, or one member of an ensemble each. A plain cost
-is then averaged over the particles, and the risk costs at the end of this module look at their spread.
-"""
+z may also hold particles, (B, N, P, H+1, D): samples of an uncertain rollout, or one member of an
+ensemble each. A plain cost is then averaged over the particles, and the risk costs at the end of
+this module look at their spread."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ Cost = Callable[[Tensor, Tensor], Tensor]
 Head = Callable[[Tensor, Tensor], Tensor]  # z (..., D), a (..., A) -> (...)
 
 
-# ------------------------------------------------------------------------------------------------------------------- goals
+# --  ----------------------------------------------------------------------------------------------
+# goals
 
 
 class GoalCost:
-    """Nearest approach to the goal plus a small share of the mean distance, both squared and averaged over D.
+    """Nearest approach to the goal plus a small share of the mean distance, both squared and
+    averaged over D.
 
-    The nearest approach alone lets a plan wander before and after; the mean alone prefers to hover near the start of a detour
-    (through a door, say) instead of taking it. z may be latents, or positions when the true simulator is planned on.
+    The nearest approach alone lets a plan wander before and after; the mean alone prefers to hover
+    near the start of a detour (through a door, say) instead of taking it. z may be latents, or
+    positions when the true simulator is planned on.
 
     Args:
         goal: (B, D).
@@ -32,9 +35,13 @@ class GoalCost:
         final: weight of d_H.
     """
 
-    def __init__(self, goal: Tensor, *, nearest: float = 1.0, mean: float = 0.1, final: float = 0.0):
+    def __init__(
+        self, goal: Tensor, *, nearest: float = 1.0, mean: float = 0.1, final: float = 0.0
+    ):
         if goal.dim() != 2:
-            raise ValueError(f"{type(self).__name__} expects one goal per env (B, D), got {tuple(goal.shape)}.")
+            raise ValueError(
+                f"{type(self).__name__} expects one goal per env (B, D), got {tuple(goal.shape)}."
+            )
         self.goal, self.nearest, self.mean, self.final = goal, nearest, mean, final
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
@@ -43,21 +50,27 @@ class GoalCost:
                 f"{type(self).__name__} with goals {tuple(self.goal.shape)} expects trajectories "
                 f"({self.goal.shape[0]}, N, [P,] H+1, {self.goal.shape[1]}), got {tuple(z.shape)}."
             )
-        d = self.distance(z[..., 1:, :], self.goal.view(len(z), *[1] * (z.dim() - 2), -1))  # (B, N, [P,] H)
+        d = self.distance(
+            z[..., 1:, :], self.goal.view(len(z), *[1] * (z.dim() - 2), -1)
+        )  # (B, N, [P,] H)
         cost = self.nearest * d.amin(-1) + self.mean * d.mean(-1)
         if self.final:
             cost = cost + self.final * d[..., -1]
         return cost.mean(2) if cost.dim() == 3 else cost
 
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
-        """z (B, N, [P,] H, D), goal broadcast against it -> (B, N, [P,] H), or (B, N, H) where particles are joined."""
+        """z (B, N, [P,] H, D), goal broadcast against it -> (B, N, [P,] H), or (B, N, H) where
+        particles are joined.
+        """
         return (z - goal).square().mean(-1)
 
 
 class SaturatingGoalCost(GoalCost):
-    """`GoalCost` with d = 1 - exp(-|z - goal|^2 / (2 width^2)), as in PILCO (Deisenroth & Rasmussen, 2011): there or not.
+    """`GoalCost` with d = 1 - exp(-|z - goal|^2 / (2 width^2)), as in PILCO (Deisenroth &
+    Rasmussen, 2011): there or not.
 
-    Beyond a few widths all misses are alike, so an outcome that ends stuck near the goal is as bad as one that never left. Far
+    Beyond a few widths all misses are alike, so an outcome that ends stuck near the goal is as bad
+    as one that never left. Far
     from the goal it leads nowhere: add a `GoalCost` to guide the search.
 
     Args:
@@ -76,7 +89,9 @@ class SaturatingGoalCost(GoalCost):
 
 
 class CosineGoalCost(GoalCost):
-    """`GoalCost` with d = 1 - cos(z, goal): direction only, for encoders whose norm carries nothing."""
+    """`GoalCost` with d = 1 - cos(z, goal): direction only, for encoders whose norm carries
+    nothing.
+    """
 
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
         return 1 - torch.cosine_similarity(z, goal, dim=-1)
@@ -85,9 +100,8 @@ class CosineGoalCost(GoalCost):
 class ExpectedGoalCost(GoalCost):
     """`GoalCost` with d = E|z - goal|^2 / D = (|E z - goal|^2 + tr Var z) / D over the particles.
 
-    Variance counts at each step before the nearest one is taken: a step that is near the goal on average, and nowhere
-    near it for sure, is no approach.
-    """
+    Variance counts at each step before the nearest one is taken: a step that is near the goal on
+    average, and nowhere near it for sure, is no approach."""
 
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
         d = (z - goal).square().mean(-1)
@@ -95,16 +109,25 @@ class ExpectedGoalCost(GoalCost):
 
 
 class MahalanobisGoalCost(GoalCost):
-    """`GoalCost` with d = mean_D [(mu - goal)^2 / v + log v]: minus twice the log-density of the goal, up to a constant.
+    """`GoalCost` with d = mean_D [(mu - goal)^2 / v + log v]: minus twice the log-density of the
+    goal, up to a constant.
 
     Without the log-determinant a plan could buy nearness with uncertainty.
 
     Args:
-        variance: (D,) or (B, D), known; None: the particles' own, per step, with a floor of `min_variance`.
+        variance: (D,) or (B, D), known; None: the particles' own, per step, with a floor of
+            `min_variance`.
         **goal: see `GoalCost`.
     """
 
-    def __init__(self, goal: Tensor, *, variance: Tensor | None = None, min_variance: float = 1e-4, **weights: float):
+    def __init__(
+        self,
+        goal: Tensor,
+        *,
+        variance: Tensor | None = None,
+        min_variance: float = 1e-4,
+        **weights: float,
+    ):
         super().__init__(goal, **weights)
         if variance is not None and not (variance > 0).all():
             raise ValueError("MahalanobisGoalCost expects variances above 0.")
@@ -117,25 +140,30 @@ class MahalanobisGoalCost(GoalCost):
             return ((z - goal).square() / v + v.log()).mean(-1)
         if z.dim() != 5 or z.shape[2] < 2:
             raise ValueError(
-                "MahalanobisGoalCost without a variance needs at least two particles to estimate it from, got "
+                "MahalanobisGoalCost without a variance needs at least two particles to estimate "
+                "it from, got "
                 f"trajectories {tuple(z.shape)}: plan with particles=..., or pass variance."
             )
         mu, v = z.mean(2), z.var(2).clamp(min=self.min_variance)
         return ((mu - goal.squeeze(2)).square() / v + v.log()).mean(-1)
 
 
-# ------------------------------------------------------------------------------------------------------------------ reward
+# --  ----------------------------------------------------------------------------------------------
+# reward
 
 
 class RewardCost:
-    """Minus the predicted discounted return: -(sum_h g^h s_h r(z_h, a_h) + g^H s_H V(z_H)), h = 0..H-1.
+    """Minus the predicted discounted return: -(sum_h g^h s_h r(z_h, a_h) + g^H s_H V(z_H)), h =
+    0..H-1.
 
-    s_h = prod_{k < h} (1 - p(z_k, a_k)) is the probability that the episode still goes on at step h (s_0 = 1).
+    s_h = prod_{k < h} (1 - p(z_k, a_k)) is the probability that the episode still goes on at step h
+    (s_0 = 1).
 
     Args:
         reward: head (z (..., D), a (..., A)) -> (...), of the step that leaves z by a.
         discount: g per step, in (0, 1].
-        termination: head (z (..., D), a (..., A)) -> (...), probability that the episode ends on that step; None: nothing ends.
+        termination: head (z (..., D), a (..., A)) -> (...), probability that the episode ends on
+            that step; None: nothing ends.
         value: (z (..., D)) -> (...) return beyond the horizon; None: 0.
     """
 
@@ -149,7 +177,12 @@ class RewardCost:
     ):
         if not 0 < discount <= 1:
             raise ValueError(f"RewardCost expects 0 < discount <= 1, got {discount}.")
-        self.reward, self.discount, self.termination, self.value = reward, discount, termination, value
+        self.reward, self.discount, self.termination, self.value = (
+            reward,
+            discount,
+            termination,
+            value,
+        )
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
         if z.dim() == 5:
@@ -163,17 +196,22 @@ class RewardCost:
             weight = weight * going
         total = (weight[..., :-1] * r).sum(-1)
         if self.value is not None:
-            total = total + weight[..., -1] * _per_step(self.value(z[..., -1, :]), z.shape[:-2], "value")
+            total = total + weight[..., -1] * _per_step(
+                self.value(z[..., -1, :]), z.shape[:-2], "value"
+            )
         return -(total.mean(2) if total.dim() == 3 else total)
 
 
 def _per_step(x: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     if tuple(x.shape) != tuple(shape):
-        raise ValueError(f"expected the {name} head to return {tuple(shape)}, got {tuple(x.shape)}.")
+        raise ValueError(
+            f"expected the {name} head to return {tuple(shape)}, got {tuple(x.shape)}."
+        )
     return x
 
 
-# ----------------------------------------------------------------------------------------------------------------- actions
+# --  ----------------------------------------------------------------------------------------------
+# actions
 
 
 class SmoothnessCost:
@@ -192,14 +230,16 @@ class EffortCost:
         return a.square().mean((-2, -1))
 
 
-# -------------------------------------------------------------------------------------------------------------------- risk
+# --  ----------------------------------------------------------------------------------------------
+# risk
 
 
 def _per_particle(cost: Cost, z: Tensor, a: Tensor) -> Tensor:
     """`cost` of every particle's own trajectory: z (B, N, P, H+1, D) -> (B, N, P)."""
     if z.dim() != 5:
         raise ValueError(
-            f"a risk cost looks at the spread of particles (B, N, P, H+1, D), got trajectories {tuple(z.shape)}: "
+            f"a risk cost looks at the spread of particles (B, N, P, H+1, D), got trajectories "
+            f"{tuple(z.shape)}: "
             "plan with particles=..."
         )
     particles = z.shape[2]
@@ -208,7 +248,8 @@ def _per_particle(cost: Cost, z: Tensor, a: Tensor) -> Tensor:
 
 
 class RiskCost:
-    """mean + kappa * std of a cost over the particles. kappa > 0 avoids risk, < 0 seeks it, 0 is the mean.
+    """mean + kappa * std of a cost over the particles. kappa > 0 avoids risk, < 0 seeks it, 0 is
+    the mean.
 
     Args:
         cost: of one trajectory, such as `GoalCost`.
@@ -242,22 +283,28 @@ class CVaRCost:
 
 
 class DisagreementCost:
-    """Variance between particles, averaged over steps and dimensions: with one ensemble member per particle its disagreement.
+    """Variance between particles, averaged over steps and dimensions: with one ensemble member per
+    particle its disagreement.
 
-    As a cost it keeps plans where the model knows; with a negative weight in `SumCost` it is curiosity.
-    """
+    As a cost it keeps plans where the model knows; with a negative weight in `SumCost` it is
+    curiosity."""
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
         if z.dim() != 5 or z.shape[2] < 2:
-            raise ValueError(f"DisagreementCost needs two or more particles (B, N, P, H+1, D), got {tuple(z.shape)}.")
+            raise ValueError(
+                f"DisagreementCost needs two or more particles (B, N, P, H+1, D), got "
+                f"{tuple(z.shape)}."
+            )
         return z[..., 1:, :].var(2, correction=0).mean((-2, -1))
 
 
 class ShellCost:
-    """How far a plan leaves the data: latents of N(0, I) lie on a shell, |z| = sqrt(D - 1/2) with std sqrt(1/2).
+    """How far a plan leaves the data: latents of N(0, I) lie on a shell, |z| = sqrt(D - 1/2) with
+    std sqrt(1/2).
 
-    mean_h max(0, |deviation in standard deviations| - tolerance)^2. A mean rollout under uncertainty shrinks towards the
-    origin by right, so only the outside counts unless `inside` is set.
+    mean_h max(0, |deviation in standard deviations| - tolerance)^2. A mean rollout under
+    uncertainty shrinks towards the origin by right, so only the outside counts unless `inside` is
+    set.
 
     Args:
         tolerance: free standard deviations.
@@ -278,7 +325,8 @@ class ShellCost:
         return cost.mean(2) if cost.dim() == 3 else cost
 
 
-# --------------------------------------------------------------------------------------------------------------------- sum
+# --  ----------------------------------------------------------------------------------------------
+# sum
 
 
 class SumCost:
@@ -291,7 +339,9 @@ class SumCost:
     def __init__(self, terms: Mapping[str, Cost | tuple[float, Cost]]):
         if not terms:
             raise ValueError("SumCost expects at least one term.")
-        self._terms = {name: term if isinstance(term, tuple) else (1.0, term) for name, term in terms.items()}
+        self._terms = {
+            name: term if isinstance(term, tuple) else (1.0, term) for name, term in terms.items()
+        }
 
     def terms(self, z: Tensor, a: Tensor) -> dict[str, Tensor]:
         """Every term by name, (B, N) each; they sum to the cost."""

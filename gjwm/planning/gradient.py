@@ -1,4 +1,6 @@
-"""Planners that differentiate the score: Adam through the model from several starts, alone or after sampling."""
+"""Planners that differentiate the score: Adam through the model from several starts, alone or after
+sampling.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,28 @@ from gjwm.planning.noise import coloured_noise
 from gjwm.planning.sampling import CEM
 from gjwm.planning.search import BoxPlanner, Clock, Judge
 
-BETAS = (0.9, 0.99)  # of Adam; tens of steps are made, so the second moment must settle sooner than in training
+BETAS = (
+    0.9,
+    0.99,
+)  # of Adam; tens of steps are made, so the second moment must settle sooner than in training
 
 
 class GradientPlanner(BoxPlanner):
-    """Projected Adam on the actions, from the warm start, the proposals and noisy copies, all as one batch.
+    """Projected Adam on the actions, from the warm start, the proposals and noisy copies, all as
+    one batch.
 
-    For smooth latent costs: few candidates, each much improved. In contact-rich or chaotic dynamics, and where a goal lies
-    behind an obstacle that no start gets around, sampling is more robust. The score has to be differentiable in its actions;
-    its gradient is taken even under `torch.no_grad` or `torch.inference_mode`, but tensors that the score closes over must not
-    have been made under the latter.
+    For smooth latent costs: few candidates, each much improved. In contact-rich or chaotic
+    dynamics, and where a goal lies behind an obstacle that no start gets around, sampling is more
+    robust. The score has to be differentiable in its actions; its gradient is taken even under
+    `torch.no_grad` or `torch.inference_mode`, but tensors that the score closes over must not have
+    been made under the latter.
 
     Args:
         starts: plans descended from at once.
         iterations: gradient steps.
         survivors: after a third of the steps only this many best starts go on; None keeps all.
-        lr: Adam's first step size, in units of the action range's half width; it falls to 0 along a cosine.
+        lr: Adam's first step size, in units of the action range's half width; it falls to 0 along a
+            cosine.
         noise_beta, init_std: of the noisy copies, see `CEM`.
         **box: low, high, repeat, budget_ms of `BoxPlanner`.
     """
@@ -48,32 +56,50 @@ class GradientPlanner(BoxPlanner):
         super().__init__(**box)
         if starts < 1 or iterations < 1 or not lr > 0 or not init_std > 0:
             raise ValueError(
-                f"GradientPlanner expects starts, iterations >= 1 and lr, init_std > 0, got starts={starts}, "
+                f"GradientPlanner expects starts, iterations >= 1 and lr, init_std > 0, got "
+                f"starts={starts}, "
                 f"iterations={iterations}, lr={lr}, init_std={init_std}."
             )
         if survivors is not None and not 1 <= survivors:
-            raise ValueError(f"survivors must be at least 1, or None to keep all starts, got {survivors}.")
+            raise ValueError(
+                f"survivors must be at least 1, or None to keep all starts, got {survivors}."
+            )
         self.starts, self.iterations, self.survivors = starts, iterations, survivors
         self.lr, self.noise_beta, self.init_std = lr, noise_beta, init_std
 
     def search(
-        self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
+        self,
+        judge: Judge,
+        knots: Tensor,
+        proposals: Tensor | None,
+        generator: Generator | None,
+        clock: Clock,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         with torch.inference_mode(False), torch.no_grad():
             knots = knots.clone()
-            offered = knots[:, None] if proposals is None else torch.cat([knots[:, None], proposals.clone()], 1)
+            offered = (
+                knots[:, None]
+                if proposals is None
+                else torch.cat([knots[:, None], proposals.clone()], 1)
+            )
             offered = offered[:, : self.starts]
             shape = (len(knots), self.starts - offered.shape[1], *knots.shape[1:])
             noise = coloured_noise(shape, self.noise_beta, generator=generator, device=knots.device)
             starts = torch.cat([offered, (knots[:, None] + self.init_std * noise).clamp(-1, 1)], 1)
             plans, cost = descend(
-                judge, starts, iterations=self.iterations, lr=self.lr, survivors=self.survivors, clock=clock
+                judge,
+                starts,
+                iterations=self.iterations,
+                lr=self.lr,
+                survivors=self.survivors,
+                clock=clock,
             )
             return plans[:, 0], plans.std(1, correction=0), cost[:, 0], plans
 
 
 class HybridPlanner(BoxPlanner):
-    """CEM for a few rounds, then its best elites refined by Adam: sampling finds the valley, the gradient its bottom.
+    """CEM for a few rounds, then its best elites refined by Adam: sampling finds the valley, the
+    gradient its bottom.
 
     Args:
         samples, iterations, elites, noise_beta, init_std, covariance: of the sampling, see `CEM`.
@@ -102,7 +128,8 @@ class HybridPlanner(BoxPlanner):
         super().__init__(**box)
         if not 1 <= refined <= elites or gradient_steps < 1 or not lr > 0:
             raise ValueError(
-                f"HybridPlanner expects 1 <= refined <= elites, gradient_steps >= 1 and lr > 0, got refined={refined}, "
+                f"HybridPlanner expects 1 <= refined <= elites, gradient_steps >= 1 and lr > 0, "
+                f"got refined={refined}, "
                 f"elites={elites}, gradient_steps={gradient_steps}, lr={lr}."
             )
         self.refined, self.gradient_steps, self.lr = refined, gradient_steps, lr
@@ -119,22 +146,38 @@ class HybridPlanner(BoxPlanner):
         )
 
     def search(
-        self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
+        self,
+        judge: Judge,
+        knots: Tensor,
+        proposals: Tensor | None,
+        generator: Generator | None,
+        clock: Clock,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         best, std, cost, elite = self._cem.search(judge, knots, proposals, generator, clock)
         if not clock.another_round():
             return best, std, cost, elite
         with torch.inference_mode(False), torch.no_grad():
             plans, cost = descend(
-                judge, elite[:, : self.refined].clone(), iterations=self.gradient_steps, lr=self.lr, clock=clock
+                judge,
+                elite[:, : self.refined].clone(),
+                iterations=self.gradient_steps,
+                lr=self.lr,
+                clock=clock,
             )
         return plans[:, 0], std, cost[:, 0], plans
 
 
 def descend(
-    judge: Judge, plans: Tensor, *, iterations: int, lr: float, survivors: int | None = None, clock: Clock
+    judge: Judge,
+    plans: Tensor,
+    *,
+    iterations: int,
+    lr: float,
+    survivors: int | None = None,
+    clock: Clock,
 ) -> tuple[Tensor, Tensor]:
-    """Improve plans (B, S, K, A) by projected Adam -> the best that each start saw, sorted: (B, S', K, A), cost (B, S').
+    """Improve plans (B, S, K, A) by projected Adam -> the best that each start saw, sorted: (B, S',
+    K, A), cost (B, S').
 
     Call it under `torch.no_grad`.
 
@@ -149,7 +192,8 @@ def descend(
             cost = judge(x, best_cost.isfinite().any(1))
             if not cost.requires_grad:
                 raise ValueError(
-                    "this planner needs a score that is differentiable in the actions, and this one is not (a simulator, or "
+                    "this planner needs a score that is differentiable in the actions, and this "
+                    "one is not (a simulator, or "
                     "torch.no_grad inside?): use a sampling planner such as CEM."
                 )
             (gradient,) = torch.autograd.grad(cost.sum(), x, allow_unused=True)
@@ -157,7 +201,10 @@ def descend(
             gradient = torch.zeros_like(plans)
         cost = cost.detach()
         better = cost < best_cost
-        best, best_cost = torch.where(better[..., None, None], plans, best), torch.where(better, cost, best_cost)
+        best, best_cost = (
+            torch.where(better[..., None, None], plans, best),
+            torch.where(better, cost, best_cost),
+        )
         # A dropped candidate has no gradient: its start rests and its best counts.
         gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         first = BETAS[0] * first + (1 - BETAS[0]) * gradient
@@ -174,6 +221,9 @@ def descend(
             break
     cost = judge(plans, best_cost.isfinite().any(1))
     better = cost < best_cost
-    best, best_cost = torch.where(better[..., None, None], plans, best), torch.where(better, cost, best_cost)
+    best, best_cost = (
+        torch.where(better[..., None, None], plans, best),
+        torch.where(better, cost, best_cost),
+    )
     order = best_cost.argsort(1)
     return best.gather(1, order[..., None, None].expand_as(best)), best_cost.gather(1, order)

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gjwm import draws
+from gjwm._core import draws
 from gjwm.planning.noise import coloured_covariance, coloured_noise
 from gjwm.planning.search import BoxPlanner, Clock, Judge
 
 
 class _Diagonal:
-    """A Gaussian with one std per knot and action, whose noise keeps the same spectrum along time in every round."""
+    """A Gaussian with one std per knot and action, whose noise keeps the same spectrum along time
+    in every round.
+    """
 
     def __init__(self, mean: Tensor, init_std: float, min_std: float, beta: float, memory: float):
         self.std = torch.full_like(mean, init_std)
@@ -26,25 +28,32 @@ class _Diagonal:
         out.add_(mean[:, None])
 
     def refit(self, elite: Tensor, weights: Tensor, old: Tensor, new: Tensor) -> None:
-        """Mix with the elites' spread. elite (B, E, K, A); weights (B, E) sum to 1; means (B, K, A)."""
+        """Mix with the elites' spread. elite (B, E, K, A); weights (B, E) sum to 1; means (B, K,
+        A).
+        """
         centre = (weights[..., None, None] * elite).sum(1, keepdim=True)
         spread = (weights[..., None, None] * (elite - centre).square()).sum(1).sqrt()
         self.std = (self.memory * self.std + (1 - self.memory) * spread).clamp(min=self.min_std)
 
 
 class _Full:
-    """A Gaussian with the full covariance of all knots and actions, which starts as that of the coloured noise.
+    """A Gaussian with the full covariance of all knots and actions, which starts as that of the
+    coloured noise.
 
-    It learns by CMA-ES's rank-mu update: the elites' second moment about the mean they were drawn from. Directions in which
-    the mean travels so gain variance instead of losing it, and the search does not freeze on its way.
-    """
+    It learns by CMA-ES's rank-mu update: the elites' second moment about the mean they were drawn
+    from. Directions in which the mean travels so gain variance instead of losing it, and the search
+    does not freeze on its way."""
 
     def __init__(self, mean: Tensor, init_std: float, min_std: float, beta: float, memory: float):
         _, knots, actions = mean.shape
         time = coloured_covariance(knots, beta).to(mean)
-        start = init_std**2 * torch.kron(time, torch.eye(actions, device=mean.device, dtype=mean.dtype))
+        start = init_std**2 * torch.kron(
+            time, torch.eye(actions, device=mean.device, dtype=mean.dtype)
+        )
         self.covariance = start.expand(len(mean), -1, -1)
-        self.floor = max(min_std, 1e-4) ** 2 * torch.eye(knots * actions, device=mean.device, dtype=mean.dtype)
+        self.floor = max(min_std, 1e-4) ** 2 * torch.eye(
+            knots * actions, device=mean.device, dtype=mean.dtype
+        )
         self.memory, self.shape = memory, mean.shape
 
     @property
@@ -53,7 +62,9 @@ class _Full:
 
     def fill(self, out: Tensor, mean: Tensor, generator: Generator | None) -> None:
         envs, samples = out.shape[:2]
-        white = draws.normal((envs, samples, self.floor.shape[0]), generator, device=out.device, dtype=out.dtype)
+        white = draws.normal(
+            (envs, samples, self.floor.shape[0]), generator, device=out.device, dtype=out.dtype
+        )
         factor, _ = torch.linalg.cholesky_ex(self.covariance + self.floor)
         out.copy_(torch.baddbmm(mean.reshape(envs, 1, -1), white, factor.mT).view_as(out))
 
@@ -91,17 +102,27 @@ class _Refitting(BoxPlanner):
         _check_sampling(name, samples, iterations, elites, init_std, min_std)
         if not 0 <= momentum < 1 or not 0 <= memory <= 1 or tolerance < 0:
             raise ValueError(
-                f"{name} expects 0 <= momentum < 1, 0 <= memory <= 1 and tolerance >= 0, got momentum={momentum}, "
+                f"{name} expects 0 <= momentum < 1, 0 <= memory <= 1 and tolerance >= 0, got "
+                f"momentum={momentum}, "
                 f"memory={memory}, tolerance={tolerance}."
             )
         if covariance not in _SPREADS:
-            raise ValueError(f"{name}'s covariance must be 'diagonal' or 'full', got {covariance!r}.")
+            raise ValueError(
+                f"{name}'s covariance must be 'diagonal' or 'full', got {covariance!r}."
+            )
         self.samples, self.iterations, self.elites = samples, iterations, elites
         self.noise_beta, self.init_std, self.min_std = noise_beta, init_std, min_std
-        self.momentum, self.covariance, self.memory, self.tolerance = momentum, covariance, memory, tolerance
+        self.momentum, self.covariance, self.memory, self.tolerance = (
+            momentum,
+            covariance,
+            memory,
+            tolerance,
+        )
 
     def weigh(self, costs: Tensor) -> Tensor:
-        """Sorted costs of the elites (B, E), infinite where a candidate was dropped -> weights (B, E), not all 0."""
+        """Sorted costs of the elites (B, E), infinite where a candidate was dropped -> weights (B,
+        E), not all 0.
+        """
         return costs.isfinite().to(costs.dtype)
 
     def population(self, round_: int) -> int:
@@ -109,12 +130,19 @@ class _Refitting(BoxPlanner):
         return max(int(self.samples * self.decay**-round_), min(2 * self.elites, self.samples))
 
     def search(
-        self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
+        self,
+        judge: Judge,
+        knots: Tensor,
+        proposals: Tensor | None,
+        generator: Generator | None,
+        clock: Clock,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         mean, offered = knots, knots[:, None]
         if proposals is not None:
             offered = torch.cat([offered, proposals], 1)[:, : self.samples]
-        spread = _SPREADS[self.covariance](mean, self.init_std, self.min_std, self.noise_beta, self.memory)
+        spread = _SPREADS[self.covariance](
+            mean, self.init_std, self.min_std, self.noise_beta, self.memory
+        )
         buffer = knots.new_empty(len(knots), self.samples, *knots.shape[1:])
         first_range = None
         for round_ in range(self.iterations):
@@ -131,7 +159,9 @@ class _Refitting(BoxPlanner):
             offered = elite[:, : max(1, round(self.keep * self.elites))]
             weights = self.weigh(costs)
             weights = weights / weights.sum(1, keepdim=True)
-            centre = self.momentum * mean + (1 - self.momentum) * (weights[..., None, None] * elite).sum(1)
+            centre = self.momentum * mean + (1 - self.momentum) * (
+                weights[..., None, None] * elite
+            ).sum(1)
             spread.refit(elite, weights, mean, centre)
             mean = centre
             if last or not clock.another_round():
@@ -145,30 +175,37 @@ class _Refitting(BoxPlanner):
 
 
 class CEM(_Refitting):
-    """Cross-entropy method with time-correlated noise (the sampling distribution of iCEM, Pinneri et al., 2020).
+    """Cross-entropy method with time-correlated noise (the sampling distribution of iCEM, Pinneri
+    et al., 2020).
 
-    Each round draws candidates around the mean, clips them to the bounds and refits mean and spread to the elites. The warm
-    start and the best plan so far always compete, so no round makes the returned plan worse.
+    Each round draws candidates around the mean, clips them to the bounds and refits mean and spread
+    to the elites. The warm start and the best plan so far always compete, so no round makes the
+    returned plan worse.
 
-    The defaults of `CEM`, `ICEM` and `MPPI` are set to find an optimum: 512 candidates and 32 rounds (iCEM, whose
-    population shrinks: 40) reach that of a bowl or of LQR, 24 to 30 numbers, within 1%. An agent that replans at every
+    The defaults of `CEM`, `ICEM` and `MPPI` are set to find an optimum: 512 candidates and 32
+    rounds (iCEM, whose
+    population shrinks: 40) reach that of a bowl or of LQR, 24 to 30 numbers, within 1%. An agent
+    that replans at every
     step from a warm start can do with far fewer: `configs/planner` holds such settings.
 
     Args:
         samples: candidates per round.
         iterations: rounds of sampling and refitting.
-        elites: candidates that the distribution is refitted to; None: an eighth of the samples (a quarter in `MPPI`).
-        noise_beta: exponent of the noise's spectrum along time, see `coloured_noise`. 2 explores far with few candidates, but
-            with a diagonal covariance every round keeps to plans that drift slowly and never reaches one that does not.
+        elites: candidates that the distribution is refitted to; None: an eighth of the samples (a
+            quarter in `MPPI`).
+        noise_beta: exponent of the noise's spectrum along time, see `coloured_noise`. 2 explores
+            far with few candidates, but with a diagonal covariance every round keeps to plans that
+            drift slowly and never reaches one that does not.
         init_std: first standard deviation, in units of the action range's half width.
         min_std: floor of the standard deviation: how far the last rounds still look around.
         momentum: share of the old mean kept at each refit.
-        covariance: "diagonal": one std per action and step, noise always coloured; "full": also the correlations between
-            steps and actions, learnt from the elites as in CMA-ES (Hansen & Ostermeier, 2001). A diagonal cannot follow a
-            narrow valley, as in any plan whose early actions must be balanced by later ones. O((H A / repeat)^3) per round.
+        covariance: "diagonal": one std per action and step, noise always coloured; "full": also the
+            correlations between steps and actions, learnt from the elites as in CMA-ES (Hansen &
+            Ostermeier, 2001). A diagonal cannot follow a narrow valley, as in any plan whose early
+            actions must be balanced by later ones. O((H A / repeat)^3) per round.
         memory: share of the old spread kept at each refit.
-        tolerance: stop early once, in every problem, the elites' costs lie within this share of the range of the first
-            round's elites: they agree. 0 never stops.
+        tolerance: stop early once, in every problem, the elites' costs lie within this share of the
+            range of the first round's elites: they agree. 0 never stops.
         **box: low, high, repeat, budget_ms of `BoxPlanner`.
     """
 
@@ -203,15 +240,19 @@ class CEM(_Refitting):
 
 
 class ICEM(_Refitting):
-    """iCEM (Pinneri et al., 2020) with a learnt covariance: a shrinking population, and elites kept from round to round.
+    """iCEM (Pinneri et al., 2020) with a learnt covariance: a shrinking population, and elites kept
+    from round to round.
 
-    A share of the elites competes again in the next round, the mean itself in the last, and `Plan.elites` lets the agent
-    offer them, shifted by a step, to the next plan. The paper's own sampling is covariance="diagonal".
+    A share of the elites competes again in the next round, the mean itself in the last, and
+    `Plan.elites` lets the agent offer them, shifted by a step, to the next plan. The paper's own
+    sampling is covariance="diagonal".
 
     Args:
-        decay: each round has this factor fewer candidates than the one before, but at least twice the elites.
+        decay: each round has this factor fewer candidates than the one before, but at least twice
+            the elites.
         keep: share of the elites that competes again.
-        samples, iterations, elites, noise_beta, init_std, min_std, momentum, covariance, memory, tolerance: see `CEM`.
+        samples, iterations, elites, noise_beta, init_std, min_std, momentum, covariance, memory,
+            tolerance: see `CEM`.
         **box: low, high, repeat, budget_ms of `BoxPlanner`.
     """
 
@@ -246,20 +287,24 @@ class ICEM(_Refitting):
             **box,
         )
         if decay < 1 or not 0 <= keep <= 1:
-            raise ValueError(f"ICEM expects decay >= 1 and 0 <= keep <= 1, got decay={decay} and keep={keep}.")
+            raise ValueError(
+                f"ICEM expects decay >= 1 and 0 <= keep <= 1, got decay={decay} and keep={keep}."
+            )
         self.decay, self.keep = decay, keep
 
 
 class MPPI(_Refitting):
-    """Path integral control in the form of TD-MPC2 (Hansen et al., 2024): softmax weights over the elites, spread refitted.
+    """Path integral control in the form of TD-MPC2 (Hansen et al., 2024): softmax weights over the
+    elites, spread refitted.
 
-    The weights are exp(-(c - c_best) / (temperature * (c_worst elite - c_best))): relative to the elites' range, so one
-    temperature serves costs of any scale. With elites = samples, memory = 1, momentum = 0 and a diagonal covariance the
-    spread stays as it is, as in Williams et al. (2017).
+    The weights are exp(-(c - c_best) / (temperature * (c_worst elite - c_best))): relative to the
+    elites' range, so one temperature serves costs of any scale. With elites = samples, memory = 1,
+    momentum = 0 and a diagonal covariance the spread stays as it is, as in Williams et al. (2017).
 
     Args:
         temperature: small follows the best candidate, large averages the elites as CEM does.
-        samples, iterations, elites, noise_beta, init_std, min_std, momentum, covariance, memory, tolerance: see `CEM`.
+        samples, iterations, elites, noise_beta, init_std, min_std, momentum, covariance, memory,
+            tolerance: see `CEM`.
         **box: low, high, repeat, budget_ms of `BoxPlanner`.
     """
 
@@ -300,7 +345,9 @@ class MPPI(_Refitting):
 
     def weigh(self, costs: Tensor) -> Tensor:
         best = costs[:, :1]
-        spread = (torch.where(costs.isfinite(), costs, best).amax(1, keepdim=True) - best).clamp(min=1e-12)
+        spread = (torch.where(costs.isfinite(), costs, best).amax(1, keepdim=True) - best).clamp(
+            min=1e-12
+        )
         return torch.exp(-(costs - best) / (self.temperature * spread))
 
 
@@ -312,15 +359,26 @@ class RandomShooting(BoxPlanner):
         **box: low, high, repeat, budget_ms of `BoxPlanner`.
     """
 
-    def __init__(self, *, samples: int = 1024, noise_beta: float = 1.0, init_std: float = 0.7, **box: Any):
+    def __init__(
+        self, *, samples: int = 1024, noise_beta: float = 1.0, init_std: float = 0.7, **box: Any
+    ):
         super().__init__(**box)
         _check_sampling("RandomShooting", samples, 1, 1, init_std, 0.0)
         self.samples, self.noise_beta, self.init_std = samples, noise_beta, init_std
 
     def search(
-        self, judge: Judge, knots: Tensor, proposals: Tensor | None, generator: Generator | None, clock: Clock
+        self,
+        judge: Judge,
+        knots: Tensor,
+        proposals: Tensor | None,
+        generator: Generator | None,
+        clock: Clock,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        offered = knots[:, None] if proposals is None else torch.cat([knots[:, None], proposals], 1)[:, : self.samples]
+        offered = (
+            knots[:, None]
+            if proposals is None
+            else torch.cat([knots[:, None], proposals], 1)[:, : self.samples]
+        )
         noise = coloured_noise(
             (len(knots), self.samples - offered.shape[1], *knots.shape[1:]),
             self.noise_beta,
@@ -333,11 +391,16 @@ class RandomShooting(BoxPlanner):
         return best, torch.full_like(knots, self.init_std), cost, None
 
 
-def _check_sampling(name: str, samples: int, iterations: int, elites: int, init_std: float, min_std: float) -> None:
+def _check_sampling(
+    name: str, samples: int, iterations: int, elites: int, init_std: float, min_std: float
+) -> None:
     if not 1 <= elites <= samples or iterations < 1:
         raise ValueError(
-            f"{name} expects 1 <= elites <= samples and iterations >= 1, got elites={elites}, samples={samples}, "
+            f"{name} expects 1 <= elites <= samples and iterations >= 1, got elites={elites}, "
+            f"samples={samples}, "
             f"iterations={iterations}."
         )
     if not init_std > 0 or min_std < 0:
-        raise ValueError(f"{name} expects init_std > 0 and min_std >= 0, got {init_std} and {min_std}.")
+        raise ValueError(
+            f"{name} expects init_std > 0 and min_std >= 0, got {init_std} and {min_std}."
+        )

@@ -1,9 +1,11 @@
-"""What a run's folder says, on one page: `write_report` draws report.html, `judge` says whether the model is good and why."""
+"""What a run's folder says, on one page: `write_report` draws report.html, `judge` says whether the
+model is good and why.
+"""
 
-from gjwm.report.live import LiveReport
-from gjwm.report.page import write_report
-from gjwm.report.run import ARRAYS, EVALUATION, GALLERY, load_run, save_arrays
-from gjwm.report.verdict import Verdict, judge
+from gjwm.evaluation.verdict import Verdict, judge
+from gjwm.reporting.live import LiveReport
+from gjwm.reporting.page import write_report
+from gjwm.reporting.run import ARRAYS, EVALUATION, GALLERY, load_run, save_arrays
 
 __all__ = [
     "ARRAYS",

@@ -1,4 +1,6 @@
-"""The figures of a report, each from plain numbers to a plot with a title, a legend and one sentence on how to read it."""
+"""The figures of a report, each from plain numbers to a plot with a title, a legend and one
+sentence on how to read it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gjwm.report.svg import Plot, extent, ticks
+from gjwm.reporting.svg import Plot, extent, ticks
 
 POLICIES = {"model": "model", "oracle": "true simulator", "random": "random", "hold": "stand still"}
 _ROLES = {"model": "model", "oracle": "oracle", "random": "chance", "hold": "plain"}
@@ -27,40 +29,62 @@ class Figure:
 
 def _counted(last: int) -> list[tuple[float, str]]:
     """Ticks of an axis that counts from 1."""
-    return [(1, "1"), *((value, f"{value:g}") for value in ticks(0, last, 4) if value > 0.15 * last and value % 1 == 0)]
+    return [
+        (1, "1"),
+        *(
+            (value, f"{value:g}")
+            for value in ticks(0, last, 4)
+            if value > 0.15 * last and value % 1 == 0
+        ),
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------- planning
+# --  ----------------------------------------------------------------------------------------------
+# planning
 
 
 def success_figure(planning: Mapping[str, Any]) -> Figure:
     """Success of the model and of who it is measured against, with Wilson's intervals."""
     rows = [
-        (key, planning if key == "model" else planning[key]) for key in POLICIES if key == "model" or key in planning
+        (key, planning if key == "model" else planning[key])
+        for key in POLICIES
+        if key == "model" or key in planning
     ]
     plot = Plot(
         x=(-0.6, len(rows) - 0.4),
         y=(0, 1.08),
         x_label="who acts",
         y_label="share of goals reached",
-        describe="Success: " + ", ".join(f"{POLICIES[k]} {row['success_rate']:.0%}" for k, row in rows),
+        describe="Success: "
+        + ", ".join(f"{POLICIES[k]} {row['success_rate']:.0%}" for k, row in rows),
         x_ticks=[(i, POLICIES[key]) for i, (key, _) in enumerate(rows)],
     )
     for i, (key, row) in enumerate(rows):
         low, high = row["ci95"]
         plot.bars((i - 0.32, i + 0.32), (row["success_rate"],), _ROLES[key])
         plot.interval(i, low, high, "ink")
-        plot.text(i + 0.06, min(high + 0.015, 1.02), f"{row['success_rate']:.0%}", "value", anchor="start")
+        plot.text(
+            i + 0.06, min(high + 0.015, 1.02), f"{row['success_rate']:.0%}", "value", anchor="start"
+        )
     protocol = planning["protocol"]
     kappa = protocol.get("kappa")
-    members = "" if kappa is None else f" The model's plans are judged by all members of its ensemble, kappa {kappa:g}."
-    goal = f"{protocol['goal_offset']} steps ahead" if protocol["goals"] == "ahead" else "drawn by the world"
+    members = (
+        ""
+        if kappa is None
+        else f" The model's plans are judged by all members of its ensemble, kappa {kappa:g}."
+    )
+    goal = (
+        f"{protocol['goal_offset']} steps ahead"
+        if protocol["goals"] == "ahead"
+        else "drawn by the world"
+    )
     return Figure(
         "planning-success",
         "Goals reached",
         plot,
         f"{planning['episodes']} held-out goals {goal}, {protocol['steps']} steps to come within "
-        f"{protocol['success_radius']:g} of them, the same for all. Whiskers: 95% (Wilson).{members}",
+        f"{protocol['success_radius']:g} of them, the same for all. Whiskers: 95% "
+        f"(Wilson).{members}",
     )
 
 
@@ -81,8 +105,16 @@ def reached_figure(arrays: Mapping[str, np.ndarray], radius: float) -> Figure | 
         near = distance <= radius
         near[:, 0] = False  # to start there is no success
         share = np.maximum.accumulate(near, 1).mean(0)
-        plot.line(range(steps), share.tolist(), _ROLES[key], POLICIES[key], dashed=key not in ("model", "oracle"))
-    return Figure("planning-reached", "How fast", plot, "Steep and early is good; a late rise means detours.")
+        plot.line(
+            range(steps),
+            share.tolist(),
+            _ROLES[key],
+            POLICIES[key],
+            dashed=key not in ("model", "oracle"),
+        )
+    return Figure(
+        "planning-reached", "How fast", plot, "Steep and early is good; a late rise means detours."
+    )
 
 
 def distance_figure(arrays: Mapping[str, np.ndarray], radius: float) -> Figure | None:
@@ -102,9 +134,20 @@ def distance_figure(arrays: Mapping[str, np.ndarray], radius: float) -> Figure |
     )
     plot.band(range(steps), quarters[0].tolist(), quarters[1].tolist(), "model")
     for key, median in medians.items():
-        plot.line(range(steps), median.tolist(), _ROLES[key], POLICIES[key], dashed=key not in ("model", "oracle"))
+        plot.line(
+            range(steps),
+            median.tolist(),
+            _ROLES[key],
+            POLICIES[key],
+            dashed=key not in ("model", "oracle"),
+        )
     plot.level(radius, "ideal", "success radius")
-    return Figure("planning-distance", "On the way", plot, "Medians; shaded: the middle half of the model's attempts.")
+    return Figure(
+        "planning-distance",
+        "On the way",
+        plot,
+        "Medians; shaded: the middle half of the model's attempts.",
+    )
 
 
 def _distances(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -112,7 +155,8 @@ def _distances(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found if "model" in found else {}
 
 
-# -------------------------------------------------------------------------------------------------------------- prediction
+# --  ----------------------------------------------------------------------------------------------
+# prediction
 
 
 def prediction_figure(prediction: Mapping[str, Any]) -> Figure:
@@ -120,7 +164,9 @@ def prediction_figure(prediction: Mapping[str, Any]) -> Figure:
     steps = list(range(1, prediction["horizon"] + 1))
     ours = prediction["r2_by_horizon"]
     linear, floor = prediction.get("linear_gaussian"), prediction.get("noise_floor")
-    shown = [ours, prediction["copy_last_r2_by_horizon"]] + ([linear["r2_by_horizon"]] if linear else [])
+    shown = [ours, prediction["copy_last_r2_by_horizon"]] + (
+        [linear["r2_by_horizon"]] if linear else []
+    )
     lowest = min(min(values) for values in shown)
     plot = Plot(
         x=(1, max(steps[-1], 1.5)),
@@ -128,7 +174,10 @@ def prediction_figure(prediction: Mapping[str, Any]) -> Figure:
         x_label="agent steps ahead",
         y_label="R² of the latent",
         x_ticks=_counted(steps[-1]),
-        describe=f"R squared of open-loop prediction, from {ours[0]:.3f} at 1 step to {ours[-1]:.3f} at {steps[-1]} steps.",
+        describe=(
+            f"R squared of open-loop prediction, from {ours[0]:.3f} at 1 step to "
+            f"{ours[-1]:.3f} at {steps[-1]} steps."
+        ),
     )
     if floor is not None and any(r2 is not None for r2 in floor["r2_by_horizon"]):
         plot.line(steps, floor["r2_by_horizon"], "ideal", "noise floor", dashed=True)
@@ -141,10 +190,21 @@ def prediction_figure(prediction: Mapping[str, Any]) -> Figure:
     if floor is None:
         told = "This world cannot be played again, so its noise floor is unknown."
     elif floor["deterministic"]:
-        told = "Played again from the same state, the world does the same: a perfect model would reach 1."
+        told = (
+            "Played again from the same state, the world does the same: a perfect "
+            "model would reach 1."
+        )
     else:
-        told = f"The noise floor is what two futures of one state have in common ({floor['windows']} played again)."
-    return Figure("prediction-r2", "Open-loop prediction", plot, f"1 is perfect, 0 is guessing the mean. {told}")
+        told = (
+            f"The noise floor is what two futures of one state have in common "
+            f"({floor['windows']} played again)."
+        )
+    return Figure(
+        "prediction-r2",
+        "Open-loop prediction",
+        plot,
+        f"1 is perfect, 0 is guessing the mean. {told}",
+    )
 
 
 def rank_figure(prediction: Mapping[str, Any]) -> Figure:
@@ -161,7 +221,10 @@ def rank_figure(prediction: Mapping[str, Any]) -> Figure:
     )
     plot.line(steps, prediction["rank_accuracy_by_horizon"], "model", "model", dots=True)
     plot.level(prediction["rank_chance"], "chance", "chance")
-    note = f"How often the prediction is nearer to what happened than to {others} other moments. It needs no scale."
+    note = (
+        f"How often the prediction is nearer to what happened than to {others} "
+        f"other moments. It needs no scale."
+    )
     return Figure("prediction-rank", "Telling moments apart", plot, note)
 
 
@@ -169,7 +232,9 @@ def skill_figure(prediction: Mapping[str, Any]) -> Figure:
     """One-step log-likelihood over that of N(0, I)."""
     rows = [("model", "model", prediction["skill_nats_per_dim"])]
     if "linear_gaussian" in prediction:
-        rows.append(("linear", "linear-Gaussian", prediction["linear_gaussian"]["skill_nats_per_dim"]))
+        rows.append(
+            ("linear", "linear-Gaussian", prediction["linear_gaussian"]["skill_nats_per_dim"])
+        )
     rows.append(("plain", "copy the last", prediction["skill_copy_last_nats_per_dim"]))
     values = [value for *_, value in rows]
     plot = Plot(
@@ -181,32 +246,43 @@ def skill_figure(prediction: Mapping[str, Any]) -> Figure:
         x_ticks=[(i, name) for i, (_, name, _) in enumerate(rows)],
     )
     for i, (role, _, value) in enumerate(rows):
-        plot.bars((i - 0.3, i + 0.3), (value,), role) if value >= 0 else plot.dot(i, value, role, radius=4)
-        plot.text(i, max(value, 0) + 0.03 * (max(values) - min(0, *values)), f"{value:.2f}", "value")
+        plot.bars((i - 0.3, i + 0.3), (value,), role) if value >= 0 else plot.dot(
+            i, value, role, radius=4
+        )
+        plot.text(
+            i, max(value, 0) + 0.03 * (max(values) - min(0, *values)), f"{value:.2f}", "value"
+        )
     return Figure(
         "prediction-skill",
         "Skill of one step",
         plot,
-        "Likelihood gained on knowing only that z is N(0, I). The linear law has a full covariance, so where latents move "
+        "Likelihood gained on knowing only that z is N(0, I). The linear law has a full "
+        "covariance, so where latents move "
         "together it can lead and still predict worse.",
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- calibration
+# --  ----------------------------------------------------------------------------------------------
+# calibration
 
 
 def laws(calibration: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
     """(role, name, figures) of the one-step law and of up to two further ahead."""
-    ahead = sorted(int(key.removeprefix("horizon_")) for key in calibration if key.startswith("horizon_"))
+    ahead = sorted(
+        int(key.removeprefix("horizon_")) for key in calibration if key.startswith("horizon_")
+    )
     first = [("model", "1 step", calibration)]
     return first + [
-        (role, f"{k} steps", calibration[f"horizon_{k}"]) for role, k in zip(("second", "third"), ahead, strict=False)
+        (role, f"{k} steps", calibration[f"horizon_{k}"])
+        for role, k in zip(("second", "third"), ahead, strict=False)
     ]
 
 
 def coverage_from_pit(pit: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Levels and coverage of central intervals, from a histogram of the probability integral transform with an even number of
-    bins, each ideally 1: the middle 2k of B bins are the central interval of level 2k / B, exactly."""
+    """Levels and coverage of central intervals, from a histogram of the probability integral
+    transform with an even number of
+    bins, each ideally 1: the middle 2k of B bins are the central interval of level 2k / B,
+    exactly."""
     bins = len(pit)
     middle = bins // 2
     levels = [2 * k / bins for k in range(middle + 1)]
@@ -220,7 +296,9 @@ def reliability_figure(calibration: Mapping[str, Any]) -> Figure:
         y=(0, 1.02),
         x_label="promised",
         y_label="covered",
-        describe=f"Reliability: 90% intervals cover {calibration['coverage_90']:.3f} one step ahead.",
+        describe=(
+            f"Reliability: 90% intervals cover {calibration['coverage_90']:.3f} one step ahead."
+        ),
     )
     plot.line((0, 1), (0, 1), "ideal", "ideal", dashed=True)
     for role, name, law in laws(calibration):
@@ -270,7 +348,8 @@ def temperature_figure(calibration: Mapping[str, Any]) -> Figure | None:
     return Figure("calibration-temperature", "What calibration corrected", plot, note)
 
 
-# ---------------------------------------------------------------------------------------------------------------- geometry
+# --  ----------------------------------------------------------------------------------------------
+# geometry
 
 
 def spectrum_figure(arrays: Mapping[str, np.ndarray]) -> Figure:
@@ -282,13 +361,18 @@ def spectrum_figure(arrays: Mapping[str, np.ndarray]) -> Figure:
         y=(min(float(ours.min()), 0.1) / 1.5, 2 * max(float(ours.max()), 1.0)),
         x_label="principal direction",
         y_label="variance",
-        describe=f"Variance along the {len(ours)} principal directions, from {ours[0]:.2g} to {ours[-1]:.2g}.",
+        describe=(
+            f"Variance along the {len(ours)} principal directions, from "
+            f"{ours[0]:.2g} to {ours[-1]:.2g}."
+        ),
         log_y=True,
         x_ticks=_counted(len(ours)),
     )
     plot.line(rank, ideal.tolist(), "ideal", "Gaussian, same size")
     plot.line(rank, ours.tolist(), "model", "latents", dots=len(ours) <= 64)
-    note = "A cliff means unused directions: as many as there is nothing more to say, or a collapse."
+    note = (
+        "A cliff means unused directions: as many as there is nothing more to say, or a collapse."
+    )
     return Figure("geometry-spectrum", "Spectrum of the covariance", plot, note)
 
 
@@ -301,14 +385,26 @@ def quantile_figure(arrays: Mapping[str, np.ndarray]) -> Figure:
         y=extent(normal, slices.min(), slices.max()),
         x_label="quantile of N(0, 1)",
         y_label="quantile of the slice",
-        describe=f"Quantiles of {slices.shape[1]} random slices of the latents against a standard normal.",
+        describe=(
+            f"Quantiles of {slices.shape[1]} random slices of the latents against a "
+            f"standard normal."
+        ),
     )
     at = normal.tolist()
-    plot.band(at, arrays["slices_low"].tolist(), arrays["slices_high"].tolist(), "ideal", "95% of Gaussian slices")
+    plot.band(
+        at,
+        arrays["slices_low"].tolist(),
+        arrays["slices_high"].tolist(),
+        "ideal",
+        "95% of Gaussian slices",
+    )
     for k in range(slices.shape[1]):
         plot.line(at, slices[:, k].tolist(), "model", "slices" if k == 0 else None, faint=True)
     plot.line(at, slices.mean(1).tolist(), "model", "their mean")
-    note = "Random directions of z, one step of each episode. Inside the band they are as Gaussian as can be told."
+    note = (
+        "Random directions of z, one step of each episode. Inside the band "
+        "they are as Gaussian as can be told."
+    )
     return Figure("geometry-slices", "Quantiles of slices", plot, note)
 
 
@@ -327,12 +423,23 @@ def norm_figure(arrays: Mapping[str, np.ndarray]) -> Figure:
         y=(0, 1.08 * float(max(heights.max(), density.max()))),
         x_label="|z|",
         y_label="density",
-        describe=f"Norms of the latents, mean {norms.mean():.2f}; a Gaussian's would have mean {law.mean():.2f}.",
+        describe=(
+            f"Norms of the latents, mean {norms.mean():.2f}; a Gaussian's would "
+            f"have mean {law.mean():.2f}."
+        ),
     )
     plot.bars(edges.tolist(), heights.tolist(), "model", "latents")
-    plot.line(grid.tolist(), density.tolist(), "ideal", f"Gaussian in {len(arrays['spectrum'])} dimensions")
+    plot.line(
+        grid.tolist(),
+        density.tolist(),
+        "ideal",
+        f"Gaussian in {len(arrays['spectrum'])} dimensions",
+    )
     return Figure(
-        "geometry-norms", "Norms", plot, "Too wide: latents are spread unevenly between directions or moments."
+        "geometry-norms",
+        "Norms",
+        plot,
+        "Too wide: latents are spread unevenly between directions or moments.",
     )
 
 
@@ -351,28 +458,41 @@ def memory_figure(trajectory: Mapping[str, Any]) -> Figure:
     plot.level(float(np.exp(-1)), "ideal", "1/e")
     known = f"{time:.1f} steps" if time is not None else f"more than {len(rho) - 1} steps"
     note = (
-        f"Correlation time {known}. Straightness {straight:.2f} (1: straight lines; a Gaussian Markov chain "
+        f"Correlation time {known}. Straightness {straight:.2f} (1: straight lines; a Gaussian "
+        f"Markov chain "
         f"{trajectory['straightness_markov']:.2f}, white noise -0.5)."
     )
     return Figure("geometry-memory", "How latents move", plot, note)
 
 
-# ------------------------------------------------------------------------------------------------------------------ probes
+# --  ----------------------------------------------------------------------------------------------
+# probes
 
-PROBES = (("linear", "linear", "linear"), ("knn", "nearest neighbours", "second"), ("mlp", "MLP", "model"))
+PROBES = (
+    ("linear", "linear", "linear"),
+    ("knn", "nearest neighbours", "second"),
+    ("mlp", "MLP", "model"),
+)
 
 
 def probe_figure(probe: Mapping[str, Any]) -> Figure:
     """R² of every true state variable, by three probes, with intervals over episodes."""
     variables = probe["variables"]
-    ends = [row.get(f"{kind}_r2_ci95", [row[f"{kind}_r2"]])[0] for row in variables.values() for kind, *_ in PROBES]
+    ends = [
+        row.get(f"{kind}_r2_ci95", [row[f"{kind}_r2"]])[0]
+        for row in variables.values()
+        for kind, *_ in PROBES
+    ]
     plot = Plot(
         x=(-0.6, len(variables) - 0.4),
         y=(max(-0.5, min(0.0, *ends) - 0.02), 1.05),
         x_label="true state variable",
         y_label="R² on other episodes",
         describe="R squared of probes: "
-        + ", ".join(f"{name} {max(row[f'{kind}_r2'] for kind, *_ in PROBES):.2f}" for name, row in variables.items()),
+        + ", ".join(
+            f"{name} {max(row[f'{kind}_r2'] for kind, *_ in PROBES):.2f}"
+            for name, row in variables.items()
+        ),
         x_ticks=[(i, name) for i, name in enumerate(variables)],
     )
     for j, (kind, name, role) in enumerate(PROBES):
@@ -382,15 +502,23 @@ def probe_figure(probe: Mapping[str, Any]) -> Figure:
                 plot.interval(x, *row[f"{kind}_r2_ci95"], role)
             plot.dot(x, value, role, f"{name}: {value:.3f}", radius=3.6)
         plot.legend.append((role, "dot", name))
-    note = "What can be read from z. What only the MLP reads is there, but folded. Whiskers: 95% over episodes."
+    note = (
+        "What can be read from z. What only the MLP reads is there, but "
+        "folded. Whiskers: 95% over episodes."
+    )
     return Figure("probe-r2", "R² of probes", plot, note)
 
 
-# ---------------------------------------------------------------------------------------------------------------- training
+# --  ----------------------------------------------------------------------------------------------
+# training
 
 # Metrics that share a plot: title, keys, logarithmic?
 _PANELS = (
-    ("Prediction error in training", ("train/one_step", "train/open_loop", "train/alignment"), True),
+    (
+        "Prediction error in training",
+        ("train/one_step", "train/open_loop", "train/alignment"),
+        True,
+    ),
     ("Discrepancy to the Gaussian", ("train/discrepancy",), True),
     ("Loss, and the spread's part", ("loss", "train/nll"), False),
     ("Gradient norm", ("train/grad_norm",), True),
@@ -410,11 +538,14 @@ def training_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return [
         figure
         for title, group, log in panels
-        if (figure := _training_figure(title, [k for k in group if k in keys], metrics, log)) is not None
+        if (figure := _training_figure(title, [k for k in group if k in keys], metrics, log))
+        is not None
     ]
 
 
-def _training_figure(title: str, keys: list[str], metrics: Sequence[Mapping[str, Any]], log: bool) -> Figure | None:
+def _training_figure(
+    title: str, keys: list[str], metrics: Sequence[Mapping[str, Any]], log: bool
+) -> Figure | None:
     series = {}
     for key in keys:
         rows = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]

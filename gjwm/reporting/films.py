@@ -1,10 +1,12 @@
-"""Film goal-reaching attempts: what happened | the goal | what the model imagined | how sure it was, over curves.
+"""Film goal-reaching attempts: what happened | the goal | what the model imagined | how sure it
+was, over curves.
 
-An attempt is played again from its recorded actions, so that any of hundreds can be filmed after they were judged, and only
-those. What is imagined is the model's open loop: it sees the first observation and the executed actions, never a later picture,
-so its drift over the attempt is the model's own. Where pictures are stacked the first observation is the first whose stack is
-full: before, the start looks at rest and its speed cannot be known.
-"""
+An attempt is played again from its recorded actions, so that any of hundreds can be filmed after
+they were judged, and only
+those. What is imagined is the model's open loop: it sees the first observation and the executed
+actions, never a later picture, so its drift over the attempt is the model's own. Where pictures are
+stacked the first observation is the first whose stack is full: before, the start looks at rest and
+its speed cannot be known."""
 
 from __future__ import annotations
 
@@ -19,12 +21,21 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from gjwm.calibration import past_of
-from gjwm.collect import Episode, make_env
-from gjwm.decoder import ConvDecoder
-from gjwm.drawing import IMAGINED, TRUTH, UNSURE, Curves, draw_curves, draw_paths, fit, grid_film, spread_of
-from gjwm.drawing import stack_films as stack
-from gjwm.evaluate import (
+from gjwm._core.drawing import (
+    IMAGINED,
+    TRUTH,
+    UNSURE,
+    Curves,
+    draw_curves,
+    draw_paths,
+    fit,
+    grid_film,
+    spread_of,
+)
+from gjwm._core.drawing import stack_films as stack
+from gjwm._core.video import panel, write_video
+from gjwm.data.collect import Episode, make_env
+from gjwm.evaluation.evaluate import (
     Details,
     GoalEpisodes,
     GoalPairs,
@@ -34,10 +45,11 @@ from gjwm.evaluate import (
     goal_pairs_from_resets,
     model_policy,
 )
+from gjwm.evaluation.probes import Readout, mlp_readout
+from gjwm.models.calibration import past_of
+from gjwm.models.decoder import ConvDecoder
+from gjwm.models.world_model import WorldModel
 from gjwm.planning import Planner
-from gjwm.probes import Readout, mlp_readout
-from gjwm.video import panel, write_video
-from gjwm.world_model import WorldModel
 
 _WIDEST = 320  # pixels of one picture in a film
 
@@ -74,10 +86,16 @@ def play_again(env: gymnasium.Env, pairs: GoalPairs, actions: np.ndarray, index:
     return Recording(np.stack(observations), np.stack(frames), goal, np.array(rewards))
 
 
-def position_readout(latents: Tensor, episodes: Sequence[Episode], *, generator: Generator) -> Readout:
-    """z -> position, fitted on held-out latents (E, T+1, D): what imagined latents are drawn with, and nothing else."""
+def position_readout(
+    latents: Tensor, episodes: Sequence[Episode], *, generator: Generator
+) -> Readout:
+    """z -> position, fitted on held-out latents (E, T+1, D): what imagined latents are drawn with,
+    and nothing else.
+    """
     position = torch.from_numpy(np.concatenate([e.position for e in episodes])).double()
-    return mlp_readout(latents.flatten(0, 1).double().cpu(), position, steps=600, generator=generator)
+    return mlp_readout(
+        latents.flatten(0, 1).double().cpu(), position, steps=600, generator=generator
+    )
 
 
 @dataclass(frozen=True)
@@ -86,12 +104,14 @@ class Filming:
 
     Args:
         model, env: the env is made with render_mode="rgb_array".
-        pairs, attempts, plans: of the attempts, see `gjwm.evaluate`.
+        pairs, attempts, plans: of the attempts, see `gjwm.evaluation.evaluate`.
         decoder: z -> picture; None leaves the imagined columns out.
-        position: z -> position; None leaves out what needs one: plans over the picture, imagined distances.
+        position: z -> position; None leaves out what needs one: plans over the picture, imagined
+            distances.
         imagined_from: the step that the open loop starts from, whose stack of pictures is full.
         particles: samples of the open loop.
-        scale: pixels of a film per pixel of a picture, as far as that is no wider than 320; None: about 192 wide.
+        scale: pixels of a film per pixel of a picture, as far as that is no wider than 320; None:
+            about 192 wide.
         seed: of the particles.
     """
 
@@ -117,8 +137,12 @@ class Filming:
         generator = torch.Generator(device).manual_seed(self.seed)
         s = min(self.imagined_from, len(a) - 1)
         past = past_of(z[None], a[None], s) if self.model.dynamics.has_memory else None
-        mean = torch.cat([z[:s], self.model.rollout(z[s : s + 1], a[None, s:], past=past)[0]])  # (T+1, D)
-        samples = self.model.rollout(z[s : s + 1], a[None, s:], self.particles, generator, past=past)[0]
+        mean = torch.cat(
+            [z[:s], self.model.rollout(z[s : s + 1], a[None, s:], past=past)[0]]
+        )  # (T+1, D)
+        samples = self.model.rollout(
+            z[s : s + 1], a[None, s:], self.particles, generator, past=past
+        )[0]
         samples = torch.cat([z[:s].expand(self.particles, -1, -1), samples], 1)  # (P, T+1, D)
 
         size = self._size(*recording.goal.shape[:2])
@@ -139,7 +163,9 @@ class Filming:
         return stack([top, draw_curves(plots, width=top.shape[2])])
 
     def small(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """For a grid: frames (T+1, h, w, 3) with the goal shining through, and where it is reached (T+1,)."""
+        """For a grid: frames (T+1, h, w, 3) with the goal shining through, and where it is reached
+        (T+1,).
+        """
         recording = play_again(self.env, self.pairs, self.attempts.actions, index)
         mixed = (0.7 * recording.frames + 0.3 * recording.goal).astype(np.uint8)
         near = self.attempts.distance[index] <= self.env.unwrapped.success_radius
@@ -156,10 +182,18 @@ class Filming:
     def _decoded(self, z: Tensor) -> np.ndarray:
         return np.moveaxis(self.decoder.image(z).cpu().numpy(), -3, -1)
 
-    def _plan_traces(self, index: int, z: Tensor, a: Tensor, generator: Generator) -> list[np.ndarray | None] | None:
-        """Per frame, what is left of the plan in force: (1 + P, L, 2) shares of the picture, the mean first."""
+    def _plan_traces(
+        self, index: int, z: Tensor, a: Tensor, generator: Generator
+    ) -> list[np.ndarray | None] | None:
+        """Per frame, what is left of the plan in force: (1 + P, L, 2) shares of the picture, the
+        mean first.
+        """
         seen_at = getattr(self.env.unwrapped, "image_position", None)
-        if self.position is None or seen_at is None or seen_at(self.pairs.goal_position[index]) is None:
+        if (
+            self.position is None
+            or seen_at is None
+            or seen_at(self.pairs.goal_position[index]) is None
+        ):
             return None
         traces: list[np.ndarray | None] = [None] * len(z)
         for step, means in self.plans:
@@ -168,7 +202,9 @@ class Filming:
             mean = self.model.rollout(z[step : step + 1], plan, past=past)  # (1, H+1, D)
             samples = self.model.rollout(z[step : step + 1], plan, 8, generator, past=past)[0]
             latents = torch.cat([mean, samples])
-            position = self.position(latents.flatten(0, 1).cpu()).view(*latents.shape[:2], -1).numpy()
+            position = (
+                self.position(latents.flatten(0, 1).cpu()).view(*latents.shape[:2], -1).numpy()
+            )
             path = seen_at(position)
             for t in range(step, min(len(z), step + path.shape[1] - 1)):
                 traces[t] = path[:, t - step :]
@@ -187,14 +223,20 @@ class Filming:
         lines, band = [("true", TRUTH, distance)], None
         if self.position is not None:
             goal = self.pairs.goal_position[index]
-            position = self.position(samples.flatten(0, 1).cpu()).view(*samples.shape[:2], -1).numpy()
-            low, middle, high = np.quantile(np.linalg.norm(position - goal, axis=-1), [0.05, 0.5, 0.95], axis=0)
+            position = (
+                self.position(samples.flatten(0, 1).cpu()).view(*samples.shape[:2], -1).numpy()
+            )
+            low, middle, high = np.quantile(
+                np.linalg.norm(position - goal, axis=-1), [0.05, 0.5, 0.95], axis=0
+            )
             lines.append(("imagined, 90%", IMAGINED, middle))
             band = (IMAGINED, low, high)
         plots = [Curves("distance to the goal", lines, band, level=radius)]
         error = (mean - z).square().mean(-1).sqrt().cpu().numpy()
         spread = samples.var(0).mean(-1).sqrt().cpu().numpy()
-        plots.append(Curves("open loop, units of z", [("error", TRUTH, error), ("expected", UNSURE, spread)]))
+        plots.append(
+            Curves("open loop, units of z", [("error", TRUTH, error), ("expected", UNSURE, spread)])
+        )
         if recording.rewards.any():
             total = np.concatenate([[0.0], recording.rewards.cumsum()])
             plots.append(Curves("reward so far", [("task's own", TRUTH, total)]))
@@ -212,7 +254,8 @@ def films_of(
     scale: int | None = None,
     seed: int = 0,
 ) -> Filming:
-    """Ready to film the attempts of an evaluation; `details` as `gjwm.evaluate.evaluate` or `attempt` filled them.
+    """Ready to film the attempts of an evaluation; `details` as `gjwm.evaluation.evaluate.evaluate`
+    or `attempt` filled them.
 
     Raises:
         ValueError: when the environment draws no pictures.
@@ -224,7 +267,10 @@ def films_of(
     except (ValueError, TypeError, ImportError, RuntimeError, gymnasium.error.Error) as error:
         raise ValueError(f"{env_id} cannot be filmed: {error}") from error
     if getattr(picture, "ndim", 0) != 3:
-        raise ValueError(f"{env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a picture.")
+        raise ValueError(
+            f"{env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a "
+            f"picture."
+        )
     return Filming(
         model,
         env,
@@ -285,21 +331,31 @@ def goals_video(path: str | Path, films: Filming, *, shown: int, fps: float = 8)
 
 
 def grid_video(path: str | Path, films: Filming, *, shown: int, fps: float = 8) -> Path:
-    """One film of the first `shown` attempts side by side, framed in green once they have reached their goal."""
+    """One film of the first `shown` attempts side by side, framed in green once they have reached
+    their goal.
+    """
     small = [films.small(i) for i in range(shown)]
-    return write_video(path, grid_film([frames for frames, _ in small], [reached for _, reached in small]), fps=fps)
+    return write_video(
+        path, grid_film([frames for frames, _ in small], [reached for _, reached in small]), fps=fps
+    )
 
 
 def gallery(
-    folder: str | Path, films: Filming, *, worst: int = 4, typical: int = 2, fps: float = 8, quality: int = 27
+    folder: str | Path,
+    films: Filming,
+    *,
+    worst: int = 4,
+    typical: int = 2,
+    fps: float = 8,
+    quality: int = 27,
 ) -> list[dict[str, Any]]:
     """Films of the attempts that went worst, and of some in the middle, with a poster each.
 
     Attempts are ordered by how near they came to the goal.
 
     Returns:
-        per film, plain JSON: file and poster (names within `folder`), attempt, kind ("worst" or "typical"), reached,
-        closest_distance, start_distance.
+        per film, plain JSON: file and poster (names within `folder`), attempt, kind ("worst" or
+        "typical"), reached, closest_distance, start_distance.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

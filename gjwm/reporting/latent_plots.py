@@ -1,4 +1,6 @@
-"""Pictures of latents and of learning, by matplotlib, which is an optional dependency: `pip install 'gjwm[plots]'`."""
+"""Pictures of latents and of learning, by matplotlib, which is an optional dependency: `pip install
+'gjwm[plots]'`.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,15 @@ def _figure_class():
 
 
 def gaussianity_figure(
-    path: str | Path, *, spectrum: np.ndarray, ideal_spectrum: np.ndarray, slices: np.ndarray, norms: np.ndarray
+    path: str | Path,
+    *,
+    spectrum: np.ndarray,
+    ideal_spectrum: np.ndarray,
+    slices: np.ndarray,
+    norms: np.ndarray,
 ) -> Path:
-    """Three panels, each with what N(0, I) would show in grey: eigenvalues, quantiles of slices, norms -> `path` (PNG).
+    """Three panels, each with what N(0, I) would show in grey: eigenvalues, quantiles of slices,
+    norms -> `path` (PNG).
 
     Args:
         spectrum, ideal_spectrum: eigenvalues (D,) in falling order.
@@ -35,11 +43,15 @@ def gaussianity_figure(
     Figure = _figure_class()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(12, 3.8), dpi=100, layout="constrained")  # without pyplot: no state shared by callers
+    figure = Figure(
+        figsize=(12, 3.8), dpi=100, layout="constrained"
+    )  # without pyplot: no state shared by callers
     left, middle, right = figure.subplots(1, 3)
 
     rank = np.arange(1, len(spectrum) + 1)
-    left.semilogy(rank, np.maximum(ideal_spectrum, 1e-12), color=IDEAL, lw=3, label="Gaussian, same N and D")
+    left.semilogy(
+        rank, np.maximum(ideal_spectrum, 1e-12), color=IDEAL, lw=3, label="Gaussian, same N and D"
+    )
     left.semilogy(rank, np.maximum(spectrum, 1e-12), color=OURS, marker=".", lw=1, label="latents")
     left.set(title="Spectrum of the covariance", xlabel="principal direction", ylabel="variance")
     left.legend(frameon=False, fontsize=8)
@@ -53,13 +65,17 @@ def gaussianity_figure(
     middle.plot(quantile, slices[at], color=OURS, alpha=0.08, lw=0.7)
     middle.plot(quantile, slices[at].mean(1), color=OURS, lw=1.5, label="slices and their mean")
     middle.plot(quantile, quantile, color=INK, lw=0.8, ls="--")
-    middle.set(title=f"Quantiles of {slices.shape[1]} random slices", xlabel="N(0, 1)", ylabel="latents")
+    middle.set(
+        title=f"Quantiles of {slices.shape[1]} random slices", xlabel="N(0, 1)", ylabel="latents"
+    )
     middle.legend(frameon=False, fontsize=8)
 
     law = stats.chi(len(spectrum))
     grid = np.linspace(min(law.ppf(1e-4), norms.min()), max(law.ppf(1 - 1e-4), norms.max()), 300)
     right.hist(norms, bins=40, density=True, color=OURS, alpha=0.6, label="latents")
-    right.plot(grid, law.pdf(grid), color=INK, lw=1.2, label=f"chi, {len(spectrum)} degrees of freedom")
+    right.plot(
+        grid, law.pdf(grid), color=INK, lw=1.2, label=f"chi, {len(spectrum)} degrees of freedom"
+    )
     right.set(title="Norms", xlabel="|z|", ylabel="density")
     right.set_ylim(top=1.3 * right.get_ylim()[1])  # room for the legend
     right.legend(frameon=False, fontsize=8, loc="upper right")
@@ -74,7 +90,8 @@ def curves_figure(
     curves: Mapping[str, Mapping[int, np.ndarray]],
     levels: Mapping[str, Mapping[str, float]],
 ) -> Path:
-    """A panel of learning curves per task, one line and band per run, with levels to compare with -> `path` (PNG).
+    """A panel of learning curves per task, one line and band per run, with levels to compare with
+    -> `path` (PNG).
 
     Args:
         curves: task -> run -> rows (R, 4) of frames, mean return, and the ends of its interval.
@@ -93,9 +110,15 @@ def curves_figure(
     for axes, (task, runs) in zip(panels, curves.items()):
         for run, rows in runs.items():
             axes.plot(
-                rows[:, 0] / 1e3, rows[:, 1], color=OURS, lw=1.4, label=None if run != min(runs) else "gjwm, per run"
+                rows[:, 0] / 1e3,
+                rows[:, 1],
+                color=OURS,
+                lw=1.4,
+                label=None if run != min(runs) else "gjwm, per run",
             )
-            axes.fill_between(rows[:, 0] / 1e3, rows[:, 2], rows[:, 3], color=OURS, alpha=0.12, lw=0)
+            axes.fill_between(
+                rows[:, 0] / 1e3, rows[:, 2], rows[:, 3], color=OURS, alpha=0.12, lw=0
+            )
         for (name, value), dash in zip(levels.get(task, {}).items(), ("--", ":", "-.")):
             axes.axhline(value, color=INK, lw=0.9, ls=dash, label=name)
         axes.set(title=task, ylim=(0, 1000), xlabel="1,000 frames", ylabel="return")

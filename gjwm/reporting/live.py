@@ -1,4 +1,6 @@
-"""The report of a run that has not ended: training curves on a page that reloads itself. The local view, without an account."""
+"""The report of a run that has not ended: training curves on a page that reloads itself. The local
+view, without an account.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,17 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from gjwm.report.figures import training_figures
-from gjwm.report.page import REPORT, figure_grid, page, save_page, write_report
-from gjwm.report.run import EVALUATION, read_metrics
+from gjwm.reporting.figures import training_figures
+from gjwm.reporting.page import REPORT, figure_grid, page, save_page, write_report
+from gjwm.reporting.run import EVALUATION, read_metrics
 
 
 class LiveReport:
-    """Writes `<folder>/report.html` from the metrics logged so far, at most every `seconds`. A context manager.
+    """Writes `<folder>/report.html` from the metrics logged so far, at most every `seconds`. A
+    context manager.
 
-    Left by an error, it draws the full report of the evaluation that the folder already holds again, or says where training
-    stopped.
+    Left by an error, it draws the full report of the evaluation that the folder already holds
+    again, or says where training stopped.
 
     Args:
         folder: the run's.
@@ -37,7 +40,9 @@ class LiveReport:
         clock: Callable[[], float] = time.monotonic,
     ):
         if seconds < 0:
-            raise ValueError(f"a live report is written every so many seconds, 0 for never, got {seconds}.")
+            raise ValueError(
+                f"a live report is written every so many seconds, 0 for never, got {seconds}."
+            )
         self.folder, self.name, self.steps, self.seconds = Path(folder), name, steps, seconds
         self._clock, self._last, self._step = clock, -float("inf"), 0
 
@@ -48,7 +53,9 @@ class LiveReport:
         if not self.seconds or kind is None:
             return
         if (self.folder / EVALUATION).is_file():
-            with contextlib.suppress(FileNotFoundError, ValueError, KeyError):  # the error that brought us here is told
+            with contextlib.suppress(
+                FileNotFoundError, ValueError, KeyError
+            ):  # the error that brought us here is told
                 write_report(self.folder)
                 return
         self._write(f"stopped at step {self._step} of {self.steps}: {error or kind.__name__}", None)
@@ -61,7 +68,9 @@ class LiveReport:
             self._write(f"step {step} of {self.steps}", max(1, round(self.seconds)))
 
     def finish(self, step: int, told: str = "`gjwm evaluate` writes the full report here") -> None:
-        """The last page, which no longer reloads; an evaluation may then write the full report over it."""
+        """The last page, which no longer reloads; an evaluation may then write the full report over
+        it.
+        """
         self._step = step
         if self.seconds:
             self._write(f"step {step} of {self.steps}, done; {told}", None)
@@ -71,7 +80,8 @@ class LiveReport:
         metrics = read_metrics(self.folder, unfinished=True)
         head = (
             f'<header><p class="eyebrow">training, {escape(told)}</p><h1>{escape(self.name)}</h1>'
-            f'<progress max="{self.steps}" value="{min(self._step, self.steps)}"></progress></header>'
+            f'<progress max="{self.steps}" '
+            f'value="{min(self._step, self.steps)}"></progress></header>'
         )
         curves = figure_grid(training_figures(metrics))
         save_page(

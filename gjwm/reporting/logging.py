@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gjwm.files import replacing
+from gjwm._core.files import replacing
 
 MODES = ("offline", "online", "disabled")
 
@@ -23,11 +23,12 @@ class RunLogger:
     """Scalars of one run to `<path>/metrics.jsonl` and to wandb. A context manager.
 
     Args:
-        path: the run's folder. Lines go to metrics.jsonl.partial, which becomes metrics.jsonl when the run ends well: one that
-            fails leaves an older run's figures beside its checkpoint.
+        path: the run's folder. Lines go to metrics.jsonl.partial, which becomes metrics.jsonl when
+            the run ends well: one that fails leaves an older run's figures beside its checkpoint.
         wandb_mode: "offline" (needs no account and no network), "online" or "disabled".
         project, name, config: as wandb takes them.
-        resume_after: lines up to this step of an interrupted run are kept, and lines are added to them.
+        resume_after: lines up to this step of an interrupted run are kept, and lines are added to
+            them.
     """
 
     def __init__(
@@ -45,17 +46,27 @@ class RunLogger:
         self.path.mkdir(parents=True, exist_ok=True)
         self._partial = self.path / "metrics.jsonl.partial"
         kept = "" if resume_after is None else self._lines_until(resume_after)
-        with replacing(self._partial) as fresh:  # killed here, the lines of before are all there still
+        with replacing(
+            self._partial
+        ) as fresh:  # killed here, the lines of before are all there still
             fresh.write_text(kept, encoding="utf-8")
         self._file = open(self._partial, "a", encoding="utf-8")
         self._wandb = None
         if wandb_mode != "disabled":
             self._wandb = _wandb_run(
-                self.path, wandb_mode, project=project, name=name, group=name, job="train", config=config
+                self.path,
+                wandb_mode,
+                project=project,
+                name=name,
+                group=name,
+                job="train",
+                config=config,
             )
 
     def _lines_until(self, step: int) -> str:
-        """Whole lines of the interrupted run up to `step`; a killed process may leave half a line, and later ones."""
+        """Whole lines of the interrupted run up to `step`; a killed process may leave half a line,
+        and later ones.
+        """
         kept = []
         # A run that had ended its log and is gone on with has no unfinished one.
         source = self._partial if self._partial.exists() else self.path / "metrics.jsonl"
@@ -96,11 +107,13 @@ def log_results(
     results: Mapping[str, Any] | None = None,
     videos: Mapping[str, Path] | None = None,
 ) -> None:
-    """What was found about a trained run, as a wandb run of its own in the same group as the training.
+    """What was found about a trained run, as a wandb run of its own in the same group as the
+    training.
 
     Args:
         path: the run's folder.
-        results: nested; its numbers become "evaluation/prediction/rank_accuracy" and so on, other things are left out.
+        results: nested; its numbers become "evaluation/prediction/rank_accuracy" and so on, other
+            things are left out.
         videos: name -> .mp4 or .gif, logged as "videos/<name>".
     """
     check_mode(wandb_mode)
@@ -108,7 +121,15 @@ def log_results(
         return
     import wandb
 
-    run = _wandb_run(Path(path), wandb_mode, project=project, name=f"{group} {job}", group=group, job=job, config=None)
+    run = _wandb_run(
+        Path(path),
+        wandb_mode,
+        project=project,
+        name=f"{group} {job}",
+        group=group,
+        job=job,
+        config=None,
+    )
     films = {
         f"videos/{name}": wandb.Video(str(file), format=file.suffix.removeprefix("."))
         for name, file in (videos or {}).items()
@@ -120,13 +141,17 @@ def log_results(
 
 
 def flatten(results: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The numbers of a nested report by their path; numbers in lists and the configuration are left out."""
+    """The numbers of a nested report by their path; numbers in lists and the configuration are left
+    out.
+    """
     found: dict[str, float] = {}
     for key, value in results.items():
         name = f"{prefix}/{key}"
         if isinstance(value, Mapping) and key != "config":
             found |= flatten(value, name)
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        elif (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        ):
             found[name] = value
     return found
 
@@ -138,7 +163,14 @@ def check_mode(wandb_mode: str) -> None:
 
 
 def _wandb_run(
-    path: Path, mode: str, *, project: str, name: str | None, group: str | None, job: str, config: Any
+    path: Path,
+    mode: str,
+    *,
+    project: str,
+    name: str | None,
+    group: str | None,
+    job: str,
+    config: Any,
 ) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -163,7 +195,12 @@ class progress(tqdm):
         super().__init__(total=total, desc=desc, unit="step", mininterval=0.5)
 
     def report(
-        self, step: int, *, loss: float, frames_per_second: float | None = None, earned: float | None = None
+        self,
+        step: int,
+        *,
+        loss: float,
+        frames_per_second: float | None = None,
+        earned: float | None = None,
     ) -> None:
         """Move to `step` and show the loss and, when known, frames/s and the last return."""
         shown = {"loss": f"{loss:.4f}"}

@@ -1,4 +1,6 @@
-"""A run's folder, read back: all that a report is drawn from, and nothing that needs the model, the data or the world."""
+"""A run's folder, read back: all that a report is drawn from, and nothing that needs the model, the
+data or the world.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from typing import Any
 
 import numpy as np
 
-EVALUATION, ARRAYS, METRICS, GALLERY = "evaluation.json", "evaluation.npz", "metrics.jsonl", "gallery"
+EVALUATION, ARRAYS, METRICS, GALLERY = (
+    "evaluation.json",
+    "evaluation.npz",
+    "metrics.jsonl",
+    "gallery",
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Run:
     Args:
         folder: where it lies.
         report: evaluation.json; empty before an evaluation.
-        arrays: evaluation.npz, see `gjwm.evaluate.Details`.
+        arrays: evaluation.npz, see `gjwm.evaluation.evaluate.Details`.
         metrics: rows of metrics.jsonl.
     """
 
@@ -44,7 +51,9 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     file = folder / EVALUATION
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} has no {EVALUATION} to report on; write one with `gjwm evaluate`.")
+        raise FileNotFoundError(
+            f"{folder} has no {EVALUATION} to report on; write one with `gjwm evaluate`."
+        )
     try:
         report = json.loads(file.read_text())
         if not isinstance(report, dict):
@@ -61,7 +70,9 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(values, np.float32) for name, values in arrays.items()})
+        np.savez_compressed(
+            file, **{name: np.asarray(values, np.float32) for name, values in arrays.items()}
+        )
     partial.replace(path)
 
 
@@ -74,14 +85,18 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file; all mean the same to the reader
+    # numpy and zipfile raise many kinds for a damaged file; all mean the same to the reader
+    except Exception as error:
         raise ValueError(
-            f"{path} is missing or damaged ({type(error).__name__}); write it again with `gjwm evaluate`."
+            f"{path} is missing or damaged ({type(error).__name__}); write it again with `gjwm "
+            f"evaluate`."
         ) from error
 
 
 def read_metrics(folder: str | Path, *, unfinished: bool = False) -> tuple[dict[str, Any], ...]:
-    """Rows of metrics.jsonl, or of a running training's metrics.jsonl.partial; a last line cut short is left out."""
+    """Rows of metrics.jsonl, or of a running training's metrics.jsonl.partial; a last line cut
+    short is left out.
+    """
     file = Path(folder) / (METRICS + ".partial" * unfinished)
     if not file.is_file():
         return ()

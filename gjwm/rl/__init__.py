@@ -6,12 +6,12 @@ loop      act, remember, update, evaluate, and go on exactly after an interrupti
 returns   what an agent earns in environments of its own
 """
 
-from gjwm.online.exploration import Exploration, Explorer
-from gjwm.online.learner import RewardLearner, lambda_returns, reward_agent
-from gjwm.online.loop import check_schedule, pretrain, train_online
-from gjwm.online.oracle import simulator_actor
-from gjwm.online.returns import Act, ReturnCurve, play_returns, return_report
-from gjwm.online.stream import Stream, Transition
+from gjwm.rl.exploration import Exploration, Explorer
+from gjwm.rl.learner import RewardLearner, lambda_returns, reward_agent
+from gjwm.rl.loop import check_schedule, pretrain, train_online
+from gjwm.rl.oracle import simulator_actor
+from gjwm.rl.returns import Act, ReturnCurve, play_returns, return_report
+from gjwm.rl.stream import Stream, Transition
 
 __all__ = [
     "Act",

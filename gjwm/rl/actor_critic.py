@@ -1,8 +1,9 @@
-"""What looks beyond the planner's horizon: an ensemble of action values and a policy, both on latents.
+"""What looks beyond the planner's horizon: an ensemble of action values and a policy, both on
+latents.
 
-The values are learned by temporal differences (`gjwm.online`), the policy by ascending them. In a plan the values stand for all
-that comes after the last step, and the policy's own rollouts compete with the sampled ones (TD-MPC2, Hansen et al., 2024).
-"""
+The values are learned by temporal differences (`gjwm.rl`), the policy by ascending them. In a plan
+the values stand for all that comes after the last step, and the policy's own rollouts compete with
+the sampled ones (TD-MPC2, Hansen et al., 2024)."""
 
 from __future__ import annotations
 
@@ -14,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from gjwm import draws
-from gjwm.dynamics.ensemble import BatchedLinear
+from gjwm._core import draws
+from gjwm.models.dynamics.ensemble import BatchedLinear
 
 
 class TwoHot:
-    """Numbers as distributions over bins that are even in symlog(x) = sign(x) log(1 + |x|) (DreamerV3, Hafner et al., 2023).
+    """Numbers as distributions over bins that are even in symlog(x) = sign(x) log(1 + |x|)
+    (DreamerV3, Hafner et al., 2023).
 
-    A value falls between two bins, which share its mass; learning it is classification, whose gradients do not grow with the
-    size of an error or of the returns.
+    A value falls between two bins, which share its mass; learning it is classification, whose
+    gradients do not grow with the size of an error or of the returns.
 
     Args:
         bins: their number.
@@ -31,7 +33,9 @@ class TwoHot:
 
     def __init__(self, bins: int, low: float, high: float):
         if bins < 2 or not low < high:
-            raise ValueError(f"expected bins >= 2 and low < high, got bins={bins}, low={low} and high={high}.")
+            raise ValueError(
+                f"expected bins >= 2 and low < high, got bins={bins}, low={low} and high={high}."
+            )
         self.bins, self.low, self.high = bins, low, high
         self.width = (high - low) / (bins - 1)
 
@@ -49,7 +53,9 @@ class TwoHot:
 
     def mean(self, logits: Tensor) -> Tensor:
         """logits (..., bins) -> the number (...) whose symlog is the mean bin."""
-        centres = torch.linspace(self.low, self.high, self.bins, dtype=logits.dtype, device=logits.device)
+        centres = torch.linspace(
+            self.low, self.high, self.bins, dtype=logits.dtype, device=logits.device
+        )
         symlog = logits.softmax(-1) @ centres
         return symlog.sign() * symlog.abs().expm1()
 
@@ -91,8 +97,12 @@ class QEnsemble(nn.Module):
         self.members = members
         self.two_hot = None if bins is None else TwoHot(bins, low, high)
         sizes = [latent_dim + action_dim, hidden, hidden, 1 if bins is None else bins]
-        self.layers = nn.ModuleList(BatchedLinear(members, i, o) for i, o in itertools.pairwise(sizes))
-        with torch.no_grad():  # all values start in the middle of the bins, not where the first weights happen to be
+        self.layers = nn.ModuleList(
+            BatchedLinear(members, i, o) for i, o in itertools.pairwise(sizes)
+        )
+        with (
+            torch.no_grad()
+        ):  # all values start in the middle of the bins, not where the first weights happen to be
             self.layers[-1].weight.zero_()
             self.layers[-1].bias.zero_()
 
@@ -103,7 +113,8 @@ class QEnsemble(nn.Module):
         x = x.reshape(1, -1, x.shape[-1]).expand(self.members, -1, -1)
         for layer in self.layers[:-1]:
             x = layer(x)
-            # Normalised hidden units keep bootstrapped values from running away (Ball et al., 2023).
+            # Normalised hidden units keep bootstrapped values from running away (Ball et al.,
+            # 2023).
             x = F.relu(F.layer_norm(x, x.shape[-1:]))
         x = self.layers[-1](x).unflatten(1, lead)
         return x[..., 0] if self.two_hot is None else x
@@ -114,7 +125,9 @@ class QEnsemble(nn.Module):
         return outputs if self.two_hot is None else self.two_hot.mean(outputs)
 
     def errors(self, z: Tensor, a: Tensor, target: Tensor) -> Tensor:
-        """How far the values are from returns: (..., D), (..., A), (...) -> (M, ...), in the units they learn by."""
+        """How far the values are from returns: (..., D), (..., A), (...) -> (M, ...), in the units
+        they learn by.
+        """
         outputs = self.outputs(z, a)
         if self.two_hot is None:
             return (outputs - target).square()
@@ -141,9 +154,15 @@ class Policy(nn.Module):
     ):
         super().__init__()
         if not 0 < min_std < max_std:
-            raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
+            raise ValueError(
+                f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}."
+            )
         self.config = dict(
-            latent_dim=latent_dim, action_dim=action_dim, hidden=list(hidden), min_std=min_std, max_std=max_std
+            latent_dim=latent_dim,
+            action_dim=action_dim,
+            hidden=list(hidden),
+            min_std=min_std,
+            max_std=max_std,
         )
         layers: list[nn.Module] = []
         sizes = [latent_dim, *hidden]
@@ -162,7 +181,9 @@ class Policy(nn.Module):
         return self._moments(z)[0].tanh()
 
     def sample(self, z: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """(..., D) -> an action (..., A) drawn from the policy, and its log-density (...). Both carry gradients."""
+        """(..., D) -> an action (..., A) drawn from the policy, and its log-density (...). Both
+        carry gradients.
+        """
         shape = (*z.shape[:-1], self.config["action_dim"])
         return self.squash(z, draws.normal(shape, generator, device=z.device, dtype=z.dtype))
 

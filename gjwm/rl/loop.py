@@ -1,4 +1,6 @@
-"""Act, remember, update, evaluate: learning while acting, which goes on exactly where an interruption left it."""
+"""Act, remember, update, evaluate: learning while acting, which goes on exactly where an
+interruption left it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gjwm import draws
-from gjwm.checkpoint import Checkpoints, random_state, restore_random_state
-from gjwm.online.exploration import Exploration, Explorer
-from gjwm.online.learner import RewardLearner, reward_agent
-from gjwm.online.stream import Stream
+from gjwm._core import draws
+from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.planning import Planner
-from gjwm.replay import Prefetch, ReplayBuffer, Windows
+from gjwm.rl.exploration import Exploration, Explorer
+from gjwm.rl.learner import RewardLearner, reward_agent
+from gjwm.rl.stream import Stream
+from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
 
 Log = Callable[[dict[str, float], int], None]
 Evaluate = Callable[[int, float], Mapping[str, float]]
@@ -48,10 +50,17 @@ def pretrain(
         log: called with scalars every `log_every` updates and after the last.
         generator: on the CPU; draws the windows and seeds all other noise.
         prefetch: batches read ahead by a thread, for data on disk; changes nothing but the time.
-        checkpoints: where everything is kept every `checkpoint_every` updates and after the last. If a state is there already,
-            learning goes on from it, bit by bit on a CPU with as many threads; all other arguments must be what they were.
+        checkpoints: where everything is kept every `checkpoint_every` updates and after the last.
+            If a state is there already, learning goes on from it, bit by bit on a CPU with as many
+            threads; all other arguments must be what they were.
     """
-    _check_counts(updates=updates, batch=batch, length=length, log_every=log_every, checkpoint_every=checkpoint_every)
+    _check_counts(
+        updates=updates,
+        batch=batch,
+        length=length,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+    )
     _check_cooldown(cooldown)
     device = learner.model.device
     generator = Generator().manual_seed(torch.seed()) if generator is None else generator
@@ -80,7 +89,11 @@ def pretrain(
                     log(dict(earned), update)
             if checkpoints is not None and (update % checkpoint_every == 0 or update == updates):
                 generator.set_state(draw.state())
-                content = {"learner": learner.state_dict(), "spent": clock.spent, "seconds": clock.total}
+                content = {
+                    "learner": learner.state_dict(),
+                    "spent": clock.spent,
+                    "seconds": clock.total,
+                }
                 checkpoints.save(update, content | _generators(generator, noise))
                 clock.passed("keeping")
         generator.set_state(draw.state())
@@ -114,36 +127,44 @@ def train_online(
 ) -> None:
     """Learn while acting, in place; the model ends in evaluation mode.
 
-    While the learner updates, a thread steps the environments with the actions just chosen (see `Stream.overlaps`): an update
-    learns from what was known before them, so that the overlap changes the time and nothing else.
+    While the learner updates, a thread steps the environments with the actions just chosen (see
+    `Stream.overlaps`): an update learns from what was known before them, so that the overlap
+    changes the time and nothing else.
 
     Args:
         learner, planner: see `RewardLearner`, `reward_agent`.
         stream: of N lanes.
-        buffer: of N lanes, with room for what is to be remembered, which may hold data already. When learning goes on from a
-            state, the one kept with it takes its place, and None will do.
-        steps: agent steps in all, counted over the lanes; control-suite frames are action_repeat times as many.
+        buffer: of N lanes, with room for what is to be remembered, which may hold data already.
+            When learning goes on from a state, the one kept with it takes its place, and None will
+            do.
+        steps: agent steps in all, counted over the lanes; control-suite frames are action_repeat
+            times as many.
         offset: updates made before, by `pretrain`: steps count on from there in logs and states.
-        aimless_steps: of these, without a plan at the start: see `Exploration`. Their updates are made up for at once.
-        aimless_limit: while no reward but 0 has been seen, there is nothing to plan for: actions stay aimless up to this step.
+        aimless_steps: of these, without a plan at the start: see `Exploration`. Their updates are
+            made up for at once.
+        aimless_limit: while no reward but 0 has been seen, there is nothing to plan for: actions
+            stay aimless up to this step.
         update_ratio: updates per step.
-        cooldown: share of the steps, the last ones, over which the learning rates fall linearly to a tenth: what is learned
-            then is the average of many updates rather than where the last few have led.
+        cooldown: share of the steps, the last ones, over which the learning rates fall linearly to
+            a tenth: what is learned then is the average of many updates rather than where the last
+            few have led.
         batch, length: windows per update, and steps of each: the open-loop horizon that is learned.
         horizon, policy_plans: of the planner.
         exploration: of the actions; None: `Exploration()`.
-        evaluate: called with the step (without the offset) and the seconds so far, every `evaluate_every` steps and after the
-            last, the model in evaluation mode; what it returns is logged. It must draw no numbers from `generator`.
-        log: called with scalars every `log_every` steps: "train/*" of the last update, "return" of the episodes that ended
-            since, "updates", "seconds" and how they were spent.
+        evaluate: called with the step (without the offset) and the seconds so far, every
+            `evaluate_every` steps and after the last, the model in evaluation mode; what it returns
+            is logged. It must draw no numbers from `generator`.
+        log: called with scalars every `log_every` steps: "train/*" of the last update, "return" of
+            the episodes that ended since, "updates", "seconds" and how they were spent.
         generator: on the CPU; draws actions and windows and seeds all other noise.
-        checkpoints: where everything is kept every `checkpoint_every` steps and after the last. If a state is there already,
-            learning goes on from it as if it had not been interrupted (bit by bit on a CPU with as many threads); all other
-            arguments must be what they were.
+        checkpoints: where everything is kept every `checkpoint_every` steps and after the last. If
+            a state is there already, learning goes on from it as if it had not been interrupted
+            (bit by bit on a CPU with as many threads); all other arguments must be what they were.
 
     Raises:
         ValueError: for settings that cannot work.
-        FloatingPointError: when a loss is NaN or infinite; the model then holds the last good weights.
+        FloatingPointError: when a loss is NaN or infinite; the model then holds the last good
+            weights.
     """
     lanes, model = stream.lanes, learner.model
     check_schedule(
@@ -183,13 +204,17 @@ def train_online(
             part.load_state_dict(state[name])
         _restore_generators(state, generator, noise)
         where = "auto" if device.type == "cuda" else "cpu"
-        buffer = ReplayBuffer.load(found.attached["replay.pt"], where if buffer is None else buffer.device)
+        buffer = ReplayBuffer.load(
+            found.attached["replay.pt"], where if buffer is None else buffer.device
+        )
         updates, recent, losses = state["updates"], state["recent"], state["losses"]
         planned, paid = state["planned"], state["paid"]
         clock.spent = state["spent"]
     if buffer is None or buffer.num_envs != lanes:
         held = "none" if buffer is None else f"one of {buffer.num_envs}"
-        raise ValueError(f"the stream has {lanes} lanes and expects a buffer of as many, got {held}.")
+        raise ValueError(
+            f"the stream has {lanes} lanes and expects a buffer of as many, got {held}."
+        )
 
     def due(every: int, before: int) -> bool:
         return step // every > before // every or step >= steps
@@ -197,7 +222,9 @@ def train_online(
     model.eval()
     with ThreadPoolExecutor(1) as elsewhere:
         while step < steps:
-            if planned is None and step >= (aimless_steps if paid else max(aimless_steps, aimless_limit)):
+            if planned is None and step >= (
+                aimless_steps if paid else max(aimless_steps, aimless_limit)
+            ):
                 planned = step
             if planned is None:
                 a = explorer.aimless()
@@ -205,17 +232,28 @@ def train_online(
                 a = explorer.disturb(agent.act(stream.observation).cpu(), step - planned)
             clock.passed("acting")
             stepping = elsewhere.submit(stream.step, a.numpy()) if stream.overlaps else None
-            # As many updates as the steps taken so far are worth: none while actions are aimless, then those of all of them.
+            # As many updates as the steps taken so far are worth: none while actions are aimless,
+            # then those of all of them.
             owed = int(update_ratio * step) - updates if step >= aimless_steps else 0
             model.train()
             learner.scale_rates(_cooled(step / steps, cooldown))
             for _ in range(owed):
-                losses = learner.update(buffer.sample(batch, length, generator=generator).to(device), noise)
+                losses = learner.update(
+                    buffer.sample(batch, length, generator=generator).to(device), noise
+                )
             updates += owed
             model.eval()
             clock.passed("updating")
             seen = stream.step(a.numpy()) if stepping is None else stepping.result()
-            buffer.add(seen.o, seen.a, seen.r, seen.terminated, seen.truncated, seen.o_next, mask=seen.valid)
+            buffer.add(
+                seen.o,
+                seen.a,
+                seen.r,
+                seen.terminated,
+                seen.truncated,
+                seen.o_next,
+                mask=seen.valid,
+            )
             agent.reset(torch.from_numpy(seen.ended))
             recent += seen.returns
             paid = paid or bool((seen.r != 0).any())
@@ -225,7 +263,15 @@ def train_online(
                 earned = {"return": sum(recent) / len(recent)} if recent else {}
                 recent = []
                 if log is not None:
-                    log({**_scalars(losses), **earned, "updates": offset + updates, **clock.scalars()}, offset + step)
+                    log(
+                        {
+                            **_scalars(losses),
+                            **earned,
+                            "updates": offset + updates,
+                            **clock.scalars(),
+                        },
+                        offset + step,
+                    )
             if evaluate is not None and step > aimless_steps and due(evaluate_every, before):
                 earned = evaluate(step, clock.total)
                 clock.passed("evaluating")
@@ -233,21 +279,41 @@ def train_online(
                     log(dict(earned), offset + step)
             if checkpoints is not None and due(checkpoint_every, before):
                 content = {name: part.state_dict() for name, part in parts.items()}
-                content |= {"updates": updates, "recent": recent, "losses": losses, "planned": planned, "paid": paid}
-                content |= {"spent": clock.spent, "seconds": clock.total, **_generators(generator, noise)}
+                content |= {
+                    "updates": updates,
+                    "recent": recent,
+                    "losses": losses,
+                    "planned": planned,
+                    "paid": paid,
+                }
+                content |= {
+                    "spent": clock.spent,
+                    "seconds": clock.total,
+                    **_generators(generator, noise),
+                }
                 checkpoints.save(offset + step, content, attach={"replay.pt": buffer.save})
                 clock.passed("keeping")
 
 
 def check_schedule(
-    *, lanes: int, steps: int, aimless_steps: int, update_ratio: float, cooldown: float, length: int, **counts: int
+    *,
+    lanes: int,
+    steps: int,
+    aimless_steps: int,
+    update_ratio: float,
+    cooldown: float,
+    length: int,
+    **counts: int,
 ) -> None:
-    """Raise ValueError for settings of `train_online` that cannot work; `counts` are its other whole numbers."""
+    """Raise ValueError for settings of `train_online` that cannot work; `counts` are its other
+    whole numbers.
+    """
     _check_counts(steps=steps, length=length, **counts)
     _check_cooldown(cooldown)
     if update_ratio <= 0 or not lanes * (length + 1) <= aimless_steps < steps:
         raise ValueError(
-            f"expected update_ratio > 0, and aimless_steps from lanes * (length + 1) = {lanes * (length + 1)} to below steps, "
+            f"expected update_ratio > 0, and aimless_steps from lanes * (length + 1) = "
+            f"{lanes * (length + 1)} to below steps, "
             f"got update_ratio={update_ratio}, aimless_steps={aimless_steps} and steps={steps}."
         )
 
@@ -266,7 +332,10 @@ def _cooled(progress: float, cooldown: float) -> float:
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"learning from reward expects {name} to be a whole number, 1 or more, got {value!r}.")
+            raise ValueError(
+                f"learning from reward expects {name} to be a whole number, 1 or more, got "
+                f"{value!r}."
+            )
 
 
 def _generators(generator: Generator, noise: Generator) -> dict[str, Any]:
@@ -300,7 +369,10 @@ class _Clock:
 
 
 def _scalars(losses: Mapping[str, Tensor]) -> dict[str, float]:
-    return {"loss" if name == "loss" else f"train/{name}": value.item() for name, value in losses.items()}
+    return {
+        "loss" if name == "loss" else f"train/{name}": value.item()
+        for name, value in losses.items()
+    }
 
 
 def _generator(generator: Generator | None, device: torch.device) -> Generator:

@@ -1,4 +1,6 @@
-"""The planner on the true simulator, for reward: what it could earn if its model were perfect and its horizon all it has."""
+"""The planner on the true simulator, for reward: what it could earn if its model were perfect and
+its horizon all it has.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Generator, Tensor
 
-from gjwm.agent import RecedingHorizon
 from gjwm.envs.vector import make_vec
-from gjwm.online.returns import Act
 from gjwm.planning import Planner
+from gjwm.planning.agent import RecedingHorizon
+from gjwm.rl.returns import Act
 
 
 @contextmanager
@@ -28,12 +30,15 @@ def simulator_actor(
     discount: float = 0.99,
     generator: Generator | None = None,
 ) -> Iterator[Act]:
-    """For `play_returns`: plans on copies of the played environments, whose states it is shown; they close with the block.
+    """For `play_returns`: plans on copies of the played environments, whose states it is shown;
+    they close with the block.
 
     Args:
-        env_id, env_kwargs: of the environments played, which must have `get_state` and whose copies observe "state".
-        planner: with the same number of candidates in each round the copies are made once, else again for each larger number.
-        horizon, replan_every, generator: see `gjwm.agent.RecedingHorizon`.
+        env_id, env_kwargs: of the environments played, which must have `get_state` and whose copies
+            observe "state".
+        planner: with the same number of candidates in each round the copies are made once, else
+            again for each larger number.
+        horizon, replan_every, generator: see `gjwm.planning.agent.RecedingHorizon`.
         discount: g per step.
 
     Raises (when first called):
@@ -46,7 +51,8 @@ def simulator_actor(
         nonlocal controller
         if not hasattr(envs, "get_state"):
             raise ValueError(
-                f"an oracle needs environments whose states can be read and set; {env_id} has no get_state."
+                f"an oracle needs environments whose states can be read and set; {env_id} has no "
+                f"get_state."
             )
         if controller is None:
             controller = RecedingHorizon(

@@ -1,4 +1,6 @@
-"""Behaviours that plan with a trained world model: towards reward or goals, or where an ensemble's members disagree."""
+"""Behaviours that plan with a trained world model: towards reward or goals, or where an ensemble's
+members disagree.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,14 @@ import numpy as np
 import torch
 from torch import Generator
 
-from gjwm import behaviours, draws
-from gjwm.agent import MPCAgent
-from gjwm.behaviours import Policy
-from gjwm.costs import Cost, DisagreementCost, GoalCost, SumCost
-from gjwm.online import reward_agent
+from gjwm._core import draws
+from gjwm.data import behaviours
+from gjwm.data.behaviours import Policy
+from gjwm.models.world_model import WorldModel
 from gjwm.planning import ICEM
-from gjwm.world_model import WorldModel
+from gjwm.planning.agent import MPCAgent
+from gjwm.planning.costs import Cost, DisagreementCost, GoalCost, SumCost
+from gjwm.rl import reward_agent
 
 OBJECTIVES = ("auto", "reward", "goal")
 
@@ -43,12 +46,15 @@ class _Planning:
 
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
         model = self._load(action_dim)
-        # An agent of its own for each env: planned as one batch, an episode's actions would depend on its company.
+        # An agent of its own for each env: planned as one batch, an episode's actions would depend
+        # on its company.
         players = [self._player(model, rng) for rng in rngs]
 
         def act(env: Any, t: int, o: Any) -> np.ndarray:
             o = self._seen(model, env, o)
-            actions = np.stack([player(t, torch.as_tensor(o[i : i + 1])) for i, player in enumerate(players)])
+            actions = np.stack(
+                [player(t, torch.as_tensor(o[i : i + 1])) for i, player in enumerate(players)]
+            )
             noise = np.stack([self.noise * rng.standard_normal(action_dim) for rng in rngs])
             return (actions + noise).clip(-1, 1).astype(np.float32)
 
@@ -58,23 +64,30 @@ class _Planning:
         path = Path(self.run)
         model = WorldModel.load(path / "checkpoint.pt" if path.is_dir() else path)
         if model.action_dim != action_dim:
-            raise ValueError(f"{self.run} was trained with {model.action_dim} actions, the env has {action_dim}.")
+            raise ValueError(
+                f"{self.run} was trained with {model.action_dim} actions, the env has {action_dim}."
+            )
         return model
 
     def _seen(self, model: WorldModel, env: Any, o: Any) -> Any:
-        """What the model was trained on (N, *O), of what the env shows or, for a model of states, of what it hides."""
+        """What the model was trained on (N, *O), of what the env shows or, for a model of states,
+        of what it hides.
+        """
         wanted = model.encoder.observation_shape
         shown = o if isinstance(o, Mapping) else {"the observation": o}
         for value in shown.values():
             if tuple(value.shape[1:]) == wanted:
                 return value
-        if len(wanted) == 1 and hasattr(env.unwrapped, "state_vector"):  # a player of states makes data of pixels
+        if len(wanted) == 1 and hasattr(
+            env.unwrapped, "state_vector"
+        ):  # a player of states makes data of pixels
             state = env.unwrapped.state_vector()[None]
             if state.shape[1:] == wanted:
                 return state
         found = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in shown.items())
         raise ValueError(
-            f"{self.run} was trained on observations {wanted} and the env gives {found}; set obs=pixels or obs=state, as in "
+            f"{self.run} was trained on observations {wanted} and the env gives {found}; set "
+            f"obs=pixels or obs=state, as in "
             "training."
         )
 
@@ -82,7 +95,9 @@ class _Planning:
         """(t, o (1, *O)) -> action (A,), for one episode."""
         raise NotImplementedError
 
-    def _agent(self, model: WorldModel, cost: Cost, rng: np.random.Generator, **options: Any) -> MPCAgent:
+    def _agent(
+        self, model: WorldModel, cost: Cost, rng: np.random.Generator, **options: Any
+    ) -> MPCAgent:
         return MPCAgent(model, self._planner(), cost, **self._horizons(rng), **options)
 
     def _planner(self) -> ICEM:
@@ -96,12 +111,13 @@ class _Planning:
 class Planned(_Planning):
     """The planner itself: it maximises predicted reward, or heads for one goal after another.
 
-    Goals are latents drawn from N(0, I), the law that training gives the encoded data: any state is as likely a goal as it is
-    in the data.
+    Goals are latents drawn from N(0, I), the law that training gives the encoded data: any state is
+    as likely a goal as it is in the data.
 
     Args:
-        objective: "reward" (the run needs a reward head), "goal", or "auto": reward where there is a head for it. A run of
-            `gjwm online` also has values and a policy, which its plans use: a horizon of 4 is then enough.
+        objective: "reward" (the run needs a reward head), "goal", or "auto": reward where there is
+            a head for it. A run of `gjwm online` also has values and a policy, which its plans use:
+            a horizon of 4 is then enough.
         discount: of the reward, per step.
         goal_steps: steps until the next goal.
     """
@@ -112,21 +128,32 @@ class Planned(_Planning):
 
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}.")
+            raise ValueError(
+                f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}."
+            )
 
     def _player(self, model: WorldModel, rng: np.random.Generator) -> Any:
         rewarded = "reward" in model.heads
         if self.objective == "reward" and not rewarded:
-            raise ValueError(f"{self.run} has no reward head; train it with heads=[reward], or set objective=goal.")
+            raise ValueError(
+                f"{self.run} has no reward head; train it with heads=[reward], or set "
+                f"objective=goal."
+            )
         if rewarded and self.objective != "goal":
-            agent = reward_agent(model, self._planner(), discount=self.discount, **self._horizons(rng))
+            agent = reward_agent(
+                model, self._planner(), discount=self.discount, **self._horizons(rng)
+            )
             return lambda t, o: agent.act(o)[0].cpu().numpy()
         goals = _generator(rng)
-        agent = self._agent(model, GoalCost(torch.zeros(1, model.latent_dim, device=model.device)), rng)
+        agent = self._agent(
+            model, GoalCost(torch.zeros(1, model.latent_dim, device=model.device)), rng
+        )
 
         def play(t: int, o: torch.Tensor) -> np.ndarray:
             if t % self.goal_steps == 0:
-                agent.cost = GoalCost(draws.normal((1, model.latent_dim), goals, device=model.device))
+                agent.cost = GoalCost(
+                    draws.normal((1, model.latent_dim), goals, device=model.device)
+                )
                 agent.reset()
             return agent.act(o)[0].cpu().numpy()
 
@@ -135,7 +162,8 @@ class Planned(_Planning):
 
 @dataclass(frozen=True, kw_only=True)
 class Curious(_Planning):
-    """Seeks what the model cannot predict yet: plans that maximise the disagreement of an ensemble (Sekar et al., 2020).
+    """Seeks what the model cannot predict yet: plans that maximise the disagreement of an ensemble
+    (Sekar et al., 2020).
 
     Raises (when an episode begins):
         ValueError: when the run's dynamics are no ensemble.

@@ -1,4 +1,6 @@
-"""What an agent earns: undiscounted returns of whole episodes, in environments and seeds of their own."""
+"""What an agent earns: undiscounted returns of whole episodes, in environments and seeds of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from gjwm._core.files import replacing
 from gjwm.envs.vector import make_vec
-from gjwm.files import replacing
-from gjwm.intervals import mean_interval
+from gjwm.evaluation.intervals import mean_interval
 
 Act = Callable[[np.ndarray, VectorEnv], np.ndarray]
 
@@ -31,8 +33,8 @@ def play_returns(
     """One episode in each of E environments side by side, with seeds seed, seed + 1, ...
 
     Args:
-        act: observations (E, *O) and the environments themselves, which only an oracle looks into -> actions (E, A). Called at
-            each step, also for environments that are done.
+        act: observations (E, *O) and the environments themselves, which only an oracle looks into
+            -> actions (E, A). Called at each step, also for environments that are done.
         env_id, env_kwargs, workers: see `gjwm.envs.vector.make_vec`.
         limit: steps after which an episode should have ended.
 
@@ -41,7 +43,8 @@ def play_returns(
 
     Raises:
         ValueError: without episodes, or for one that does not end.
-        RuntimeError: when a worker process died, whose episodes would count as shorter than they are.
+        RuntimeError: when a worker process died, whose episodes would count as shorter than they
+            are.
     """
     if not isinstance(episodes, int) or episodes < 1:
         raise ValueError(f"returns need at least one episode, got episodes={episodes!r}.")
@@ -56,13 +59,15 @@ def play_returns(
             thought, steps = thought + time.perf_counter() - begin, steps + episodes
             if steps > limit * episodes:
                 raise ValueError(
-                    f"an episode of {env_id} goes on after {limit} steps; returns need episodes that end: set "
+                    f"an episode of {env_id} goes on after {limit} steps; returns need episodes "
+                    f"that end: set "
                     "env.max_episode_steps."
                 )
             o, r, terminated, truncated, infos = envs.step(a)
             if np.any(infos.get("worker_died", False)):
                 raise RuntimeError(
-                    f"a worker process of {env_id} died while returns were measured; measure them again."
+                    f"a worker process of {env_id} died while returns were measured; measure them "
+                    f"again."
                 )
             returns[running] += r[running]
             running &= ~(terminated | truncated)
@@ -76,7 +81,10 @@ def return_report(returns: np.ndarray, seconds_per_step: float) -> dict[str, Any
     mean, low, high = mean_interval(returns)
     return {
         "return_mean": mean,
-        "ci95": [mean if low is None else low, mean if high is None else high],  # of one episode nothing is known
+        "ci95": [
+            mean if low is None else low,
+            mean if high is None else high,
+        ],  # of one episode nothing is known
         "returns": [float(x) for x in returns],
         "episodes": len(returns),
         "seconds_per_step": seconds_per_step,
@@ -87,8 +95,9 @@ class ReturnCurve:
     """Every return of every evaluation of a run, as a CSV file.
 
     Args:
-        path: of the file: step, frames, seconds, episode, return. Until `finish` it is <path>.partial, always whole: a
-            run that fails leaves what an earlier one of its name has earned.
+        path: of the file: step, frames, seconds, episode, return. Until `finish` it is
+            <path>.partial, always whole: a run that fails leaves what an earlier one of its name
+            has earned.
         repeat: frames per agent step.
         resume_after: rows up to this step of an interrupted run are kept; None: none are.
     """
@@ -104,7 +113,12 @@ class ReturnCurve:
             with open(source, newline="") as file:
                 for row in csv.DictReader(file):
                     if int(row["step"]) <= resume_after:
-                        self._append(int(row["step"]), float(row["seconds"]), int(row["episode"]), float(row["return"]))
+                        self._append(
+                            int(row["step"]),
+                            float(row["seconds"]),
+                            int(row["episode"]),
+                            float(row["return"]),
+                        )
         self._write()  # from here on the rows of an earlier run of this name are none of this one's
 
     def add(self, step: int, seconds: float, returns: Sequence[float]) -> None:

@@ -1,4 +1,6 @@
-"""Environments that a learner acts in, one episode after the other in every lane, and how to come back to one moment."""
+"""Environments that a learner acts in, one episode after the other in every lane, and how to come
+back to one moment.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,15 @@ class Transition(NamedTuple):
 
 
 class Stream:
-    """N lanes of an environment, with the moment they are at as something that can be kept and come back to.
+    """N lanes of an environment, with the moment they are at as something that can be kept and come
+    back to.
 
-    All lanes start anew with fresh seeds whenever their episodes end on the same step, as those of tasks of one length always
-    do. The actions since then are remembered, and `load_state_dict` takes them again: a simulator's future depends on more than
-    it shows, and no two simulators keep it in the same place. Where episodes end on their own those may be all actions of the
-    run. A worker process that died is not part of the memory: what follows its death cannot be come back to exactly.
+    All lanes start anew with fresh seeds whenever their episodes end on the same step, as those of
+    tasks of one length always
+    do. The actions since then are remembered, and `load_state_dict` takes them again: a simulator's
+    future depends on more than it shows, and no two simulators keep it in the same place. Where
+    episodes end on their own those may be all actions of the run. A worker process that died is not
+    part of the memory: what follows its death cannot be come back to exactly.
 
     Args:
         env_id, env_kwargs: see `gjwm.envs.vector.make_vec`; observations must be one array.
@@ -43,29 +48,44 @@ class Stream:
         seed: of all episodes.
         workers: see `make_vec`.
 
-    `overlaps` says whether `step` may be called from another thread than the one that made the stream.
+    `overlaps` says whether `step` may be called from another thread than the one that made the
+    stream.
 
     Raises:
         ValueError: for observations that are no single array, and for discrete actions.
     """
 
     def __init__(
-        self, env_id: str, env_kwargs: Mapping[str, Any], *, lanes: int, seed: int, workers: int | None = None
+        self,
+        env_id: str,
+        env_kwargs: Mapping[str, Any],
+        *,
+        lanes: int,
+        seed: int,
+        workers: int | None = None,
     ):
         self.envs = make_vec(env_id, lanes, workers=workers, **env_kwargs)
-        self.observation_space, self.action_space = self.envs.single_observation_space, self.envs.single_action_space
+        self.observation_space, self.action_space = (
+            self.envs.single_observation_space,
+            self.envs.single_action_space,
+        )
         if self.observation_space.shape is None:
             self.envs.close()
             raise ValueError(
-                f"a learner acts on one array of observations and {env_id} gives {self.observation_space}; set obs=state or "
+                f"a learner acts on one array of observations and {env_id} gives "
+                f"{self.observation_space}; set obs=state or "
                 "obs=pixels."
             )
         if getattr(self.envs, "action_groups", ()):
             self.envs.close()
-            raise ValueError(f"{env_id} has discrete actions, and values and policy are for actions in [-1, 1].")
+            raise ValueError(
+                f"{env_id} has discrete actions, and values and policy are for actions in [-1, 1]."
+            )
         self.lanes, self.seed = lanes, seed
         # An OpenGL context belongs to the thread that made it.
-        self.overlaps = bool(getattr(self.envs, "workers", 0)) or not shows_pictures(self.observation_space)
+        self.overlaps = bool(getattr(self.envs, "workers", 0)) or not shows_pictures(
+            self.observation_space
+        )
         self._rounds = -1
         self._begin()
 
@@ -77,7 +97,9 @@ class Stream:
         self._returns = np.zeros(self.lanes)
 
     def step(self, a: np.ndarray) -> Transition:
-        """Actions (N, A) in [-1, 1] -> what happened; `observation` (N, *O) is then what to act on next."""
+        """Actions (N, A) in [-1, 1] -> what happened; `observation` (N, *O) is then what to act on
+        next.
+        """
         o, a = self.observation, np.array(a, np.float32)
         self._actions.append(a)
         following, r, terminated, truncated, infos = self.envs.step(a)

@@ -1,4 +1,6 @@
-"""Sweeps over any grid of settings: which runs there are, running them, and what they found together. See docs/study.md."""
+"""Sweeps over any grid of settings: which runs there are, running them, and what they found
+together. See docs/study.md.
+"""
 
 from gjwm.study.grid import Cell, expand, written
 from gjwm.study.launch import Job, Outcome, has_joblib, run_local, run_slurm

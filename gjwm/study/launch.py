@@ -1,7 +1,8 @@
-"""Runs as processes of their own, so that one that crashes or is killed for memory neither stops nor loses the others.
+"""Runs as processes of their own, so that one that crashes or is killed for memory neither stops
+nor loses the others.
 
-Several at once on this machine through joblib, on a cluster through submitit; both are optional. Either way a run is a
-command under `supervise`, which keeps what it printed and, if it failed, why.
+Several at once on this machine through joblib, on a cluster through submitit; both are optional.
+Either way a run is a command under `supervise`, which keeps what it printed and, if it failed, why.
 """
 
 from __future__ import annotations
@@ -48,10 +49,15 @@ Done = Callable[[Outcome], None]
 
 
 def supervise(job: Job) -> Outcome:
-    """Run a job and wait for it; its output is in run.log, and the last line of a failure in failure.txt."""
+    """Run a job and wait for it; its output is in run.log, and the last line of a failure in
+    failure.txt.
+    """
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
-    environment = {**os.environ, **({} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)})}
+    environment = {
+        **os.environ,
+        **({} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}),
+    }
     since = time.perf_counter()
     with open(job.folder / LOG, "w", encoding="utf-8") as log:
         status = subprocess.run(
@@ -112,23 +118,34 @@ def run_local(jobs: Sequence[Job], done: Done, *, at_once: int) -> None:
         import joblib
     except ImportError as error:
         raise ImportError(
-            f"study.jobs={at_once} needs joblib: pip install 'gjwm[study]', or run one at a time with study.jobs=1."
+            f"study.jobs={at_once} needs joblib: pip install 'gjwm[study]', or run one at a time "
+            f"with study.jobs=1."
         ) from error
-    # Threads that each wait for a process: a pool of joblib's own processes breaks as a whole when one of them is killed.
-    parallel = joblib.Parallel(n_jobs=at_once, backend="threading", batch_size=1, return_as="generator_unordered")
+    # Threads that each wait for a process: a pool of joblib's own processes breaks as a whole when
+    # one of them is killed.
+    parallel = joblib.Parallel(
+        n_jobs=at_once, backend="threading", batch_size=1, return_as="generator_unordered"
+    )
     for outcome in parallel(joblib.delayed(supervise)(job) for job in jobs):
         done(outcome)
 
 
 def run_slurm(
-    jobs: Sequence[Job], done: Done, *, at_once: int, folder: Path, options: Mapping[str, Any], every: float = 10.0
+    jobs: Sequence[Job],
+    done: Done,
+    *,
+    at_once: int,
+    folder: Path,
+    options: Mapping[str, Any],
+    every: float = 10.0,
 ) -> None:
-    """Run jobs as one array of a Slurm cluster, `at_once` at a time; all nodes must see the same files.
+    """Run jobs as one array of a Slurm cluster, `at_once` at a time; all nodes must see the same
+    files.
 
     Args:
         folder: for submitit's own logs.
-        options: of submitit's AutoExecutor: "cluster" ("slurm"; "local" runs here, all at once), timeout_min, mem_gb,
-            cpus_per_task, slurm_partition and so on.
+        options: of submitit's AutoExecutor: "cluster" ("slurm"; "local" runs here, all at once),
+            timeout_min, mem_gb, cpus_per_task, slurm_partition and so on.
         every: seconds between looks at the queue.
 
     Raises:
@@ -138,7 +155,9 @@ def run_slurm(
     try:
         import submitit
     except ImportError as error:
-        raise ImportError("study.launcher=slurm needs submitit: pip install 'gjwm[slurm]'.") from error
+        raise ImportError(
+            "study.launcher=slurm needs submitit: pip install 'gjwm[slurm]'."
+        ) from error
     options = dict(options)
     executor = submitit.AutoExecutor(folder=folder, cluster=options.pop("cluster", "slurm"))
     executor.update_parameters(slurm_array_parallelism=at_once, **options)
@@ -149,12 +168,15 @@ def run_slurm(
             job = waiting.pop(task)
             try:
                 outcome = task.result()
-            except (
-                Exception
-            ) as error:  # the supervisor died with its run: a node, its memory or its time were at an end
-                lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            # the supervisor died with its run: a node, its memory or its time were at an end
+            except Exception as error:
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+                    type(error).__name__
+                ]
                 job.folder.mkdir(parents=True, exist_ok=True)
-                outcome = record(Outcome(job, f"the cluster ended it: {lines[-1]}", time.perf_counter() - since))
+                outcome = record(
+                    Outcome(job, f"the cluster ended it: {lines[-1]}", time.perf_counter() - since)
+                )
             done(outcome)
         if waiting:
             time.sleep(every)

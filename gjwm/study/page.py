@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gjwm.diagnostics import wilson_interval
-from gjwm.files import replacing
-from gjwm.report.svg import Plot, extent
+from gjwm._core.files import replacing
+from gjwm.evaluation.geometry import wilson_interval
+from gjwm.reporting.svg import Plot, extent
 from gjwm.study.ranking import ranking
 from gjwm.study.summary import (
     FIGURES,
@@ -37,7 +37,14 @@ HEADLINE = {
     "train ms per step": 1,
     "peak MB": 0,
 }
-OVER_TASKS = ("success", "R2, 5 steps", "linear R2", "kNN R2", "MLP R2", "effective rank, share of ideal")
+OVER_TASKS = (
+    "success",
+    "R2, 5 steps",
+    "linear R2",
+    "kNN R2",
+    "MLP R2",
+    "effective rank, share of ideal",
+)
 
 
 def write_study(
@@ -66,7 +73,9 @@ def write_study(
     content = {
         "command": command,
         "tuned": tuned,
-        "states": {state: sum(r.state == state for r in records) for state in ("done", "failed", "pending")},
+        "states": {
+            state: sum(r.state == state for r in records) for state in ("done", "failed", "pending")
+        },
         "cells": [
             {
                 "task": task,
@@ -74,7 +83,12 @@ def write_study(
                 "tuned": rows[0].tuned,
                 "seeds": [r.seed for r in rows],
                 "figures": {
-                    name: {"values": [r.figure(name) for r in rows], "mean": mean, "low": low, "high": high}
+                    name: {
+                        "values": [r.figure(name) for r in rows],
+                        "mean": mean,
+                        "low": low,
+                        "high": high,
+                    }
                     for name, (mean, low, high) in cell_figures(rows).items()
                 },
                 "pooled_success": _pooled(*attempts(rows)),
@@ -121,7 +135,8 @@ def _run(record: Record) -> str:
     return f"{record.cell}/seed-{record.seed}".removeprefix("/")
 
 
-# -- tables ----------------------------------------------------------------------------------------------------------------
+# -- tables
+# --  ----------------------------------------------------------------------------------------------
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -171,7 +186,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _with_interval(figure: Interval, digits: int) -> str:
     mean, low, high = figure
-    return f"{mean:.{digits}f}" if low is None else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return (
+        f"{mean:.{digits}f}"
+        if low is None
+        else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    )
 
 
 def _triple(row: Mapping[str, Any]) -> Interval:
@@ -183,7 +202,9 @@ def _rate(pooled: Sequence[float]) -> str:
     return f"{successes / of:.1%} [{low:.1%}, {high:.1%}] of {of}"
 
 
-def _markdown(content: Mapping[str, Any], records: Sequence[Record], title: str, pictures: Sequence[str]) -> str:
+def _markdown(
+    content: Mapping[str, Any], records: Sequence[Record], title: str, pictures: Sequence[str]
+) -> str:
     states = content["states"]
     lines = [
         f"# {title}",
@@ -191,8 +212,10 @@ def _markdown(content: Mapping[str, Any], records: Sequence[Record], title: str,
         f"`{content['command']}`",
         "",
         f"{states['done']} runs done, {states['failed']} failed, {states['pending']} not done"
-        + f" ({sum(r.tuning for r in records)} of all only choose a setting)" * any(r.tuning for r in records)
-        + ". Means over seeds with 95% intervals by Student's t; that of success also covers Wilson's over all attempts.",
+        + f" ({sum(r.tuning for r in records)} of all only choose a setting)"
+        * any(r.tuning for r in records)
+        + ". Means over seeds with 95% intervals by Student's t; "
+        + "that of success also covers Wilson's over all attempts.",
     ]
     tuned = content["tuned"]
     for task in dict.fromkeys(cell["task"] for cell in content["cells"]):
@@ -203,14 +226,18 @@ def _markdown(content: Mapping[str, Any], records: Sequence[Record], title: str,
                 cell["method"],
                 *(["" if cell["tuned"] is None else f"{cell['tuned']}"] if tuned else []),
                 *(
-                    _with_interval(_triple(cell["figures"][name]), digits) if name in cell["figures"] else ""
+                    _with_interval(_triple(cell["figures"][name]), digits)
+                    if name in cell["figures"]
+                    else ""
                     for name, digits in HEADLINE.items()
                 ),
                 str(len(cell["seeds"])),
             ]
             for cell in cells
         ]
-        chance = "; ".join(f"{policy} {_rate(pooled)}" for policy, pooled in content["policies"][task].items())
+        chance = "; ".join(
+            f"{policy} {_rate(pooled)}" for policy, pooled in content["policies"][task].items()
+        )
         lines += ["", f"## {task}", "", *_table(header, rows), "", f"Same goals: {chance}."]
     if len(content["cells"]) == 1:
         (cell,) = content["cells"]
@@ -228,9 +255,17 @@ def _markdown(content: Mapping[str, Any], records: Sequence[Record], title: str,
             f"Success, pooled: {_rate(cell['pooled_success'])}.",
         ]
     if content["over_tasks"]:
-        shown = [name for name in OVER_TASKS if all(name in row for row in content["over_tasks"].values())]
+        shown = [
+            name
+            for name in OVER_TASKS
+            if all(name in row for row in content["over_tasks"].values())
+        ]
         rows = [
-            [method, *(_with_interval(_triple(row[name]), 3) for name in shown), str(row["success"]["runs"])]
+            [
+                method,
+                *(_with_interval(_triple(row[name]), 3) for name in shown),
+                str(row["success"]["runs"]),
+            ]
             for method, row in content["over_tasks"].items()
         ]
         told = "Interquartile mean over the runs of all tasks, stratified bootstrap (95%)."
@@ -238,10 +273,12 @@ def _markdown(content: Mapping[str, Any], records: Sequence[Record], title: str,
     compared = content["differences"]
     if compared["success"]:
         rows = [
-            [method, _with_interval(_triple(row), 3), str(row["pairs"])] for method, row in compared["success"].items()
+            [method, _with_interval(_triple(row), 3), str(row["pairs"])]
+            for method, row in compared["success"].items()
         ]
         told = (
-            f"Success less that of {compared['reference']} with the same task and seed, mean over tasks, bootstrap over pairs "
+            f"Success less that of {compared['reference']} with the same task and seed, mean over "
+            f"tasks, bootstrap over pairs "
             "within tasks (95%). With few seeds it is too narrow."
         )
         lines += [
@@ -260,7 +297,8 @@ def _markdown(content: Mapping[str, Any], records: Sequence[Record], title: str,
             for name, row in content["ranking"].items()
         ]
         told = (
-            "Spearman's correlation with planning success over all runs, within tasks; 95% bootstrap that draws recipes with "
+            "Spearman's correlation with planning success over all runs, within tasks; 95% "
+            "bootstrap that draws recipes with "
             "all their seeds. (n: runs, recipes.)"
         )
         lines += ["", "## Which figure ranks runs", "", told, "", *_table(["figure", *tasks], rows)]
@@ -277,7 +315,8 @@ def _rho(row: Mapping[str, Any]) -> str:
     return f"{row['rho']:.2f}{ends} ({row['runs']}, {row['recipes']})"
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------------
+# -- pictures
+# --  ----------------------------------------------------------------------------------------------
 
 _ROLES = ("model", "linear", "oracle", "third", "second", "chance", "plain")
 
@@ -304,14 +343,23 @@ def _success_picture(content: Mapping[str, Any]) -> Plot | None:
             at = methods.index(cell["method"]) + 0.5 * ((k + 0.5) / len(tasks) - 0.5)
             mean, low, high = _triple(cell["figures"]["success"])
             plot.interval(at, low, high, role)
-            plot.dot(at, mean, role, f"{task}, {cell['method']}: {mean:.1%} [{low:.1%}, {high:.1%}]", radius=3.4)
+            plot.dot(
+                at,
+                mean,
+                role,
+                f"{task}, {cell['method']}: {mean:.1%} [{low:.1%}, {high:.1%}]",
+                radius=3.4,
+            )
         plot.legend.append((role, "dot", task))
     return plot
 
 
 def _ranking_picture(content: Mapping[str, Any]) -> Plot | None:
     """Rank correlation with success of each figure, over all tasks where there are several."""
-    rows = {name: row["all"] if "all" in row else next(iter(row.values())) for name, row in content["ranking"].items()}
+    rows = {
+        name: row["all"] if "all" in row else next(iter(row.values()))
+        for name, row in content["ranking"].items()
+    }
     if not rows:
         return None
     plot = Plot(
@@ -319,7 +367,10 @@ def _ranking_picture(content: Mapping[str, Any]) -> Plot | None:
         y=extent([-1.0, 1.0], pad=0.02),
         x_label="figure",
         y_label="rank correlation with success",
-        describe="Spearman's correlation of each label-free figure with planning success, with 95% intervals.",
+        describe=(
+            "Spearman's correlation of each label-free figure with planning "
+            "success, with 95% intervals."
+        ),
         x_ticks=[(i, _TICKS.get(name, name)) for i, name in enumerate(rows)],
         width=max(360, 70 * len(rows)),
     )

@@ -1,4 +1,6 @@
-"""Which number to watch: rank correlation across runs of figures that need no labels with planning success."""
+"""Which number to watch: rank correlation across runs of figures that need no labels with planning
+success.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,17 @@ import numpy as np
 
 from gjwm.study.summary import Record, names
 
-# Figures that need no true state; those whose scale depends on the latent dimension are shares of their ideal.
+# Figures that need no true state; those whose scale depends on the latent dimension are shares of
+# their ideal.
 LABEL_FREE = (
     *("R2, 1 step", "R2, 5 steps", "R2, last step", "skill nats/dim", "rank accuracy"),
-    *("effective rank, share of ideal", "condition number", "Epps-Pulley", "straightness", "variance per dim"),
+    *(
+        "effective rank, share of ideal",
+        "condition number",
+        "Epps-Pulley",
+        "straightness",
+        "variance per dim",
+    ),
 )
 FEWEST = 5  # runs, below which a rank correlation says nothing
 
@@ -20,8 +29,8 @@ FEWEST = 5  # runs, below which a rank correlation says nothing
 def rank_correlation(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> float | None:
     """Spearman's correlation within groups, pooled.
 
-    Ranks are taken within each group and centred there, so that a group's level has no say; one group gives Spearman's rho. The
-    groups weigh as their ranks vary.
+    Ranks are taken within each group and centred there, so that a group's level has no say; one
+    group gives Spearman's rho. The groups weigh as their ranks vary.
 
     Args:
         x, y: one array (N_g,) per group.
@@ -34,18 +43,24 @@ def rank_correlation(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> float 
 
 
 def _correlations(groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The same of many draws at once: groups of x, y (N_g,) and how often each run was drawn (R, N_g) -> (R,), or NaN."""
+    """The same of many draws at once: groups of x, y (N_g,) and how often each run was drawn (R,
+    N_g) -> (R,), or NaN.
+    """
     total = 0.0
     for x, y, weight in groups:
         a, b = (_centred_ranks(np.asarray(values, np.float64), weight) for values in (x, y))
-        total = total + np.stack([(weight * a * b).sum(1), (weight * a * a).sum(1), (weight * b * b).sum(1)])
+        total = total + np.stack(
+            [(weight * a * b).sum(1), (weight * a * a).sum(1), (weight * b * b).sum(1)]
+        )
     both, ours, theirs = total
     scale = np.sqrt(ours * theirs)
     return np.where(scale > 1e-9, both / np.maximum(scale, 1e-9), np.nan)
 
 
 def _centred_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Mid-ranks less their mean of samples that hold value i as often as weight (R, N) says -> (R, N)."""
+    """Mid-ranks less their mean of samples that hold value i as often as weight (R, N) says -> (R,
+    N).
+    """
     below = (values[None] < values[:, None]) + 0.5 * (values[None] == values[:, None])
     ranks = weight @ below.T
     return ranks - (weight * ranks).sum(1, keepdims=True) / weight.sum(1, keepdims=True)
@@ -54,11 +69,12 @@ def _centred_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def interval(
     groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], *, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95% bootstrap of `rank_correlation`: within each group clusters are drawn anew, with all their runs.
+    """95% bootstrap of `rank_correlation`: within each group clusters are drawn anew, with all
+    their runs.
 
     Args:
-        groups: (x, y, cluster) of each group, (N_g,) each. Runs of one cluster (the seeds of one recipe) are not independent
-            evidence about a figure.
+        groups: (x, y, cluster) of each group, (N_g,) each. Runs of one cluster (the seeds of one
+            recipe) are not independent evidence about a figure.
 
     Returns:
         (low, high), None where fewer than half of the draws have a correlation.
@@ -68,7 +84,15 @@ def interval(
     for x, y, cluster in groups:
         _, member = np.unique(cluster, return_inverse=True)
         count = member.max() + 1
-        drawn.append((x, y, rng.multinomial(count, np.full(count, 1 / count), draws)[:, member].astype(np.float64)))
+        drawn.append(
+            (
+                x,
+                y,
+                rng.multinomial(count, np.full(count, 1 / count), draws)[:, member].astype(
+                    np.float64
+                ),
+            )
+        )
     found = _correlations(drawn)
     known = found[np.isfinite(found)]
     if len(known) < draws / 2:
@@ -78,14 +102,23 @@ def interval(
 
 
 def ranking(
-    records: Sequence[Record], *, target: str = "success", figures: Sequence[str] = LABEL_FREE, draws: int = 2000
+    records: Sequence[Record],
+    *,
+    target: str = "success",
+    figures: Sequence[str] = LABEL_FREE,
+    draws: int = 2000,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """{figure: {task, and "all" for several: {"rho", "low", "high", "runs", "recipes"}}}, best first.
+    """{figure: {task, and "all" for several: {"rho", "low", "high", "runs", "recipes"}}}, best
+    first.
 
-    All runs that are done take part, those that only tuned a setting too, as none was left out for what it reached. A task
-    with fewer than five runs, or where success or the figure does not vary, is left out.
-    """
-    done = [record for record in records if record.report is not None and record.figure(target) is not None]
+    All runs that are done take part, those that only tuned a setting too, as none was left out for
+    what it reached. A task with fewer than five runs, or where success or the figure does not vary,
+    is left out."""
+    done = [
+        record
+        for record in records
+        if record.report is not None and record.figure(target) is not None
+    ]
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for title in figures:
         groups = {}
@@ -111,6 +144,10 @@ def ranking(
 
     def strength(title: str) -> float:
         rows = found[title]
-        return -abs(rows["all"]["rho"] if "all" in rows else max((row["rho"] for row in rows.values()), key=abs))
+        return -abs(
+            rows["all"]["rho"]
+            if "all" in rows
+            else max((row["rho"] for row in rows.values()), key=abs)
+        )
 
     return {title: found[title] for title in sorted(found, key=strength)}

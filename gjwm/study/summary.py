@@ -1,4 +1,6 @@
-"""What the runs of a study found: one record per run, figures of each cell with intervals, and the same over all tasks."""
+"""What the runs of a study found: one record per run, figures of each cell with intervals, and the
+same over all tasks.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from gjwm.diagnostics import wilson_interval
-from gjwm.intervals import mean_interval, stratified_interquartile_mean
+from gjwm.evaluation.geometry import wilson_interval
+from gjwm.evaluation.intervals import mean_interval, stratified_interquartile_mean
 
 Report = Mapping[str, Any]
-Interval = tuple[float, float | None, float | None]  # mean, and the ends where there are two values or more
+Interval = tuple[
+    float, float | None, float | None
+]  # mean, and the ends where there are two values or more
 
 
 def _ms_per_step(r: Report) -> float:
@@ -67,7 +71,8 @@ class Record:
         task, method: what tables call them; tuned: the value of the tuned key, None without one.
         seed, tuning: which run, and whether it only served to choose.
         cell: its folders' names without the seed: runs of one cell differ in nothing but the seed.
-        report: evaluation.json, None for a run that is not done; error: why it failed, None for one that did not.
+        report: evaluation.json, None for a run that is not done; error: why it failed, None for one
+            that did not.
     """
 
     task: str
@@ -109,9 +114,8 @@ def names(records: Sequence[Record], kind: str) -> list[str]:
 def cell_figures(records: Sequence[Record]) -> dict[str, Interval]:
     """{figure: (mean, low, high)} over the runs of one task and method that have it.
 
-    95% intervals by Student's t over seeds. That of "success" also covers Wilson's over all attempts, which does not shrink to
-    nothing when all seeds agree.
-    """
+    95% intervals by Student's t over seeds. That of "success" also covers Wilson's over all
+    attempts, which does not shrink to nothing when all seeds agree."""
     found: dict[str, Interval] = {}
     for title in FIGURES:
         values = [value for record in records if (value := record.figure(title)) is not None]
@@ -119,58 +123,85 @@ def cell_figures(records: Sequence[Record]) -> dict[str, Interval]:
             found[title] = mean_interval(np.array(values))
     if "success" in found:
         mean, low, high = found["success"]
-        lows, highs = zip(wilson_interval(*attempts(records)), *([] if low is None else [(low, high)]))
+        lows, highs = zip(
+            wilson_interval(*attempts(records)), *([] if low is None else [(low, high)])
+        )
         found["success"] = (mean, max(0.0, min(lows)), min(1.0, max(highs)))
     return found
 
 
 def attempts(records: Sequence[Record], policy: str | None = None) -> tuple[int, int]:
-    """(successes, attempts) over all runs, of the model (None) or of "random", "hold" or "oracle"."""
-    rows = [r.report["planning"] if policy is None else r.report["planning"][policy] for r in records]
-    return sum(round(row["success_rate"] * row["episodes"]) for row in rows), sum(row["episodes"] for row in rows)
+    """(successes, attempts) over all runs, of the model (None) or of "random", "hold" or
+    "oracle".
+    """
+    rows = [
+        r.report["planning"] if policy is None else r.report["planning"][policy] for r in records
+    ]
+    return sum(round(row["success_rate"] * row["episodes"]) for row in rows), sum(
+        row["episodes"] for row in rows
+    )
 
 
 def policies(records: Sequence[Record]) -> dict[str, dict[str, tuple[int, int]]]:
-    """{task: {"random", "hold", "oracle" where all have it: (successes, attempts)}}; methods share starts and goals, so that
-    each seed counts once."""
+    """{task: {"random", "hold", "oracle" where all have it: (successes, attempts)}}; methods share
+    starts and goals, so that each seed counts once."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for record in final(records):
         found.setdefault(record.task, {})
     for task, row in found.items():
-        per_seed = list({record.seed: record for record in final(records) if record.task == task}.values())
+        per_seed = list(
+            {record.seed: record for record in final(records) if record.task == task}.values()
+        )
         for policy in ("random", "hold", "oracle"):
             if all(policy in record.report["planning"] for record in per_seed):
                 row[policy] = attempts(per_seed, policy)
     return found
 
 
-def over_tasks(records: Sequence[Record], *, draws: int = 10_000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """{method: {figure: {"mean", "low", "high", "runs"}}} of methods that ran on every task: interquartile mean over the runs
-    of all tasks with a stratified bootstrap, of figures that every run has. Empty for a study of one task."""
+def over_tasks(
+    records: Sequence[Record], *, draws: int = 10_000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """{method: {figure: {"mean", "low", "high", "runs"}}} of methods that ran on every task:
+    interquartile mean over the runs of all tasks with a stratified bootstrap, of figures that every
+    run has. Empty for a study of one task."""
     runs = final(records)
     tasks = names(runs, "task")
     found: dict[str, dict[str, Any]] = {}
     for method in names(runs, "method") if len(tasks) > 1 else ():
-        by_task = {task: [r for r in runs if r.method == method and r.task == task] for task in tasks}
+        by_task = {
+            task: [r for r in runs if r.method == method and r.task == task] for task in tasks
+        }
         if not all(by_task.values()):
             continue
         found[method] = {}
         for title in FIGURES:
-            values = {task: [record.figure(title) for record in rows] for task, rows in by_task.items()}
+            values = {
+                task: [record.figure(title) for record in rows] for task, rows in by_task.items()
+            }
             if any(value is None for row in values.values() for value in row):
                 continue
             mean, low, high = stratified_interquartile_mean(
                 {task: np.array(row) for task, row in values.items()}, draws=draws, seed=seed
             )
-            found[method][title] = {"mean": mean, "low": low, "high": high, "runs": sum(map(len, values.values()))}
+            found[method][title] = {
+                "mean": mean,
+                "low": low,
+                "high": high,
+                "runs": sum(map(len, values.values())),
+            }
     return found
 
 
 def differences(
-    records: Sequence[Record], reference: str, *, title: str = "success", draws: int = 10_000, seed: int = 0
+    records: Sequence[Record],
+    reference: str,
+    *,
+    title: str = "success",
+    draws: int = 10_000,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """{method: {"mean", "low", "high", "pairs"}}: a figure less the reference method's on the same task and seed, averaged over
-    tasks, with a bootstrap over the pairs within each task (95%).
+    """{method: {"mean", "low", "high", "pairs"}}: a figure less the reference method's on the same
+    task and seed, averaged over tasks, with a bootstrap over the pairs within each task (95%).
 
     Raises:
         ValueError: for a reference that is no method of the study.
@@ -178,7 +209,8 @@ def differences(
     runs = final(records)
     if reference not in names(records, "method"):
         raise ValueError(
-            f"study.reference={reference!r} is no method of the study: {', '.join(names(records, 'method'))}."
+            f"study.reference={reference!r} is no method of the study: "
+            f"{', '.join(names(records, 'method'))}."
         )
     values = {(r.method, r.task, r.seed): r.figure(title) for r in runs}
     rng = np.random.default_rng(seed)
@@ -191,8 +223,15 @@ def differences(
                 gaps.setdefault(task, []).append(value - base)
         if gaps:
             rows = [np.array(row) for row in gaps.values()]
-            drawn = np.mean([row[rng.integers(0, len(row), (draws, len(row)))].mean(1) for row in rows], 0)
+            drawn = np.mean(
+                [row[rng.integers(0, len(row), (draws, len(row)))].mean(1) for row in rows], 0
+            )
             low, high = np.percentile(drawn, [2.5, 97.5])
             mean = float(np.mean([row.mean() for row in rows]))
-            found[method] = {"mean": mean, "low": float(low), "high": float(high), "pairs": sum(map(len, rows))}
+            found[method] = {
+                "mean": mean,
+                "low": float(low),
+                "high": float(high),
+                "pairs": sum(map(len, rows)),
+            }
     return found

@@ -1,4 +1,6 @@
-"""What an interrupted run needs to go on exactly: states on disk, two of them, and every random number generator."""
+"""What an interrupted run needs to go on exactly: states on disk, two of them, and every random
+number generator.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gjwm.files import replacing
+from gjwm._core.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +31,11 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """A folder of states of one run, `state-<step>.pt`; each appears whole or not at all, and the newest two are kept.
+    """A folder of states of one run, `state-<step>.pt`; each appears whole or not at all, and the
+    newest two are kept.
 
-    What has a file format of its own, such as a replay buffer that grows, is attached: `state-<step>-<name>` is written before
-    the state that counts on it and goes with it.
+    What has a file format of its own, such as a replay buffer that grows, is attached:
+    `state-<step>-<name>` is written before the state that counts on it and goes with it.
 
     Args:
         folder: made when the first state is saved.
@@ -45,7 +48,10 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
 
     def save(
-        self, step: int, content: dict[str, Any], attach: Mapping[str, Callable[[Path], Any]] | None = None
+        self,
+        step: int,
+        content: dict[str, Any],
+        attach: Mapping[str, Callable[[Path], Any]] | None = None,
     ) -> Path:
         """Write plain data and tensors as the state after `step`, then drop the oldest states.
 
@@ -59,11 +65,15 @@ class Checkpoints:
             write(self._attachment(path, name))
         with replacing(path) as partial:
             sizes = {name: self._attachment(path, name).stat().st_size for name in attach}
-            torch.save({"format": FORMAT, "step": step, "content": content, "attached": sizes}, partial)
+            torch.save(
+                {"format": FORMAT, "step": step, "content": content, "attached": sizes}, partial
+            )
         for old in self._files()[: -self.keep]:
             self._remove(old)
         states = {file.stem for file in self._files()}
-        for left in self.folder.glob("state-*-*"):  # of a process that was killed while it removed a state
+        for left in self.folder.glob(
+            "state-*-*"
+        ):  # of a process that was killed while it removed a state
             if left.name[: len(path.stem)] not in states:
                 left.unlink()
         return path
@@ -73,7 +83,9 @@ class Checkpoints:
 
     @staticmethod
     def _whole(attachment: Path, size: int) -> Path:
-        """The file, which must have the bytes that were written; one cut short would be found only by whoever loads it."""
+        """The file, which must have the bytes that were written; one cut short would be found only
+        by whoever loads it.
+        """
         found = attachment.stat().st_size
         if found != size:
             raise ValueError(f"{attachment.name} has {found} bytes of {size}")
@@ -85,8 +97,8 @@ class Checkpoints:
             attachment.unlink()
 
     def latest(self) -> Checkpoint | None:
-        """The newest state that is whole, or None where none was saved; a damaged one, or one of whose attachments a piece is
-        missing, is passed over with a warning.
+        """The newest state that is whole, or None where none was saved; a damaged one, or one of
+        whose attachments a piece is missing, is passed over with a warning.
 
         No code is unpickled.
 
@@ -100,13 +112,21 @@ class Checkpoints:
                 if payload["format"] != FORMAT:
                     raise ValueError(f"format {payload['format']}, this version reads {FORMAT}")
                 attached = {
-                    name: self._whole(self._attachment(path, name), n) for name, n in payload["attached"].items()
+                    name: self._whole(self._attachment(path, name), n)
+                    for name, n in payload["attached"].items()
                 }
                 return Checkpoint(payload["step"], payload["content"], attached)
-            except Exception as error:  # torch raises many kinds for a damaged file; all mean the same
-                log.warning(f"{path} cannot be read ({type(error).__name__}: {error}); trying the one before.")
+            except (
+                Exception
+            ) as error:  # torch raises many kinds for a damaged file; all mean the same
+                log.warning(
+                    f"{path} cannot be read ({type(error).__name__}: {error}); trying the one "
+                    f"before."
+                )
         if files:
-            raise ValueError(f"no state in {self.folder} can be read; remove the folder to start anew.")
+            raise ValueError(
+                f"no state in {self.folder} can be read; remove the folder to start anew."
+            )
         return None
 
     def clear(self) -> None:
@@ -124,7 +144,9 @@ class Checkpoints:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of the process-wide generators of torch (CPU and every CUDA device), numpy and Python."""
+    """The states of the process-wide generators of torch (CPU and every CUDA device), numpy and
+    Python.
+    """
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - others may draw from it
     version, internal, following = random.getstate()
     return {
@@ -148,6 +170,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(cuda, device)
     numpy = state["numpy"]
     keys = numpy["keys"].numpy().astype(np.uint32)
-    np.random.set_state((numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))  # noqa: NPY002
+    np.random.set_state(  # noqa: NPY002  (whoever uses the global state gets it back)
+        (numpy["kind"], keys, numpy["position"], numpy["has_gauss"], numpy["gauss"])
+    )
     python = state["python"]
     random.setstate((python["version"], tuple(python["internal"]), python["following"]))

@@ -1,4 +1,6 @@
-"""Whether two resolved configurations ask for the same training, and for the same evaluation: what need not be done again."""
+"""Whether two resolved configurations ask for the same training, and for the same evaluation: what
+need not be done again.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,15 @@ AFTER_TRAINING = (
     *("resume", "storage", "compress", "checkpoint"),
 )
 OFFLINE = ("refine",)  # that only `gjwm train` reads
-ONLINE = ("online", "learner")  # groups that only `gjwm online` reads, for which the planner belongs to training
+ONLINE = (
+    "online",
+    "learner",
+)  # groups that only `gjwm online` reads, for which the planner belongs to training
 
 
-def changed_training(before: Mapping[str, Any], now: Mapping[str, Any], *, online: bool = False) -> list[str]:
+def changed_training(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, online: bool = False
+) -> list[str]:
     """Names of the groups by which `now` would have made another training than `before`.
 
     Args:
@@ -39,7 +46,8 @@ def _decisive(config: Mapping[str, Any], online: bool) -> dict[str, Any]:
 def require_same_training(
     before: Mapping[str, Any], now: Mapping[str, Any], run: str | Path, *, online: bool = False
 ) -> None:
-    """Refuse settings that would have made another training than the one in `run`; `online` as in `changed_training`.
+    """Refuse settings that would have made another training than the one in `run`; `online` as in
+    `changed_training`.
 
     Raises:
         ValueError: naming the groups that differ.
@@ -47,7 +55,8 @@ def require_same_training(
     changed = changed_training(before, now, online=online)
     if changed:
         raise ValueError(
-            f"{run} was trained with other settings of {', '.join(changed)}; choose another name=..., or remove the folder."
+            f"{run} was trained with other settings of {', '.join(changed)}; choose another "
+            f"name=..., or remove the folder."
         )
 
 

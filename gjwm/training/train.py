@@ -1,4 +1,6 @@
-"""Offline training of a world model on a replay buffer, and of what reads its frozen latents: decoder, state head."""
+"""Offline training of a world model on a replay buffer, and of what reads its frozen latents:
+decoder, state head.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +13,31 @@ import torch
 from gymnasium import spaces
 from torch import Generator, Tensor, nn
 
-from gjwm import draws
-from gjwm.checkpoint import Checkpoints, random_state, restore_random_state
-from gjwm.dataset import Episode
-from gjwm.dynamics import Dynamics
-from gjwm.heads import StateHead
+from gjwm._core import draws
+from gjwm.data.dataset import Episode
+from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
+from gjwm.models.dynamics import Dynamics
+from gjwm.models.heads import StateHead
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, NonFiniteLatentsError
-from gjwm.replay import Prefetch, ReplayBuffer, Windows
-from gjwm.world_model import WorldModel
+from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
 
 Log = Callable[[dict[str, float], int], None]
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """The most memory this process has held so far, in MB: of the GPU if `device` is one, else resident; None on Windows."""
+    """The most memory this process has held so far, in MB: of the GPU if `device` is one, else
+    resident; None on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
     if status.is_file():  # Linux; its getrusage begins with what the parent process held
-        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return next(
+            int(line.split()[1]) / 1024
+            for line in status.read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
     try:
         import resource
     except ImportError:
@@ -38,11 +46,15 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 
 def check_pairs(objective: JointEmbeddingObjective, batch: int, episodes: int | None) -> None:
-    """Raise ValueError if the objective compares windows of one episode and batches need not hold two of any."""
+    """Raise ValueError if the objective compares windows of one episode and batches need not hold
+    two of any.
+    """
     if objective.pairs_windows and (episodes is None or episodes >= batch):
         raise ValueError(
-            f"law='within' and static latents compare two windows of one episode, and batches of {batch} from "
-            f"{'all' if episodes is None else episodes} episodes may hold none: set train.episodes to half the batch."
+            f"law='within' and static latents compare two windows of one episode, and batches of "
+            f"{batch} from "
+            f"{'all' if episodes is None else episodes} episodes may hold none: set train.episodes "
+            f"to half the batch."
         )
 
 
@@ -67,48 +79,66 @@ def train(
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 250,
 ) -> dict[str, float]:
-    """Minimise `model.loss` with AdamW on a one-cycle schedule, in place; the model ends in evaluation mode.
+    """Minimise `model.loss` with AdamW on a one-cycle schedule, in place; the model ends in
+    evaluation mode.
 
     Args:
         buffer: windows of `length` steps are drawn from it: a `ReplayBuffer`, or `DiskWindows`.
         steps: gradient steps.
         batch, length: windows per step, and T of each (the open-loop horizon).
-        episodes: draw each batch from this many episodes only, as an objective with law="within" or static latents needs,
-            which compares two windows of one episode (half of `batch` makes pairs). None: uniform over all windows.
-        lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of steps spent warming up.
-        truncate: steps that the gradient flows back through the open-loop rollout; None: the whole window.
-        log: called with scalars every `log_every` steps; keys "loss", "train/*", "frames_per_second".
-        generator: draws slices, and the seed of the windows: which come does not depend on where the data lie.
+        episodes: draw each batch from this many episodes only, as an objective with law="within" or
+            static latents needs, which compares two windows of one episode (half of `batch` makes
+            pairs). None: uniform over all windows.
+        lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of
+            steps spent warming up.
+        truncate: steps that the gradient flows back through the open-loop rollout; None: the whole
+            window.
+        log: called with scalars every `log_every` steps; keys "loss", "train/*",
+            "frames_per_second".
+        generator: draws slices, and the seed of the windows: which come does not depend on where
+            the data lie.
         prefetch: batches read ahead by a thread, for data on disk; changes nothing but the time.
-        checkpoints: where the whole state is kept every `checkpoint_every` steps and after the last. If a state is there
-            already, training goes on from it, with the same weights and scalars as if it had not been interrupted (bit by
-            bit on a CPU with as many threads); all other arguments must be what they were.
+        checkpoints: where the whole state is kept every `checkpoint_every` steps and after the
+            last. If a state is there already, training goes on from it, with the same weights and
+            scalars as if it had not been interrupted (bit by bit on a CPU with as many threads);
+            all other arguments must be what they were.
 
     Returns:
         the last logged scalars.
 
     Raises:
-        FloatingPointError: when the loss is NaN or infinite; the model then holds the last good weights.
+        FloatingPointError: when the loss is NaN or infinite; the model then holds the last good
+            weights.
     """
     if steps < 1 or batch < 2:
-        raise ValueError(f"training expects steps >= 1 and batch >= 2, got steps={steps} and batch={batch}.")
+        raise ValueError(
+            f"training expects steps >= 1 and batch >= 2, got steps={steps} and batch={batch}."
+        )
     if truncate is not None and truncate < 1:
-        raise ValueError(f"training expects truncate >= 1, or null for the whole window, got {truncate}.")
+        raise ValueError(
+            f"training expects truncate >= 1, or null for the whole window, got {truncate}."
+        )
     if checkpoint_every < 1:
         raise ValueError(f"training expects checkpoint_every >= 1, got {checkpoint_every}.")
     check_pairs(objective, batch, episodes)
     device, scalars = model.device, {}
     objective.to(device).train()
     # An objective has parameters when its target covariance is learned.
-    parameters = [p for module in (model, objective) for p in module.parameters() if p.requires_grad]
+    parameters = [
+        p for module in (model, objective) for p in module.parameters() if p.requires_grad
+    ]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=warmup)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps + 1, pct_start=warmup
+    )
     model.train()
     seed = int(draws.integers(2**62, (1,), generator, device="cpu"))
     few = {} if episodes is None else {"episodes": episodes}
     begin = since = time.perf_counter()
     frames, first, before = 0, 0, 0.0
-    with Prefetch(lambda g: buffer.sample(batch, length, generator=g, **few), seed, prefetch) as draw:
+    with Prefetch(
+        lambda g: buffer.sample(batch, length, generator=g, **few), seed, prefetch
+    ) as draw:
         found = None if checkpoints is None else checkpoints.latest()
         if found is not None:
             first, state = found.step, found.content
@@ -130,11 +160,13 @@ def train(
                 losses = model.loss(windows, objective, truncate=truncate, generator=generator)
             except NonFiniteLatentsError as error:
                 raise FloatingPointError(
-                    f"at step {step}: {error} Lower the learning rate (now {lr}) or look for NaN in the data."
+                    f"at step {step}: {error} Lower the learning rate (now {lr}) or look for NaN "
+                    f"in the data."
                 ) from error
             if not losses["loss"].isfinite():
                 raise FloatingPointError(
-                    f"the loss became {losses['loss'].item()} at step {step}; lower the learning rate (now {lr}) "
+                    f"the loss became {losses['loss'].item()} at step {step}; lower the learning "
+                    f"rate (now {lr}) "
                     "or look for NaN in the data."
                 )
             optimizer.zero_grad(set_to_none=True)
@@ -186,9 +218,11 @@ def train_dynamics(
     truncate: int | None = None,
     generator: Generator | None = None,
 ) -> None:
-    """Fit dynamics to encoded episodes, the encoder left as it is, as `train` fits them beside it; ends in evaluation mode.
+    """Fit dynamics to encoded episodes, the encoder left as it is, as `train` fits them beside it;
+    ends in evaluation mode.
 
-    Laws can so be compared on the same latents. Dynamics without parameters count the windows that the others learn from.
+    Laws can so be compared on the same latents. Dynamics without parameters count the windows that
+    the others learn from.
 
     Args:
         z, a: latents (E, T+1, D) and actions (E, T, A).
@@ -201,7 +235,8 @@ def train_dynamics(
     """
     if length > a.shape[1] or z.shape[:2] != (a.shape[0], a.shape[1] + 1):
         raise ValueError(
-            f"expected latents (E, T+1, D) and actions (E, T, A) with T >= length={length}, got {tuple(z.shape)} and "
+            f"expected latents (E, T+1, D) and actions (E, T, A) with T >= length={length}, got "
+            f"{tuple(z.shape)} and "
             f"{tuple(a.shape)}."
         )
 
@@ -211,11 +246,16 @@ def train_dynamics(
         step = first + torch.arange(length + 1, device=z.device)
         return z[episode, step], a[episode, step[:, :-1]]
 
-    _fit_dynamics(dynamics, draw, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
+    _fit_dynamics(
+        dynamics, draw, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate
+    )
 
 
-def encode_dataset(model: WorldModel, episodes: Iterable[Episode], *, steps: int, count: int) -> ReplayBuffer:
-    """Episodes with latents (T+1, D) for observations, one after the other, as a buffer that `refine` draws from.
+def encode_dataset(
+    model: WorldModel, episodes: Iterable[Episode], *, steps: int, count: int
+) -> ReplayBuffer:
+    """Episodes with latents (T+1, D) for observations, one after the other, as a buffer that
+    `refine` draws from.
 
     Args:
         model: in evaluation mode; the buffer is on its device.
@@ -223,11 +263,13 @@ def encode_dataset(model: WorldModel, episodes: Iterable[Episode], *, steps: int
         steps, count: of all episodes together, and how many there are.
 
     Raises:
-        ValueError: when the model is in training mode, in which encoding would change its BatchNorm statistics.
+        ValueError: when the model is in training mode, in which encoding would change its BatchNorm
+            statistics.
     """
     if model.training:
         raise ValueError(
-            "encode_dataset expects a model in evaluation mode, got one in training mode; call model.eval()."
+            "encode_dataset expects a model in evaluation mode, got one in training mode; call "
+            "model.eval()."
         )
     latents = spaces.Box(-np.inf, np.inf, (model.latent_dim,), np.float32)
     actions = spaces.Box(-1, 1, (model.action_dim,), np.float32)
@@ -253,11 +295,15 @@ def check_refining(
     """Raise ValueError unless `refine` can work with these numbers."""
     if min(steps, batch, length) < 1 or not (lr > 0 and clip > 0 and weight_decay >= 0):
         raise ValueError(
-            "refining expects steps, batch and length >= 1, lr and clip > 0 and weight_decay >= 0, got "
-            f"steps={steps}, batch={batch}, length={length}, lr={lr}, clip={clip} and weight_decay={weight_decay}."
+            "refining expects steps, batch and length >= 1, lr and clip > 0 and weight_decay >= 0, "
+            "got "
+            f"steps={steps}, batch={batch}, length={length}, lr={lr}, clip={clip} and "
+            f"weight_decay={weight_decay}."
         )
     if truncate is not None and truncate < 1:
-        raise ValueError(f"refining expects truncate >= 1, or null for the whole window, got {truncate}.")
+        raise ValueError(
+            f"refining expects truncate >= 1, or null for the whole window, got {truncate}."
+        )
 
 
 def refine(
@@ -275,16 +321,17 @@ def refine(
     log_every: int = 25,
     generator: Generator | None = None,
 ) -> None:
-    """Go on with the dynamics alone, in place, on the latents of an encoder that changes no more; ends in evaluation mode.
+    """Go on with the dynamics alone, in place, on the latents of an encoder that changes no more;
+    ends in evaluation mode.
 
-    A step without the encoder costs a fraction of one with it and takes several times the windows. What it gains:
-    docs/experiments/2026-11-27-refined-dynamics.md.
+    A step without the encoder costs a fraction of one with it and takes several times the windows.
+    What it gains: docs/experiments/2026-11-27-refined-dynamics.md.
 
     Args:
         latents: of `encode_dataset`, on the dynamics' device.
         steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
-        log: called every `log_every` steps with "refine/mean_squared_error": one-step and open-loop predictions over the
-            window, weighted alike (and those of all members of an ensemble).
+        log: called every `log_every` steps with "refine/mean_squared_error": one-step and open-loop
+            predictions over the window, weighted alike (and those of all members of an ensemble).
         generator: draws the seed of the windows.
 
     Raises:
@@ -293,7 +340,9 @@ def refine(
     """
     fit = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
     check_refining(batch=batch, length=length, **fit)
-    windows = torch.Generator().manual_seed(int(draws.integers(2**62, (1,), generator, device="cpu")))
+    windows = torch.Generator().manual_seed(
+        int(draws.integers(2**62, (1,), generator, device="cpu"))
+    )
 
     def draw() -> tuple[Tensor, Tensor]:
         drawn = latents.sample(batch, length, generator=windows)
@@ -318,8 +367,12 @@ def _fit_dynamics(
     parameters = list(dynamics.parameters())
     if parameters:
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
-    moving = slice(dynamics.latent_dim - dynamics.static_dim)  # nothing can be learned of how static latents go on
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, lr, total_steps=steps + 1, pct_start=0.1
+        )
+    moving = slice(
+        dynamics.latent_dim - dynamics.static_dim
+    )  # nothing can be learned of how static latents go on
     dynamics.train()
     for step in range(1, steps + 1):
         z, a = draw()
@@ -334,7 +387,8 @@ def _fit_dynamics(
         if not (loss.isfinite() and norm.isfinite()):
             dynamics.eval()
             raise FloatingPointError(
-                f"the dynamics' loss became {loss.item()} (gradient norm {norm.item()}) at step {step}; lower the learning "
+                f"the dynamics' loss became {loss.item()} (gradient norm {norm.item()}) at step "
+                f"{step}; lower the learning "
                 f"rate (now {lr}) or look for NaN in the latents."
             )
         if parameters:
@@ -355,7 +409,8 @@ def train_state_head(
     lr: float = 3e-3,
     generator: Generator | None = None,
 ) -> float:
-    """Fit a state head to encoded episodes by squared error in standard units; the latents stay as they are.
+    """Fit a state head to encoded episodes by squared error in standard units; the latents stay as
+    they are.
 
     Args:
         z, state: (N, D) and (N, P).
@@ -364,7 +419,10 @@ def train_state_head(
         the last squared error, as a share of the state's variance.
     """
     if z.dim() != 2 or state.dim() != 2 or len(z) != len(state):
-        raise ValueError(f"expected latents (N, D) and states (N, P), got {tuple(z.shape)} and {tuple(state.shape)}.")
+        raise ValueError(
+            f"expected latents (N, D) and states (N, P), got {tuple(z.shape)} and "
+            f"{tuple(state.shape)}."
+        )
     z, state = z.detach().float(), state.float()
     head.standardise(state)
     target = (state - head.shift) / head.scale
@@ -395,10 +453,11 @@ def train_decoder(
     log_every: int = 25,
     generator: Generator | None = None,
 ) -> float:
-    """Fit `decoder` (z -> newest frame in [0, 1]) to images by squared error; no gradient reaches the world model.
+    """Fit `decoder` (z -> newest frame in [0, 1]) to images by squared error; no gradient reaches
+    the world model.
 
-    Errors are weighted by how much a pixel varies over the data: most of a control-suite image never changes, and a plain
-    mean would let a small moving body vanish into the background.
+    Errors are weighted by how much a pixel varies over the data: most of a control-suite image
+    never changes, and a plain mean would let a small moving body vanish into the background.
 
     Returns:
         the last (unweighted) squared error per pixel.

@@ -1,8 +1,9 @@
-"""Speed, measured: `gjwm benchmark <name>` runs one of this package's modules and prints its rows as a table.
+"""Speed, measured: `python scripts/benchmark.py <name>` runs one of this package's modules and
+prints its rows as a table.
 
-Each module has `run(*, quick=False) -> rows`: ours, a named reference and, where there is one, the floor that nothing can beat,
-timed in turn in one process. Quote ratios, as absolute figures depend on the machine and on what else it is doing.
-"""
+Each module has `run(*, quick=False) -> rows`: ours, a named reference and, where there is one, the
+floor that nothing can beat, timed in turn in one process. Quote ratios, as absolute figures depend
+on the machine and on what else it is doing."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def names() -> list[str]:
 
 
 def run(name: str, *, quick: bool = False) -> list[Row]:
-    """Run one benchmark -> rows with equal keys; `quick` takes seconds and shows that it runs, not how fast.
+    """Run one benchmark -> rows with equal keys; `quick` takes seconds and shows that it runs, not
+    how fast.
 
     Raises:
         ValueError: for a benchmark that does not exist.
@@ -56,7 +58,9 @@ def table(rows: Sequence[Row]) -> str:
     width = [max(len(line[i]) for line in cells) for i in range(len(header))]
     number = [all(isinstance(row.get(key), int | float | None) for row in rows) for key in header]
     lines = [
-        "| " + " | ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, width, number)) + " |"
+        "| "
+        + " | ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, width, number))
+        + " |"
         for line in cells
     ]
     rule = "|" + "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(width, number)) + "|"

@@ -1,4 +1,6 @@
-"""Collecting 64x64 pixels: environment steps per second, ours against the stock way and against no pictures at all."""
+"""Collecting 64x64 pixels: environment steps per second, ours against the stock way and against no
+pictures at all.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from gjwm.behaviours import Coloured
-from gjwm.collect import collect_episodes, make_env
+from gjwm.data.behaviours import Coloured
+from gjwm.data.collect import collect_episodes, make_env
 
 REPEAT = 2  # control steps per action in reacher, as in the demo
 
@@ -26,8 +28,12 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             {
                 "dm_control's env.physics.render, 1 process": lambda: _stock_reacher(quick),
                 "ours, 1 process": lambda: _collect_reacher(quick, workers=0),
-                "ours, a process per core, into episodes": lambda: _collect_reacher(quick, workers=None),
-                "floor: ours without pictures, 1 process": lambda: _collect_reacher(quick, workers=0, obs="state"),
+                "ours, a process per core, into episodes": lambda: _collect_reacher(
+                    quick, workers=None
+                ),
+                "floor: ours without pictures, 1 process": lambda: _collect_reacher(
+                    quick, workers=0, obs="state"
+                ),
             },
         ),
         (
@@ -42,7 +48,12 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     ):
         rates = {what: call() for what, call in cases.items()}
         rows += [
-            {"world": world, "what": what, "env_steps_per_s": rate, "times_reference": rate / rates[reference]}
+            {
+                "world": world,
+                "what": what,
+                "env_steps_per_s": rate,
+                "times_reference": rate / rates[reference],
+            }
             for what, rate in rates.items()
         ]
     return rows
@@ -87,7 +98,12 @@ def _collect_reacher(quick: bool, *, workers: int | None, obs: str = "pixels") -
     made = sum(
         len(episode.a)
         for episode in collect_episodes(
-            "gjwm/reacher-easy-v0", kwargs, Coloured(), episodes=episodes, length=length, workers=workers
+            "gjwm/reacher-easy-v0",
+            kwargs,
+            Coloured(),
+            episodes=episodes,
+            length=length,
+            workers=workers,
         )
     )
     return REPEAT * made / (time.perf_counter() - since)

@@ -1,8 +1,9 @@
-"""Environments at work: pictures against dm_control's own, many environments at once against one after the other.
+"""Environments at work: pictures against dm_control's own, many environments at once against one
+after the other.
 
-Stock dm_control, a plain loop over single environments, and `make_vec` are timed in turn in one process (workers apart). Rates
-are of 64x64 pixels unless a row says state. Rows for a GPU and for MuJoCo Warp are there where these are.
-"""
+Stock dm_control, a plain loop over single environments, and `make_vec` are timed in turn in one
+process (workers apart). Rates are of 64x64 pixels unless a row says state. Rows for a GPU and for
+MuJoCo Warp are there where these are."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ REPEAT = 2  # control steps per action, with pixels
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Rows: what, unit, stock, plain_loop, ours, times_stock, times_plain_loop.
 
-    stock: dm_control alone, with its own renderer; plain_loop: our single environments, one after the other.
-    """
+    stock: dm_control alone, with its own renderer; plain_loop: our single environments, one after
+    the other."""
     seconds = 0.1 if quick else 2.0
     rows = []
     for domain, task in (("reacher", "easy"), ("cheetah", "run"), ("walker", "walk")):
@@ -35,15 +36,28 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         stock = _stock(domain, task, seconds, pixels=True)
         loop = _loop(env_id, count, seconds, obs="pixels", action_repeat=REPEAT)
         for workers in (1, 2):
-            rate = _vector(env_id, count, seconds, workers=workers, obs="pixels", action_repeat=REPEAT)
-            rows.append(_row(f"{domain}: pixels, {workers} worker(s)", "env steps/s", stock, loop, rate))
-    for domain, task in (("cheetah", "run"), ("reacher", "easy"), ("walker", "walk"), ("humanoid", "walk")):
+            rate = _vector(
+                env_id, count, seconds, workers=workers, obs="pixels", action_repeat=REPEAT
+            )
+            rows.append(
+                _row(f"{domain}: pixels, {workers} worker(s)", "env steps/s", stock, loop, rate)
+            )
+    for domain, task in (
+        ("cheetah", "run"),
+        ("reacher", "easy"),
+        ("walker", "walk"),
+        ("humanoid", "walk"),
+    ):
         env_id, count = f"gjwm/{domain}-{task}-v0", 4 if quick else 64
         stock, loop = _stock(domain, task, seconds, pixels=False), _loop(env_id, count, seconds)
         substeps = _substeps(env_id)
         rate = _vector(env_id, count, seconds)
         rows.append(
-            _row(f"{domain}: state, {count} envs", "physics steps/s", *(substeps * x for x in (stock, loop, rate)))
+            _row(
+                f"{domain}: state, {count} envs",
+                "physics steps/s",
+                *(substeps * x for x in (stock, loop, rate)),
+            )
         )
     count = 8 if quick else 256
     loop = _loop("gjwm/two-room-v0", 4, seconds, obs="pixels")
@@ -53,20 +67,34 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     if cuda:
         count = 64 if quick else 4096
         rate = _vector("gjwm/two-room-v0", count, seconds, device="cuda", obs="pixels")
-        rows.append(_row(f"two-room: pixels, {count} envs on the GPU", "env steps/s", None, loop, rate))
+        rows.append(
+            _row(f"two-room: pixels, {count} envs on the GPU", "env steps/s", None, loop, rate)
+        )
     if warp:
         device, count = ("cuda", 64 if quick else 4096) if cuda else (None, 4 if quick else 256)
         for obs, repeat in (("state", 1), ("pixels", REPEAT)):
             options = {"obs": obs, "action_repeat": repeat}
             stock = _stock("cheetah", "run", seconds, pixels=obs == "pixels")
             loop = _loop("gjwm/cheetah-run-v0", 2, seconds, **options)
-            rate = _vector("gjwm/cheetah-run-v0", count, seconds, device=device, physics="warp", **options)
+            rate = _vector(
+                "gjwm/cheetah-run-v0", count, seconds, device=device, physics="warp", **options
+            )
             where = "GPU" if cuda else "CPU"
-            rows.append(_row(f"cheetah: {obs}, Warp, {count} envs on the {where}", "env steps/s", stock, loop, rate))
+            rows.append(
+                _row(
+                    f"cheetah: {obs}, Warp, {count} envs on the {where}",
+                    "env steps/s",
+                    stock,
+                    loop,
+                    rate,
+                )
+            )
     return rows
 
 
-def _row(what: str, unit: str, stock: float | None, loop: float | None, ours: float) -> dict[str, Any]:
+def _row(
+    what: str, unit: str, stock: float | None, loop: float | None, ours: float
+) -> dict[str, Any]:
     return {
         "what": what,
         "unit": unit,
@@ -154,8 +182,12 @@ def _loop(env_id: str, count: int, seconds: float, **kwargs: Any) -> float:
     return rate
 
 
-def _vector(env_id: str, count: int, seconds: float, *, device: str | None = None, **kwargs: Any) -> float:
-    """Control steps per second of `make_vec` under random actions; its processes have been started before."""
+def _vector(
+    env_id: str, count: int, seconds: float, *, device: str | None = None, **kwargs: Any
+) -> float:
+    """Control steps per second of `make_vec` under random actions; its processes have been started
+    before.
+    """
     env = make_vec(env_id, count, device=device, **kwargs)
     rng, size = np.random.default_rng(0), env.single_action_space.shape
     env.reset(seed=0)

@@ -1,9 +1,10 @@
-"""Goal reaching with every planner: success and time per step, on trained models and on the true simulator, pooled over seeds.
+"""Goal reaching with every planner: success and time per step, on trained models and on the true
+simulator, pooled over seeds.
 
-Checkpoints are found where `gjwm train` and `gjwm study` leave them: runs/<task>/checkpoint.pt, runs/<task>/seed-<k>/ and
-runs/<task>-seed<k>/, for the tasks two-room-random and reacher-easy. All planners of a checkpoint get the same starts, goals
-and seeds, none of which training or tuning has seen. A task without a checkpoint is left out, and a line says so.
-"""
+Checkpoints are found where `gjwm train` and `gjwm study` leave them: runs/<task>/checkpoint.pt,
+runs/<task>/seed-<k>/ and runs/<task>-seed<k>/, for the tasks two-room-random and reacher-easy. All
+planners of a checkpoint get the same starts, goals and seeds, none of which training or tuning has
+seen. A task without a checkpoint is left out, and a line says so."""
 
 from __future__ import annotations
 
@@ -14,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gjwm.behaviours import Coloured
-from gjwm.benchmarks.planning import FEW_ROUNDS
-from gjwm.collect import collect_episodes, make_env
-from gjwm.diagnostics import wilson_interval
-from gjwm.evaluate import (
+from benchmarks.planning import FEW_ROUNDS
+from gjwm.data.behaviours import Coloured
+from gjwm.data.collect import collect_episodes, make_env
+from gjwm.evaluation.evaluate import (
     GoalPairs,
     attempt_goals,
     copies,
@@ -28,8 +28,9 @@ from gjwm.evaluate import (
     oracle_policy,
     planning_report,
 )
+from gjwm.evaluation.geometry import wilson_interval
+from gjwm.models.world_model import WorldModel
 from gjwm.planning import CEM, ICEM, MPPI, GradientPlanner, HybridPlanner, Planner, RandomShooting
-from gjwm.world_model import WorldModel
 
 TASKS: dict[str, dict[str, Any]] = {
     "two-room-random": dict(
@@ -70,9 +71,14 @@ def checkpoints(task: str, runs: Path) -> list[Path]:
 
 
 def run(
-    *, quick: bool = False, runs: Path = Path("runs"), pairs: int = 34, simulate: Sequence[str] = ("CEM", "ICEM")
+    *,
+    quick: bool = False,
+    runs: Path = Path("runs"),
+    pairs: int = 34,
+    simulate: Sequence[str] = ("CEM", "ICEM"),
 ) -> list[dict[str, Any]]:
-    """Rows: task, world (model or simulator), planner, success, low, high (95%), episodes, ms_per_step.
+    """Rows: task, world (model or simulator), planner, success, low, high (95%), episodes,
+    ms_per_step.
 
     Args:
         runs: folder of checkpoints.
@@ -84,11 +90,15 @@ def run(
         found = [None] if quick else checkpoints(task, runs)
         if not found:
             print(
-                f"no checkpoint of {task} under {runs}/: train one with `gjwm train`; the task is left out.", flush=True
+                f"no checkpoint of {task} under {runs}/: train one with `gjwm train`; the task is "
+                f"left out.",
+                flush=True,
             )
         tried: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for seed, path in enumerate(found):
-            for key, report in _one_seed(settings, path, 2 if quick else pairs, seed, quick, simulate):
+            for key, report in _one_seed(
+                settings, path, 2 if quick else pairs, seed, quick, simulate
+            ):
                 tried.setdefault(key, []).append(report)
         for (world, planner), reports in tried.items():
             count = sum(report["episodes"] for report in reports)
@@ -103,14 +113,20 @@ def run(
                     "low": low,
                     "high": high,
                     "episodes": count,
-                    "ms_per_step": 1e3 * float(np.mean([report["seconds_per_step"] for report in reports])),
+                    "ms_per_step": 1e3
+                    * float(np.mean([report["seconds_per_step"] for report in reports])),
                 }
             )
     return rows
 
 
 def _one_seed(
-    settings: dict[str, Any], path: Path | None, pairs: int, seed: int, quick: bool, simulate: Sequence[str]
+    settings: dict[str, Any],
+    path: Path | None,
+    pairs: int,
+    seed: int,
+    quick: bool,
+    simulate: Sequence[str],
 ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
     steps = 4 if quick else settings["steps"]
     model = None if path is None else WorldModel.load(path)
@@ -128,20 +144,34 @@ def _one_seed(
             if planner is None:
                 continue
         if name in simulate:
-            policy = oracle_policy(blind[0], planner, chosen, generator=generator(seed), **settings["plan"])
-            yield ("simulator", name), planning_report(attempt_goals(blind, chosen, policy, steps=steps), radius)
+            policy = oracle_policy(
+                blind[0], planner, chosen, generator=generator(seed), **settings["plan"]
+            )
+            yield (
+                ("simulator", name),
+                planning_report(attempt_goals(blind, chosen, policy, steps=steps), radius),
+            )
         if model is not None:
             # An ensemble is planned on as experiment=two_room_random does.
             kappa = 1.0 if hasattr(model.dynamics, "rollout_members") else None
-            policy = model_policy(model, planner, chosen, generator=generator(seed), kappa=kappa, **settings["plan"])
+            policy = model_policy(
+                model, planner, chosen, generator=generator(seed), kappa=kappa, **settings["plan"]
+            )
             seeing = copies(env, pairs)
-            yield ("model", name), planning_report(attempt_goals(seeing, chosen, policy, steps=steps), radius)
+            yield (
+                ("model", name),
+                planning_report(attempt_goals(seeing, chosen, policy, steps=steps), radius),
+            )
 
 
 def _observation(model: WorldModel | None) -> dict[str, Any]:
     """The environment's arguments for what a model sees; without a model, the state."""
     shape = () if model is None else model.encoder.observation_shape
-    return dict(obs="pixels", size=shape[1], frame_stack=shape[0] // 3) if len(shape) == 3 else dict(obs="state")
+    return (
+        dict(obs="pixels", size=shape[1], frame_stack=shape[0] // 3)
+        if len(shape) == 3
+        else dict(obs="state")
+    )
 
 
 def _pairs(env: Any, settings: dict[str, Any], count: int, seed: int) -> GoalPairs:
@@ -159,4 +189,6 @@ def _pairs(env: Any, settings: dict[str, Any], count: int, seed: int) -> GoalPai
             record_state=True,
         )
     )
-    return goal_pairs_ahead(env, episodes, offset=settings["ahead"], count=count, rng=np.random.default_rng(seed))
+    return goal_pairs_ahead(
+        env, episodes, offset=settings["ahead"], count=count, rng=np.random.default_rng(seed)
+    )

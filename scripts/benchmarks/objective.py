@@ -1,9 +1,9 @@
-"""SIGReg forward and backward against the plain form that LeJEPA and LeWM use, with values, gradients and memory.
+"""SIGReg forward and backward against the plain form that LeJEPA and LeWM use, with values,
+gradients and memory.
 
-Reference: the plain form as those codes write it, projections times knots, cosine and sine of each, mean over samples.
-Same slices, same quadrature, same thread count, in turn in one process. Errors are relative to the plain form in
-double precision.
-"""
+Reference: the plain form as those codes write it, projections times knots, cosine and sine of each,
+mean over samples. Same slices, same quadrature, same thread count, in turn in one process. Errors
+are relative to the plain form in double precision."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gjwm.benchmarks import median_seconds
+from benchmarks import median_seconds
 from gjwm.objectives import SIGReg, random_directions
 
 KNOTS, T_MAX = 17, 5.0
-# Inductor's compiling processes start in the background, and would share the cores with what is timed.
+# Inductor's compiling processes start in the background, and would share the cores with what is
+# timed.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
@@ -59,15 +60,21 @@ def _gradient(loss: Callable[[Tensor], Tensor], z: Tensor) -> tuple[float, Tenso
 
 
 def _status(key: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
+    )
     return int(line.split()[1]) / 1024
 
 
 def _peak_mb(call: Callable[[], Any]) -> float | None:
-    """Memory that `call` needs on top of what is there, in MB: the kernel's high-water mark. None where it keeps none."""
+    """Memory that `call` needs on top of what is there, in MB: the kernel's high-water mark. None
+    where it keeps none.
+    """
     try:
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that is still resident would hide what the call takes
+        ctypes.CDLL("libc.so.6").malloc_trim(
+            0
+        )  # freed memory that is still resident would hide what the call takes
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         call()
@@ -76,7 +83,9 @@ def _peak_mb(call: Callable[[], Any]) -> float | None:
         return None
 
 
-def _case(name: str, shape: tuple[int, ...], slices: int, compile: bool, repeats: int) -> list[dict[str, Any]]:
+def _case(
+    name: str, shape: tuple[int, ...], slices: int, compile: bool, repeats: int
+) -> list[dict[str, Any]]:
     g = Generator().manual_seed(0)
     z = torch.randn(shape, generator=g)
     clustered = len(shape) == 3
@@ -86,7 +95,12 @@ def _case(name: str, shape: tuple[int, ...], slices: int, compile: bool, repeats
 
     def ours(compiled: bool) -> Callable[[Tensor], Tensor]:
         sigreg = SIGReg(
-            slices, KNOTS, T_MAX, time="cluster" if clustered else "pooled", estimator="v", compile=compiled
+            slices,
+            KNOTS,
+            T_MAX,
+            time="cluster" if clustered else "pooled",
+            estimator="v",
+            compile=compiled,
         )
         return lambda x: sigreg(x, generator=Generator().manual_seed(1))
 
@@ -105,7 +119,9 @@ def _case(name: str, shape: tuple[int, ...], slices: int, compile: bool, repeats
                 "times faster": math.nan,
                 "extra MB": _peak_mb(lambda loss=loss: _gradient(loss, z)),
                 "value error": abs(value - exact),
-                "gradient error": ((gradient - exact_gradient).norm() / exact_gradient.norm()).item(),
+                "gradient error": (
+                    (gradient - exact_gradient).norm() / exact_gradient.norm()
+                ).item(),
             }
         )
     for row in rows:
@@ -114,12 +130,15 @@ def _case(name: str, shape: tuple[int, ...], slices: int, compile: bool, repeats
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """Rows per case and implementation: ms of forward and backward, ratio to the plain form, peak extra memory, errors.
+    """Rows per case and implementation: ms of forward and backward, ratio to the plain form, peak
+    extra memory, errors.
 
     `quick` uses small batches and compiles nothing.
     """
     if quick:
-        return _case("N=64 D=16 S=32", (64, 16), 32, False, 1) + _case("B=8 T=4 D=16 S=32", (8, 4, 16), 32, False, 1)
+        return _case("N=64 D=16 S=32", (64, 16), 32, False, 1) + _case(
+            "B=8 T=4 D=16 S=32", (8, 4, 16), 32, False, 1
+        )
     return [
         *_case("N=512 D=192 S=1024", (512, 192), 1024, True, 7),
         *_case("N=4096 D=192 S=1024", (4096, 192), 1024, True, 3),

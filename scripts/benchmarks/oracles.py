@@ -1,10 +1,12 @@
-"""What can be done in the torch-native worlds: planners on the true simulator, scripted policies, and random actions.
+"""What can be done in the torch-native worlds: planners on the true simulator, scripted policies,
+and random actions.
 
-Goals (two-room, point-maze, push): the share of starts and goals drawn by resets that are reached in time, planning on
-`simulate` with the squared distance of positions. Swing-ups: the suite's own return over an episode of 1000 control steps,
-planning on `simulate_return` of the smooth reward. Nothing is learned here: this is the ceiling that a world model is measured
-against.
-"""
+Goals (two-room, point-maze, push): the share of starts and goals drawn by resets that are reached
+in time, planning on
+`simulate` with the squared distance of positions. Swing-ups: the suite's own return over an episode
+of 1000 control steps,
+planning on `simulate_return` of the smooth reward. Nothing is learned here: this is the ceiling
+that a world model is measured against."""
 
 from __future__ import annotations
 
@@ -13,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gjwm.agent import RecedingHorizon
-from gjwm.collect import make_env
-from gjwm.evaluate import (
+from gjwm.data.collect import make_env
+from gjwm.evaluation.evaluate import (
     Policy,
     attempt_goals,
     copies,
@@ -25,6 +26,7 @@ from gjwm.evaluate import (
     random_policy,
 )
 from gjwm.planning import CEM, GradientPlanner, Planner
+from gjwm.planning.agent import RecedingHorizon
 
 # world: (id, arguments, steps, horizon, steps between plans, steps per planned action)
 GOALS: dict[str, tuple[str, dict[str, Any], int, int, int, int]] = {
@@ -35,7 +37,8 @@ GOALS: dict[str, tuple[str, dict[str, Any], int, int, int, int]] = {
     },
     "push": ("gjwm/push-v0", {}, 80, 24, 2, 2),
 }
-# world: (id, action repeat, horizon, steps between plans, samples and rounds of CEM; the cartpole's cost ten times as much)
+# world: (id, action repeat, horizon, steps between plans, samples and rounds of CEM; the cartpole's
+# cost ten times as much)
 SWINGUPS: dict[str, tuple[str, int, int, int, int, int]] = {
     "pendulum-swingup": ("gjwm/torch-pendulum-swingup-v0", 4, 32, 2, 384, 5),
     "cartpole-swingup": ("gjwm/torch-cartpole-swingup-v0", 4, 32, 4, 240, 2),
@@ -43,7 +46,8 @@ SWINGUPS: dict[str, tuple[str, int, int, int, int, int]] = {
 
 
 def run(*, quick: bool = False, count: int = 100, only: str = "") -> list[dict[str, Any]]:
-    """Rows: world, policy, measure (success or return), mean, low, high (95%), episodes, ms_per_step (of deciding, per env).
+    """Rows: world, policy, measure (success or return), mean, low, high (95%), episodes,
+    ms_per_step (of deciding, per env).
 
     Args:
         count: episodes per row.
@@ -71,7 +75,9 @@ def _goals(world: str, quick: bool, count: int) -> list[dict[str, Any]]:
     env = make_env(env_id, **kwargs, obs="state", terminate_on_goal=False)
     pairs = goal_pairs_from_resets(env, count=count, seed=40_000_000)
     envs = copies(env, count)
-    plan = dict(horizon=horizon, replan_every=replan_every, generator=torch.Generator().manual_seed(0))
+    plan = dict(
+        horizon=horizon, replan_every=replan_every, generator=torch.Generator().manual_seed(0)
+    )
     policies = {
         "CEM on the simulator": lambda: oracle_policy(envs[0], _cem(quick, repeat), pairs, **plan),
         "scripted": lambda: _scripted(envs, pairs.start),
@@ -82,13 +88,23 @@ def _goals(world: str, quick: bool, count: int) -> list[dict[str, Any]]:
         episodes = attempt_goals(envs, pairs, make(), steps=4 if quick else steps)
         report = planning_report(episodes, env.unwrapped.success_radius)
         rows.append(
-            _row(world, name, "success", report["success_rate"], report["ci95"], count, episodes.seconds_per_step)
+            _row(
+                world,
+                name,
+                "success",
+                report["success_rate"],
+                report["ci95"],
+                count,
+                episodes.seconds_per_step,
+            )
         )
     return rows
 
 
 def _scripted(envs: list[Any], starts: np.ndarray) -> Policy:
-    """Each environment's own expert, which reads goals from the state: the start's, as `attempt_goals` sets them."""
+    """Each environment's own expert, which reads goals from the state: the start's, as
+    `attempt_goals` sets them.
+    """
     return lambda observation, states: np.stack([env.unwrapped.expert_action() for env in envs])
 
 
@@ -120,7 +136,10 @@ def _swingup(world: str, quick: bool, count: int) -> list[dict[str, Any]]:
         "scripted": lambda env, states: env.unwrapped.expert_action(),
         "random": lambda env, states: rng.uniform(-1, 1, (count, 1)).astype(np.float32),
     }
-    return [_episodes(world, name, policy, env_id, kwargs, quick, count) for name, policy in policies.items()]
+    return [
+        _episodes(world, name, policy, env_id, kwargs, quick, count)
+        for name, policy in policies.items()
+    ]
 
 
 def _episodes(
@@ -130,7 +149,9 @@ def _episodes(
 
     import gymnasium
 
-    env = gymnasium.make_vec(f"gjwm.envs:{env_id}", num_envs=count, vectorization_mode="vector_entry_point", **kwargs)
+    env = gymnasium.make_vec(
+        f"gjwm.envs:{env_id}", num_envs=count, vectorization_mode="vector_entry_point", **kwargs
+    )
     env.reset(seed=40_000_000)
     returns, seconds, steps = np.zeros(count), 0.0, 4 if quick else 1000 // kwargs["action_repeat"]
     for _ in range(steps):

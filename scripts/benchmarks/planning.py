@@ -1,13 +1,16 @@
-"""Planners: cost reached against the known optimum, against other packages' planners, and time over bare rollouts.
+"""Planners: cost reached against the known optimum, against other packages' planners, and time over
+bare rollouts.
 
-Three questions, one table. *optimum*: how near the optimum on problems whose optimum is known. *equal budget*: what plan
-cost at equal samples, horizon and rounds on one MLP model (D=64, hidden 512, A=2), ours beside the rules of stable-worldmodel
-(CEM, iCEM, MPPI) and pytorch_mppi, written here in our words. *time to target*: the wall time after which a planner has the
-cost that plain CEM ends with after 512 samples x 8 rounds, on 100 problems of trained two-room and reacher models. All share
-the model, the horizon, the rollout code and the thread count, and start cold (a warm start would help everyone).
+Three questions, one table. *optimum*: how near the optimum on problems whose optimum is known.
+*equal budget*: what plan cost at equal samples, horizon and rounds on one MLP model (D=64, hidden
+512, A=2), ours beside the rules of stable-worldmodel (CEM, iCEM, MPPI) and pytorch_mppi, written
+here in our words. *time to target*: the wall time after which a planner has the cost that plain CEM
+ends with after 512 samples x 8 rounds, on 100 problems of trained two-room and reacher models. All
+share the model, the horizon, the rollout code and the thread count, and start cold (a warm start
+would help everyone).
 
-Trained models are read from runs/two-room and runs/reacher-easy, where `gjwm train` leaves them; where one is missing, a
-model on state vectors is collected and trained first, and a line says so.
+Trained models are read from runs/two-room and runs/reacher-easy, where `gjwm train` leaves them;
+where one is missing, a model on state vectors is collected and trained first, and a line says so.
 """
 
 from __future__ import annotations
@@ -24,22 +27,33 @@ import torch
 from scipy.linalg import solve_discrete_are
 from torch import Generator, Tensor
 
-from gjwm.agent import MPCAgent
-from gjwm.behaviours import Coloured, behaviour_from_weights
-from gjwm.benchmarks import median_seconds
-from gjwm.collect import collect_episodes, make_env
-from gjwm.costs import GoalCost
-from gjwm.dynamics import GaussianDynamics
-from gjwm.encoders import MLPEncoder
+from benchmarks import median_seconds
+from gjwm.data.behaviours import Coloured, behaviour_from_weights
+from gjwm.data.collect import collect_episodes, make_env
+from gjwm.data.replay import ReplayBuffer
+from gjwm.models.dynamics import GaussianDynamics
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
-from gjwm.planning import CEM, ICEM, MPPI, GradientPlanner, HybridPlanner, Plan, Planner, RandomShooting, Score
-from gjwm.replay import ReplayBuffer
-from gjwm.train import train
-from gjwm.world_model import WorldModel
+from gjwm.planning import (
+    CEM,
+    ICEM,
+    MPPI,
+    GradientPlanner,
+    HybridPlanner,
+    Plan,
+    Planner,
+    RandomShooting,
+    Score,
+)
+from gjwm.planning.agent import MPCAgent
+from gjwm.planning.costs import GoalCost
+from gjwm.training.train import train
 
 Row = dict[str, Any]
 
-# --------------------------------------------------------------------------------------------------------- known optima
+# --  ----------------------------------------------------------------------------------------------
+# known optima
 
 
 @dataclass(frozen=True)
@@ -65,16 +79,27 @@ class Problem:
 
 
 def bowl(envs: int = 4, horizon: int = 8, action_dim: int = 2, seed: int = 0) -> Problem:
-    """|a - t|^2 with some of t outside the bounds: the optimum is the squared distance of t to the box."""
-    target = 3 * torch.rand(envs, horizon, action_dim, generator=torch.Generator().manual_seed(seed)) - 1.5
+    """|a - t|^2 with some of t outside the bounds: the optimum is the squared distance of t to the
+    box.
+    """
+    target = (
+        3 * torch.rand(envs, horizon, action_dim, generator=torch.Generator().manual_seed(seed))
+        - 1.5
+    )
     optimum = (target.abs() - 1).clamp(min=0).square().sum((-2, -1))
     return Problem(
-        "quadratic bowl", lambda a: (a - target[:, None]).square().sum((-2, -1)), optimum, horizon, action_dim, 1.0
+        "quadratic bowl",
+        lambda a: (a - target[:, None]).square().sum((-2, -1)),
+        optimum,
+        horizon,
+        action_dim,
+        1.0,
     )
 
 
 def lqr(envs: int = 4, horizon: int = 15, seed: int = 0) -> Problem:
-    """A double integrator in the plane with quadratic cost; the terminal weight is the Riccati solution P.
+    """A double integrator in the plane with quadratic cost; the terminal weight is the Riccati
+    solution P.
 
     With P at the end, the finite-horizon optimum is that of the infinite horizon, x0' P x0.
     """
@@ -99,10 +124,10 @@ def lqr(envs: int = 4, horizon: int = 15, seed: int = 0) -> Problem:
 def maze(horizon: int = 10) -> Problem:
     """Around a wall from (-1, 0) to (1, 0) with least effort: sum_h |a_h|^2 + 100 |x_H - goal|^2.
 
-    The wall x = 0 is open for y >= 1 and, a longer way round, for y <= -2. A path of length l in H steps costs at least
-    l^2 / H, and the shortest one that ends at distance d from the goal is L - d long, L = 2 sqrt(2) around the upper end:
-    the optimum is L^2 / (H + 1 / 100). Around the lower end it is 2.5 times that.
-    """
+    The wall x = 0 is open for y >= 1 and, a longer way round, for y <= -2. A path of length l in H
+    steps costs at least l^2 / H, and the shortest one that ends at distance d from the goal is L -
+    d long, L = 2 sqrt(2) around the upper end: the optimum is L^2 / (H + 1 / 100). Around the lower
+    end it is 2.5 times that."""
     weight = 100.0
     goal, start = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0])
 
@@ -116,20 +141,43 @@ def maze(horizon: int = 10) -> Problem:
         cost = a.square().sum((-2, -1)) + weight * (path[:, :, -1] - goal).square().sum(-1)
         return torch.where(hits.any(-1), torch.inf, cost)
 
-    return Problem("maze, two ways round", score, torch.tensor([8 / (horizon + 1 / weight)]), horizon, 2, 0.6, False)
+    return Problem(
+        "maze, two ways round",
+        score,
+        torch.tensor([8 / (horizon + 1 / weight)]),
+        horizon,
+        2,
+        0.6,
+        False,
+    )
 
 
 def precise_planners(bound: float) -> dict[str, Planner]:
     """Every planner, set to find an optimum rather than to be quick."""
     box = dict(low=-bound, high=bound)
-    sampling = dict(samples=512, iterations=40, noise_beta=1.0, min_std=1e-3, covariance="full", memory=0.3, **box)
+    sampling = dict(
+        samples=512,
+        iterations=40,
+        noise_beta=1.0,
+        min_std=1e-3,
+        covariance="full",
+        memory=0.3,
+        **box,
+    )
     return {
         "CEM": CEM(elites=64, **sampling),
         "ICEM": ICEM(elites=64, decay=1.02, **sampling),
         "MPPI": MPPI(elites=128, **sampling),
         "GradientPlanner": GradientPlanner(starts=16, iterations=300, lr=0.1, survivors=4, **box),
         "HybridPlanner": HybridPlanner(
-            samples=512, iterations=20, elites=64, noise_beta=1.0, refined=8, gradient_steps=250, lr=0.05, **box
+            samples=512,
+            iterations=20,
+            elites=64,
+            noise_beta=1.0,
+            refined=8,
+            gradient_steps=250,
+            lr=0.05,
+            **box,
         ),
     }
 
@@ -167,7 +215,9 @@ def row(
     time_ratio: float | None = None,
     reached: float | None = None,
 ) -> Row:
-    """One line. excess_percent: of cost over the optimum, or over plain CEM; time_ratio: to bare rollouts, or to plain CEM."""
+    """One line. excess_percent: of cost over the optimum, or over plain CEM; time_ratio: to bare
+    rollouts, or to plain CEM.
+    """
     return {
         "part": part,
         "case": case,
@@ -180,11 +230,14 @@ def row(
     }
 
 
-# ------------------------------------------------------------------------------------------------- other packages' rules
+# -------------------------------------------------------------------------------------------------
+# other packages' rules
 
 
 class PlainCEM:
-    """stable-worldmodel's CEM: white noise of std 1, mean and std refitted to the elites, the last mean is the plan."""
+    """stable-worldmodel's CEM: white noise of std 1, mean and std refitted to the elites, the last
+    mean is the plan.
+    """
 
     def __init__(self, *, samples: int = 512, iterations: int = 8, elites: int = 30):
         self.samples, self.iterations, self.elites = samples, iterations, elites
@@ -196,7 +249,9 @@ class PlainCEM:
             candidates = (mean[:, None] + std[:, None] * noise).clamp(-1, 1)
             candidates[:, 0] = mean.clamp(-1, 1)
             order = score(candidates).topk(self.elites, dim=1, largest=False)
-            elite = candidates.gather(1, order.indices[..., None, None].expand(-1, -1, *mean.shape[1:]))
+            elite = candidates.gather(
+                1, order.indices[..., None, None].expand(-1, -1, *mean.shape[1:])
+            )
             mean, std = elite.mean(1), elite.std(1)
         # Its plan is the mean. Judged by the better of it and the best last sample, in its favour.
         last = torch.cat([mean[:, None], elite[:, :1]], 1)
@@ -205,7 +260,9 @@ class PlainCEM:
 
 
 class PlainICEM:
-    """stable-worldmodel's iCEM: 1/f^2 noise, five elites kept from round to round, momentum 0.1, the last mean is the plan."""
+    """stable-worldmodel's iCEM: 1/f^2 noise, five elites kept from round to round, momentum 0.1,
+    the last mean is the plan.
+    """
 
     def __init__(self, *, samples: int = 512, iterations: int = 8, elites: int = 30, keep: int = 5):
         self.samples, self.iterations, self.elites, self.keep = samples, iterations, elites, keep
@@ -221,7 +278,9 @@ class PlainICEM:
             candidates = (mean[:, None] + std[:, None] * noise).clamp(-1, 1)
             candidates[:, : kept.shape[1]] = kept
             order = score(candidates).topk(self.elites, dim=1, largest=False)
-            elite = candidates.gather(1, order.indices[..., None, None].expand(-1, -1, *mean.shape[1:]))
+            elite = candidates.gather(
+                1, order.indices[..., None, None].expand(-1, -1, *mean.shape[1:])
+            )
             mean, std = 0.1 * mean + 0.9 * elite.mean(1), 0.1 * std + 0.9 * elite.std(1)
             kept = elite[:, : self.keep]
         last = torch.cat([mean[:, None], elite[:, :1]], 1)
@@ -230,13 +289,26 @@ class PlainICEM:
 
 
 class PlainMPPI:
-    """pytorch_mppi (Williams et al., 2017): white noise of fixed std, softmax of cost over all samples, the mean is the plan.
+    """pytorch_mppi (Williams et al., 2017): white noise of fixed std, softmax of cost over all
+    samples, the mean is the plan.
 
     stable-worldmodel's MPPI differs by taking the softmax over the elites.
     """
 
-    def __init__(self, *, samples: int = 512, iterations: int = 8, temperature: float = 0.5, elites: int | None = None):
-        self.samples, self.iterations, self.temperature, self.elites = samples, iterations, temperature, elites
+    def __init__(
+        self,
+        *,
+        samples: int = 512,
+        iterations: int = 8,
+        temperature: float = 0.5,
+        elites: int | None = None,
+    ):
+        self.samples, self.iterations, self.temperature, self.elites = (
+            samples,
+            iterations,
+            temperature,
+            elites,
+        )
 
     def plan(self, score: Score, mean: Tensor, *, generator: Generator | None = None) -> Plan:
         std = torch.ones_like(mean)
@@ -246,15 +318,20 @@ class PlainMPPI:
             cost = score(candidates)
             if self.elites is not None:
                 cost, index = cost.topk(self.elites, dim=1, largest=False)
-                candidates = candidates.gather(1, index[..., None, None].expand(-1, -1, *mean.shape[1:]))
+                candidates = candidates.gather(
+                    1, index[..., None, None].expand(-1, -1, *mean.shape[1:])
+                )
             weight = torch.softmax(-(cost - cost.amin(1, keepdim=True)) / self.temperature, 1)
             mean = (weight[..., None, None] * candidates).sum(1)
-        last = torch.cat([mean[:, None], candidates[torch.arange(len(mean)), cost.argmin(1)][:, None]], 1)
+        last = torch.cat(
+            [mean[:, None], candidates[torch.arange(len(mean)), cost.argmin(1)][:, None]], 1
+        )
         cost, index = score(last).min(1)
         return Plan(last[torch.arange(len(mean)), index], std, cost)
 
 
-# ------------------------------------------------------------------------------------------ one MLP model, equal budgets
+# ------------------------------------------------------------------------------------------ one MLP
+# model, equal budgets
 
 
 def reference_model(latent_dim: int = 64, hidden: int = 512) -> WorldModel:
@@ -271,7 +348,9 @@ def goal_score(model: WorldModel, z0: Tensor, goal: Tensor) -> Score:
 
 
 def equal_budget_rows(quick: bool) -> list[Row]:
-    """Cost at equal samples, horizon and rounds, and time over the same rollouts without a planner."""
+    """Cost at equal samples, horizon and rounds, and time over the same rollouts without a
+    planner.
+    """
     samples, iterations, horizon = (64, 2, 4) if quick else (512, 8, 12)
     problems, repeats = (2, 1) if quick else (10, 5)
     model, generator = reference_model(), torch.Generator().manual_seed(0)
@@ -300,7 +379,10 @@ def equal_budget_rows(quick: bool) -> list[Row]:
                 scores[0](candidates)
 
         cost = {
-            name: [planner.plan(s, start, generator=_seeded(i)).cost.item() for i, s in enumerate(scores)]
+            name: [
+                planner.plan(s, start, generator=_seeded(i)).cost.item()
+                for i, s in enumerate(scores)
+            ]
             for name, planner in planners.items()
         }
         # In turn, so that whatever else the machine does falls on all alike.
@@ -313,7 +395,10 @@ def equal_budget_rows(quick: bool) -> list[Row]:
                     planner.plan(scores[0], start, generator=_seeded(0))
 
                 times[name].append(median_seconds(call, repeats=1, warmup=0))
-    floor, reference = median(times["bare rollouts"]), np.mean(cost["plain CEM (stable-worldmodel)"])
+    floor, reference = (
+        median(times["bare rollouts"]),
+        np.mean(cost["plain CEM (stable-worldmodel)"]),
+    )
     case = f"{samples} x {iterations}, H={horizon}, D=64, hidden 512"
     return [
         row(
@@ -321,7 +406,9 @@ def equal_budget_rows(quick: bool) -> list[Row]:
             case,
             name,
             rollouts=samples * iterations,
-            excess_percent=100 * (float(np.mean(cost[name]) / reference) - 1) if name in cost else None,
+            excess_percent=100 * (float(np.mean(cost[name]) / reference) - 1)
+            if name in cost
+            else None,
             ms=1e3 * median(t),
             time_ratio=median(t) / floor,
         )
@@ -333,7 +420,8 @@ def _seeded(seed: int) -> Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# --------------------------------------------------------------------------------------------------------- time to target
+# --  ----------------------------------------------------------------------------------------------
+# time to target
 
 
 @dataclass(frozen=True)
@@ -351,8 +439,12 @@ class Reached(Exception):
     """Raised by a score to end a planner's search: the target is reached."""
 
 
-def seconds_to_target(planner: Planner, score: Score, start: Tensor, target: float, seed: int) -> float | None:
-    """Wall time until some candidate costs at most `target` (a round's costs are seen at its end); None if never."""
+def seconds_to_target(
+    planner: Planner, score: Score, start: Tensor, target: float, seed: int
+) -> float | None:
+    """Wall time until some candidate costs at most `target` (a round's costs are seen at its end);
+    None if never.
+    """
 
     def watched(a: Tensor) -> Tensor:
         cost = score(a)
@@ -368,9 +460,18 @@ def seconds_to_target(planner: Planner, score: Score, start: Tensor, target: flo
     return None
 
 
-# What an agent that replans often uses, as in configs/planner; the classes' defaults look for the optimum instead.
+# What an agent that replans often uses, as in configs/planner; the classes' defaults look for the
+# optimum instead.
 FEW_ROUNDS: dict[str, dict[str, Any]] = {
-    "CEM": dict(samples=256, iterations=4, elites=24, noise_beta=2.0, min_std=0.05, covariance="diagonal", memory=0.1),
+    "CEM": dict(
+        samples=256,
+        iterations=4,
+        elites=24,
+        noise_beta=2.0,
+        min_std=0.05,
+        covariance="diagonal",
+        memory=0.1,
+    ),
     "ICEM": dict(samples=128, iterations=6, elites=16, noise_beta=2.0, min_std=0.01, decay=1.1),
     "MPPI": dict(samples=128, iterations=6, elites=24, min_std=0.01),
     "RandomShooting": dict(noise_beta=2.0),
@@ -392,7 +493,9 @@ def quick_planners() -> dict[str, Planner]:
 
 
 def time_to_target_rows(trained: Trained, *, problems: int) -> list[Row]:
-    """Time until plain CEM's final cost is reached: median over problems, as a share of plain CEM's whole wall time."""
+    """Time until plain CEM's final cost is reached: median over problems, as a share of plain CEM's
+    whole wall time.
+    """
     planners = quick_planners()
     times: dict[str, list[float]] = {name: [] for name in planners}
     reached: dict[str, int] = dict.fromkeys(planners, 0)
@@ -440,21 +543,36 @@ def trained_models(quick: bool, runs: Path = Path("runs")) -> list[Trained]:
         path = runs / name / "checkpoint.pt"
         if path.is_file() and not quick:
             model = WorldModel.load(path)
-            channels = model.encoder.observation_shape[0] if len(model.encoder.observation_shape) == 3 else None
+            channels = (
+                model.encoder.observation_shape[0]
+                if len(model.encoder.observation_shape) == 3
+                else None
+            )
             if channels:
                 kwargs = {**kwargs, "obs": "pixels", "size": model.encoder.observation_shape[1]}
-                kwargs |= {"frame_stack": channels // 3} | ({"hidden": ["target"]} if "reacher" in name else {})
+                kwargs |= {"frame_stack": channels // 3} | (
+                    {"hidden": ["target"]} if "reacher" in name else {}
+                )
             else:
                 kwargs = {**kwargs, "obs": "state"}
         else:
             model, kwargs = None, {**kwargs, "obs": "state"}
-            print(f"no {path}: a model of {name} on state vectors is collected and trained first.", flush=True)
+            print(
+                f"no {path}: a model of {name} on state vectors is collected and trained first.",
+                flush=True,
+            )
         count, length = (8, 30) if quick else (100, 60)
-        behaviour = behaviour_from_weights({"scripted": 0.5, "coloured": 0.5}) if name == "two-room" else Coloured()
+        behaviour = (
+            behaviour_from_weights({"scripted": 0.5, "coloured": 0.5})
+            if name == "two-room"
+            else Coloured()
+        )
         if model is None:
             model = _train_on_states(env_id, kwargs, behaviour, quick)
         episodes = list(
-            collect_episodes(env_id, kwargs, behaviour, episodes=count, length=length, seed=2_000_000, workers=0)
+            collect_episodes(
+                env_id, kwargs, behaviour, episodes=count, length=length, seed=2_000_000, workers=0
+            )
         )
         with torch.no_grad():
             z = torch.stack([model.encode(torch.from_numpy(e.o)) for e in episodes])
@@ -462,23 +580,37 @@ def trained_models(quick: bool, runs: Path = Path("runs")) -> list[Trained]:
     return found
 
 
-def _train_on_states(env_id: str, kwargs: dict[str, Any], behaviour: Any, quick: bool) -> WorldModel:
+def _train_on_states(
+    env_id: str, kwargs: dict[str, Any], behaviour: Any, quick: bool
+) -> WorldModel:
     env = make_env(env_id, **kwargs)
-    episodes = collect_episodes(env_id, kwargs, behaviour, episodes=8 if quick else 400, length=60, workers=0)
+    episodes = collect_episodes(
+        env_id, kwargs, behaviour, episodes=8 if quick else 400, length=60, workers=0
+    )
     made = list(episodes)
     buffer = ReplayBuffer(61 * len(made), env.observation_space, env.action_space)
     for e in made:
         buffer.add_episode(*e[:5])
     torch.manual_seed(0)
-    model = WorldModel(MLPEncoder(env.observation_space.shape, 16), GaussianDynamics(16, env.action_space.shape[0]))
+    model = WorldModel(
+        MLPEncoder(env.observation_space.shape, 16), GaussianDynamics(16, env.action_space.shape[0])
+    )
     generator = torch.Generator().manual_seed(0)
-    train(model, JointEmbeddingObjective(SIGReg()), buffer, steps=20 if quick else 2000, generator=generator)
+    train(
+        model,
+        JointEmbeddingObjective(SIGReg()),
+        buffer,
+        steps=20 if quick else 2000,
+        generator=generator,
+    )
     env.close()
     return model
 
 
 def run(*, quick: bool = False) -> list[Row]:
-    """Rows: part, case, planner, rollouts, excess_percent, ms, time_ratio, reached; see the module."""
+    """Rows: part, case, planner, rollouts, excess_percent, ms, time_ratio, reached; see the
+    module.
+    """
     rows = optimum_rows(quick) + equal_budget_rows(quick)
     for trained in trained_models(quick):
         rows += time_to_target_rows(trained, problems=4 if quick else 100)

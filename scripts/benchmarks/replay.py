@@ -1,8 +1,9 @@
-"""Windows of 64x64x3 images per second: from memory and from disk, ours beside the ways of other packages and the bare floor.
+"""Windows of 64x64x3 images per second: from memory and from disk, ours beside the ways of other
+packages and the bare floor.
 
-A window is T = 4 steps at stride 5, five frames out of twenty-one, in batches of 128. Cold rows drop the files from the
-operating system's cache before each batch, as if the dataset were much larger than memory.
-"""
+A window is T = 4 steps at stride 5, five frames out of twenty-one, in batches of 128. Cold rows
+drop the files from the operating system's cache before each batch, as if the dataset were much
+larger than memory."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ import torch
 from gymnasium import spaces
 from torch import Generator, Tensor
 
-from gjwm.dataset import DatasetWriter, DiskWindows, Episode, load_buffer
-from gjwm.replay import ReplayBuffer
+from gjwm.data.dataset import DatasetWriter, DiskWindows, Episode, load_buffer
+from gjwm.data.replay import ReplayBuffer
 
 T, STRIDE, BATCH = 4, 5, 128
 SPAN = T * STRIDE + 1
@@ -72,19 +73,30 @@ def _memory(buffer: ReplayBuffer, quick: bool) -> list[dict[str, Any]]:
     def floor() -> None:
         start = draw()[:, None]
         steps = (start + torch.arange(T * STRIDE)).view(-1)
-        o.index_select(0, (start + frames).view(-1)), a.index_select(0, steps), r.index_select(0, steps)
+        (
+            o.index_select(0, (start + frames).view(-1)),
+            a.index_select(0, steps),
+            r.index_select(0, steps),
+        )
 
     def sliced() -> None:  # one clip after another, each a slice of its episode, then stacked
-        clips = [(o[s : s + SPAN : STRIDE], a[s : s + SPAN - 1], r[s : s + SPAN - 1]) for s in draw().tolist()]
+        clips = [
+            (o[s : s + SPAN : STRIDE], a[s : s + SPAN - 1], r[s : s + SPAN - 1])
+            for s in draw().tolist()
+        ]
         for parts in zip(*clips):
             torch.stack(parts)
 
-    def whole_span() -> None:  # a slice sampler without a stride gathers every frame between the first and the last
+    def whole_span() -> (
+        None
+    ):  # a slice sampler without a stride gathers every frame between the first and the last
         steps = (draw()[:, None] + torch.arange(SPAN)).view(-1)
         o.index_select(0, steps).view(BATCH, SPAN, -1)[:, ::STRIDE].contiguous()
         a.index_select(0, steps), r.index_select(0, steps)
 
-    prioritised = ReplayBuffer(len(buffer), SPACE, ACTIONS, episodes=buffer.episodes, priority_exponent=0.6)
+    prioritised = ReplayBuffer(
+        len(buffer), SPACE, ACTIONS, episodes=buffer.episodes, priority_exponent=0.6
+    )
     _fill(prioritised, len(buffer) // LENGTH)
     cases = {
         "per-window slices and stack": sliced,
@@ -99,7 +111,9 @@ def _memory(buffer: ReplayBuffer, quick: bool) -> list[dict[str, Any]]:
 def _fill(buffer: ReplayBuffer, episodes: int) -> None:
     o, no = np.zeros((LENGTH + 1, 3, 64, 64), np.uint8), np.zeros(LENGTH, bool)
     for _ in range(episodes):
-        buffer.add_episode(o, np.zeros((LENGTH, 2)), np.zeros(LENGTH), no, np.arange(LENGTH) == LENGTH - 1)
+        buffer.add_episode(
+            o, np.zeros((LENGTH, 2)), np.zeros(LENGTH), no, np.arange(LENGTH) == LENGTH - 1
+        )
 
 
 def _prioritised(buffer: ReplayBuffer, generator: Generator) -> None:
@@ -113,7 +127,9 @@ def _disk(data: Path, disk: DiskWindows, quick: bool) -> list[dict[str, Any]]:
     lengths = [(file, int(offset)) for file in files for offset in file["ep_offset"][:]]
     paths = sorted(data.glob("shard-*.h5"))
 
-    def naive() -> None:  # a loader that reads the span of each window from HDF5 and drops what it does not need
+    def naive() -> (
+        None
+    ):  # a loader that reads the span of each window from HDF5 and drops what it does not need
         o, a, r = [], [], []
         for episode in torch.randint(len(lengths), (BATCH,), generator=generator).tolist():
             file, offset = lengths[episode]
@@ -156,7 +172,9 @@ def _rows(
     seconds: float,
     before: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Frames per second from the median time of a batch; the cases take turns, so that all see the same machine."""
+    """Frames per second from the median time of a batch; the cases take turns, so that all see the
+    same machine.
+    """
     times: dict[str, list[float]] = {what: [] for what in cases}
     for call in cases.values():
         call()
@@ -169,6 +187,11 @@ def _rows(
             times[what].append(time.perf_counter() - since)
     rates = {what: BATCH * (T + 1) / float(np.median(spent)) for what, spent in times.items()}
     return [
-        {"from": where, "what": what, "frames_per_s": rate, "times_reference": rate / rates[reference]}
+        {
+            "from": where,
+            "what": what,
+            "frames_per_s": rate,
+            "times_reference": rate / rates[reference],
+        }
         for what, rate in rates.items()
     ]

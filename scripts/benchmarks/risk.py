@@ -1,11 +1,12 @@
-"""Risk-aware planning where it matters: success in two-room with a near bridge over ice and a far, safe door.
+"""Risk-aware planning where it matters: success in two-room with a near bridge over ice and a far,
+safe door.
 
-The cost wants the goal reached, and soon. The bridge saves ten steps and more and drowns about a third of who crosses, so it
-is the right choice on average and the wrong one for who must arrive. *simulator* plans on the true stochastic simulator, so
-that nothing but the treatment of risk differs between rows; *learned* plans on particles of a GaussianDynamics trained on state
-vectors. All rows of a model share starts, goals, planner, particles and seeds; kappa = 0 is the mean. Takes half an hour on one
-core for the simulator, longer for the model.
-"""
+The cost wants the goal reached, and soon. The bridge saves ten steps and more and drowns about a
+third of who crosses, so it is the right choice on average and the wrong one for who must arrive.
+*simulator* plans on the true stochastic simulator, so that nothing but the treatment of risk
+differs between rows; *learned* plans on particles of a GaussianDynamics trained on state vectors.
+All rows of a model share starts, goals, planner, particles and seeds; kappa = 0 is the mean. Takes
+half an hour on one core for the simulator, longer for the model."""
 
 from __future__ import annotations
 
@@ -17,13 +18,11 @@ import gymnasium
 import numpy as np
 import torch
 
-from gjwm.behaviours import behaviour_from_weights
-from gjwm.collect import collect_episodes, make_env
-from gjwm.costs import CVaRCost, GoalCost, RiskCost, SaturatingGoalCost, SumCost
-from gjwm.dynamics import GaussianDynamics
-from gjwm.encoders import MLPEncoder
+from gjwm.data.behaviours import behaviour_from_weights
+from gjwm.data.collect import collect_episodes, make_env
+from gjwm.data.replay import ReplayBuffer
 from gjwm.envs.two_room_layout import WALL_REACH
-from gjwm.evaluate import (
+from gjwm.evaluation.evaluate import (
     CostOfGoals,
     GoalPairs,
     attempt_goals,
@@ -33,13 +32,16 @@ from gjwm.evaluate import (
     oracle_policy,
     planning_report,
 )
+from gjwm.models.dynamics import GaussianDynamics
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
 from gjwm.planning import CEM
-from gjwm.replay import ReplayBuffer
-from gjwm.train import train
-from gjwm.world_model import WorldModel
+from gjwm.planning.costs import CVaRCost, GoalCost, RiskCost, SaturatingGoalCost, SumCost
+from gjwm.training.train import train
 
-# With a slip of 0.027 about two of three cross the bridge, and who counts a fall as the whole horizon lost still goes over it.
+# With a slip of 0.027 about two of three cross the bridge, and who counts a fall as the whole
+# horizon lost still goes over it.
 ENV_ID, ENV = "gjwm/two-room-slippery-v0", dict(obs="state", terminate_on_goal=False, slip=0.027)
 STEPS, HORIZON, REPLAN = 60, 40, 4
 PARTICLES = 16
@@ -57,7 +59,9 @@ def treatments(width: float) -> dict[str, tuple[CostOfGoals, bool]]:
     """What is done about risk -> the cost of goals, and whether outcomes are imagined at all."""
 
     def soon(goal: torch.Tensor) -> SumCost:
-        """The share of the plan that is not spent at the goal. A faint squared distance guides the search."""
+        """The share of the plan that is not spent at the goal. A faint squared distance guides the
+        search.
+        """
         there = SaturatingGoalCost(goal, width=width, nearest=0.0, mean=1.0)
         return SumCost({"there": there, "guide": (0.1, GoalCost(goal, nearest=1.0, mean=0.0))})
 
@@ -71,7 +75,9 @@ def treatments(width: float) -> dict[str, tuple[CostOfGoals, bool]]:
 
 
 def steps_through(opening: float | np.ndarray, start: np.ndarray) -> np.ndarray:
-    """States (E, X) -> about how many steps their agents take to their goals through the opening at y, one number or (E,)."""
+    """States (E, X) -> about how many steps their agents take to their goals through the opening at
+    y, one number or (E,).
+    """
     x, y, goal_x, goal_y, wall_x = start[:, :5].T
     ahead = np.sign(goal_x - wall_x) * WALL_REACH
     legs = [(x, y, wall_x - ahead, opening), (wall_x - ahead, opening, wall_x + ahead, opening)]
@@ -80,9 +86,11 @@ def steps_through(opening: float | np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def tempting_pairs(env: gymnasium.Env, *, count: int, seed: int) -> GoalPairs:
-    """The first `count` starts and goals of the world's resets that are `SAVED` steps and more nearer by the bridge.
+    """The first `count` starts and goals of the world's resets that are `SAVED` steps and more
+    nearer by the bridge.
 
-    Only those whose way through the door fits the horizon, with goals `DEPTH` and more behind the wall, so that nobody in the
+    Only those whose way through the door fits the horizon, with goals `DEPTH` and more behind the
+    wall, so that nobody in the
     water is near one: about an eighth of the resets.
 
     Raises:
@@ -94,7 +102,8 @@ def tempting_pairs(env: gymnasium.Env, *, count: int, seed: int) -> GoalPairs:
     kept = np.flatnonzero((door - bridge >= SAVED) & (door <= HORIZON - SPARE) & deep)[:count]
     if len(kept) < count:
         raise ValueError(
-            f"expected {count} tempting starts among {len(drawn.start)} resets, got {len(kept)}; choose another seed."
+            f"expected {count} tempting starts among {len(drawn.start)} resets, got {len(kept)}; "
+            f"choose another seed."
         )
     return GoalPairs(*(getattr(drawn, f.name)[kept] for f in dataclasses.fields(drawn)))
 
@@ -105,8 +114,12 @@ def steps_to_goal(distance: np.ndarray, radius: float) -> float:
     return float(np.where(there.any(1), there.argmax(1) + 1, there.shape[1]).mean())
 
 
-def run(*, quick: bool = False, models: Sequence[str] = ("simulator", "learned")) -> list[dict[str, Any]]:
-    """Rows: model, risk, success, low, high (95%), episodes, steps (mean until the goal), drowned, ms_per_step."""
+def run(
+    *, quick: bool = False, models: Sequence[str] = ("simulator", "learned")
+) -> list[dict[str, Any]]:
+    """Rows: model, risk, success, low, high (95%), episodes, steps (mean until the goal), drowned,
+    ms_per_step.
+    """
     count = 4 if quick else 200
     env = make_env(ENV_ID, **ENV)
     pairs = tempting_pairs(env, count=count, seed=20_000_000)
@@ -156,16 +169,23 @@ def run(*, quick: bool = False, models: Sequence[str] = ("simulator", "learned")
 
 
 def _train(quick: bool) -> WorldModel:
-    """A world model of the slippery world on state vectors, from hurried and from aimless episodes."""
+    """A world model of the slippery world on state vectors, from hurried and from aimless
+    episodes.
+    """
     behaviour = behaviour_from_weights({"scripted": 0.6, "coloured": 0.4})
     count = 8 if quick else 2000
-    episodes = list(collect_episodes(ENV_ID, ENV, behaviour, episodes=count, length=60, seed=0, workers=0))
+    episodes = list(
+        collect_episodes(ENV_ID, ENV, behaviour, episodes=count, length=60, seed=0, workers=0)
+    )
     env = make_env(ENV_ID, **ENV)
     buffer = ReplayBuffer(61 * count, env.observation_space, env.action_space)
     for episode in episodes:
         buffer.add_episode(*episode[:5])
     torch.manual_seed(0)
-    model = WorldModel(MLPEncoder(env.observation_space.shape, 12), GaussianDynamics(12, 2, hidden=64, std_hidden=32))
+    model = WorldModel(
+        MLPEncoder(env.observation_space.shape, 12),
+        GaussianDynamics(12, 2, hidden=64, std_hidden=32),
+    )
     train(
         model,
         JointEmbeddingObjective(SIGReg()),

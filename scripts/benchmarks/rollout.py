@@ -1,8 +1,8 @@
-"""Latent rollouts per second of every dynamics, at the size that a planner asks for: 512 candidates, 12 steps, D = 64.
+"""Latent rollouts per second of every dynamics, at the size that a planner asks for: 512
+candidates, 12 steps, D = 64.
 
-An ensemble of five is timed against one deterministic network of the default width and against one of its own members' width,
-and against the same five members evaluated in a Python loop.
-"""
+An ensemble of five is timed against one deterministic network of the default width and against one
+of its own members' width, and against the same five members evaluated in a Python loop."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gjwm.benchmarks import median_seconds
-from gjwm.dynamics import (
+from benchmarks import median_seconds
+from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
     GaussianDynamics,
@@ -26,7 +26,9 @@ class _Loop(nn.Module):
 
     def __init__(self, members: int, latent_dim: int, action_dim: int, hidden: int):
         super().__init__()
-        self.parts = nn.ModuleList(DeterministicDynamics(latent_dim, action_dim, hidden=hidden) for _ in range(members))
+        self.parts = nn.ModuleList(
+            DeterministicDynamics(latent_dim, action_dim, hidden=hidden) for _ in range(members)
+        )
 
     def rollout(self, z0: Tensor, a: Tensor) -> Tensor:
         return torch.stack([part.rollout(z0, a) for part in self.parts]).mean(0)
@@ -34,17 +36,25 @@ class _Loop(nn.Module):
 
 @torch.inference_mode()
 def run(*, quick: bool = False, compile: bool = False) -> list[dict[str, Any]]:
-    """Rows: what, ms (per batch of candidates), rollouts_per_s, times_deterministic (of width 256), times_one_member (of width
-    128). `compile` adds rows through torch.compile, each of which takes tens of seconds to build."""
+    """Rows: what, ms (per batch of candidates), rollouts_per_s, times_deterministic (of width 256),
+    times_one_member (of width 128). `compile` adds rows through torch.compile, each of which takes
+    tens of seconds to build."""
     candidates, horizon, d, a_dim = (64, 4, 16, 2) if quick else (512, 12, 64, 6)
     g = torch.Generator().manual_seed(0)
-    z0, a = torch.randn(1, d, generator=g), 2 * torch.rand(1, candidates, horizon, a_dim, generator=g) - 1
+    z0, a = (
+        torch.randn(1, d, generator=g),
+        2 * torch.rand(1, candidates, horizon, a_dim, generator=g) - 1,
+    )
     torch.manual_seed(0)
-    deterministic, member = DeterministicDynamics(d, a_dim).eval(), DeterministicDynamics(d, a_dim, hidden=128).eval()
+    deterministic, member = (
+        DeterministicDynamics(d, a_dim).eval(),
+        DeterministicDynamics(d, a_dim, hidden=128).eval(),
+    )
     ensemble = EnsembleDynamics(d, a_dim).eval()
     wide = EnsembleDynamics(d, a_dim, hidden=256).eval()
     gaussian, mixture = GaussianDynamics(d, a_dim).eval(), MixtureDynamics(d, a_dim).eval()
-    # Fresh networks have a mean that can blow up over a horizon, and numbers out of range are slow: damp them.
+    # Fresh networks have a mean that can blow up over a horizon, and numbers out of range are slow:
+    # damp them.
     for model in (deterministic, member, ensemble, wide, gaussian, mixture):
         last = model.body[1][-1]
         last.weight.data.mul_(0.1)
@@ -72,7 +82,10 @@ def run(*, quick: bool = False, compile: bool = False) -> list[dict[str, Any]]:
     cases["gaussian with GRU"] = lambda: gru.rollout(z0, a)
     cases["gaussian with transformer"] = lambda: transformer.rollout(z0, a)
     if compile:
-        for name, model in (("deterministic, width 256", deterministic), ("ensemble of 5, width 128", ensemble)):
+        for name, model in (
+            ("deterministic, width 256", deterministic),
+            ("ensemble of 5, width 128", ensemble),
+        ):
             call = model.rollout_members if model is ensemble else model.rollout
             compiled = torch.compile(call)
             cases[f"{name}, compiled"] = lambda compiled=compiled: compiled(z0, a)

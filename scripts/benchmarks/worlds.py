@@ -1,9 +1,9 @@
-"""Torch-native worlds: environment steps per second as one batch of tensors, beside a plain loop over single environments.
+"""Torch-native worlds: environment steps per second as one batch of tensors, beside a plain loop
+over single environments.
 
-All cases of a world run in the same process, one after another; each is timed in rounds and its median round counts. Steps are
-control steps (`action_repeat` 1) under actions that change every step, through the same public calls a user makes, autoreset
-included.
-"""
+All cases of a world run in the same process, one after another; each is timed in rounds and its
+median round counts. Steps are control steps (`action_repeat` 1) under actions that change every
+step, through the same public calls a user makes, autoreset included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from gjwm.collect import make_env
+from gjwm.data.collect import make_env
 
 WORLDS = (
     "two-room",
@@ -30,7 +30,9 @@ ENVS, ON_GPU = 256, 4096
 
 
 def run(*, quick: bool = False, seconds: float = 1.0) -> list[dict[str, Any]]:
-    """Rows: world, what, env_steps_per_s, times_loop (over the loop of single environments). On the CPU with one thread."""
+    """Rows: world, what, env_steps_per_s, times_loop (over the loop of single environments). On the
+    CPU with one thread.
+    """
     threads, rows = torch.get_num_threads(), []
     torch.set_num_threads(1)  # on a busy machine two that wait for each other are many times slower
     for world in WORLDS[-1:] if quick else WORLDS:
@@ -40,7 +42,9 @@ def run(*, quick: bool = False, seconds: float = 1.0) -> list[dict[str, Any]]:
             "one batch, state": _batch(world, 8 if quick else ENVS, "state"),
         }
         if torch.cuda.is_available():
-            cases[f"one batch of {ON_GPU} on the GPU, 64x64 pixels"] = _batch(world, ON_GPU, "pixels", "cuda")
+            cases[f"one batch of {ON_GPU} on the GPU, 64x64 pixels"] = _batch(
+                world, ON_GPU, "pixels", "cuda"
+            )
         rates = {what: _rate(step, 0.05 if quick else seconds) for what, step in cases.items()}
         floor = rates["loop of single envs, 64x64 pixels"]
         rows += [
@@ -69,7 +73,9 @@ def _loop(world: str) -> Callable[[], int]:
     env.reset(seed=0)
 
     def step() -> int:
-        _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+        _, _, terminated, truncated, _ = env.step(
+            rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+        )
         if terminated or truncated:
             env.reset()
         return 1

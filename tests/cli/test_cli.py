@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.cli import main
-from gjwm.commands.run_folder import load_decoder
-from gjwm.dataset import dataset_info
+from gjwm.cli.app import main
+from gjwm.cli.run_folder import load_decoder
+from gjwm.data.dataset import dataset_info
+from gjwm.models.world_model import WorldModel
 from gjwm.study.launch import Outcome, record
-from gjwm.world_model import WorldModel
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Small enough for seconds, whole enough to use every part.
 SMALL = [
     "experiment=two_room",
@@ -73,9 +73,18 @@ def run(command, *overrides):
 
 def test_collect_train_evaluate_and_video_leave_one_run_folder(folder, capsys):
     filmed = ["report.worst=1", "report.typical=1"]
-    assert [run(command, *filmed) for command in ("collect", "train", "evaluate", "video")] == [0] * 4
+    assert [run(command, *filmed) for command in ("collect", "train", "evaluate", "video")] == [
+        0
+    ] * 4
     made = folder / "runs" / "small"
-    names = {"config.yaml", "metrics.jsonl", "checkpoint.pt", "decoder.pt", "evaluation.json", "evaluation.npz"}
+    names = {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoint.pt",
+        "decoder.pt",
+        "evaluation.json",
+        "evaluation.npz",
+    }
     assert names | {"report.html", "gallery", "videos"} <= {path.name for path in made.iterdir()}
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
@@ -86,7 +95,9 @@ def test_collect_train_evaluate_and_video_leave_one_run_folder(folder, capsys):
     film = iio.imread(made / "videos" / "goals.mp4")
     assert len(film) == 2 * 7 and film[0].std() > 0  # two attempts of 6 steps and their starts
     grid = iio.imread(made / "videos" / "grid.mp4")
-    assert len(grid) == 7 and grid.shape[1] == grid.shape[2]  # three attempts at once, in two rows of two
+    assert (
+        len(grid) == 7 and grid.shape[1] == grid.shape[2]
+    )  # three attempts at once, in two rows of two
     shown = capsys.readouterr().out
     assert "env steps/s" in shown and "success" in shown and "report.html" in shown
     assert [row["kind"] for row in report["gallery"]] == ["worst", "typical"]
@@ -101,8 +112,17 @@ def test_collect_train_evaluate_and_video_leave_one_run_folder(folder, capsys):
 
 
 # As SMALL, for state vectors of other environments.
-TINY = [text for text in SMALL if not text.startswith(("experiment", "env.", "encoder.", "planner.", "train.decoder"))]
-TINY += ["collect.workers=0", "encoder.hidden=[16]", "logger.wandb=disabled", "evaluate.goal_offset=6"]
+TINY = [
+    text
+    for text in SMALL
+    if not text.startswith(("experiment", "env.", "encoder.", "planner.", "train.decoder"))
+]
+TINY += [
+    "collect.workers=0",
+    "encoder.hidden=[16]",
+    "logger.wandb=disabled",
+    "evaluate.goal_offset=6",
+]
 
 
 @pytest.mark.parametrize("overrides", [["env.id=Pendulum-v1"], ["experiment=cartpole_v1"]])
@@ -122,17 +142,33 @@ def test_a_planner_must_suit_the_actions_and_episodes_must_not_end(folder, capsy
     assert [main([command, *small]) for command in ("collect", "train")] == [0, 0]
     capsys.readouterr()
     assert main(["evaluate", *small, "planner=cem", "planner.samples=32"]) == 1
-    assert "CartPole-v1 has discrete actions, CEM plans in a box: use planner=categorical" in capsys.readouterr().err
-    assert main(["evaluate", *small, "planner.groups=[1,1]"]) == 1 and "sizes [2]" in capsys.readouterr().err
-    assert main(["evaluate", *small, "evaluate.goals=reset"]) == 1 and "draws no goals" in capsys.readouterr().err
-    assert main(["evaluate", *small, "env.terminate=true"]) == 1 and "must have one length" in capsys.readouterr().err
+    assert (
+        "CartPole-v1 has discrete actions, CEM plans in a box: use planner=categorical"
+        in capsys.readouterr().err
+    )
+    assert (
+        main(["evaluate", *small, "planner.groups=[1,1]"]) == 1
+        and "sizes [2]" in capsys.readouterr().err
+    )
+    assert (
+        main(["evaluate", *small, "evaluate.goals=reset"]) == 1
+        and "draws no goals" in capsys.readouterr().err
+    )
+    assert (
+        main(["evaluate", *small, "env.terminate=true"]) == 1
+        and "must have one length" in capsys.readouterr().err
+    )
 
 
 def test_a_report_is_drawn_again_from_the_folder_alone(folder, capsys):
     assert [run(command) for command in ("collect", "train")] == [0, 0]
     made = folder / "runs" / "small"
     live = (made / "report.html").read_text()  # training leaves a first page
-    assert "step 60 of 60, done" in live and "training-loss" in live and "training-decoder-squared-error" in live
+    assert (
+        "step 60 of 60, done" in live
+        and "training-loss" in live
+        and "training-decoder-squared-error" in live
+    )
     assert run("evaluate", "evaluate.oracle=false", "report.worst=1") == 0
     page = (made / "report.html").read_bytes()
     elsewhere = folder / "another machine" / "small"
@@ -148,17 +184,33 @@ def test_a_report_is_drawn_again_from_the_folder_alone(folder, capsys):
 
 
 def test_films_of_any_checkpoint_for_several_seeds(folder):
-    """A run on state vectors has no decoder and no pictures to see: films show what happened and the curves."""
+    """A run on state vectors has no decoder and no pictures to see: films show what happened and
+    the curves.
+    """
     small = [s for s in SMALL if not s.startswith("encoder")]
-    settings = [*small, "env.obs=state", "encoder=mlp", "train.decoder_steps=0", "logger.wandb=disabled"]
+    settings = [
+        *small,
+        "env.obs=state",
+        "encoder=mlp",
+        "train.decoder_steps=0",
+        "logger.wandb=disabled",
+    ]
     assert main(["collect", *settings]) == 0 and main(["train", *settings]) == 0
     kept = folder / "kept.pt"
     (folder / "runs" / "small" / "checkpoint.pt").rename(kept)
-    films = ["video.seeds=[3,4]", "video.format=[mp4,gif]", "video.episodes=1", "video.grid=0", "name=films"]
+    films = [
+        "video.seeds=[3,4]",
+        "video.format=[mp4,gif]",
+        "video.episodes=1",
+        "video.grid=0",
+        "name=films",
+    ]
     assert main(["video", *settings, *films, f"video.checkpoint={kept}"]) == 0
     made = sorted(path.name for path in (folder / "runs" / "films" / "videos").iterdir())
     assert made == ["goals-seed-3.gif", "goals-seed-3.mp4", "goals-seed-4.gif", "goals-seed-4.mp4"]
-    third, fourth = (iio.imread(folder / "runs/films/videos" / f"goals-seed-{k}.mp4") for k in (3, 4))
+    third, fourth = (
+        iio.imread(folder / "runs/films/videos" / f"goals-seed-{k}.mp4") for k in (3, 4)
+    )
     assert third.shape == fourth.shape and (third != fourth).any()
 
 
@@ -166,7 +218,9 @@ def test_the_same_seed_trains_the_same_weights_and_another_seed_others(folder):
     run("collect")
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert run("train", f"name={name}", f"seed={seed}") == 0
-    a, b, c = (torch.load(f"runs/{name}/checkpoint.pt", weights_only=True)["state"] for name in "abc")
+    a, b, c = (
+        torch.load(f"runs/{name}/checkpoint.pt", weights_only=True)["state"] for name in "abc"
+    )
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
@@ -186,7 +240,10 @@ def test_resuming_collects_what_is_missing_and_trains_nothing_twice(folder, caps
     assert {path: path.read_bytes() for path in before} == before
     assert run("train", "resume=true", "checkpoint.every=10") == 0
     made = folder / "runs" / "small"
-    assert {path.name for path in (made / "state").glob("*.pt")} == {"state-000000020.pt", "state-000000030.pt"}
+    assert {path.name for path in (made / "state").glob("*.pt")} == {
+        "state-000000020.pt",
+        "state-000000030.pt",
+    }
     written = {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
     run("collect", "collect.episodes=2")  # more data do not change what a training is
     assert run("train", "resume=true") == 0 and "nothing to resume" in capsys.readouterr().out
@@ -220,8 +277,16 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         (["train", "device=cuda:99"], 1, "device=cuda:99"),
         (["collect", "env.obs=sound"], 1, "'sound'"),
         (["collect", "env.id=gjwm/moon-walk-v0"], 1, "moon-walk"),
-        (["collect", "collect.behaviour=dancing"], 1, "no behaviour 'dancing'; choose from uniform, coloured"),
-        (["collect", "~collect.behaviour", "+collect.behaviour={dancing: 1}"], 1, "no behaviour 'dancing'"),
+        (
+            ["collect", "collect.behaviour=dancing"],
+            1,
+            "no behaviour 'dancing'; choose from uniform, coloured",
+        ),
+        (
+            ["collect", "~collect.behaviour", "+collect.behaviour={dancing: 1}"],
+            1,
+            "no behaviour 'dancing'",
+        ),
         (["collect", "collect.episodes=0"], 1, "episodes >= 1"),
         (["train", "logger.wandb=later"], 1, "later"),
         (["train", "train.steps=abc"], 1, "train.steps must be a whole number, got 'abc'"),
@@ -244,14 +309,22 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         (["evaluate", "+evaluate.bogus=1"], 1, "no setting evaluate.bogus"),
         (["evaluate", "planner.elites=9999"], 1, "elites"),
         (["evaluate", "planner=categorical"], 1, "CategoricalCEM plans one-hot actions"),
-        (["collect", "experiment=reacher", "env.id=Pendulum-v1"], 1, "Pendulum-v1 cannot be made with"),
+        (
+            ["collect", "experiment=reacher", "env.id=Pendulum-v1"],
+            1,
+            "Pendulum-v1 cannot be made with",
+        ),
         (["collect", "env.id=Pendulm-v1"], 1, "Did you mean: `Pendulum`"),
         (["collect", "experiment=gym"], 1, "env.id"),
     ],
 )
-def test_wrong_input_gets_one_clear_message_and_a_failing_status(arguments, status, said, folder, capsys):
+def test_wrong_input_gets_one_clear_message_and_a_failing_status(
+    arguments, status, said, folder, capsys
+):
     small = ("wandb", "train.", "wall", "calibrate", "evaluate.", "planner", "report.", "video.")
-    if arguments[0] in ("train", "evaluate", "video") and any(word in arguments[1] for word in small):
+    if arguments[0] in ("train", "evaluate", "video") and any(
+        word in arguments[1] for word in small
+    ):
         run("collect")
         if arguments[0] != "train":
             run("train", "train.decoder_steps=0", "calibrate.episodes=0")
@@ -292,7 +365,14 @@ def test_nan_in_the_data_stops_training_with_a_sentence(folder, capsys):
         arguments = [s for s in SMALL if "encoder" not in s]
         status = main(
             [
-                *("train", *arguments, "env.obs=state", "encoder=mlp", "logger.wandb=disabled", f"storage={storage}"),
+                *(
+                    "train",
+                    *arguments,
+                    "env.obs=state",
+                    "encoder=mlp",
+                    "logger.wandb=disabled",
+                    f"storage={storage}",
+                ),
             ]
         )
         assert status == 1 and said in capsys.readouterr().err
@@ -300,7 +380,9 @@ def test_nan_in_the_data_stops_training_with_a_sentence(folder, capsys):
 
 @pytest.fixture
 def here(monkeypatch):
-    """Runs of a study in this process, which is faster; `gjwm.study` tests that they are processes of their own."""
+    """Runs of a study in this process, which is faster; `gjwm.study` tests that they are processes
+    of their own.
+    """
 
     def run_here(jobs, done, *, at_once):
         for job in jobs:
@@ -309,7 +391,7 @@ def here(monkeypatch):
             done(record(Outcome(job, error, 0.0)))
 
     started = []
-    monkeypatch.setattr("gjwm.commands.study.run_local", run_here)
+    monkeypatch.setattr("gjwm.cli.study.run_local", run_here)
     return started
 
 
@@ -321,16 +403,25 @@ def test_a_study_of_seeds_summarises_them_and_does_nothing_twice(folder, here, c
     runs = [made / f"seed-{seed}" for seed in (3, 5)]
     (cell,) = json.loads((made / "study.json").read_text())["cells"]
     reports = [json.loads((path / "evaluation.json").read_text()) for path in runs]
-    assert cell["figures"]["random"]["values"] == [r["planning"]["random"]["success_rate"] for r in reports]
-    assert "oracle" not in cell["figures"] and cell["pooled_success"][1] == 8  # two seeds of four attempts
+    assert cell["figures"]["random"]["values"] == [
+        r["planning"]["random"]["success_rate"] for r in reports
+    ]
+    assert (
+        "oracle" not in cell["figures"] and cell["pooled_success"][1] == 8
+    )  # two seeds of four attempts
     assert cell["figures"]["peak MB"]["mean"] > 100 and "| success |" in capsys.readouterr().out
     written = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("seed-*/*")}
-    assert run("study", *study) == 0 and run("run", *study, "seed=3", "name=small/seed-3", *_own(runs[0], 3)) == 0
+    assert (
+        run("study", *study) == 0
+        and run("run", *study, "seed=3", "name=small/seed-3", *_own(runs[0], 3)) == 0
+    )
     assert {path: path.stat().st_mtime_ns for path in written} == written and len(here) == 4
     shards = sorted((folder / "data").rglob("*.h5"))
     assert run("study", *study, "objective.lam=0", "collect.episodes=20") == 1
     assert "trained with other settings of collect, objective" in capsys.readouterr().err
-    assert sorted((folder / "data").rglob("*.h5")) == shards  # refused before anything was collected
+    assert (
+        sorted((folder / "data").rglob("*.h5")) == shards
+    )  # refused before anything was collected
 
 
 def _own(path, seed):
@@ -339,14 +430,24 @@ def _own(path, seed):
 
 
 def test_a_grid_on_the_command_line_lists_what_fails_and_the_rest_is_whole(folder, here, capsys):
-    grid = ["discrepancy=none,sigreg", "objective.lam=0,-1", "study.seeds=[0]", "train.steps=4", "calibrate.episodes=0"]
+    grid = [
+        "discrepancy=none,sigreg",
+        "objective.lam=0,-1",
+        "study.seeds=[0]",
+        "train.steps=4",
+        "calibrate.episodes=0",
+    ]
     grid += ["train.decoder_steps=0", "evaluate.oracle=false", "study.reference='none,lam-0'"]
     assert run("study", *grid) == 1
     shown = capsys.readouterr()
     assert "2 of 4 runs failed, runs/small/study.md says why" in shown.err
     assert len([name for name in here if name.startswith("data/")]) == 1  # four runs share them
     text = (folder / "runs" / "small" / "study.md").read_text()
-    assert "2 runs done, 2 failed" in text and "| sigreg/lam--1/seed-0 | failed |" in text and "sigreg,lam-0" in text
+    assert (
+        "2 runs done, 2 failed" in text
+        and "| sigreg/lam--1/seed-0 | failed |" in text
+        and "sigreg,lam-0" in text
+    )
     assert run("study", *grid, "study.only_summary=true") == 0 and len(here) == 5
     assert run("train", "train.lr=1,2") == 1  # axes are a study's
 
@@ -354,7 +455,10 @@ def test_a_grid_on_the_command_line_lists_what_fails_and_the_rest_is_whole(folde
 def test_a_training_that_fails_leaves_the_run_before_it_whole(folder, capsys):
     run("collect"), run("train")
     made = folder / "runs" / "small"
-    before = {name: (made / name).read_bytes() for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt")}
+    before = {
+        name: (made / name).read_bytes()
+        for name in ("config.yaml", "metrics.jsonl", "checkpoint.pt")
+    }
     for bad in ("train.lr=-1", "train.length=100", "train.lr=1e20"):
         assert run("train", bad) == 1
         assert {name: (made / name).read_bytes() for name in before} == before
@@ -394,16 +498,27 @@ def test_scripts_are_doors_to_the_same_commands(script, folder):
     for command in ("collect", "train", "evaluate")[:before]:
         assert run(command) == 0
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / f"{script}.py", *SMALL, "logger.wandb=disabled", "study.seeds=[0,1]"],
+        [
+            sys.executable,
+            ROOT / "scripts" / f"{script}.py",
+            *SMALL,
+            "logger.wandb=disabled",
+            "study.seeds=[0,1]",
+        ],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
     if script == "study":
-        assert "Success, pooled:" in done.stdout and (folder / "runs/small/seed-1/run.log").is_file()
+        assert (
+            "Success, pooled:" in done.stdout and (folder / "runs/small/seed-1/run.log").is_file()
+        )
     bad = subprocess.run(
-        [sys.executable, ROOT / "scripts" / f"{script}.py", "no.such=key"], capture_output=True, text=True, timeout=300
+        [sys.executable, ROOT / "scripts" / f"{script}.py", "no.such=key"],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert bad.returncode == 1 and "Traceback" not in bad.stderr
 
@@ -421,7 +536,9 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
     reports = []
     for kappa in ("evaluate.kappa=0", "evaluate.kappa=5.0"):
         assert run("evaluate", *ENSEMBLE, kappa) == 0
-        reports.append(json.loads((folder / "runs" / "small" / "evaluation.json").read_text())["planning"])
+        reports.append(
+            json.loads((folder / "runs" / "small" / "evaluation.json").read_text())["planning"]
+        )
     assert [report["protocol"]["kappa"] for report in reports] == [0, 5.0]
     assert (
         reports[0]["closest_distance_mean"] != reports[1]["closest_distance_mean"]
@@ -434,7 +551,10 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
     for command in ("evaluate", "video"):
         assert run(command, "name=plain", "evaluate.kappa=1") == 1
         told = capsys.readouterr()
-        assert "kappa=null, or train with dynamics=ensemble" in told.err and "collecting" not in told.out
+        assert (
+            "kappa=null, or train with dynamics=ensemble" in told.err
+            and "collecting" not in told.out
+        )
     # And before anything is collected or trained:
     for wrong, message in (
         (["evaluate.kappa=1"], "kappa=null"),
@@ -450,15 +570,22 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
 def test_refining_may_change_until_there_is_a_model(folder, capsys):
     assert run("collect") == 0
     for wrong, told in (
-        ("refine.length=50", "refine.length=50 is longer than the longest episode of data/small, 20 steps"),
+        (
+            "refine.length=50",
+            "refine.length=50 is longer than the longest episode of data/small, 20 steps",
+        ),
         ("refine.batch=0", "refining expects steps, batch and length >= 1"),
         ("refine.lr=-1", "lr and clip > 0"),
         ("refine.truncate=0", "truncate >= 1"),
         (
-            "refine.dynamics={_target_:gjwm.dynamics.GaussianDynamics,latent_dim:4,static_dim:2}",
-            "refine.dynamics has static_dim 2 and the latents 0: set refine.dynamics.static_dim=0, with",
+            "refine.dynamics={_target_:gjwm.models.dynamics.GaussianDynamics,latent_dim:4,static_dim:2}",
+            "refine.dynamics has static_dim 2 and the latents 0: set refine.dynamics.static_dim=0, "
+            "with",
         ),
-        ("refine.dynamics={_target_:gjwm.dynamics.GaussianDynamics,latent_dim:8}", "set refine.dynamics.latent_dim=4"),
+        (
+            "refine.dynamics={_target_:gjwm.models.dynamics.GaussianDynamics,latent_dim:8}",
+            "set refine.dynamics.latent_dim=4",
+        ),
         ("refine.dynamics=ensemble", "such as +dynamics@refine.dynamics=ensemble, got 'ensemble'"),
         ("objective.static_dim=2", "set train.episodes to half the batch"),
         ("objective.static_dim=null", "objective.static_dim must be a whole number, got None"),

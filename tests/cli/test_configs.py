@@ -1,4 +1,6 @@
-"""Every yaml builds what it names, and every experiment composes into a world that can be stepped."""
+"""Every yaml builds what it names, and every experiment composes into a world that can be
+stepped.
+"""
 
 from pathlib import Path
 
@@ -8,18 +10,24 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from gjwm.behaviours import behaviour_from_weights
-from gjwm.collect import make_env
-from gjwm.commands.config import check_refine_dynamics, dynamics_class, env_kwargs, load_config, split_sweep
-from gjwm.evaluate import check_members
-from gjwm.explore import BEHAVIOURS
+from gjwm._core.types import Batch
+from gjwm.cli.config import (
+    check_refine_dynamics,
+    dynamics_class,
+    env_kwargs,
+    load_config,
+    split_sweep,
+)
+from gjwm.data.behaviours import behaviour_from_weights
+from gjwm.data.collect import make_env
+from gjwm.evaluation.evaluate import check_members
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective
-from gjwm.online import RewardLearner
+from gjwm.rl import RewardLearner
+from gjwm.rl.planned_behaviours import BEHAVIOURS
 from gjwm.study import Sweep, settings_of
-from gjwm.types import Batch
-from gjwm.world_model import WorldModel
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 GROUPS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "experiment", "preset", "study")
 
 
@@ -33,7 +41,9 @@ def test_no_group_is_left_out_here():
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_an_experiment_builds_its_env_model_and_planner(name):
-    cfg = load_config([f"experiment={name}", *(["env.id=Pendulum-v1"] if name.startswith("gym") else [])])
+    cfg = load_config(
+        [f"experiment={name}", *(["env.id=Pendulum-v1"] if name.startswith("gym") else [])]
+    )
     _check_planned(cfg)
     env = make_env(cfg.env.id, **env_kwargs(cfg))
     observation, _ = env.reset(seed=0)
@@ -50,7 +60,9 @@ def test_an_experiment_builds_its_env_model_and_planner(name):
     )
     observation, reward, *_ = env.step(plan.mean[0, 0].numpy())
     assert env.observation_space.contains(observation) and np.isfinite(reward)
-    assert behaviour_from_weights(OmegaConf.to_container(cfg, resolve=True)["collect"]["behaviour"], BEHAVIOURS)
+    assert behaviour_from_weights(
+        OmegaConf.to_container(cfg, resolve=True)["collect"]["behaviour"], BEHAVIOURS
+    )
     env.close()
 
 
@@ -77,9 +89,15 @@ def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_pa
             continue  # every task and every method once
         seen |= {run.cell.task, run.cell.method}
         cfg = OmegaConf.create(sweep.config(run))
-        assert cfg.seed == run.seed and cfg.run_dir == str(run.folder) and cfg.dataset.endswith(f"-seed-{run.seed}")
+        assert (
+            cfg.seed == run.seed
+            and cfg.run_dir == str(run.folder)
+            and cfg.dataset.endswith(f"-seed-{run.seed}")
+        )
         env = make_env(cfg.env.id, **env_kwargs(cfg))
-        encoder = instantiate(cfg.encoder, observation_shape=list(env.observation_space.shape)).eval()
+        encoder = instantiate(
+            cfg.encoder, observation_shape=list(env.observation_space.shape)
+        ).eval()
         observation, _ = env.reset(seed=0)
         assert encoder(torch.from_numpy(observation)[None]).shape == (1, cfg.latent_dim)
         JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
@@ -89,7 +107,9 @@ def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_pa
 
 
 def test_commas_on_the_command_line_are_axes():
-    axes, fixed = split_sweep(["discrepancy=none,sigreg", "+x=1,2.5", "study.seeds=[0,1]", "a='b,c'", "seed=range(2)"])
+    axes, fixed = split_sweep(
+        ["discrepancy=none,sigreg", "+x=1,2.5", "study.seeds=[0,1]", "a='b,c'", "seed=range(2)"]
+    )
     assert axes == {"discrepancy": ["none", "sigreg"], "+x": [1, 2.5], "seed": [0, 1]}
     assert fixed == ["study.seeds=[0,1]", "a='b,c'"]
 
@@ -107,7 +127,10 @@ def test_encoders(name):
 def test_dynamics(name):
     cfg = load_config([f"dynamics={name}"])
     dynamics = instantiate(cfg.dynamics, action_dim=2)
-    assert dynamics.predict(torch.zeros(3, cfg.latent_dim), torch.zeros(3, 2)).mean.shape == (3, cfg.latent_dim)
+    assert dynamics.predict(torch.zeros(3, cfg.latent_dim), torch.zeros(3, 2)).mean.shape == (
+        3,
+        cfg.latent_dim,
+    )
 
 
 @pytest.mark.parametrize("name", options("heads"))
@@ -127,7 +150,13 @@ def test_presets_size_a_learner_that_can_update(name, experiment):
     plus = "" if experiment.startswith("suite") else "+"
     heads = "heads=[reward,value,policy,termination]"
     cfg = load_config(
-        [f"experiment={experiment}", f"{plus}preset={name}", heads, "online.batch=8", "learner.compile=false"]
+        [
+            f"experiment={experiment}",
+            f"{plus}preset={name}",
+            heads,
+            "online.batch=8",
+            "learner.compile=false",
+        ]
     )
     images = cfg.env.obs == "pixels"
     shape = (6, 64, 64) if images else (5,)
@@ -142,7 +171,13 @@ def test_presets_size_a_learner_that_can_update(name, experiment):
     steps = cfg.online.length
     o = torch.randint(255, (8, steps + 1, *shape), generator=torch.Generator().manual_seed(0))
     o = o.to(torch.uint8) if images else o.float()
-    batch = Batch(o, torch.zeros(8, steps, 2), torch.ones(8, steps), torch.zeros(8, steps).bool(), torch.arange(8))
+    batch = Batch(
+        o,
+        torch.zeros(8, steps, 2),
+        torch.ones(8, steps),
+        torch.zeros(8, steps).bool(),
+        torch.arange(8),
+    )
     assert learner.update(batch, torch.Generator().manual_seed(0))["loss"].isfinite()
     assert torch.device(cfg.device).type == {"cpu": "cpu", "gpu": "cuda"}[name]
 
@@ -161,7 +196,9 @@ def test_planners(name):
     planner = instantiate(load_config([f"planner={name}"]).planner)
     first = torch.tensor([1.0, 0.0])  # also one-hot, for the planner of discrete actions
     plan = planner.plan(
-        lambda a: (a - first).square().mean((-1, -2)), torch.zeros(2, 6, 2), generator=torch.Generator().manual_seed(0)
+        lambda a: (a - first).square().mean((-1, -2)),
+        torch.zeros(2, 6, 2),
+        generator=torch.Generator().manual_seed(0),
     )
     assert plan.cost.max() < 0.2  # the zero plan costs 0.5
 
@@ -171,10 +208,16 @@ def test_the_default_is_the_demo_the_readme_promises():
     assert cfg.env.id == "gjwm/reacher-easy-v0" and cfg.env.obs == "pixels" and cfg.env.size == 64
     assert cfg.device == "cpu" and cfg.logger.wandb == "offline"
     # 24 environment steps ahead, 50 to get there.
-    assert cfg.env.action_repeat * cfg.evaluate.goal_offset == 24 and cfg.env.action_repeat * cfg.evaluate.steps == 50
+    assert (
+        cfg.env.action_repeat * cfg.evaluate.goal_offset == 24
+        and cfg.env.action_repeat * cfg.evaluate.steps == 50
+    )
     assert cfg.evaluate.pairs >= 100
 
 
 def test_an_experiment_may_change_what_the_main_file_sets():
     assert load_config(["experiment=two_room_random"]).objective.law == "within"
-    assert load_config(["experiment=two_room_random", "objective.law=marginal"]).objective.law == "marginal"
+    assert (
+        load_config(["experiment=two_room_random", "objective.law=marginal"]).objective.law
+        == "marginal"
+    )

@@ -3,7 +3,7 @@ import types
 import numpy as np
 import pytest
 
-from gjwm.behaviours import (
+from gjwm.data.behaviours import (
     Coloured,
     Mixture,
     OrnsteinUhlenbeck,

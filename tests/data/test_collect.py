@@ -1,4 +1,6 @@
-"""Worker processes import their env by module name, so the small envs here register themselves in a module of their own."""
+"""Worker processes import their env by module name, so the small envs here register themselves in a
+module of their own.
+"""
 
 import os
 import sys
@@ -10,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.behaviours import Coloured, Mixture, Scripted, Uniform, Wandering
-from gjwm.collect import CHUNK, collect_dataset, collect_episodes, make_env
-from gjwm.dataset import dataset_info, load_buffer, read_episodes
+from gjwm.data.behaviours import Coloured, Mixture, Scripted, Uniform, Wandering
+from gjwm.data.collect import CHUNK, collect_dataset, collect_episodes, make_env
+from gjwm.data.dataset import dataset_info, load_buffer, read_episodes
 
 torch.set_num_threads(1)
 

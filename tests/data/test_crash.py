@@ -1,4 +1,5 @@
-"""kill -9 at random moments: no file is corrupt, what was finished is there, and going on gives what would have been.
+"""kill -9 at random moments: no file is corrupt, what was finished is there, and going on gives
+what would have been.
 
 The suite kills a few times; `GJWM_KILLS=20 pytest tests/test_crash.py` more often.
 """
@@ -16,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.checkpoint import Checkpoints
-from gjwm.cli import main
-from gjwm.collect import collect_dataset
-from gjwm.dataset import dataset_info, read_episodes, verify
+from gjwm.training.checkpoint import Checkpoints
+from gjwm.cli.app import main
+from gjwm.data.collect import collect_dataset
+from gjwm.data.dataset import dataset_info, read_episodes, verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")]
 KILLS = int(os.environ.get("GJWM_KILLS", 2))
@@ -30,8 +31,8 @@ DATA = dict(
 )  # a seal every 14 episodes
 COLLECT = f"""
     import sys
-    from gjwm.collect import collect_dataset
-    from gjwm.dataset import DatasetWriter, dataset_info
+    from gjwm.data.collect import collect_dataset
+    from gjwm.data.dataset import DatasetWriter, dataset_info
     path, side = sys.argv[1], open(sys.argv[2], "a", buffering=1)
     append = DatasetWriter.append
 
@@ -140,7 +141,7 @@ def test_a_killed_training_resumes_to_the_same_metrics_and_weights(tmp_path, mon
     while True:
         run = tmp_path / "runs" / f"killed-{trial}"
         command = ["train", *TRAIN, f"name=killed-{trial}", f"storage={storage}", "resume=true"]
-        code = f"from gjwm.cli import main; raise SystemExit(main({command!r}))"
+        code = f"from gjwm.cli.app import main; raise SystemExit(main({command!r}))"
         if kills < KILLS:
             stamp = _newest(run)
             kills += killed(
@@ -201,7 +202,7 @@ def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, m
         run = tmp_path / "runs" / f"killed-{trial}"
         command = ["online", *ONLINE, f"name=killed-{trial}", "resume=true"]
         went_on += Checkpoints(run / "state").latest() is not None
-        code = f"from gjwm.cli import main; raise SystemExit(main({command!r}))"
+        code = f"from gjwm.cli.app import main; raise SystemExit(main({command!r}))"
         if kills < KILLS:
             stamp = _newest(run)
             kills += killed(

@@ -1,4 +1,6 @@
-"""Claims about datasets on disk: nothing finished is lost, nothing whole is overwritten, and what is wrong is named."""
+"""Claims about datasets on disk: nothing finished is lost, nothing whole is overwritten, and what
+is wrong is named.
+"""
 
 import json
 import logging
@@ -14,8 +16,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from gjwm.cli import main
-from gjwm.dataset import (
+from gjwm.cli.app import main
+from gjwm.data.dataset import (
     DatasetWriter,
     DiskWindows,
     Episode,
@@ -25,10 +27,10 @@ from gjwm.dataset import (
     read_episodes,
     verify,
 )
-from gjwm.dataset import stream as stream_module
-from gjwm.dataset.foreign import convert
-from gjwm.replay import Prefetch, stack_frames
-from gjwm.video import write_video
+from gjwm.data.dataset import stream as stream_module
+from gjwm.data.dataset.foreign import convert
+from gjwm.data.replay import Prefetch, stack_frames
+from gjwm._core.video import write_video
 
 torch.set_num_threads(1)
 
@@ -79,7 +81,8 @@ def contents(path):
 LENGTHS = (6, 3, 9, 5)
 
 
-# -- what goes in comes out ----------------------------------------------------------------------------------------------
+# -- what goes in comes out
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -175,7 +178,8 @@ def test_two_processes_cannot_extend_one_dataset_and_readers_do_not_wait(tmp_pat
     DatasetWriter(tmp_path, **header()).close()
 
 
-# -- crashes -------------------------------------------------------------------------------------------------------------
+# -- crashes
+# --  ----------------------------------------------------------------------------------------------
 
 
 def interrupted(path, lengths=(6, 3)):
@@ -225,7 +229,8 @@ def test_a_death_between_the_steps_of_sealing_neither_loses_nor_repeats_an_episo
     before = tmp_path / "before"
     shutil.copytree(path, before)
     dataset_info(path)
-    # The shard is there but neither listed nor cleared from the journal; then listed, and the journal still there.
+    # The shard is there but neither listed nor cleared from the journal; then listed, and the
+    # journal still there.
     for steps in (["shard-00001.h5"], ["shard-00001.h5", "metadata.json"]):
         trial = tmp_path / f"trial-{len(steps)}"
         shutil.copytree(before, trial)
@@ -269,7 +274,8 @@ def test_a_full_disk_is_an_error_that_keeps_what_was_finished(tmp_path):
     assert verify(tmp_path / "d") == []
 
 
-# -- what is wrong is named ----------------------------------------------------------------------------------------------
+# -- what is wrong is named
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "empty", "foreign", "another"])
@@ -371,8 +377,8 @@ def test_an_episode_with_nan_is_not_stored_and_one_that_got_in_is_named(tmp_path
     with pytest.raises(ValueError, match=r"episode 1 in .*reward contains NaN"):
         DiskWindows(tmp_path)
     with h5py.File(file, "r+") as opened:  # NaN with a checksum to match, as another program might write
-        from gjwm.dataset.episodes import checksum
-        from gjwm.dataset.shard import Shard
+        from gjwm.data.dataset.episodes import checksum
+        from gjwm.data.dataset.shard import Shard
 
         with Shard(file) as shard:
             opened["ep_crc32"][1] = checksum(shard.read(1))
@@ -394,12 +400,13 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "not a folder" and os.listdir(tmp_path / "notes") == ["a.txt"]
 
 
-# -- larger than memory --------------------------------------------------------------------------------------------------
+# -- larger than memory
+# --------------------------------------------------------------------------------------------------
 
 
 def test_what_memory_cannot_hold_is_read_from_disk(tmp_path, monkeypatch, caplog):
     write(tmp_path)
-    monkeypatch.setattr("gjwm.replay.buffer.available_memory", lambda device="cpu": 50_000)
+    monkeypatch.setattr("gjwm.data.replay.buffer.available_memory", lambda device="cpu": 50_000)
     monkeypatch.setattr(stream_module, "available_memory", lambda device="cpu": 50_000)
     with pytest.raises(MemoryError, match="lower the capacity"):
         load_buffer(tmp_path)
@@ -423,7 +430,7 @@ def test_streaming_stays_within_a_cap_that_the_dataset_exceeds(tmp_path):
     code = f"""
         import re, resource, torch
         torch.set_num_threads(1)
-        from gjwm.dataset import DiskWindows, load_buffer
+        from gjwm.data.dataset import DiskWindows, load_buffer
         source = DiskWindows({str(tmp_path / "d")!r}, readers=2)
         source.sample(4, 4)  # the threads' stacks
         held = int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -462,7 +469,8 @@ def test_batches_drawn_ahead_are_those_drawn_one_by_one_and_can_be_gone_on_with(
         batches.next()
 
 
-# -- other formats -------------------------------------------------------------------------------------------------------
+# -- other formats
+# --  ----------------------------------------------------------------------------------------------
 
 
 def test_our_own_format_can_be_packed_anew_and_survives_other_programs(tmp_path):
@@ -611,7 +619,8 @@ def test_lerobot_tables_and_films_are_read(tmp_path):
         convert(root, tmp_path / "old")
 
 
-# -- the command ---------------------------------------------------------------------------------------------------------
+# -- the command
+# --  ----------------------------------------------------------------------------------------------
 
 
 def test_the_data_command_informs_verifies_and_converts(tmp_path, capsys):

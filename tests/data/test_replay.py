@@ -8,9 +8,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from gjwm.replay import ReplayBuffer, describe_space, rebuild_space, stack_frames
-from gjwm.replay.buffer import residence
-from gjwm.replay.priorities import SumTree
+from gjwm.data.replay import ReplayBuffer, describe_space, rebuild_space, stack_frames
+from gjwm.data.replay.buffer import residence
+from gjwm.data.replay.priorities import SumTree
 
 torch.set_num_threads(1)
 
@@ -19,7 +19,9 @@ ACTION = spaces.Box(-1, 1, (2,), np.float32)
 
 
 def play(buffer, steps, lengths, seed=0):
-    """Step all lanes; o = (lane, episode, step), a = (step, lane) / 1000, r = step. Returns the lanes' episode counters."""
+    """Step all lanes; o = (lane, episode, step), a = (step, lane) / 1000, r = step. Returns the
+    lanes' episode counters.
+    """
     n, rng = buffer.num_envs, np.random.default_rng(seed)
     episode, step = np.zeros(n), np.zeros(n)
     length = rng.choice(lengths, n)
@@ -46,7 +48,8 @@ def ends(length, last=True):
 
 @pytest.mark.parametrize("steps", [40, 500])
 def test_windows_stay_within_one_episode_and_line_up(steps):
-    # 500 steps wrap the ring of each lane (64 steps) many times, with the write head in the middle of an episode.
+    # 500 steps wrap the ring of each lane (64 steps) many times, with the write head in the middle
+    # of an episode.
     buffer = ReplayBuffer(192, STATE, ACTION, num_envs=3)
     play(buffer, steps, lengths=[3, 7, 12])
     batch = buffer.sample(2000, 3, generator=torch.Generator().manual_seed(0))
@@ -178,7 +181,8 @@ def test_stride_keeps_every_sth_observation_and_all_actions():
 @pytest.mark.parametrize("steps_at_once", [True, False])
 def test_frame_stacks_are_rebuilt_as_the_env_showed_them(steps_at_once):
     k, space = 3, spaces.Box(0, 255, (6, 4, 4), np.uint8)
-    # Small enough to wrap in the middle of an episode, whose first remaining stacks then cannot be rebuilt.
+    # Small enough to wrap in the middle of an episode, whose first remaining stacks then cannot be
+    # rebuilt.
     buffer = ReplayBuffer(25, space, ACTION, frame_stack=k)
     for e in range(6):
         stacked = stack_frames(images(e, 10, channels=2), k)
@@ -315,7 +319,8 @@ def test_spaces_survive_json():
     assert rebuild_space(json.loads(text)) == space
 
 
-# -- priorities, threads, devices ----------------------------------------------------------------------------------------
+# -- priorities, threads, devices
+# ----------------------------------------------------------------------------------------
 
 
 def test_a_sum_tree_finds_every_number_in_proportion_to_its_priority():

@@ -24,7 +24,11 @@ def make(name, **kwargs):
 
 
 def actions(env, count, seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .uniform(-1, 1, (count, *env.action_space.shape))
+        .astype(np.float32)
+    )
 
 
 def flat(observation):
@@ -42,11 +46,17 @@ DOMAINS = sorted({domain for domain, _ in TASKS})
 
 
 def documented():
-    """(domain, task) -> state and action sizes and milliseconds of a control step, as docs/environments.md has them."""
+    """(domain, task) -> state and action sizes and milliseconds of a control step, as
+    docs/environments.md has them.
+    """
     text = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     rows = [row for row in rows if len(row) == 7 and row[2].isdigit()]
-    return {(row[0], task): tuple(int(x) for x in row[2:5]) for row in rows for task in row[1].split(", ")}
+    return {
+        (row[0], task): tuple(int(x) for x in row[2:5])
+        for row in rows
+        for task in row[1].split(", ")
+    }
 
 
 def test_task_names_are_those_of_the_suite():
@@ -69,7 +79,9 @@ def test_gymnasium_finds_nothing_wrong(name, obs):
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_task_is_dm_controls_own(domain):
-    """Observations, rewards and ends of 200 random steps, equal in every bit; and through action repeat."""
+    """Observations, rewards and ends of 200 random steps, equal in every bit; and through action
+    repeat.
+    """
     rendering.choose_backend()
     from dm_control import suite
 
@@ -82,7 +94,11 @@ def test_every_task_is_dm_controls_own(domain):
         word = np_random(3)[0].integers(2**32, dtype=np.uint32)
         theirs.task._random = np.random.RandomState(word)
         timestep = theirs.reset()
-        sizes = *env.observation_space.shape, *env.action_space.shape, round(1000 * theirs.control_timestep())
+        sizes = (
+            *env.observation_space.shape,
+            *env.action_space.shape,
+            round(1000 * theirs.control_timestep()),
+        )
         assert documented()[name, task] == sizes
         np.testing.assert_array_equal(env.reset(seed=3)[0], flat(timestep.observation))
         np.testing.assert_array_equal(repeated.reset(seed=3)[0], flat(timestep.observation))
@@ -93,7 +109,12 @@ def test_every_task_is_dm_controls_own(domain):
             timestep = theirs.step((low + high) / 2 + (high - low) / 2 * action.astype(np.float64))
             o, reward, terminated, truncated, _ = env.step(action)
             np.testing.assert_array_equal(o, flat(timestep.observation))
-            assert reward == timestep.reward and not terminated and not truncated and not timestep.last()
+            assert (
+                reward == timestep.reward
+                and not terminated
+                and not truncated
+                and not timestep.last()
+            )
             total += reward
             if step % 4 == 3:
                 o, reward, terminated, truncated, _ = repeated.step(action)
@@ -144,7 +165,8 @@ from gjwm.envs.task_names import TASKS
 
 logging.disable(logging.WARNING)
 for name, kwargs in [(f"{d}-{t}", {}) for d, t in dict(TASKS).items()] + [
-    ("reacher-easy", {"obs": "pixels", "frame_stack": 2}), ("quadruped-walk", {"obs": "both", "size": 32})
+    ("reacher-easy", {"obs": "pixels", "frame_stack": 2}),
+    ("quadruped-walk", {"obs": "both", "size": 32}),
 ]:
     env = gym.make(f"gjwm/{name}-v0", **kwargs).unwrapped
     rng, seen = np.random.default_rng(0), hashlib.sha256()
@@ -158,7 +180,10 @@ for name, kwargs in [(f"{d}-{t}", {}) for d, t in dict(TASKS).items()] + [
 
 
 def test_a_seed_reproduces_an_episode_of_every_domain_in_another_process():
-    runs = [subprocess.Popen([sys.executable, "-c", EPISODES], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", EPISODES], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     first, second = (run.communicate()[0].splitlines() for run in runs)
     assert len(first) == len({line.split()[-1] for line in first}) == len(DOMAINS) + 2
     assert first == second
@@ -211,7 +236,14 @@ def test_rewards_add_up_over_action_repeat():
 
 @pytest.mark.parametrize(
     "name",
-    ["reacher-easy", "point_mass-easy", "point_mass-hard", "cartpole-swingup", "pendulum-swingup", "cheetah-run"],
+    [
+        "reacher-easy",
+        "point_mass-easy",
+        "point_mass-hard",
+        "cartpole-swingup",
+        "pendulum-swingup",
+        "cheetah-run",
+    ],
 )
 def test_simulate_agrees_with_stepping(name):
     env = make(name, action_repeat=2)
@@ -238,7 +270,9 @@ def test_simulate_agrees_with_stepping(name):
 def test_acrobots_position_is_its_tip_and_joint_positions_do_not_jump():
     env = make("acrobot-swingup")
     env.reset(seed=0)
-    np.testing.assert_allclose(env.position, env._physics.named.data.site_xpos["tip", ["x", "z"]], atol=1e-9)
+    np.testing.assert_allclose(
+        env.position, env._physics.named.data.site_xpos["tip", ["x", "z"]], atol=1e-9
+    )
     env = make("quadruped-run")
     env.reset(seed=0)
     position = env.position
@@ -251,13 +285,18 @@ def test_reacher_position_is_the_fingertip():
     env = make("reacher-easy")
     for seed in range(5):
         env.reset(seed=seed)
-        np.testing.assert_allclose(env.position, env._physics.named.data.geom_xpos["finger", :2], atol=1e-9)
+        np.testing.assert_allclose(
+            env.position, env._physics.named.data.geom_xpos["finger", :2], atol=1e-9
+        )
     assert env.success_radius == 0.02
     assert env.true_state()["qpos"].shape == (4,)
 
 
 def test_frame_stack_keeps_the_newest_frame_last():
-    env, single = make("reacher-easy", obs="pixels", frame_stack=2), make("reacher-easy", obs="pixels")
+    env, single = (
+        make("reacher-easy", obs="pixels", frame_stack=2),
+        make("reacher-easy", obs="pixels"),
+    )
     first, frame = env.reset(seed=0)[0], single.reset(seed=0)[0]
     np.testing.assert_array_equal(first, np.concatenate([frame, frame]))
     for a in actions(env, 3):
@@ -274,7 +313,8 @@ choose_backend()  # before dm_control is imported
 from dm_control import suite
 
 for name, camera in (("reacher-easy", 0), ("quadruped-escape", 2), ("cartpole-swingup", 0)):
-    env = gym.make(f"gjwm/{name}-v0", obs="pixels", size=48, renderer="faithful", render_mode="rgb_array").unwrapped
+    kwargs = dict(obs="pixels", size=48, renderer="faithful", render_mode="rgb_array")
+    env = gym.make(f"gjwm/{name}-v0", **kwargs).unwrapped
     theirs = suite.load(*name.split("-"), task_kwargs={"random": 0})
     theirs.task._random = np.random.RandomState(np_random(5)[0].integers(2**32, dtype=np.uint32))
     theirs.reset()
@@ -297,10 +337,14 @@ for name, camera in (("reacher-easy", 0), ("quadruped-escape", 2), ("cartpole-sw
 
 
 def test_the_faithful_renderer_draws_what_dm_control_draws():
-    done = subprocess.run([sys.executable, "-c", FAITHFUL], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stdout.split() == ["reacher-easy", "quadruped-escape", "cartpole-swingup"], (
-        done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", FAITHFUL], capture_output=True, text=True, timeout=300
     )
+    assert done.returncode == 0 and done.stdout.split() == [
+        "reacher-easy",
+        "quadruped-escape",
+        "cartpole-swingup",
+    ], done.stderr
 
 
 def test_copies_share_a_faithful_renderer_and_draw_their_own_scenes():
@@ -328,15 +372,23 @@ def test_copies_draw_their_own_terrain(renderer):
 
 
 def test_cameras():
-    assert (make("quadruped-walk")._renderer.camera_id, make("walker-walk")._renderer.camera_id) == (2, 0)
-    free, fixed = (make("walker-walk", obs="pixels", camera=camera).reset(seed=0)[0] for camera in (-1, 0))
+    assert (
+        make("quadruped-walk")._renderer.camera_id,
+        make("walker-walk")._renderer.camera_id,
+    ) == (2, 0)
+    free, fixed = (
+        make("walker-walk", obs="pixels", camera=camera).reset(seed=0)[0] for camera in (-1, 0)
+    )
     assert (free != fixed).any()
     with pytest.raises(ValueError, match="cameras 0 to 1 and the free one, -1; camera=7"):
         make("walker-walk", camera=7)
 
 
 def test_a_hidden_target_is_in_no_picture():
-    shown, hidden = make("reacher-easy", obs="pixels"), make("reacher-easy", obs="pixels", hidden=("target",))
+    shown, hidden = (
+        make("reacher-easy", obs="pixels"),
+        make("reacher-easy", obs="pixels", hidden=("target",)),
+    )
     a, b = shown.reset(seed=0)[0], hidden.reset(seed=0)[0]
     assert (a != b).any()
     state = hidden.get_state()
@@ -381,7 +433,9 @@ for name in ("reacher-easy", "quadruped-escape"):
     print(e.step(e.action_space.sample())[0].shape)
 """
     environment = {**os.environ, "MUJOCO_GL": "disable"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "(6,)" in done.stdout and "(101,)" in done.stdout
 
@@ -389,7 +443,7 @@ for name in ("reacher-easy", "quadruped-escape"):
 @pytest.mark.parametrize("named", ["bogus", "on", "glfw"])
 def test_an_opengl_that_does_not_work_is_named_and_state_needs_none(named):
     code = """
-from gjwm.collect import make_env
+from gjwm.data.collect import make_env
 for name in ("gjwm/reacher-easy-v0", "InvertedPendulum-v5"):
     e = make_env(name, obs="state")
     e.reset(seed=0)
@@ -399,13 +453,20 @@ for name in ("gjwm/reacher-easy-v0", "InvertedPendulum-v5"):
     except RuntimeError as error:
         print(error)
 """
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM")}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM")
+    }
     environment["MUJOCO_GL"] = named
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and all(
-        line.startswith(f"MUJOCO_GL={named} does not work here: unset it or install EGL") for line in lines
+        line.startswith(f"MUJOCO_GL={named} does not work here: unset it or install EGL")
+        for line in lines
     )
 
 
@@ -415,7 +476,9 @@ def test_without_any_opengl_the_error_says_what_to_install(monkeypatch):
     with pytest.raises(RuntimeError, match="libegl1"):
         rendering.choose_backend()
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    with pytest.raises(RuntimeError, match=r"MUJOCO_GL=osmesa does not work here: unset it or install.*libegl1"):
+    with pytest.raises(
+        RuntimeError, match=r"MUJOCO_GL=osmesa does not work here: unset it or install.*libegl1"
+    ):
         rendering.choose_backend()
     monkeypatch.setattr(rendering, "_works", lambda name: name == "osmesa")
     assert rendering.choose_backend() == "osmesa"
@@ -444,7 +507,12 @@ def test_a_copy_has_the_same_future_and_leaves_the_original_alone():
 
 @pytest.mark.parametrize("closed", ["fast", "faithful"])
 def test_closing_one_renderer_leaves_the_pictures_of_the_others(closed):
-    env = make("cheetah-run", obs="pixels", size=32, renderer="fast" if closed == "faithful" else "faithful")
+    env = make(
+        "cheetah-run",
+        obs="pixels",
+        size=32,
+        renderer="fast" if closed == "faithful" else "faithful",
+    )
     expected = [env.reset(seed=seed)[0] for seed in range(3)]
     other = make("reacher-easy", obs="pixels", size=32, renderer=closed)
     other.reset(seed=0)
@@ -460,7 +528,8 @@ def test_environments_left_open_end_in_silence(before):
 {before}
 import gymnasium
 kinds = ("fast", "faithful")
-envs = [gymnasium.make("gjwm.envs:gjwm/reacher-easy-v0", obs="pixels", renderer=kind) for kind in kinds]
+name = "gjwm.envs:gjwm/reacher-easy-v0"
+envs = [gymnasium.make(name, obs="pixels", renderer=kind) for kind in kinds]
 print([env.reset(seed=0)[0].std() > 0 for env in envs])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -471,7 +540,9 @@ print([env.reset(seed=0)[0].std() > 0 for env in envs])
 @pytest.mark.parametrize("task", ["reacher-easy", "point_mass-easy"])
 def test_a_position_is_seen_where_the_picture_shows_it(task):
     """The body whose position it is, moved a little, changes the picture there."""
-    env = gym.make(f"gjwm.envs:gjwm/{task}-v0", obs="state", render_mode="rgb_array", render_size=128).unwrapped
+    env = gym.make(
+        f"gjwm.envs:gjwm/{task}-v0", obs="state", render_mode="rgb_array", render_size=128
+    ).unwrapped
     env.reset(seed=3)
     at = env.image_position(env.position) * 128
     before = env.render().astype(int)

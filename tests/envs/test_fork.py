@@ -49,8 +49,12 @@ def test_steps_have_the_given_speed_noise_and_sway_and_stay_on_the_road():
         aside.append(sway)
         assert branch == 0
         np.testing.assert_allclose(env.position[1], 0.5 + sway)
-    assert np.mean(moved) == pytest.approx(0.025, abs=0.002) and np.std(moved) == pytest.approx(0.02, rel=0.1)
-    assert np.mean(aside) == pytest.approx(0, abs=0.001) and np.std(aside) == pytest.approx(0.01, rel=0.1)
+    assert np.mean(moved) == pytest.approx(0.025, abs=0.002) and np.std(moved) == pytest.approx(
+        0.02, rel=0.1
+    )
+    assert np.mean(aside) == pytest.approx(0, abs=0.001) and np.std(aside) == pytest.approx(
+        0.01, rel=0.1
+    )
     env.reset(seed=0)
     rewards = []
     for _ in range(60):

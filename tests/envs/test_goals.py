@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import gjwm.envs
-from gjwm.collect import make_env
+from gjwm.data.collect import make_env
 from gjwm.envs.goals import GoalEnv
 from gjwm.envs.task_names import TASKS
 
@@ -18,10 +18,16 @@ def make(name="reacher-easy", **kwargs):
 
 
 def actions(env, count, seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .uniform(-1, 1, (count, *env.action_space.shape))
+        .astype(np.float32)
+    )
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"obs": "both", "size": 16, "goal": "both", "frame_stack": 2}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"obs": "both", "size": 16, "goal": "both", "frame_stack": 2}]
+)
 def test_gymnasium_finds_nothing_wrong(kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -35,7 +41,9 @@ def test_every_task_has_goals_that_a_walk_leads_to(domain):
     env = make(f"{domain}-{task}", offset=10)
     base = gym.make(f"gjwm/{domain}-{task}-v0").unwrapped
     o, info = env.reset(seed=3)
-    np.testing.assert_array_equal(o["observation"], base.reset(seed=3)[0])  # the start is the task's own
+    np.testing.assert_array_equal(
+        o["observation"], base.reset(seed=3)[0]
+    )  # the start is the task's own
     assert not info["is_success"] and info["distance"] > env.success_radius
     base.set_state(info["goal_state"])
     np.testing.assert_array_equal(base.position, o["desired_goal"])
@@ -89,12 +97,17 @@ def test_reward_is_that_of_the_goals_one_by_one_and_in_batches(reward):
         o, r, terminated, _, info = env.step(a)
         seen.append(o)
         given.append(r)
-        assert r == env.compute_reward(o["achieved_goal"], o["desired_goal"], info) and not terminated
+        assert (
+            r == env.compute_reward(o["achieved_goal"], o["desired_goal"], info) and not terminated
+        )
         assert info["is_success"] == (info["distance"] <= 0.02)
         assert r == (-info["distance"] if reward == "dense" else -float(not info["is_success"]))
-    achieved, desired = (np.stack([o[key] for o in seen[1:]]) for key in ("achieved_goal", "desired_goal"))
+    achieved, desired = (
+        np.stack([o[key] for o in seen[1:]]) for key in ("achieved_goal", "desired_goal")
+    )
     np.testing.assert_array_equal(env.compute_reward(achieved, desired, {}), given)
-    # In hindsight: had the last position been the goal, the last step would have reached it, and the first would not.
+    # In hindsight: had the last position been the goal, the last step would have reached it, and
+    # the first would not.
     relabelled = env.compute_reward(achieved, np.broadcast_to(achieved[-1], achieved.shape), {})
     assert relabelled[-1] == 0 and relabelled[0] < 0
     assert env.compute_reward(achieved.reshape(5, 6, 2), desired.reshape(5, 6, 2)).shape == (5, 6)

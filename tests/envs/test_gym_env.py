@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
-from gjwm.collect import make_env
+from gjwm.data.collect import make_env
 
 
 class Buttons(gym.Env):
@@ -79,7 +79,11 @@ def test_pictures_come_from_render(obs):
         assert o.shape == (2,)
         return
     o, following = (x["pixels"] if obs == "both" else x for x in (o, following))
-    assert (o[:3] == o[3:]).all() and (following[:3] == o[3:]).all() and (following[3:] != following[:3]).all()
+    assert (
+        (o[:3] == o[3:]).all()
+        and (following[:3] == o[3:]).all()
+        and (following[3:] != following[:3]).all()
+    )
     assert env.render().shape == (10, 10, 3)
 
 
@@ -94,10 +98,14 @@ def test_an_observation_that_is_a_picture_is_the_picture():
 def test_the_largest_entry_of_each_one_hot_part_is_the_action():
     env = make()
     env.reset(seed=0)
-    assert env.action_groups == (3, 2) and env.action_space == spaces.Box(0.0, 1.0, (5,), np.float32)
+    assert env.action_groups == (3, 2) and env.action_space == spaces.Box(
+        0.0, 1.0, (5,), np.float32
+    )
     env.step(np.array([0.1, 0.2, 0.9, 0.0, -1.0]))
     np.testing.assert_array_equal(env._env.unwrapped.last, [7, 0])
-    np.testing.assert_array_equal(env.executed(np.array([0.1, 0.2, 0.9, 0.0, -1.0])), [0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(
+        env.executed(np.array([0.1, 0.2, 0.9, 0.0, -1.0])), [0, 0, 1, 1, 0]
+    )
     env = make(actions=spaces.Discrete(3, start=-1))
     env.reset(seed=0)
     env.step(np.eye(3)[2])
@@ -170,7 +178,9 @@ def test_a_seed_reproduces_an_episode():
     def episode():
         env = make_env("CartPole-v1").unwrapped
         rng = np.random.default_rng(0)
-        return np.stack([env.reset(seed=5)[0]] + [env.step(rng.uniform(size=2))[0] for _ in range(8)])
+        return np.stack(
+            [env.reset(seed=5)[0]] + [env.step(rng.uniform(size=2))[0] for _ in range(8)]
+        )
 
     np.testing.assert_array_equal(episode(), episode())
 
@@ -192,7 +202,9 @@ def test_without_opengl_pictures_of_mujoco_are_refused_with_the_fix(monkeypatch)
 def test_bad_input_is_named():
     env = make_env("Pendulum-v1").unwrapped
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"Pendulum-v1 expects actions of shape \(1,\), got \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"Pendulum-v1 expects actions of shape \(1,\), got \(2,\)"
+    ):
         env.step(np.zeros(2))
     with pytest.raises(ValueError, match="NaN"):
         env.step(np.array([np.nan]))

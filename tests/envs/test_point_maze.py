@@ -1,15 +1,27 @@
-"""Claims about the maze: walls hold at any action, momentum is what it says, and the scripted policy finds every goal."""
+"""Claims about the maze: walls hold at any action, momentum is what it says, and the scripted
+policy finds every goal.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from gjwm.envs.point_maze import ACCELERATION, DRAG, RADIUS, PointMazeEnv, PointMazeVectorEnv, distances, parse
+from gjwm.envs.point_maze import (
+    ACCELERATION,
+    DRAG,
+    RADIUS,
+    PointMazeEnv,
+    PointMazeVectorEnv,
+    distances,
+    parse,
+)
 from gjwm.envs.task_names import MAZES
 
 
 def overlaps(wall: np.ndarray, x: np.ndarray, y: np.ndarray, reach: float) -> np.ndarray:
-    """Whether a square of half width `reach` touches a wall cell's inside, from the definition: all cells are asked."""
+    """Whether a square of half width `reach` touches a wall cell's inside, from the definition: all
+    cells are asked.
+    """
     side = len(wall)
     found = np.zeros(len(x), bool)
     for row, column in zip(*np.nonzero(wall)):
@@ -21,7 +33,9 @@ def overlaps(wall: np.ndarray, x: np.ndarray, y: np.ndarray, reach: float) -> np
 
 @pytest.mark.parametrize("maze", MAZES)
 def test_the_ball_never_enters_a_wall(maze):
-    env = PointMazeVectorEnv(num_envs=300, maze=maze, obs="state", terminate_on_goal=False, max_episode_steps=10_000)
+    env = PointMazeVectorEnv(
+        num_envs=300, maze=maze, obs="state", terminate_on_goal=False, max_episode_steps=10_000
+    )
     env.reset(seed=0)
     rng, wall, stopped = np.random.default_rng(0), parse(maze), 0
     for t in range(150):
@@ -33,7 +47,9 @@ def test_the_ball_never_enters_a_wall(maze):
         assert max(np.abs(vx).max(), np.abs(vy).max()) < ACCELERATION / DRAG + 1e-6
         stopped += (vx == 0).sum()
     assert stopped > 1000  # walls were met
-    env.simulate(env.get_state(), np.zeros((300, 1, 1, 2)))  # every state is one that set_state accepts
+    env.simulate(
+        env.get_state(), np.zeros((300, 1, 1, 2))
+    )  # every state is one that set_state accepts
 
 
 def test_a_free_ball_obeys_its_equation_and_coasts():
@@ -65,7 +81,9 @@ def test_starts_and_goals_lie_free_in_different_cells_all_over_the_maze(maze):
     x, y, _, _, goal_x, goal_y = env.get_state().T
     wall = parse(maze)
     side = len(wall)
-    assert not overlaps(wall, x, y, RADIUS).any() and not overlaps(wall, goal_x, goal_y, RADIUS).any()
+    assert (
+        not overlaps(wall, x, y, RADIUS).any() and not overlaps(wall, goal_x, goal_y, RADIUS).any()
+    )
     start = (y * side).astype(int) * side + (x * side).astype(int)
     goal = (goal_y * side).astype(int) * side + (goal_x * side).astype(int)
     assert (start != goal).all()
@@ -117,4 +135,8 @@ def test_the_picture_shows_ball_and_walls_and_not_the_goal():
 def test_a_maze_of_ones_own():
     env = PointMazeEnv(maze=("####", "#..#", "##.#", "####"), obs="state")
     env.reset(seed=0)
-    assert {tuple((env.reset()[0][:2] * 4).astype(int)) for _ in range(50)} == {(1, 1), (2, 1), (2, 2)}
+    assert {tuple((env.reset()[0][:2] * 4).astype(int)) for _ in range(50)} == {
+        (1, 1),
+        (2, 1),
+        (2, 2),
+    }

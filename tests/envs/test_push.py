@@ -1,4 +1,6 @@
-"""Claims about pushing: nothing overlaps, the quasi-static laws hold, and a mirrored push is a mirrored motion."""
+"""Claims about pushing: nothing overlaps, the quasi-static laws hold, and a mirrored push is a
+mirrored motion.
+"""
 
 import math
 
@@ -32,7 +34,9 @@ def rotated(state: np.ndarray, angle: float) -> np.ndarray:
 
 
 def mirrored(state: np.ndarray) -> np.ndarray:
-    """States (n, 8) seen in a mirror along y: x becomes 1 - x, angles their negative (from the other end of the block)."""
+    """States (n, 8) seen in a mirror along y: x becomes 1 - x, angles their negative (from the
+    other end of the block).
+    """
     other = state.copy()
     other[:, [0, 2, 5]] = 1 - state[:, [0, 2, 5]]
     other[:, [4, 7]] = math.pi - state[:, [4, 7]]
@@ -61,7 +65,9 @@ def test_disc_and_block_never_overlap_and_stay_inside():
         if t % 15 == 0:
             wander = rng.uniform(-1.5, 1.5, (n, 2))
         state = env.get_state()
-        chase = 3 * (state[:, 2:4] - state[:, :2]) / 0.1  # into the block, and with it into walls and corners
+        chase = (
+            3 * (state[:, 2:4] - state[:, :2]) / 0.1
+        )  # into the block, and with it into walls and corners
         env.step(np.where((t // 20) % 2, chase, wander).astype(np.float32))
         after = env.get_state()
         moved += (np.abs(after[:, 2:5] - state[:, 2:5]).max(1) > 0).sum()
@@ -69,14 +75,21 @@ def test_disc_and_block_never_overlap_and_stay_inside():
         *_, depth = push.nearest(x, y, bx, by, torch.cos(angle), torch.sin(angle))
         worst = max(worst, depth.max().item())
         corners = [
-            (bx + u * torch.cos(angle) - v * torch.sin(angle), by + u * torch.sin(angle) + v * torch.cos(angle))
+            (
+                bx + u * torch.cos(angle) - v * torch.sin(angle),
+                by + u * torch.sin(angle) + v * torch.cos(angle),
+            )
             for u in (-HALF_LENGTH, HALF_LENGTH)
             for v in (-HALF_WIDTH, HALF_WIDTH)
         ]
         assert all((c > -1e-6).all() and (c < 1 + 1e-6).all() for corner in corners for c in corner)
-        assert (torch.stack([x, y]) > RADIUS - 1e-6).all() and (torch.stack([x, y]) < 1 - RADIUS + 1e-6).all()
+        assert (torch.stack([x, y]) > RADIUS - 1e-6).all() and (
+            torch.stack([x, y]) < 1 - RADIUS + 1e-6
+        ).all()
     assert worst <= 2 * OVERLAP and moved > 20_000
-    env.simulate(env.get_state(), np.zeros((n, 1, 1, 2)))  # every state is one that set_state accepts
+    env.simulate(
+        env.get_state(), np.zeros((n, 1, 1, 2))
+    )  # every state is one that set_state accepts
 
 
 def test_without_contact_the_block_rests_and_the_disc_goes_where_it_is_told():
@@ -99,7 +112,9 @@ def test_a_push_through_the_centre_translates_and_one_beside_it_turns():
 
 
 def test_the_motion_is_normal_to_the_limit_surface_and_the_force_within_the_cone():
-    """The law itself, for pushes from all sides: the twist (v, w) = (f, m / c^2) of an f that friction allows."""
+    """The law itself, for pushes from all sides: the twist (v, w) = (f, m / c^2) of an f that
+    friction allows.
+    """
     g = torch.Generator().manual_seed(0)
     n = 5000
     angle = 2 * math.pi * torch.rand(n, generator=g, dtype=torch.float64)
@@ -117,12 +132,16 @@ def test_the_motion_is_normal_to_the_limit_surface_and_the_force_within_the_cone
     normal, tangent = vx * nx + vy * ny, vy * nx - vx * ny
     assert (normal > 0).all() and (tangent.abs() <= FRICTION * normal + 1e-12).all()
     point_x, point_y = vx - w * q, vy + w * p  # how the contact moves
-    assert torch.allclose(point_x * nx + point_y * ny, depth, atol=1e-12)  # exactly out of the disc's way
+    assert torch.allclose(
+        point_x * nx + point_y * ny, depth, atol=1e-12
+    )  # exactly out of the disc's way
     slip = (point_y * nx - point_x * ny) - along
     sticks = tangent.abs() < FRICTION * normal - 1e-9
     assert torch.allclose(slip[sticks], torch.zeros(1, dtype=torch.float64), atol=1e-12)
     assert 0.2 < sticks.double().mean() < 0.95
-    assert ((slip * tangent)[~sticks] <= 1e-12).all()  # friction drags the block after the disc, never the other way
+    assert (
+        (slip * tangent)[~sticks] <= 1e-12
+    ).all()  # friction drags the block after the disc, never the other way
 
 
 def test_mirrored_and_turned_states_move_mirrored_and_turned():
@@ -130,12 +149,18 @@ def test_mirrored_and_turned_states_move_mirrored_and_turned():
     ways = {
         "mirror": (mirrored, lambda a: a * [-1, 1]),
         "half turn": (lambda s: rotated(s, math.pi), lambda a: -a),
-        "quarter turn": (lambda s: rotated(s, math.pi / 2), lambda a: np.stack([-a[:, 1], a[:, 0]], 1)),
+        "quarter turn": (
+            lambda s: rotated(s, math.pi / 2),
+            lambda a: np.stack([-a[:, 1], a[:, 0]], 1),
+        ),
     }
     for other_of, other_action in ways.values():
         state, other, touched = planes(start), planes(other_of(start)), 0
         for _ in range(6):
-            before, action = state, np.clip(5 * (start[:, 2:4] - start[:, :2]) + rng.normal(size=(200, 2)) / 3, -1, 1)
+            before, action = (
+                state,
+                np.clip(5 * (start[:, 2:4] - start[:, :2]) + rng.normal(size=(200, 2)) / 3, -1, 1),
+            )
             state = world.advance(state, planes(action))
             other = world.advance(other, planes(other_action(action)))
             touched += (state[2] != before[2]).sum().item()
@@ -149,12 +174,22 @@ def test_where_the_block_lies_does_not_matter_to_how_it_moves():
     inner = start[(np.abs(start[:, 2:4] - 0.5) < 0.15).all(1)]
     shift = np.array([0.02, -0.03, 0.02, -0.03, 0, 0, 0, 0])
     action = np.clip(5 * (inner[:, 2:4] - inner[:, :2]), -1, 1)
-    a, b = world.advance(planes(inner), planes(action)), world.advance(planes(inner + shift), planes(action))
-    assert np.abs(np.stack([p.numpy() for p in b], 1) - np.stack([p.numpy() for p in a], 1) - shift).max() < 1e-12
+    a, b = (
+        world.advance(planes(inner), planes(action)),
+        world.advance(planes(inner + shift), planes(action)),
+    )
+    assert (
+        np.abs(
+            np.stack([p.numpy() for p in b], 1) - np.stack([p.numpy() for p in a], 1) - shift
+        ).max()
+        < 1e-12
+    )
 
 
 def test_finer_steps_change_little(monkeypatch):
-    """Four sub-steps are within 0.002 of 64 for 97 of 100 pushes of 0.12; the others go round a corner of the block."""
+    """Four sub-steps are within 0.002 of 64 for 97 of 100 pushes of 0.12; the others go round a
+    corner of the block.
+    """
     world, start = PushWorld(obs="state"), near_contact(300)
     action = planes(np.clip(5 * (start[:, 2:4] - start[:, :2]), -1, 1))
     ends = []
@@ -174,12 +209,16 @@ def test_a_block_at_the_border_holds_the_disc_back():
     for _ in range(5):
         env.step(np.array([1.0, 0.0], np.float32))
     x, y, bx, _, angle, *_ = env.get_state()
-    assert [x, bx, angle] == pytest.approx([0.9 - HALF_LENGTH - RADIUS, 0.9, 0.0], abs=1e-4) and y == pytest.approx(0.5)
+    assert [x, bx, angle] == pytest.approx(
+        [0.9 - HALF_LENGTH - RADIUS, 0.9, 0.0], abs=1e-4
+    ) and y == pytest.approx(0.5)
 
 
 def test_the_distance_of_poses_counts_a_turn_by_its_lever():
     env = PushEnv(obs="state", turn=math.pi)
-    env.reset(seed=0, options={"state": [0.1, 0.1, 0.5, 0.5, 0.3, 0.53, 0.46, 0.3 + 0.8 + 2 * math.pi]})
+    env.reset(
+        seed=0, options={"state": [0.1, 0.1, 0.5, 0.5, 0.3, 0.53, 0.46, 0.3 + 0.8 + 2 * math.pi]}
+    )
     distance = np.linalg.norm(env.position - env.goal)
     assert distance == pytest.approx(math.hypot(0.05, 2 * push.LEVER * math.sin(0.4)), abs=1e-6)
 
@@ -215,7 +254,9 @@ def test_the_picture_shows_disc_and_block_and_the_goal_image_the_goal():
         grid = (np.arange(96) + 0.5) / 96
 
         def centre(weight, grid=grid):
-            return (weight.sum(0) * grid).sum() / weight.sum(), (weight.sum(1) * grid).sum() / weight.sum()
+            return (weight.sum(0) * grid).sum() / weight.sum(), (
+                weight.sum(1) * grid
+            ).sum() / weight.sum()
 
         red = np.clip(picture[0] - picture[2] - 30, 0, None)
         assert centre(red) == pytest.approx((0.2, 0.3), abs=0.005)

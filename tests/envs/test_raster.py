@@ -1,4 +1,6 @@
-"""Claims about the rasteriser: coverage is the share of a pixel's area, and pictures move by less than a pixel."""
+"""Claims about the rasteriser: coverage is the share of a pixel's area, and pictures move by less
+than a pixel.
+"""
 
 import math
 
@@ -13,7 +15,12 @@ FINE = 24  # samples of a pixel's side
 
 
 def picture(size, x, y, reach, shapes, *planes):
-    frames = raster.ink(PAPER).to(torch.uint8)[:, None, None].expand(3, size, size).repeat(len(x), 1, 1, 1)
+    frames = (
+        raster.ink(PAPER)
+        .to(torch.uint8)[:, None, None]
+        .expand(3, size, size)
+        .repeat(len(x), 1, 1, 1)
+    )
     return raster.stamp(frames, x, y, reach, shapes, *planes)
 
 
@@ -55,7 +62,9 @@ def test_coverage_agrees_with_supersampling(kind):
     cos, sin = torch.cos(angle), torch.sin(angle)
     radius = 5.3
     frames = {
-        "disc": lambda: picture(size, x, y, radius, one(lambda dx, dy: raster.disc(dx, dy, radius))),
+        "disc": lambda: picture(
+            size, x, y, radius, one(lambda dx, dy: raster.disc(dx, dy, radius))
+        ),
         "box": lambda: picture(size, x, y, 8.4, one(turned_box), cos, sin),
         "capsule": lambda: picture(size, x, y, 7.8, one(turned_capsule), cos, sin),
     }[kind]()
@@ -73,7 +82,9 @@ def test_coverage_agrees_with_supersampling(kind):
 
         true = supersampled(size, inside)
         error = np.abs(got.numpy() - true)
-        assert error.max() < 0.1 and error.mean() < 0.002  # a pixel on an edge at 45 degrees is the worst
+        assert (
+            error.max() < 0.1 and error.mean() < 0.002
+        )  # a pixel on an edge at 45 degrees is the worst
         assert got.sum().item() == pytest.approx(true.sum(), rel=0.02)  # the area, in pixels
 
 
@@ -103,7 +114,9 @@ def test_a_shape_moved_by_a_fraction_of_a_pixel_moves_its_centroid_by_as_much(ki
     mass = weight.sum((1, 2))
     seen_x, seen_y = (weight.sum(1) * grid).sum(1) / mass, (weight.sum(2) * grid).sum(1) / mass
     assert (seen_x - x).abs().max() < 0.03 and (seen_y - y).abs().max() < 0.03
-    assert all((frames[k] != frames[k + 1]).any() for k in range(30))  # a twentieth of a pixel shows
+    assert all(
+        (frames[k] != frames[k + 1]).any() for k in range(30)
+    )  # a twentieth of a pixel shows
 
 
 def test_patches_are_cut_off_at_the_edge_and_order_is_back_to_front():
@@ -116,7 +129,10 @@ def test_patches_are_cut_off_at_the_edge_and_order_is_back_to_front():
         x,
         x,
         4.0,
-        lambda dx, dy: [(raster.disc(dx, dy, 4.0), raster.ink(INK)), (raster.disc(dx, dy, 2.0), raster.ink((0, 0, 0)))],
+        lambda dx, dy: [
+            (raster.disc(dx, dy, 4.0), raster.ink(INK)),
+            (raster.disc(dx, dy, 2.0), raster.ink((0, 0, 0))),
+        ],
     )
     assert both[2, :, 8, 8].tolist() == [0, 0, 0] and both[2, :, 8, 10].tolist() == list(INK)
 

@@ -1,4 +1,6 @@
-"""Claims about the torch pendulum and cartpole: they are dm_control's, and they solve their equations of motion."""
+"""Claims about the torch pendulum and cartpole: they are dm_control's, and they solve their
+equations of motion.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from scipy.integrate import solve_ivp
 
 import gjwm.envs.cartpole as cartpole
 import gjwm.envs.pendulum as pendulum
-from gjwm.collect import make_env
+from gjwm.data.collect import make_env
 from gjwm.envs.cartpole import CartpoleEnv, CartpoleVectorEnv, CartpoleWorld
 from gjwm.envs.pendulum import PendulumEnv, PendulumVectorEnv, PendulumWorld
 
@@ -36,7 +38,8 @@ def put(env, qpos, qvel):
     [
         ("pendulum", ([2.0], [0.0]), 0.7, 1e-11),
         ("cartpole", ([0.0, np.pi], [0.0, 0.1]), 0.0, 1e-11),
-        # Against the ends of the rail MuJoCo's solver is iterative: it stops at a tolerance of its own.
+        # Against the ends of the rail MuJoCo's solver is iterative: it stops at a tolerance of its
+        # own.
         ("cartpole", ([1.7, 0.5], [2.0, 0.0]), 0.6, 2e-5),
         ("cartpole", ([-1.75, -2.0], [-3.0, 1.0]), -0.6, 2e-5),
     ],
@@ -70,7 +73,10 @@ def test_float32_stays_with_dm_control_for_100_steps(domain):
         action = np.array([np.sin(t / 10) / 3], np.float32)
         (mine, reward, *_), (theirs, due, *_) = world.step(action), env.step(action)
         assert np.abs(mine - theirs).max() < 1e-4 and abs(reward - due) < 1e-4
-    assert np.abs(world.position - env.position).max() < 1e-4 and world.success_radius == env.success_radius
+    assert (
+        np.abs(world.position - env.position).max() < 1e-4
+        and world.success_radius == env.success_radius
+    )
 
 
 def test_constants_are_those_of_the_compiled_models():
@@ -78,14 +84,18 @@ def test_constants_are_those_of_the_compiled_models():
     assert model.body("pole").inertia[1] + 1.0 * 0.5**2 == pytest.approx(pendulum.INERTIA, rel=1e-9)
     assert model.opt.timestep == pendulum.TIMESTEP and model.dof_damping[0] == pendulum.DAMPING
     model = suite("cartpole")._model
-    assert model.body("pole_1").inertia[1] + 0.1 * 0.5**2 == pytest.approx(cartpole.INERTIA, rel=1e-9)
+    assert model.body("pole_1").inertia[1] + 0.1 * 0.5**2 == pytest.approx(
+        cartpole.INERTIA, rel=1e-9
+    )
     assert model.dof_invweight0[0] == pytest.approx(cartpole.INVERSE_MASS, rel=1e-9)
     assert model.opt.timestep == cartpole.TIMESTEP and model.actuator_gear[0, 0] == cartpole.FORCE
     assert model.dof_damping.tolist() == [cartpole.CART_DAMPING, cartpole.POLE_DAMPING]
 
 
 def lagrangian(kind, y, action):
-    """Accelerations from energies alone: M(q) q'' = Q + dT/dq - d/dt(M) q' - dV/dq, by automatic differentiation."""
+    """Accelerations from energies alone: M(q) q'' = Q + dT/dq - d/dt(M) q' - dV/dq, by automatic
+    differentiation.
+    """
     q, v = (torch.tensor(part, dtype=torch.float64) for part in np.split(np.asarray(y), 2))
 
     def kinetic(q, v):
@@ -94,7 +104,11 @@ def lagrangian(kind, y, action):
         own = cartpole.INERTIA - cartpole.POLE_MASS * cartpole.CENTRE**2
         x_dot = v[0] + cartpole.CENTRE * torch.cos(q[1]) * v[1]
         z_dot = -cartpole.CENTRE * torch.sin(q[1]) * v[1]
-        return 0.5 * (cartpole.CART_MASS * v[0] ** 2 + cartpole.POLE_MASS * (x_dot**2 + z_dot**2) + own * v[1] ** 2)
+        return 0.5 * (
+            cartpole.CART_MASS * v[0] ** 2
+            + cartpole.POLE_MASS * (x_dot**2 + z_dot**2)
+            + own * v[1] ** 2
+        )
 
     def potential(q):
         if kind == "pendulum":
@@ -107,31 +121,43 @@ def lagrangian(kind, y, action):
         force = torch.stack([10 * action - 5e-4 * v[0], -2e-6 * v[1]])
     jacobian, hessian = torch.autograd.functional.jacobian, torch.autograd.functional.hessian
     mass = hessian(lambda u: kinetic(q, u), v)
-    momentum = lambda p: torch.autograd.functional.jacobian(lambda u: kinetic(p, u), v, create_graph=True)  # noqa: E731
+
+    def momentum(p):
+        return jacobian(lambda u: kinetic(p, u), v, create_graph=True)
+
     drift = jacobian(momentum, q) @ v
     pull = jacobian(lambda p: kinetic(p, v) - potential(p), q)
     return [*v.tolist(), *torch.linalg.solve(mass, force + pull - drift).tolist()]
 
 
-@pytest.mark.parametrize("domain, start", [("pendulum", [2.0, 0.5]), ("cartpole", [0.1, 2.5, 0.3, -1.0])])
+@pytest.mark.parametrize(
+    "domain, start", [("pendulum", [2.0, 0.5]), ("cartpole", [0.1, 2.5, 0.3, -1.0])]
+)
 def test_the_equations_are_those_of_the_energies_and_of_an_independent_integrator(domain, start):
-    """Against scipy's integration of the Lagrangian equations over half a second under a constant action."""
+    """Against scipy's integration of the Lagrangian equations over half a second under a constant
+    action.
+    """
     world, action, steps = WORLDS[domain](obs="state"), 0.2, 25 if domain == "pendulum" else 50
     dt = {"pendulum": pendulum.TIMESTEP, "cartpole": cartpole.TIMESTEP}[domain]
     act = torch.tensor(action, dtype=torch.float64)
-    truth = solve_ivp(lambda t, y: lagrangian(domain, y, act), (0, steps * dt), start, rtol=1e-8, atol=1e-10).y[:, -1]
+    truth = solve_ivp(
+        lambda t, y: lagrangian(domain, y, act), (0, steps * dt), start, rtol=1e-8, atol=1e-10
+    ).y[:, -1]
     state = planes(start)
     for _ in range(steps):
         state = world.advance(state, (act,))
     error = np.abs(np.array([float(s) for s in state]) - truth).max()
-    # Runge-Kutta of order 4 at 0.01 s, and the first-order Euler step at 0.02 s that dm_control's pendulum has.
+    # Runge-Kutta of order 4 at 0.01 s, and the first-order Euler step at 0.02 s that dm_control's
+    # pendulum has.
     assert error < {"pendulum": 0.2, "cartpole": 1e-6}[domain]
     assert error > 1e-12
 
 
 def test_the_pendulums_error_is_its_integrators_and_shrinks_with_the_step(monkeypatch):
     act, world, errors = torch.tensor(0.2, dtype=torch.float64), PendulumWorld(obs="state"), []
-    truth = solve_ivp(lambda t, y: lagrangian("pendulum", y, act), (0, 0.4), [2.0, 0.5], rtol=1e-8, atol=1e-10).y[:, -1]
+    truth = solve_ivp(
+        lambda t, y: lagrangian("pendulum", y, act), (0, 0.4), [2.0, 0.5], rtol=1e-8, atol=1e-10
+    ).y[:, -1]
     for halvings in range(4):
         monkeypatch.setattr(pendulum, "TIMESTEP", 0.02 / 2**halvings)
         state = planes([2.0, 0.5])
@@ -143,7 +169,10 @@ def test_the_pendulums_error_is_its_integrators_and_shrinks_with_the_step(monkey
 
 
 def test_cartpole_keeps_its_energy_when_nothing_takes_it(monkeypatch):
-    monkeypatch.setattr(cartpole, "CART_DAMPING", 0.0), monkeypatch.setattr(cartpole, "POLE_DAMPING", 0.0)
+    (
+        monkeypatch.setattr(cartpole, "CART_DAMPING", 0.0),
+        monkeypatch.setattr(cartpole, "POLE_DAMPING", 0.0),
+    )
 
     def energy(s):
         _, angle, v, w = s
@@ -186,13 +215,17 @@ def test_random_actions_do_not_swing_up():
     for make in (PendulumVectorEnv, CartpoleVectorEnv):
         env = make(num_envs=50, obs="state", reward="sparse")
         env.reset(seed=0)
-        returns = sum(env.step(rng.uniform(-1, 1, (50, 1)).astype(np.float32))[1] for _ in range(300))
+        returns = sum(
+            env.step(rng.uniform(-1, 1, (50, 1)).astype(np.float32))[1] for _ in range(300)
+        )
         assert np.median(returns) < 5
 
 
 @pytest.mark.parametrize("make, view", [(PendulumEnv, pendulum.VIEW), (CartpoleEnv, cartpole.VIEW)])
 def test_the_picture_shows_where_the_pole_is(make, view):
-    """The red end, or the red pole's middle, lies where the state says: to the right for positive angles, up for small."""
+    """The red end, or the red pole's middle, lies where the state says: to the right for positive
+    angles, up for small.
+    """
     env, size = make(size=96), 96
     for angle in (-2.5, -0.7, 0.0, 0.4, 1.6, 3.0):
         state = [angle, 0.0] if make is PendulumEnv else [0.6, angle, 0.0, 0.0]

@@ -1,4 +1,6 @@
-"""What every torch-native world keeps: Gymnasium's contract, one episode per seed, and a batch that is its members."""
+"""What every torch-native world keeps: Gymnasium's contract, one episode per seed, and a batch that
+is its members.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import gjwm.envs  # noqa: F401
-from gjwm.behaviours import Scripted
-from gjwm.collect import collect_episodes
+from gjwm.data.behaviours import Scripted
+from gjwm.data.collect import collect_episodes
 from gjwm.envs import torch_world
 
 IDS = (
@@ -37,22 +39,28 @@ def single(name: str, **kwargs):
 
 
 def vector(name: str, n: int, **kwargs):
-    return gym.make_vec(f"gjwm/{name}-v0", num_envs=n, vectorization_mode="vector_entry_point", **kwargs)
+    return gym.make_vec(
+        f"gjwm/{name}-v0", num_envs=n, vectorization_mode="vector_entry_point", **kwargs
+    )
 
 
 def actions_of(seed: int, env, *shape: int) -> np.ndarray:
     """Actions that hold for a few steps, so that things are met."""
-    rng, width = np.random.default_rng(seed), getattr(env, "single_action_space", env.action_space).shape[0]
-    return np.repeat(rng.uniform(-1.2, 1.2, (-(-shape[0] // 5), *shape[1:], width)), 5, 0)[: shape[0]].astype(
-        np.float32
+    rng, width = (
+        np.random.default_rng(seed),
+        getattr(env, "single_action_space", env.action_space).shape[0],
     )
+    return np.repeat(rng.uniform(-1.2, 1.2, (-(-shape[0] // 5), *shape[1:], width)), 5, 0)[
+        : shape[0]
+    ].astype(np.float32)
 
 
 def equal(a, b) -> bool:
     return all(equal(a[k], b[k]) for k in a) if isinstance(a, dict) else np.array_equal(a, b)
 
 
-# -- Gymnasium ---------------------------------------------------------------------------------------------------------
+# -- Gymnasium
+# --  ----------------------------------------------------------------------------------------------
 
 
 @worlds
@@ -66,7 +74,9 @@ def test_gymnasium_checks_pass_without_warnings(name, obs):
 def test_every_maze_has_an_id(maze):
     env = single(f"point-maze-{maze}")
     observation, _ = env.reset(seed=0)
-    assert env.observation_space.contains(observation) and np.array_equal(env.get_state()[2:4], [0, 0])
+    assert env.observation_space.contains(observation) and np.array_equal(
+        env.get_state()[2:4], [0, 0]
+    )
 
 
 @worlds
@@ -80,7 +90,9 @@ def test_a_vector_environment_is_gymnasiums_own_of_its_members(name, obs):
     sync = SyncVectorEnv([lambda: make(**kwargs)] * n, autoreset_mode=AutoresetMode.SAME_STEP)
     ours = vector(name, n, **kwargs)
     assert ours.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
-    assert ours.observation_space == sync.observation_space and ours.action_space == sync.action_space
+    assert (
+        ours.observation_space == sync.observation_space and ours.action_space == sync.action_space
+    )
     expected, got = sync.reset(seed=3)[0], ours.reset(seed=3)[0]
     assert equal(expected, got) and ours.observation_space.contains(got)
     ended = 0
@@ -130,7 +142,12 @@ def test_later_episodes_and_other_seeds_differ(name):
 @worlds
 def test_a_state_goes_on_identically_for_100_steps(name):
     """What get_state returns is all there is, the noise to come included."""
-    kwargs = dict(gym.spec(f"gjwm/{name}-v0").kwargs, obs="state", terminate_on_goal=False, max_episode_steps=500)
+    kwargs = dict(
+        gym.spec(f"gjwm/{name}-v0").kwargs,
+        obs="state",
+        terminate_on_goal=False,
+        max_episode_steps=500,
+    )
     make = type(single(name))
     env, other = make(**kwargs), make(**kwargs)
     env.reset(seed=0), other.reset(seed=99)
@@ -155,7 +172,11 @@ def test_time_limits_truncate_and_repeats_stop_at_them(name):
     env = make(**kwargs, obs="state", max_episode_steps=3, action_repeat=2)
     env.reset(seed=0)
     action = np.zeros(env.action_space.shape, np.float32)
-    assert [env.step(action)[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
+    assert [env.step(action)[2:4] for _ in range(3)] == [
+        (False, False),
+        (False, False),
+        (False, True),
+    ]
     whole = make(**kwargs, obs="state")
     assert whole._worlds.limit == {"two-room": 100, "point-maze": 200, "push": 100}.get(
         name.removesuffix("-slippery").removesuffix("-noisy"), 1000
@@ -177,7 +198,12 @@ def test_an_action_repeated_is_the_action_given_again(name):
 
 
 def test_an_episode_that_ends_within_a_repeat_stays_as_it_ended():
-    env = gym.make_vec("gjwm/point-maze-open-v0", num_envs=2, vectorization_mode="vector_entry_point", action_repeat=8)
+    env = gym.make_vec(
+        "gjwm/point-maze-open-v0",
+        num_envs=2,
+        vectorization_mode="vector_entry_point",
+        action_repeat=8,
+    )
     env.reset(seed=0)
     start = [0.5, 0.5, 0.0, 0.0, 0.57, 0.5]
     env.set_state(np.array([start, [*start[:4], 0.2, 0.2]]))
@@ -198,7 +224,8 @@ def test_frame_stacks_hold_the_last_pictures_oldest_first(name):
         assert np.array_equal(stacked.step(action)[0], np.concatenate(frames))
 
 
-# -- rollouts ----------------------------------------------------------------------------------------------------------
+# -- rollouts
+# --  ----------------------------------------------------------------------------------------------
 
 
 @worlds
@@ -209,9 +236,15 @@ def test_simulate_equals_stepping_and_changes_nothing(name):
         env = vector(name, 5, obs="state", terminate_on_goal=False, slip=0.0, wind=0.0)
     env.reset(seed=0)
     states = env.get_state()
-    actions = np.stack([actions_of(k, env, 12, 5) for k in range(3)], 0).transpose(2, 0, 1, 3)  # (B, N, H, A)
+    actions = np.stack([actions_of(k, env, 12, 5) for k in range(3)], 0).transpose(
+        2, 0, 1, 3
+    )  # (B, N, H, A)
     positions, returns = env.simulate(states, actions), env.simulate_return(states, actions)
-    assert positions.shape[:3] == (5, 3, 13) and positions.dtype == np.float32 and returns.shape == (5, 3)
+    assert (
+        positions.shape[:3] == (5, 3, 13)
+        and positions.dtype == np.float32
+        and returns.shape == (5, 3)
+    )
     assert np.array_equal(env.get_state(), states)
     for n in range(3):
         env.set_state(states)
@@ -219,7 +252,9 @@ def test_simulate_equals_stepping_and_changes_nothing(name):
         for t in range(12):
             assert np.array_equal(positions[:, n, t], env.position.astype(np.float32))
             total += env.step(actions[:, n, t])[1]
-        assert np.allclose(positions[:, n, 12], env.position) and np.allclose(returns[:, n], total, atol=1e-5)
+        assert np.allclose(positions[:, n, 12], env.position) and np.allclose(
+            returns[:, n], total, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", NOISY)
@@ -231,14 +266,21 @@ def test_simulated_noise_has_the_worlds_own_spread(name):
     env.set_state(state.repeat(4000, 0))
     env.step(np.zeros((4000, 2), np.float32))
     outcomes = env.simulate(
-        state, np.zeros((1, 1, 1, 2), np.float32), particles=4000, generator=torch.Generator().manual_seed(0)
+        state,
+        np.zeros((1, 1, 1, 2), np.float32),
+        particles=4000,
+        generator=torch.Generator().manual_seed(0),
     )[0, 0, :, -1]
-    assert np.allclose(env.position.std(0), outcomes.std(0), rtol=0.06) and outcomes.std(0)[0] > 0.03
+    assert (
+        np.allclose(env.position.std(0), outcomes.std(0), rtol=0.06) and outcomes.std(0)[0] > 0.03
+    )
 
 
 @worlds
 def test_gradients_of_a_rollout_agree_with_finite_differences(name):
-    """float64, with an action held for some steps: through drag, gravity, walls that stop and contacts that slide."""
+    """float64, with an action held for some steps: through drag, gravity, walls that stop and
+    contacts that slide.
+    """
     world = single(name, obs="state")._worlds
     world.seed(0)
     rng, checked = np.random.default_rng(0), 0
@@ -274,18 +316,23 @@ def test_gradients_flow_through_simulate(name):
     start = env.position
     while np.array_equal(env.position, start):  # until the disc has met the block
         env.step(env.expert_action())
-    actions = torch.from_numpy(env.expert_action()).mul(0.9).expand(1, 2, 6, -1).clone().requires_grad_()
+    actions = (
+        torch.from_numpy(env.expert_action()).mul(0.9).expand(1, 2, 6, -1).clone().requires_grad_()
+    )
     env.simulate(env.get_state()[None], actions)[..., 1].sum().backward()
     assert actions.grad.isfinite().all() and actions.grad.abs().sum() > 0
 
 
-# -- devices -----------------------------------------------------------------------------------------------------------
+# -- devices
+# --  ----------------------------------------------------------------------------------------------
 
 
 @worlds
 @pytest.mark.parametrize("obs", ["pixels", "both"])
 def test_nothing_waits_for_an_accelerator(name, obs):
-    """Tensors of the meta device have no values: whatever asked for one while stepping would raise."""
+    """Tensors of the meta device have no values: whatever asked for one while stepping would
+    raise.
+    """
     env = vector(name, 8, obs=obs, size=32, frame_stack=2, max_episode_steps=3, device="meta")
     env.reset(seed=0)
     actions = torch.zeros(env.action_space.shape, device="meta")
@@ -316,7 +363,10 @@ def test_a_device_gives_tensors_with_the_same_numbers_and_true_last_observations
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @worlds
 def test_cuda_plays_the_same_episodes_as_the_cpu(name):
-    host, gpu = vector(name, 64, obs="both", device="cpu"), vector(name, 64, obs="both", device="cuda")
+    host, gpu = (
+        vector(name, 64, obs="both", device="cpu"),
+        vector(name, 64, obs="both", device="cuda"),
+    )
     a, b = host.reset(seed=0)[0], gpu.reset(seed=0)[0]
     assert torch.allclose(host.get_state(), gpu.get_state().cpu(), atol=1e-6)
     assert (a["pixels"].int() - b["pixels"].cpu().int()).abs().max() <= 2
@@ -325,7 +375,8 @@ def test_cuda_plays_the_same_episodes_as_the_cpu(name):
     assert (host.position - gpu.position.cpu()).abs().median() < 1e-4
 
 
-# -- random numbers ----------------------------------------------------------------------------------------------------
+# -- random numbers
+# --  ----------------------------------------------------------------------------------------------
 
 
 def test_draws_are_uniform_independent_and_normal():
@@ -338,7 +389,9 @@ def test_draws_are_uniform_independent_and_normal():
     # Neighbouring seeds, episodes and numbers have nothing in common.
     for shifted in (u[:, 1:] - 0.5, u[:, :, 1:] - 0.5, u[1:] - 0.5):
         other = {0: u[:, :-1], 1: u[:, :, :-1], 2: u[:-1]}[
-            [tuple(u[:, 1:].shape), tuple(u[:, :, 1:].shape), tuple(u[1:].shape)].index(tuple(shifted.shape))
+            [tuple(u[:, 1:].shape), tuple(u[:, :, 1:].shape), tuple(u[1:].shape)].index(
+                tuple(shifted.shape)
+            )
         ]
         correlation = (shifted * (other - 0.5)).mean() * 12
         assert abs(correlation) < 5 / shifted.numel() ** 0.5
@@ -348,15 +401,31 @@ def test_draws_are_uniform_independent_and_normal():
 
 
 def test_scripted_behaviour_collects_from_every_world():
-    for name in ("point-maze", "push", "torch-pendulum-swingup", "torch-cartpole-swingup", "two-room-noisy"):
+    for name in (
+        "point-maze",
+        "push",
+        "torch-pendulum-swingup",
+        "torch-cartpole-swingup",
+        "two-room-noisy",
+    ):
         (episode,) = collect_episodes(
-            f"gjwm/{name}-v0", {"obs": "state"}, Scripted(noise=0.1), episodes=1, length=20, record_state=True
+            f"gjwm/{name}-v0",
+            {"obs": "state"},
+            Scripted(noise=0.1),
+            episodes=1,
+            length=20,
+            record_state=True,
         )
-        assert len(episode.a) == 20 and np.isfinite(episode.o).all() and episode.position.shape[0] == 21
+        assert (
+            len(episode.a) == 20
+            and np.isfinite(episode.o).all()
+            and episode.position.shape[0] == 21
+        )
         assert not episode.terminated.any() and "position" in episode.true_state
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors
+# --  ----------------------------------------------------------------------------------------------
 
 
 @worlds
@@ -406,6 +475,14 @@ def test_what_an_environment_takes_can_be_asked_for():
     import inspect
 
     takes = inspect.signature(type(vector("point-maze", 1).unwrapped)).parameters
-    assert {"num_envs", "maze", "obs", "size", "terminate_on_goal", "max_episode_steps", "device"} <= set(takes)
+    assert {
+        "num_envs",
+        "maze",
+        "obs",
+        "size",
+        "terminate_on_goal",
+        "max_episode_steps",
+        "device",
+    } <= set(takes)
     assert "worlds" not in takes and takes["success_radius"].default == 0.05
     assert "device" not in inspect.signature(type(single("point-maze"))).parameters

@@ -1,4 +1,6 @@
-"""Claims about the two-room world: its walls hold, its pictures are exact, and one environment is a batch of one."""
+"""Claims about the two-room world: its walls hold, its pictures are exact, and one environment is a
+batch of one.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,23 @@ def actions_of(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, (*shape, 2)).astype(np.float32)
 
 
-# -- physics -----------------------------------------------------------------------------------------------------------
+# -- physics
+# --  ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("speed", [0.01, 0.04, 0.3, 1.0])
 def test_no_move_of_any_length_leaves_free_space_or_passes_a_wall(speed):
-    """Wherever a step enters the wall's slab, the straight line itself must be within the doorway."""
+    """Wherever a step enters the wall's slab, the straight line itself must be within the
+    doorway.
+    """
     g = torch.Generator().manual_seed(0)
     n = 20_000
     position, _, wall_x, door_y = layout.draw_episode(
-        torch.rand(n, layout.EPISODE_DRAWS, generator=g), wall=None, door=None, other_room=False, separation=0.1
+        torch.rand(n, layout.EPISODE_DRAWS, generator=g),
+        wall=None,
+        door=None,
+        other_room=False,
+        separation=0.1,
     )
     # Half of the agents start near the door, where walls are easiest to get wrong.
     near = torch.stack([wall_x, door_y], -1) + 0.15 * (torch.rand(n, 2, generator=g) - 0.5)
@@ -73,21 +82,29 @@ def test_no_move_of_any_length_leaves_free_space_or_passes_a_wall(speed):
 def test_sliding_drops_the_blocked_component_and_keeps_the_other():
     wall_x, door_y = torch.tensor([0.5]), torch.tensor([0.5])
     face = 0.5 - layout.WALL_REACH
-    slid = layout.move(torch.tensor([[face - 0.01, 0.2]]), torch.tensor([[1.0, 0.5]]), wall_x, door_y)
+    slid = layout.move(
+        torch.tensor([[face - 0.01, 0.2]]), torch.tensor([[1.0, 0.5]]), wall_x, door_y
+    )
     assert torch.allclose(slid, torch.tensor([[face, 0.22]]))
     post = 0.5 + layout.DOOR_CLEARANCE
-    slid = layout.move(torch.tensor([[0.5, post - 0.01]]), torch.tensor([[0.5, 1.0]]), wall_x, door_y)
+    slid = layout.move(
+        torch.tensor([[0.5, post - 0.01]]), torch.tensor([[0.5, 1.0]]), wall_x, door_y
+    )
     assert torch.allclose(slid, torch.tensor([[0.52, post]]))
     free = layout.move(torch.tensor([[0.2, 0.3]]), torch.tensor([[-0.5, 1.0]]), wall_x, door_y)
     assert torch.allclose(free, torch.tensor([[0.18, 0.34]]))
 
 
 def test_move_agrees_with_a_walk_of_tiny_straight_steps():
-    """An oracle that knows only `is_free`: walk the segment in 2000 pieces and drop what is blocked first."""
+    """An oracle that knows only `is_free`: walk the segment in 2000 pieces and drop what is blocked
+    first.
+    """
     g = torch.Generator().manual_seed(1)
     n, pieces = 400, 2000
     wall_x, door_y = torch.full((n,), 0.5), torch.full((n,), 0.5)
-    start = torch.tensor([0.5, 0.5]) + torch.tensor([0.3, 0.16]) * (torch.rand(n, 2, generator=g) - 0.5)
+    start = torch.tensor([0.5, 0.5]) + torch.tensor([0.3, 0.16]) * (
+        torch.rand(n, 2, generator=g) - 0.5
+    )
     start = start[layout.is_free(start, wall_x, door_y)]
     n = len(start)
     wall_x, door_y = wall_x[:n].double(), door_y[:n].double()
@@ -103,7 +120,8 @@ def test_move_agrees_with_a_walk_of_tiny_straight_steps():
             position = torch.where(fits[:, None], tried, position)
     moved = layout.move(start, action, wall_x.float(), door_y.float(), 0.2)
     gap = (moved - position).abs().amax(-1)
-    # A grazed post edge may go either way at the walk's resolution, so a few disagreements are expected.
+    # A grazed post edge may go either way at the walk's resolution, so a few disagreements are
+    # expected.
     assert (gap < 3e-4).float().mean() > 0.97
     assert blocked.any(-1).float().mean() > 0.3  # the case is not vacuous
 
@@ -117,11 +135,16 @@ def test_move_is_differentiable_everywhere():
 
 @pytest.mark.parametrize("walls", ["fixed", "random"])
 def test_episodes_start_free_with_goals_where_they_were_asked_for(walls):
-    env = TwoRoomVectorEnv(num_envs=2000, obs="state", wall=walls, door=walls, goal="other-room", device="cpu")
+    env = TwoRoomVectorEnv(
+        num_envs=2000, obs="state", wall=walls, door=walls, goal="other-room", device="cpu"
+    )
     env.reset(seed=0)
     state = env.get_state().float()
     position, goal, wall_x, door_y = state[:, :2], state[:, 2:4], state[:, 4], state[:, 5]
-    assert layout.is_free(position, wall_x, door_y).all() and layout.is_free(goal, wall_x, door_y).all()
+    assert (
+        layout.is_free(position, wall_x, door_y).all()
+        and layout.is_free(goal, wall_x, door_y).all()
+    )
     assert ((position[:, 0] < wall_x) ^ (goal[:, 0] < wall_x)).all()
     assert (len(wall_x.unique()) > 1) == (len(door_y.unique()) > 1) == (walls == "random")
 
@@ -132,7 +155,8 @@ def test_episodes_start_free_with_goals_where_they_were_asked_for(walls):
     assert (anywhere.position - anywhere.goal).norm(dim=-1).min() > 2 * anywhere.success_radius
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
+# -- pictures
+# --  ----------------------------------------------------------------------------------------------
 
 
 def brute_force_picture(x: float, y: float, wall_x: float, door_y: float, size: int) -> np.ndarray:
@@ -143,11 +167,14 @@ def brute_force_picture(x: float, y: float, wall_x: float, door_y: float, size: 
         return np.clip(np.minimum(edges + 1 / size, high) - np.maximum(edges, low), 0, None) * size
 
     half, gap = layout.WALL_THICKNESS / 2, layout.DOOR_HALF_WIDTH
-    wall = share(wall_x - half, wall_x + half)[None] * (1 - share(door_y - gap, door_y + gap))[:, None]
+    wall = (
+        share(wall_x - half, wall_x + half)[None] * (1 - share(door_y - gap, door_y + gap))[:, None]
+    )
     inner = share(layout.BORDER, 1 - layout.BORDER)
     cover = np.maximum(wall, 1 - inner[:, None] * inner[None])[None]
     floor, dark, red = (
-        np.array(c, float)[:, None, None] for c in (layout.FLOOR_COLOUR, layout.WALL_COLOUR, layout.AGENT_COLOUR)
+        np.array(c, float)[:, None, None]
+        for c in (layout.FLOOR_COLOUR, layout.WALL_COLOUR, layout.AGENT_COLOUR)
     )
     picture = np.floor(floor + cover * (dark - floor) + 0.5)
     centres = (np.arange(size) + 0.5) / size
@@ -160,9 +187,16 @@ def brute_force_picture(x: float, y: float, wall_x: float, door_y: float, size: 
 def test_patch_renderer_equals_a_brute_force_rasteriser(size):
     g = torch.Generator().manual_seed(size)
     position, _, wall_x, door_y = layout.draw_episode(
-        torch.rand(30, layout.EPISODE_DRAWS, generator=g), wall=None, door=None, other_room=False, separation=0.1
+        torch.rand(30, layout.EPISODE_DRAWS, generator=g),
+        wall=None,
+        door=None,
+        other_room=False,
+        separation=0.1,
     )
-    position[0], position[1] = torch.tensor([0.0, 0.3]), torch.tensor([1.0, 1.0])  # half outside: clipped, not wrapped
+    position[0], position[1] = (
+        torch.tensor([0.0, 0.3]),
+        torch.tensor([1.0, 1.0]),
+    )  # half outside: clipped, not wrapped
     pictures = layout.render(position, wall_x, door_y, size).numpy().astype(float)
     for i in range(len(pictures)):
         x, y, wall, door = (float(v) for v in (*position[i], wall_x[i], door_y[i]))
@@ -173,10 +207,14 @@ def test_patch_renderer_equals_a_brute_force_rasteriser(size):
 
 def test_dot_centroid_is_the_position_within_a_twentieth_of_a_pixel():
     g = torch.Generator().manual_seed(0)
-    position = torch.rand(200, 2, generator=g) * torch.tensor([0.3, 0.8]) + 0.1  # left room, off the walls
+    position = (
+        torch.rand(200, 2, generator=g) * torch.tensor([0.3, 0.8]) + 0.1
+    )  # left room, off the walls
     wall_x, door_y = torch.full((200,), 0.5), torch.full((200,), 0.5)
     red = layout.render(position, wall_x, door_y, 64)[:, 1].double()
-    mass = layout.background(wall_x, door_y, 64)[:, 1].double() - red  # green falls from floor to dot
+    mass = (
+        layout.background(wall_x, door_y, 64)[:, 1].double() - red
+    )  # green falls from floor to dot
     centre = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
     x = (mass.sum(1) * centre).sum(-1) / mass.sum((1, 2))
     y = (mass.sum(2) * centre).sum(-1) / mass.sum((1, 2))
@@ -205,7 +243,8 @@ def test_the_goal_is_in_the_goal_image_and_not_in_the_observation():
     assert env.render().shape == (96, 96, 3)
 
 
-# -- the Gymnasium edge ------------------------------------------------------------------------------------------------
+# -- the Gymnasium edge
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("error")
@@ -216,18 +255,26 @@ def test_gymnasium_checks_pass_without_warnings(obs):
 
 def test_same_seed_same_episode_and_later_episodes_differ():
     def play(env):
-        frames = [env.reset(seed=7)[0], *(env.step(a)[0] for a in actions_of(0, 10)), env.reset()[0]]
+        frames = [
+            env.reset(seed=7)[0],
+            *(env.step(a)[0] for a in actions_of(0, 10)),
+            env.reset()[0],
+        ]
         return np.stack(frames)
 
     first, second = (play(TwoRoomEnv(wall="random", door="random")) for _ in range(2))
     assert np.array_equal(first, second)
     assert not np.array_equal(first[0], first[-1])
-    assert not np.array_equal(TwoRoomEnv().reset()[0], TwoRoomEnv().reset()[0])  # unseeded: from entropy
+    assert not np.array_equal(
+        TwoRoomEnv().reset()[0], TwoRoomEnv().reset()[0]
+    )  # unseeded: from entropy
 
 
 @pytest.mark.parametrize("walls", ["fixed", "random"])
 def test_vector_environment_i_is_the_single_environment_with_seed_plus_i(walls):
-    """Through autoresets, with the same final observations as Gymnasium's own SAME_STEP vector environment."""
+    """Through autoresets, with the same final observations as Gymnasium's own SAME_STEP vector
+    environment.
+    """
     kwargs = dict(obs="both", size=32, frame_stack=2, wall=walls, door=walls, max_episode_steps=9)
     n = 5
     sync = SyncVectorEnv([lambda: TwoRoomEnv(**kwargs)] * n, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -256,7 +303,9 @@ def test_vector_environment_i_is_the_single_environment_with_seed_plus_i(walls):
         assert ("final_obs" in info) == ("final_obs" in expected_info)
         if "final_obs" in info:
             assert np.array_equal(info["_final_obs"], expected_info["_final_obs"])
-            assert np.array_equal(info["final_info"]["success"], expected_info["final_info"]["success"])
+            assert np.array_equal(
+                info["final_info"]["success"], expected_info["final_info"]["success"]
+            )
             for a, b in zip(info["final_obs"], expected_info["final_obs"]):
                 assert (a is None) == (b is None)
                 assert a is None or all(np.array_equal(a[name], b[name]) for name in a)
@@ -273,7 +322,9 @@ def test_time_limit_truncates_and_the_goal_terminates():
     assert env.step(np.zeros(2, np.float32))[1:4] == (1.0, True, False)
     endless = TwoRoomEnv(obs="state", terminate_on_goal=False)
     endless.reset(seed=0, options={"state": [0.2, 0.2, 0.24, 0.2, 0.5, 0.5]})
-    assert [endless.step(np.zeros(2, np.float32))[1:4] for _ in range(2)] == [(1.0, False, False)] * 2
+    assert [endless.step(np.zeros(2, np.float32))[1:4] for _ in range(2)] == [
+        (1.0, False, False)
+    ] * 2
 
 
 def steps_until_truncated(env: gym.Env) -> int:
@@ -294,10 +345,15 @@ def test_time_limit_is_the_constructors_and_gym_make_can_only_shorten_it():
 
 def test_make_vec_builds_the_native_vector_environment():
     env = gym.make_vec(SPEC, num_envs=3, vectorization_mode="vector_entry_point", size=32)
-    assert isinstance(env, TwoRoomVectorEnv) and env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert (
+        isinstance(env, TwoRoomVectorEnv)
+        and env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    )
     observation, _ = env.reset(seed=[5, 6, 5])
     assert env.observation_space.contains(observation)
-    assert np.array_equal(observation[0], observation[2]) and not np.array_equal(observation[0], observation[1])
+    assert np.array_equal(observation[0], observation[2]) and not np.array_equal(
+        observation[0], observation[1]
+    )
 
 
 def test_state_round_trips_exactly_and_restarts_clock_and_stack():
@@ -313,7 +369,11 @@ def test_state_round_trips_exactly_and_restarts_clock_and_stack():
     assert all(np.array_equal(repeated[k : k + 3], observation[6:]) for k in (0, 3, 6))
     env.set_state(state)
     assert not any(env.step(np.zeros(2, np.float32))[3] for _ in range(3))
-    assert np.array_equal(env.position, state[:2]) and set(env.true_state()) == {"position", "wall_x", "door_y"}
+    assert np.array_equal(env.position, state[:2]) and set(env.true_state()) == {
+        "position",
+        "wall_x",
+        "door_y",
+    }
     assert set(TwoRoomEnv().true_state()) == {"position"}
 
 
@@ -337,13 +397,16 @@ def test_observations_are_never_overwritten_by_later_steps():
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(kept, copies) for name in a)
 
 
-# -- policies and rollouts ---------------------------------------------------------------------------------------------
+# -- policies and rollouts
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("walls", ["fixed", "random"])
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_expert_reaches_every_goal_in_the_other_room_within_60_steps(walls, noise):
-    env = TwoRoomVectorEnv(num_envs=200, obs="state", wall=walls, door=walls, goal="other-room", max_episode_steps=60)
+    env = TwoRoomVectorEnv(
+        num_envs=200, obs="state", wall=walls, door=walls, goal="other-room", max_episode_steps=60
+    )
     env.reset(seed=0)
     reached = np.zeros(200, bool)
     for _ in range(60):
@@ -377,7 +440,9 @@ def test_expert_noise_is_seeded_and_leaves_later_episodes_alone():
 
 
 def test_simulate_equals_stepping_and_changes_nothing():
-    env = TwoRoomVectorEnv(num_envs=6, wall="random", door="random", terminate_on_goal=False, obs="state")
+    env = TwoRoomVectorEnv(
+        num_envs=6, wall="random", door="random", terminate_on_goal=False, obs="state"
+    )
     env.reset(seed=0)
     states, actions = env.get_state(), 1.3 * actions_of(0, 6, 4, 20)
     positions = env.simulate(states, actions)
@@ -396,7 +461,8 @@ def test_simulate_equals_stepping_and_changes_nothing():
     assert isinstance(tensors, torch.Tensor) and np.array_equal(tensors.numpy(), positions)
 
 
-# -- devices -----------------------------------------------------------------------------------------------------------
+# -- devices
+# --  ----------------------------------------------------------------------------------------------
 
 
 def test_a_device_gives_tensors_with_the_same_numbers():
@@ -410,11 +476,21 @@ def test_a_device_gives_tensors_with_the_same_numbers():
         assert all(isinstance(value, torch.Tensor) for value in (got, *rest))
         assert np.array_equal(got.numpy(), expected)
         assert all(np.array_equal(a.numpy(), b) for a, b in zip(rest, expected_rest))
-        if "final_obs" in info:  # a whole batch here: true next observations, also of the environments that go on
+        if (
+            "final_obs" in info
+        ):  # a whole batch here: true next observations, also of the environments that go on
             for i in range(4):
                 last = expected_info["final_obs"][i]
-                assert np.array_equal(info["final_obs"][i].numpy(), expected[i] if last is None else last)
-    values = (tensors.position, tensors.goal, tensors.get_state(), tensors.goal_images(), tensors.expert_action(0.1))
+                assert np.array_equal(
+                    info["final_obs"][i].numpy(), expected[i] if last is None else last
+                )
+    values = (
+        tensors.position,
+        tensors.goal,
+        tensors.get_state(),
+        tensors.goal_images(),
+        tensors.expert_action(0.1),
+    )
     assert all(isinstance(value, torch.Tensor) for value in values)
 
 
@@ -431,7 +507,8 @@ def test_cuda_plays_the_same_episodes_as_the_cpu():
     assert torch.allclose(host.position, gpu.position.cpu(), atol=1e-5)
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors
+# --  ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -477,7 +554,8 @@ def test_steps_and_states_refuse_what_has_no_meaning():
         vector.reset(options={"reset_mask": np.ones(2, bool)})
 
 
-# -- the slippery shortcut ---------------------------------------------------------------------------------------------
+# -- the slippery shortcut
+# ---------------------------------------------------------------------------------------------
 
 
 SLIPPERY = "gjwm.envs:gjwm/two-room-slippery-v0"
@@ -487,7 +565,9 @@ ICY = dict(door=0.8, shortcut=0.35)
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("obs", ["pixels", "state", "both"])
 def test_gymnasium_checks_of_the_slippery_world_pass(obs):
-    check_env(gym.make(SLIPPERY, obs=obs, render_mode="rgb_array").unwrapped, skip_render_check=False)
+    check_env(
+        gym.make(SLIPPERY, obs=obs, render_mode="rgb_array").unwrapped, skip_render_check=False
+    )
 
 
 def test_the_bridge_is_crossed_and_the_water_holds():
@@ -509,18 +589,28 @@ def test_the_bridge_is_crossed_and_the_water_holds():
     env.reset(seed=0, options={"state": [0.4, 0.55, 0.9, 0.9, 0.5, 0.8]})
     for _ in range(8):
         env.step(east)
-    assert env.position[0] == pytest.approx(0.5 - layout.WALL_REACH)  # the wall between the openings stands
+    assert env.position[0] == pytest.approx(
+        0.5 - layout.WALL_REACH
+    )  # the wall between the openings stands
 
 
 def test_agents_of_the_slippery_world_stay_in_free_space():
-    env = TwoRoomVectorEnv(num_envs=300, obs="state", terminate_on_goal=False, slip=0.05, max_episode_steps=1000, **ICY)
+    env = TwoRoomVectorEnv(
+        num_envs=300, obs="state", terminate_on_goal=False, slip=0.05, max_episode_steps=1000, **ICY
+    )
     env.reset(seed=0)
     rng = np.random.default_rng(0)
     for _ in range(100):
-        env.step(np.clip(env.expert_action(0.5) + rng.normal(size=(300, 2)), -1, 1).astype(np.float32))
+        env.step(
+            np.clip(env.expert_action(0.5) + rng.normal(size=(300, 2)), -1, 1).astype(np.float32)
+        )
         position = torch.from_numpy(env.position).float()
-        assert layout.is_free(position, torch.tensor(0.5), torch.tensor(0.8), np.float32(0.35).item()).all()
-        env.simulate(env.get_state(), np.zeros((300, 1, 1, 2)))  # every state is one that set_state accepts
+        assert layout.is_free(
+            position, torch.tensor(0.5), torch.tensor(0.8), np.float32(0.35).item()
+        ).all()
+        env.simulate(
+            env.get_state(), np.zeros((300, 1, 1, 2))
+        )  # every state is one that set_state accepts
     assert env.sunk.any()
 
 
@@ -531,7 +621,9 @@ def test_slips_are_gaussian_and_only_on_the_ice():
     env.reset(seed=0, options={"state": on_ice})
     env.step(np.zeros((n, 2), np.float32))
     moved = env.position - on_ice[:, :2]
-    assert np.allclose(moved.mean(0), 0, atol=0.002) and np.allclose(moved.std(0), layout.SLIP, rtol=0.05)
+    assert np.allclose(moved.mean(0), 0, atol=0.002) and np.allclose(
+        moved.std(0), layout.SLIP, rtol=0.05
+    )
     ashore = np.tile([0.3, 0.35, 0.9, 0.9, 0.5, 0.8], (n, 1))
     env.set_state(ashore)
     env.step(np.zeros((n, 2), np.float32))
@@ -539,7 +631,10 @@ def test_slips_are_gaussian_and_only_on_the_ice():
 
 
 def test_slippery_episodes_are_seeded_and_batched_like_single_ones():
-    single, vector = TwoRoomEnv(obs="state", **ICY), TwoRoomVectorEnv(num_envs=3, obs="state", **ICY)
+    single, vector = (
+        TwoRoomEnv(obs="state", **ICY),
+        TwoRoomVectorEnv(num_envs=3, obs="state", **ICY),
+    )
     state = np.array([0.5, 0.35, 0.9, 0.9, 0.5, 0.8])
     vector.reset(seed=5, options={"state": np.tile(state, (3, 1))})
     paths = np.stack([vector.step(np.zeros((3, 2), np.float32))[0] for _ in range(5)], 1)
@@ -559,11 +654,15 @@ def test_simulated_outcomes_share_their_luck_between_plans_and_match_the_world()
     actions[:, 2] = -1.0
 
     def outcomes(seed):
-        return env.simulate(states, actions, particles=2000, generator=torch.Generator().manual_seed(seed))
+        return env.simulate(
+            states, actions, particles=2000, generator=torch.Generator().manual_seed(seed)
+        )
 
     positions = outcomes(0)
     assert positions.shape == (2, 3, 2000, 7, 2) and np.array_equal(positions, outcomes(0))
-    assert np.array_equal(positions[:, 0], positions[:, 1]) and not np.array_equal(positions[0], positions[1])
+    assert np.array_equal(positions[:, 0], positions[:, 1]) and not np.array_equal(
+        positions[0], positions[1]
+    )
     assert env.simulate(states, actions).shape == (2, 3, 7, 2)  # nobody slips: the plan alone
     x, y = torch.from_numpy(positions[0, 0, :, -1]).unbind(-1)
     drowned = layout.is_sunk(x, y, torch.tensor(0.5), np.float32(0.35).item()).float().mean().item()
@@ -580,12 +679,20 @@ def test_bridge_and_water_are_in_the_picture():
     a, b = (env.reset(seed=0, options={"state": state})[0].astype(int) for env in (icy, plain))
     differs = np.abs(a - b).max(0) > 8
     rows, columns = np.nonzero(differs)
-    assert differs.any() and 12 <= rows.min() and rows.max() <= 33 and 25 <= columns.min() and columns.max() <= 38
+    assert (
+        differs.any()
+        and 12 <= rows.min()
+        and rows.max() <= 33
+        and 25 <= columns.min()
+        and columns.max() <= 38
+    )
     bridge, water = a[:, 22, 32], a[:, 17, 32]
     assert bridge.sum() > water.sum() > 0
 
 
-@pytest.mark.parametrize("kwargs", [{"shortcut": 0.45}, {"shortcut": 0.9}, {"shortcut": 0.3, "door": "random"}])
+@pytest.mark.parametrize(
+    "kwargs", [{"shortcut": 0.45}, {"shortcut": 0.9}, {"shortcut": 0.3, "door": "random"}]
+)
 def test_a_shortcut_needs_wall_around_it(kwargs):
     with pytest.raises(ValueError, match="shortcut is"):
         TwoRoomEnv(**kwargs)
@@ -593,7 +700,8 @@ def test_a_shortcut_needs_wall_around_it(kwargs):
         TwoRoomEnv(slip=-0.1)
 
 
-# -- the noisy corridor ------------------------------------------------------------------------------------------------
+# -- the noisy corridor
+# ------------------------------------------------------------------------------------------------
 
 
 def test_wind_blows_in_the_corridor_and_nowhere_else():
@@ -604,14 +712,18 @@ def test_wind_blows_in_the_corridor_and_nowhere_else():
     east = np.tile(np.float32([0.5, 0.0]), (n, 1))
     env.step(east)
     moved = env.position - inside[:2]
-    assert np.allclose(moved.mean(0), [0.02, 0], atol=0.002) and np.allclose(moved.std(0), layout.WIND, rtol=0.05)
+    assert np.allclose(moved.mean(0), [0.02, 0], atol=0.002) and np.allclose(
+        moved.std(0), layout.WIND, rtol=0.05
+    )
     env.set_state(np.tile(outside, (n, 1)))
     env.step(east)
     assert np.allclose(env.position, [0.22, 0.3], atol=1e-6)
 
 
 def test_walls_hold_against_the_wind_and_the_corridor_shows():
-    env = TwoRoomVectorEnv(num_envs=300, obs="state", terminate_on_goal=False, corridor=0.2, wind=0.1, wall="random")
+    env = TwoRoomVectorEnv(
+        num_envs=300, obs="state", terminate_on_goal=False, corridor=0.2, wind=0.1, wall="random"
+    )
     env.reset(seed=0)
     for action in actions_of(0, 60, 300):
         env.step(action)

@@ -18,7 +18,11 @@ def make(name="cheetah-run", **kwargs):
 
 
 def actions(env, count, seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .uniform(-1, 1, (count, *env.action_space.shape))
+        .astype(np.float32)
+    )
 
 
 def play(env, seed, steps=5):
@@ -81,7 +85,9 @@ def test_what_shares_a_material_keeps_one_colour(name):
     assert (model.mat_rgba[:, :3] != base.mat_rgba[:, :3]).any(1).all()
 
 
-@pytest.mark.parametrize("name", ["cheetah-run", "reacher-easy", "quadruped-walk", "swimmer-swimmer6"])
+@pytest.mark.parametrize(
+    "name", ["cheetah-run", "reacher-easy", "quadruped-walk", "swimmer-swimmer6"]
+)
 def test_a_seed_decides_the_variation_whatever_came_before(name):
     everything = dict.fromkeys(FACTORS, True)
     env, other = make(name, variation=everything), make(name, variation=everything)
@@ -113,7 +119,8 @@ def test_ranges_are_what_they_say_and_strength_narrows_them():
             moving = base.body_mass > 0
             ratios.append(env._model.body_mass[moving] / base.body_mass[moving])
             np.testing.assert_allclose(
-                env._model.body_inertia[moving] / base.body_inertia[moving], ratios[-1][:, None] * np.ones(3)
+                env._model.body_inertia[moving] / base.body_inertia[moving],
+                ratios[-1][:, None] * np.ones(3),
             )
             moves.append(np.abs(env._model.cam_pos[0] - base.cam_pos[0]).max() / base.stat.extent)
             turns.append(2 * np.arccos(min(1.0, abs(env._model.cam_quat[0] @ base.cam_quat[0]))))
@@ -139,7 +146,9 @@ def test_camera_rotation_agrees_between_quaternion_and_matrix():
         mujoco.mju_quat2Mat(matrix, model.cam_quat[0])
         rotations.append(matrix.reshape(3, 3))
     turn = rotations[0].T @ rotations[1]
-    np.testing.assert_allclose(base.cam_mat0[0].reshape(3, 3) @ turn, env._model.cam_mat0[0].reshape(3, 3), atol=1e-9)
+    np.testing.assert_allclose(
+        base.cam_mat0[0].reshape(3, 3) @ turn, env._model.cam_mat0[0].reshape(3, 3), atol=1e-9
+    )
 
 
 def test_a_state_carries_its_variation():

@@ -1,4 +1,6 @@
-"""Claims about `make_vec`: many environments are the single ones, whatever runs them, and a lost process is no lost run."""
+"""Claims about `make_vec`: many environments are the single ones, whatever runs them, and a lost
+process is no lost run.
+"""
 
 import multiprocessing
 import os
@@ -25,7 +27,7 @@ MODULE = """
     from gymnasium import spaces
 
     class Walk(gym.Env):
-        '''A random walk of `length` steps. An action above 0.9 kills the process, one below -0.9 is an error.'''
+        '''A random walk of `length` steps. Above 0.9 an action kills, below -0.9 it is an error.'''
 
         def __init__(self, length=5, broken=None):
             if broken == "dies":
@@ -52,7 +54,8 @@ MODULE = """
             if action[0] < -0.9:
                 raise ArithmeticError("too far left")
             self.x, self.t = self.x + float(action[0]) + self.np_random.uniform(), self.t + 1
-            return self.observe(), self.x, self.t == self.length and self.x > 2, self.t == self.length, {"moved": self.t}
+            last = self.t == self.length
+            return self.observe(), self.x, last and self.x > 2, last, {"moved": self.t}
 
         def pid(self):
             return os.getpid()
@@ -81,15 +84,23 @@ def walk(tmp_path_factory):
 
 def random_actions(env, steps, seed=0):
     rng = np.random.default_rng(seed)
-    return rng.uniform(-0.9, 0.9, (steps, env.num_envs, *env.single_action_space.shape)).astype(np.float32)
+    return rng.uniform(-0.9, 0.9, (steps, env.num_envs, *env.single_action_space.shape)).astype(
+        np.float32
+    )
 
 
 def leaves(observation):
-    return [observation[name] for name in sorted(observation)] if isinstance(observation, dict) else [observation]
+    return (
+        [observation[name] for name in sorted(observation)]
+        if isinstance(observation, dict)
+        else [observation]
+    )
 
 
 def play(env, actions, seed=0):
-    """Everything a run returns but infos, as flat lists of arrays; final observations where an episode ended."""
+    """Everything a run returns but infos, as flat lists of arrays; final observations where an
+    episode ended.
+    """
     out = [leaves(env.reset(seed=seed)[0])]
     for action in actions:
         observation, reward, terminated, truncated, infos = env.step(action)
@@ -112,7 +123,12 @@ def one_by_one(env_id, n, actions, seed=0, **kwargs):
             if step[2] or step[3]:
                 finals.append(leaves(step[0]))
                 step[0] = env.reset()[0]
-        out.append([*stack([step[0] for step in steps]), *(np.array([s[k] for s in steps]) for k in (1, 2, 3))])
+        out.append(
+            [
+                *stack([step[0] for step in steps]),
+                *(np.array([s[k] for s in steps]) for k in (1, 2, 3)),
+            ]
+        )
         out += finals
     for env in envs:
         env.close()
@@ -127,7 +143,8 @@ def assert_same(a, b):
             np.testing.assert_array_equal(u, v)
 
 
-# -- the same numbers ----------------------------------------------------------------------------------------------------
+# -- the same numbers
+# --  ----------------------------------------------------------------------------------------------
 
 FAST = [
     "cartpole-three_poles",
@@ -145,7 +162,9 @@ SLOW = [f"{domain}-{task}" for domain, task in FORMULAS if f"{domain}-{task}" no
 SLOW += ["humanoid-walk", "swimmer-swimmer6", "acrobot-swingup", "hopper-hop", "quadruped-escape"]
 
 
-@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_control_tasks_in_a_batch_are_the_single_ones_to_the_last_bit(name):
     env_id, kwargs = f"gjwm/{name}-v0", {"action_repeat": 3, "max_episode_steps": 30}
     env = make_vec(env_id, 2, **kwargs)
@@ -161,29 +180,44 @@ def test_the_tasks_own_time_limit_cuts_an_action_repeat_short():
     actions = random_actions(env, 9)
     played = play(env, actions)
     assert_same(played, one_by_one(env_id, 2, actions, **kwargs))
-    assert [bool(step[3].all()) for step in played[1:] if len(step) == 4] == [False, False, False, True] * 2 + [False]
+    assert [bool(step[3].all()) for step in played[1:] if len(step) == 4] == [
+        False,
+        False,
+        False,
+        True,
+    ] * 2 + [False]
 
 
 def test_what_varies_between_episodes_varies_in_a_batch_too():
-    env_id, kwargs = "gjwm/reacher-easy-v0", {"variation": ["mass", "colour"], "max_episode_steps": 5}
+    env_id, kwargs = (
+        "gjwm/reacher-easy-v0",
+        {"variation": ["mass", "colour"], "max_episode_steps": 5},
+    )
     env = make_vec(env_id, 3, **kwargs)
     actions = random_actions(env, 12)
     played = play(env, actions)
     assert_same(played, one_by_one(env_id, 3, actions, **kwargs))
     plain = make_vec(env_id, 3, max_episode_steps=5)
-    assert any(not np.array_equal(a, b) for x, y in zip(played, play(plain, actions)) for a, b in zip(x, y))
+    assert any(
+        not np.array_equal(a, b) for x, y in zip(played, play(plain, actions)) for a, b in zip(x, y)
+    )
 
 
 def test_goals_come_along():
     env_id, kwargs = "gjwm/point_mass-easy-goal-v0", {"offset": 3, "max_episode_steps": 4}
     env = make_vec(env_id, 2, **kwargs)
     observation, infos = env.reset(seed=0)
-    assert observation.keys() == {"observation", "achieved_goal", "desired_goal"} and "goal_state" in infos
+    assert (
+        observation.keys() == {"observation", "achieved_goal", "desired_goal"}
+        and "goal_state" in infos
+    )
     actions = random_actions(env, 9)
     assert_same(play(env, actions), one_by_one(env_id, 2, actions, **kwargs))
     assert env.workers == 0
     env = make_vec("gjwm/reacher-easy-goal-v0", 4, obs="pixels", goal="both", size=16)
-    assert env.workers == min(4, cores()) and env.observation_space["desired_goal"]["pixels"].shape == (4, 3, 16, 16)
+    assert env.workers == min(4, cores()) and env.observation_space["desired_goal"][
+        "pixels"
+    ].shape == (4, 3, 16, 16)
     env.close()
 
 
@@ -208,7 +242,9 @@ def test_episodes_are_as_long_as_asked_for_alone_and_in_a_batch():
         batch.close()
     for make in (make_env, lambda env_id, **kwargs: make_vec(env_id, 2, **kwargs)):
         for name in ("reacher-easy", "reacher-easy-goal"):
-            with pytest.raises(ValueError, match=r"after 1000 control steps.* 1 to 1000 .*got 1200"):
+            with pytest.raises(
+                ValueError, match=r"after 1000 control steps.* 1 to 1000 .*got 1200"
+            ):
                 make(f"gjwm/{name}-v0", max_episode_steps=1200)
         make("gjwm/reacher-easy-v0", max_episode_steps=4, action_repeat=300).close()
     with pytest.raises(ValueError, match="at least 1 or None, got 0"):
@@ -220,7 +256,9 @@ def test_threads_change_nothing():
 
     runs = []
     for threads in (1, 3):
-        env = ControlSuiteVectorEnv(make_env("gjwm/cheetah-run-v0", max_episode_steps=7), 5, threads=threads)
+        env = ControlSuiteVectorEnv(
+            make_env("gjwm/cheetah-run-v0", max_episode_steps=7), 5, threads=threads
+        )
         assert env._physics.threads == threads
         runs.append(play(env, random_actions(env, 20)))
         env.close()
@@ -252,14 +290,19 @@ def test_any_gymnasium_id_is_the_single_one(workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_discrete_env_is_what_gymnasiums_own_vector_env_makes_of_it(workers):
     ours = make_vec("CartPole-v1", 3, workers=workers)
-    theirs = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    theirs = SyncVectorEnv(
+        [lambda: gym.make("CartPole-v1")] * 3, autoreset_mode=AutoresetMode.SAME_STEP
+    )
     assert ours.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     rng = np.random.default_rng(0)
     np.testing.assert_array_equal(ours.reset(seed=1)[0], theirs.reset(seed=1)[0])
     ended = 0
     for t in range(60):
         a = rng.integers(2, size=3)
-        mine, other = ours.step(np.eye(2)[a] if t % 2 else a), theirs.step(a)  # one-hot, or whole numbers
+        mine, other = (
+            ours.step(np.eye(2)[a] if t % 2 else a),
+            theirs.step(a),
+        )  # one-hot, or whole numbers
         for x, y in zip(mine[:4], other[:4]):
             np.testing.assert_array_equal(x, y)
         assert ("final_obs" in mine[4]) == ("final_obs" in other[4])
@@ -277,10 +320,13 @@ def test_bounded_actions_are_rescaled_from_the_unit_box():
     env, single = make_vec("Pendulum-v1", 2), gym.make("Pendulum-v1")
     assert env.single_action_space.high == 1
     env.reset(seed=3), single.reset(seed=4)
-    np.testing.assert_allclose(env.step(np.full((2, 1), 0.4))[0][1], single.step(np.array([0.8]))[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        env.step(np.full((2, 1), 0.4))[0][1], single.step(np.array([0.8]))[0], rtol=1e-5
+    )
 
 
-# -- what step and reset return --------------------------------------------------------------------------------------
+# -- what step and reset return
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -316,7 +362,9 @@ def test_on_a_device_everything_is_a_tensor_and_last_observations_cover_all_envs
     for t in range(3):
         kept = leaves(observation)
         observation, reward, terminated, truncated, infos = env.step(action)
-        assert all(torch.equal(a, b) for a, b in zip(kept, before)), "a step wrote into what an earlier one returned"
+        assert all(torch.equal(a, b) for a, b in zip(kept, before)), (
+            "a step wrote into what an earlier one returned"
+        )
         before = [part.clone() for part in leaves(observation)]
         assert reward.dtype == torch.float32 and terminated.dtype == truncated.dtype == torch.bool
         assert all(isinstance(part, torch.Tensor) for part in leaves(observation))
@@ -353,12 +401,15 @@ def test_states_are_taken_out_and_put_back(kwargs):
     env.close()
 
 
-# -- processes that die ----------------------------------------------------------------------------------------------
+# -- processes that die
+# ----------------------------------------------------------------------------------------------
 
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on():
     kwargs = {"obs": "pixels", "size": 32, "max_episode_steps": 9}
-    env, undisturbed = (make_vec("gjwm/reacher-easy-v0", 3, workers=workers, **kwargs) for workers in (2, 0))
+    env, undisturbed = (
+        make_vec("gjwm/reacher-easy-v0", 3, workers=workers, **kwargs) for workers in (2, 0)
+    )
     actions = random_actions(env, 12)
     last, _ = env.reset(seed=0)
     undisturbed.reset(seed=0)
@@ -423,7 +474,11 @@ def test_killed_before_the_first_step_and_twice_in_a_row_a_worker_is_still_repla
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             observation, _, _, truncated, infos = env.step(np.zeros((2, 1)))
-        assert len(caught) == 1 and caught[0].filename == __file__ and "SIGKILL" in str(caught[0].message)
+        assert (
+            len(caught) == 1
+            and caught[0].filename == __file__
+            and "SIGKILL" in str(caught[0].message)
+        )
         assert truncated.tolist() == infos["worker_died"].tolist() == [False, True]
         assert infos["final_obs"][1]["x"].tolist() == begun["x"][1].tolist()
         begun = observation
@@ -537,7 +592,8 @@ def test_two_hundred_open_and_closed_leave_nothing_behind(env_id, kwargs):
     assert multiprocessing.active_children() == []
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------------
+# -- what is refused
+# --  ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"workers": 2}])

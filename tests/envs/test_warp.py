@@ -1,4 +1,6 @@
-"""MuJoCo Warp's simulators, on the CPU: dm_control's numbers on the same states. Needs the extra: pip install 'gjwm[warp]'."""
+"""MuJoCo Warp's simulators, on the CPU: dm_control's numbers on the same states. Needs the extra:
+pip install 'gjwm[warp]'.
+"""
 
 import numpy as np
 import pytest
@@ -53,7 +55,10 @@ def test_observations_and_rewards_are_dm_controls_on_the_same_states(name):
             succeed(env)
         data = env._data
         states.append(
-            [np.array(x) for x in (data.qpos, data.qvel, data.qacc_warmstart, env._model.geom_pos, data.ctrl)]
+            [
+                np.array(x)
+                for x in (data.qpos, data.qvel, data.qacc_warmstart, env._model.geom_pos, data.ctrl)
+            ]
         )
         references.append((env.observe(), env._task.get_reward(env._physics)))
     *parts, controls = (np.stack(part) for part in zip(*states))
@@ -72,7 +77,9 @@ def test_episodes_begin_as_the_single_ones_and_soon_steps_agree(name):
     kwargs = {"action_repeat": 2, "max_episode_steps": 3}
     batch, envs = vector(name, **kwargs), [single(name, **kwargs) for _ in range(N)]
     start = batch.reset(seed=[5, 6, 7, 8])[0]
-    np.testing.assert_allclose(start, np.stack([env.reset(seed=5 + i)[0] for i, env in enumerate(envs)]), atol=1e-4)
+    np.testing.assert_allclose(
+        start, np.stack([env.reset(seed=5 + i)[0] for i, env in enumerate(envs)]), atol=1e-4
+    )
     rng = np.random.default_rng(0)
     for t in range(1, 7):
         actions = rng.uniform(-1, 1, (N, *envs[0].action_space.shape)).astype(np.float32)
@@ -86,7 +93,9 @@ def test_episodes_begin_as_the_single_ones_and_soon_steps_agree(name):
             np.testing.assert_allclose(observation, last, atol=2e-3)
         else:
             np.testing.assert_allclose(np.stack(infos["final_obs"]), last, atol=2e-3)
-            np.testing.assert_allclose(observation, np.stack([env.reset()[0] for env in envs]), atol=1e-4)
+            np.testing.assert_allclose(
+                observation, np.stack([env.reset()[0] for env in envs]), atol=1e-4
+            )
             assert batch._steps.tolist() == [0] * N
 
 
@@ -99,7 +108,9 @@ def test_torch_reads_warps_own_memory_and_returns_fresh_tensors():
     assert torch.equal(first, kept) and reward.dtype == torch.float32 and not infos
     third, _, _, truncated, infos = batch.step(torch.ones(N, 1))
     assert truncated.all() and infos["_final_obs"].all()
-    assert not torch.equal(third, infos["final_obs"]) and (infos["final_obs"] - second).abs().max() < 1
+    assert (
+        not torch.equal(third, infos["final_obs"]) and (infos["final_obs"] - second).abs().max() < 1
+    )
 
 
 def test_states_are_taken_out_and_put_back():
@@ -125,7 +136,9 @@ def test_pictures_show_the_scene_without_opengl(monkeypatch):
     first, _ = batch.reset(seed=0)
     assert first["pixels"].shape == (N, 6, 32, 32) and first["pixels"].dtype == np.uint8
     np.testing.assert_array_equal(first["pixels"][:, :3], first["pixels"][:, 3:])
-    assert len({picture.tobytes() for picture in first["pixels"]}) == N and first["pixels"].std() > 5
+    assert (
+        len({picture.tobytes() for picture in first["pixels"]}) == N and first["pixels"].std() > 5
+    )
     second = batch.step(np.ones((N, 2)))[0]
     np.testing.assert_array_equal(second["pixels"][:, :3], first["pixels"][:, 3:])
     third, _, _, _, infos = batch.step(np.ones((N, 2)))
@@ -170,5 +183,7 @@ def test_what_does_not_fit_is_one_sentence():
     with batch._on_device():
         batch._fields.data("qpos")[1] = float("nan")
     batch._steps[:] = batch._limit - 1
-    with pytest.raises(RuntimeError, match="env 1 of pendulum-swingup: the physics state is invalid"):
+    with pytest.raises(
+        RuntimeError, match="env 1 of pendulum-swingup: the physics state is invalid"
+    ):
         batch.step(np.zeros((N, 1)))

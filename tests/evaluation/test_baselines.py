@@ -1,14 +1,16 @@
-"""Claims about what predictions are measured against: a linear law is exact where the world is linear, noise is measured."""
+"""Claims about what predictions are measured against: a linear law is exact where the world is
+linear, noise is measured.
+"""
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from gjwm.baselines import linear_gaussian_report, noise_floor, open_loop_windows
-from gjwm.collect import Episode, collect_episodes, make_env
-from gjwm.dynamics import GaussianDynamics
-from gjwm.world_model import WorldModel
+from gjwm.data.collect import Episode, collect_episodes, make_env
+from gjwm.evaluation.baselines import linear_gaussian_report, noise_floor, open_loop_windows
+from gjwm.models.dynamics import GaussianDynamics
+from gjwm.models.world_model import WorldModel
 
 
 def g(seed=0):
@@ -16,7 +18,10 @@ def g(seed=0):
 
 
 def trajectories(step, episodes=200, steps=20):
-    z, a = [torch.randn(episodes, 3, generator=g(1))], 0.5 * torch.randn(episodes, steps, 2, generator=g(2))
+    z, a = (
+        [torch.randn(episodes, 3, generator=g(1))],
+        0.5 * torch.randn(episodes, steps, 2, generator=g(2)),
+    )
     for t in range(steps):
         z.append(step(z[-1], a[:, t], torch.randn(episodes, 3, generator=g(3 + t))))
     return torch.stack(z, 1), a
@@ -104,9 +109,15 @@ def test_the_floor_of_a_noisy_world_is_its_noise():
 
 def test_a_deterministic_world_has_no_noise():
     settings = {"obs": "state", "terminate_on_goal": False}
-    episodes = list(collect_episodes("gjwm/two-room-v0", settings, episodes=8, length=24, record_state=True))
-    floor = noise_floor(world_of(Position()), make_env("gjwm/two-room-v0", **settings), episodes, horizon=8)
-    assert floor["deterministic"] and min(floor["r2_by_horizon"]) > 1 - 1e-6 and floor["windows"] == 8
+    episodes = list(
+        collect_episodes("gjwm/two-room-v0", settings, episodes=8, length=24, record_state=True)
+    )
+    floor = noise_floor(
+        world_of(Position()), make_env("gjwm/two-room-v0", **settings), episodes, horizon=8
+    )
+    assert (
+        floor["deterministic"] and min(floor["r2_by_horizon"]) > 1 - 1e-6 and floor["windows"] == 8
+    )
 
 
 def test_steps_whose_frame_stack_still_shows_the_restart_have_no_floor():

@@ -1,4 +1,6 @@
-"""Claims about Gaussianity and calibration reports, against closed forms and simulated null laws."""
+"""Claims about Gaussianity and calibration reports, against closed forms and simulated null
+laws.
+"""
 
 import math
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.diagnostics import (
+from gjwm.evaluation.geometry import (
     calibration_report,
     draw_embedding_report,
     effective_rank,
@@ -15,8 +17,8 @@ from gjwm.diagnostics import (
     rank_me,
     wilson_interval,
 )
-from gjwm.dynamics import Prediction
-from gjwm.normality import epps_pulley_p_value, henze_zirkler
+from gjwm.evaluation.normality import epps_pulley_p_value, henze_zirkler
+from gjwm.models.dynamics import Prediction
 
 
 def randn(*shape, seed=0):
@@ -46,7 +48,9 @@ def test_finite_sample_references_have_their_known_values():
 
 
 def test_equal_eigenvalues_give_their_number_as_effective_rank():
-    assert effective_rank(torch.tensor([2.0] * 5 + [0.0] * 3, dtype=torch.float64)) == pytest.approx(5)
+    assert effective_rank(
+        torch.tensor([2.0] * 5 + [0.0] * 3, dtype=torch.float64)
+    ) == pytest.approx(5)
     assert effective_rank(torch.zeros(4, dtype=torch.float64)) == 0
 
 
@@ -56,7 +60,10 @@ def test_every_departure_shows(spoil):
     z = {
         "collapse": 0.01 * z,
         "rank one": z[:, :1].expand(-1, 8) + 1e-3 * z,
-        "uniform": (torch.rand(1000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5)
+        "uniform": (
+            torch.rand(1000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            - 0.5
+        )
         * 12**0.5,
         "shift": z + 0.5,
     }[spoil]
@@ -111,7 +118,9 @@ def test_a_report_without_a_generator_leaves_the_global_one_alone():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_report_takes_a_generator_of_another_device():
-    assert embedding_report(randn(50, 3), slices=8, generator=torch.Generator("cuda"))["samples"] == 50
+    assert (
+        embedding_report(randn(50, 3), slices=8, generator=torch.Generator("cuda"))["samples"] == 50
+    )
 
 
 def test_rank_me_counts_equal_directions():
@@ -129,7 +138,11 @@ def test_dead_directions_are_counted():
 
 def test_every_figure_has_its_ideal_counterpart():
     r = report(randn(100, 4))
-    figures = [k for k in r if not k.endswith(("_ideal", "_null")) and k not in ("samples", "independent_samples")]
+    figures = [
+        k
+        for k in r
+        if not k.endswith(("_ideal", "_null")) and k not in ("samples", "independent_samples")
+    ]
     assert len(figures) > 15 and all(f"{k}_ideal" in r for k in figures)
     assert all(math.isfinite(value) for value in r.values())
 
@@ -139,7 +152,9 @@ def test_a_report_is_drawn_as_one_picture(tmp_path):
     pytest.importorskip("matplotlib")
     pictures = []
     for name, z in (("gaussian", randn(300, 8)), ("rank one", randn(300, 1).expand(-1, 8))):
-        path = draw_embedding_report(z, tmp_path / "deep" / f"{name}.png", generator=torch.Generator().manual_seed(0))
+        path = draw_embedding_report(
+            z, tmp_path / "deep" / f"{name}.png", generator=torch.Generator().manual_seed(0)
+        )
         with image.open(path) as picture:
             assert picture.format == "PNG" and picture.size == (1200, 380)
             pictures.append(np.asarray(picture.convert("L"), dtype=float))
@@ -162,7 +177,9 @@ def test_crps_has_its_closed_form_values():
     zero, one = torch.zeros(1), torch.ones(1)
     assert gaussian_crps(zero, one, zero).item() == pytest.approx(0.233695, abs=1e-6)
     y = randn(200_000)
-    assert gaussian_crps(torch.zeros_like(y), torch.ones_like(y), y).mean().item() == pytest.approx(0.564190, abs=3e-3)
+    assert gaussian_crps(torch.zeros_like(y), torch.ones_like(y), y).mean().item() == pytest.approx(
+        0.564190, abs=3e-3
+    )
 
 
 def test_a_calibrated_prediction_covers_what_it_promises():
@@ -187,9 +204,9 @@ def test_skill_is_zero_for_the_marginal_and_grows_with_information():
     marginal = calibration_report(Prediction(torch.zeros_like(y), torch.ones_like(y)), y)
     assert marginal["skill"] == pytest.approx(0, abs=0.01)
     noisy = y + 0.1 * randn(4000, 8, seed=1)
-    assert calibration_report(Prediction(noisy, torch.full_like(y, 0.01)), y)["skill"] == pytest.approx(
-        -math.log(0.1), abs=0.02
-    )
+    assert calibration_report(Prediction(noisy, torch.full_like(y, 0.01)), y)[
+        "skill"
+    ] == pytest.approx(-math.log(0.1), abs=0.02)
 
 
 def test_wilson_interval_is_sane_at_the_edges():

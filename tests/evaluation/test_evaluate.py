@@ -1,4 +1,6 @@
-"""Claims about the judge: it gives known models the figures they deserve, and a world its own goals."""
+"""Claims about the judge: it gives known models the figures they deserve, and a world its own
+goals.
+"""
 
 import json
 
@@ -6,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.behaviours import Coloured
-from gjwm.collect import Episode, collect_episodes, make_env
-from gjwm.costs import GoalCost
-from gjwm.dynamics import Dynamics, EnsembleDynamics, GaussianDynamics, Prediction
-from gjwm.encoders import MLPEncoder
-from gjwm.evaluate import (
+from gjwm.data.behaviours import Coloured
+from gjwm.data.collect import Episode, collect_episodes, make_env
+from gjwm.evaluation.evaluate import (
     Details,
     GoalEpisodes,
     attempt_goals,
@@ -28,8 +27,11 @@ from gjwm.evaluate import (
     probe_report,
     random_policy,
 )
+from gjwm.models.dynamics import Dynamics, EnsembleDynamics, GaussianDynamics, Prediction
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.world_model import WorldModel
 from gjwm.planning import CEM
-from gjwm.world_model import WorldModel
+from gjwm.planning.costs import GoalCost
 
 TWO_ROOM = {"obs": "state", "goal": "other-room", "terminate_on_goal": False}
 
@@ -39,7 +41,9 @@ def g(seed=0):
 
 
 class Known(Dynamics):
-    """z' = 0.9 z + a + noise of standard deviation 0.3, known exactly: what a perfect model would report."""
+    """z' = 0.9 z + a + noise of standard deviation 0.3, known exactly: what a perfect model would
+    report.
+    """
 
     def __init__(self, believed_std=0.3):
         super().__init__(3, 3)
@@ -93,8 +97,8 @@ def test_particles_of_the_true_law_are_calibrated_and_of_a_false_one_are_not():
 
 
 def test_sampled_rollouts_relax_to_the_marginal_and_mean_rollouts_shrink():
-    """z' = 0.9 z + a + noise with these actions has variance (0.09 + 0.09) / 0.19 in the long run, half of it known
-    from actions."""
+    """z' = 0.9 z + a + noise with these actions has variance (0.09 + 0.09) / 0.19 in the long run,
+    half of it known from actions."""
     z, a = known_trajectories(episodes=2000)
     report = marginal_report(Known(), z, a, generator=g())
     assert report["steps"] == 24
@@ -108,7 +112,11 @@ def test_probes_read_what_is_there_and_only_that():
     episodes = []
     for _ in range(40):
         position = rng.uniform(-1, 1, (16, 2))
-        true_state = {"position": position, "hidden": rng.normal(size=(16, 1)), "constant": np.ones((16, 1))}
+        true_state = {
+            "position": position,
+            "hidden": rng.normal(size=(16, 1)),
+            "constant": np.ones((16, 1)),
+        }
         episodes.append(Episode(None, None, None, None, None, None, position, true_state))
     z = torch.from_numpy(np.stack([e.position for e in episodes])) @ torch.randn(
         2, 6, dtype=torch.float64, generator=g()
@@ -125,7 +133,9 @@ def test_probes_read_what_is_there_and_only_that():
 
 def test_success_is_the_nearest_approach_after_the_start():
     distance = np.array([[0.01, 0.2, 0.3], [0.3, 0.02, 0.3], [0.3, 0.2, 0.05], [0.3, 0.1, 0.019]])
-    report = planning_report(GoalEpisodes(distance, np.ones(4), 0.001, np.zeros((4, 2, 2))), radius=0.02)
+    report = planning_report(
+        GoalEpisodes(distance, np.ones(4), 0.001, np.zeros((4, 2, 2))), radius=0.02
+    )
     assert report["success_rate"] == 0.5  # starting at the goal is no success
     assert report["episodes"] == 4 and report["ci95"][0] < 0.5 < report["ci95"][1]
     assert report["closest_distance_mean"] == pytest.approx((0.2 + 0.02 + 0.05 + 0.019) / 4)
@@ -135,7 +145,13 @@ def test_success_is_the_nearest_approach_after_the_start():
 def reacher_episodes():
     kwargs = {"obs": "state", "action_repeat": 2}
     made = collect_episodes(
-        "gjwm/reacher-easy-v0", kwargs, Coloured(), episodes=6, length=30, workers=0, record_state=True
+        "gjwm/reacher-easy-v0",
+        kwargs,
+        Coloured(),
+        episodes=6,
+        length=30,
+        workers=0,
+        record_state=True,
     )
     return kwargs, list(made)
 
@@ -155,7 +171,9 @@ def test_a_goal_ahead_is_the_state_that_the_same_episode_reached(reacher_episode
 
 
 def test_replaying_the_recorded_actions_reaches_the_goal_exactly(reacher_episodes):
-    """The attempt starts and steps as the episode did: nothing is lost in between, so a perfect policy can score 100%."""
+    """The attempt starts and steps as the episode did: nothing is lost in between, so a perfect
+    policy can score 100%.
+    """
     kwargs, episodes = reacher_episodes
     envs = [make_env("gjwm/reacher-easy-v0", **kwargs) for _ in episodes]
     pairs = goal_pairs_ahead(envs[0], episodes, offset=12, count=6, rng=np.random.default_rng(0))
@@ -184,10 +202,14 @@ def test_the_oracle_crosses_the_door_and_chance_does_not():
 
 
 def tiny_evaluation(seed=0, details=None):
-    episodes = list(collect_episodes("gjwm/two-room-v0", TWO_ROOM, episodes=12, length=30, record_state=True))
+    episodes = list(
+        collect_episodes("gjwm/two-room-v0", TWO_ROOM, episodes=12, length=30, record_state=True)
+    )
     torch.manual_seed(0)
     shape = episodes[0].o.shape[1:]
-    model = WorldModel(MLPEncoder(shape, 4, hidden=(16,)), GaussianDynamics(4, 2, hidden=16, std_hidden=8)).eval()
+    model = WorldModel(
+        MLPEncoder(shape, 4, hidden=(16,)), GaussianDynamics(4, 2, hidden=16, std_hidden=8)
+    ).eval()
     return evaluate(
         model,
         "gjwm/two-room-v0",
@@ -212,7 +234,9 @@ def evaluated():
 
 def test_kappa_plans_on_each_members_own_path():
     torch.manual_seed(0)
-    model = WorldModel(MLPEncoder((6,), 4, hidden=(16,)), EnsembleDynamics(4, 2, members=3, hidden=16)).eval()
+    model = WorldModel(
+        MLPEncoder((6,), 4, hidden=(16,)), EnsembleDynamics(4, 2, members=3, hidden=16)
+    ).eval()
     env = make_env("gjwm/two-room-v0", obs="state", goal="other-room")
     pairs = goal_pairs_from_resets(env, count=5, seed=0)
     o = torch.randn(5, 6, generator=g())
@@ -220,7 +244,9 @@ def test_kappa_plans_on_each_members_own_path():
     with torch.no_grad():
         goal, z0 = model.encode(torch.from_numpy(pairs.goal_observation)), model.encode(o)
         for kappa in (None, 0.0, 2.0):
-            policy = model_policy(model, planner, pairs, horizon=5, replan_every=1, generator=g(), kappa=kappa)
+            policy = model_policy(
+                model, planner, pairs, horizon=5, replan_every=1, generator=g(), kappa=kappa
+            )
             policy.agent.act(o)
             a = policy.agent.plan.mean[:, None]
             paths = model.dynamics.rollout_members(z0, a)  # (B, 1, M, H+1, D)
@@ -236,7 +262,9 @@ def test_kappa_plans_on_each_members_own_path():
 
 def test_goals_of_neighbouring_seeds_are_others():
     env = make_env("gjwm/two-room-v0", obs="state", goal="other-room")
-    one, again, next_ = (goal_pairs_from_resets(env, count=6, seed=seed).goal_position for seed in (1, 1, 2))
+    one, again, next_ = (
+        goal_pairs_from_resets(env, count=6, seed=seed).goal_position for seed in (1, 1, 2)
+    )
     assert np.array_equal(one, again)
     assert np.linalg.norm(one[:, None] - next_[None], axis=-1).min() > 1e-6
 
@@ -247,7 +275,9 @@ def test_the_report_holds_every_promised_figure_as_plain_json_and_repeats(evalua
     assert {"r2_by_horizon", "skill_nats_per_dim", "rank_accuracy"} <= set(again["prediction"])
     assert len(again["prediction"]["r2_by_horizon"]) == 6
     assert {"linear_r2", "knn_r2"} <= set(again["probe"])
-    assert {"effective_rank", "effective_rank_ideal", "epps_pulley", "epps_pulley_null"} <= set(again["gaussianity"])
+    assert {"effective_rank", "effective_rank_ideal", "epps_pulley", "epps_pulley_null"} <= set(
+        again["gaussianity"]
+    )
     assert {f"coverage_{level}" for level in (50, 80, 90, 95)} <= set(again["calibration"])
     figures = {"success_rate", "return_mean", "ci95", "episodes", "seconds_per_step"}
     for row in (again["planning"], *(again["planning"][k] for k in ("random", "hold", "oracle"))):
@@ -256,7 +286,9 @@ def test_the_report_holds_every_promised_figure_as_plain_json_and_repeats(evalua
 
     def timeless(x):
         skipped = ("seconds_per_step", "timings")
-        return {k: timeless(v) for k, v in x.items() if k not in skipped} if isinstance(x, dict) else x
+        return (
+            {k: timeless(v) for k, v in x.items() if k not in skipped} if isinstance(x, dict) else x
+        )
 
     assert timeless(tiny_evaluation()) == timeless(report)
 
@@ -267,7 +299,9 @@ def test_details_are_what_the_figures_were_made_of(evaluated):
     assert distance.shape == (4, 7) and details.attempts.actions.shape == (4, 6, 2)
     assert (distance[:, 1:].min(1) <= 0.05).mean() == report["planning"]["success_rate"]
     assert {"distance_random", "distance_hold", "distance_oracle"} <= set(details.arrays)
-    np.testing.assert_array_equal(np.diff(details.arrays["distance_hold"]), 0)  # the dot stays where it is
+    np.testing.assert_array_equal(
+        np.diff(details.arrays["distance_hold"]), 0
+    )  # the dot stays where it is
     assert [step for step, _ in details.plans] == list(range(6))  # replan_every=1
     assert details.plans[0][1].shape == (4, 6, 2)
     np.testing.assert_allclose(

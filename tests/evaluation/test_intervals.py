@@ -1,16 +1,24 @@
-"""Claims about bootstrap intervals: they cover what they promise, and they know what is independent."""
+"""Claims about bootstrap intervals: they cover what they promise, and they know what is
+independent.
+"""
 
 import numpy as np
 import pytest
 
-from gjwm.intervals import interquartile_mean, ratio_interval, stratified_interquartile_mean
+from gjwm.evaluation.intervals import (
+    interquartile_mean,
+    ratio_interval,
+    stratified_interquartile_mean,
+)
 
 
 def test_the_interval_of_a_mean_is_the_classical_one():
     x = np.random.default_rng(0).normal(3.0, 2.0, 400)
     low, high = ratio_interval(x, np.ones_like(x))
     half = 1.96 * x.std() / 20
-    assert low == pytest.approx(x.mean() - half, abs=0.02) and high == pytest.approx(x.mean() + half, abs=0.02)
+    assert low == pytest.approx(x.mean() - half, abs=0.02) and high == pytest.approx(
+        x.mean() + half, abs=0.02
+    )
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -20,7 +28,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         x = rng.exponential(2.0, 60)
         low, high = ratio_interval(x, np.ones_like(x), level=0.9, draws=500, seed=k)
         held += low <= 2.0 <= high
-    assert 0.83 <= held / 300 <= 0.94  # a percentile bootstrap of a skewed law falls a little short of 0.9
+    assert (
+        0.83 <= held / 300 <= 0.94
+    )  # a percentile bootstrap of a skewed law falls a little short of 0.9
 
 
 def test_axes_behind_the_first_are_ratios_of_their_own():
@@ -36,13 +46,20 @@ def test_the_interquartile_mean_ignores_both_ends():
 
 
 def test_a_stratified_draw_keeps_every_task():
-    """Two tasks whose scores never vary: any draw within tasks gives the same mean, one over all runs would not."""
+    """Two tasks whose scores never vary: any draw within tasks gives the same mean, one over all
+    runs would not.
+    """
     mean, low, high = stratified_interquartile_mean({"easy": np.ones(4), "hard": np.zeros(4)})
     assert mean == low == high == 0.5
     rng = np.random.default_rng(3)
     few = {k: rng.normal(size=3) for k in "ab"}
     many = {k: rng.normal(size=300) for k in "ab"}
-    spread = [high - low for _, low, high in (stratified_interquartile_mean(runs, draws=2000) for runs in (few, many))]
+    spread = [
+        high - low
+        for _, low, high in (
+            stratified_interquartile_mean(runs, draws=2000) for runs in (few, many)
+        )
+    ]
     assert spread[0] > 4 * spread[1]
 
 

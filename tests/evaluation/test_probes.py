@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gjwm.probes import knn_probe, linear_probe, mlp_probe
+from gjwm.evaluation.probes import knn_probe, linear_probe, mlp_probe
 
 
 def data(function, n=2000, dim=3):
@@ -32,7 +32,9 @@ def test_no_probe_reads_what_is_not_there():
 
 def test_mlp_probe_replays_from_its_generator():
     sets = data(lambda z: z[:, :2].sin())
-    first, second = (mlp_probe(*sets, steps=20, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    first, second = (
+        mlp_probe(*sets, steps=20, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+    )
     assert first == second
 
 

@@ -1,4 +1,6 @@
-"""Claims about violations of expectation: what is painted, and that a model which knows its world notices."""
+"""Claims about violations of expectation: what is painted, and that a model which knows its world
+notices.
+"""
 
 import numpy as np
 import pytest
@@ -6,16 +8,18 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from gjwm.dataset import Episode, restack
-from gjwm.dynamics import Dynamics, Prediction
-from gjwm.surprise import VIOLATIONS, auroc, spoil, violation_report
-from gjwm.world_model import WorldModel
+from gjwm.data.dataset import Episode, restack
+from gjwm.evaluation.surprise import VIOLATIONS, auroc, spoil, violation_report
+from gjwm.models.dynamics import Dynamics, Prediction
+from gjwm.models.world_model import WorldModel
 
 SIZE, NOISE = 16, 0.01
 
 
 class Centroid(nn.Module):
-    """Picture of a red dot -> its x, y and how red it is: an encoder that sees exactly what there is."""
+    """Picture of a red dot -> its x, y and how red it is: an encoder that sees exactly what there
+    is.
+    """
 
     latent_dim, config = 3, {}
 
@@ -59,7 +63,15 @@ def episodes(count, seed, frame_stack=1, length=40):
         path[1:] += 0.003 * rng.standard_normal(path[1:].shape)
         frames = np.stack([picture(*p) for p in path])
         no = np.zeros(length, bool)
-        made.append(Episode(restack(frames, space(frame_stack), frame_stack), a, np.zeros(length, np.float32), no, no))
+        made.append(
+            Episode(
+                restack(frames, space(frame_stack), frame_stack),
+                a,
+                np.zeros(length, np.float32),
+                no,
+                no,
+            )
+        )
     return made
 
 
@@ -72,7 +84,11 @@ def space(frame_stack=1):
 def test_only_the_named_step_is_impossible(kind, frame_stack):
     (episode,) = episodes(1, 0, frame_stack)
     spoiled = spoil(
-        episode, kind, observation_space=space(frame_stack), frame_stack=frame_stack, rng=np.random.default_rng(0)
+        episode,
+        kind,
+        observation_space=space(frame_stack),
+        frame_stack=frame_stack,
+        rng=np.random.default_rng(0),
     )
     assert spoiled.o.shape[1:] == episode.o.shape[1:] and len(spoiled.o) == len(spoiled.a) + 1
     np.testing.assert_array_equal(spoiled.o[: spoiled.step + 1], episode.o[: spoiled.step + 1])
@@ -82,7 +98,11 @@ def test_only_the_named_step_is_impossible(kind, frame_stack):
     if kind == "teleport":
         assert error[spoiled.step] > 0.05 > 2 * np.delete(error, spoiled.step).max()
     elif kind == "colour":
-        assert redder[spoiled.step] > 0.3 and np.delete(redder, spoiled.step).max() < 0.05 and error.max() < 0.03
+        assert (
+            redder[spoiled.step] > 0.3
+            and np.delete(redder, spoiled.step).max() < 0.05
+            and error.max() < 0.03
+        )
     else:
         frozen = slice(spoiled.step, spoiled.step + 5)
         assert error[frozen].min() > 0.03
@@ -104,7 +124,11 @@ def test_a_model_that_knows_its_world_notices_and_stays_calm_otherwise():
 
 def test_auroc_is_the_probability_of_the_right_order():
     positive, negative = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 2.0])
-    wins = sum(1.0 if p > n else 0.5 if p == n else 0.0 for p in positive.tolist() for n in negative.tolist())
+    wins = sum(
+        1.0 if p > n else 0.5 if p == n else 0.0
+        for p in positive.tolist()
+        for n in negative.tolist()
+    )
     assert auroc(positive, negative) == pytest.approx(wins / 6)
     assert auroc(negative, positive) == pytest.approx(1 - wins / 6)
 

@@ -1,16 +1,22 @@
-"""The verdict's rules, each at its threshold: what is named, in which order, and what is advised."""
+"""The verdict's rules, each at its threshold: what is named, in which order, and what is
+advised.
+"""
 
 import copy
 
 import pytest
 
-from gjwm.diagnostics import wilson_interval
-from gjwm.report import judge
-from gjwm.report import verdict as rules
+from gjwm.evaluation.geometry import wilson_interval
+from gjwm.reporting import judge
+from gjwm.reporting import verdict as rules
 
 
 def policy(successes, of=100):
-    return {"success_rate": successes / of, "ci95": list(wilson_interval(successes, of)), "episodes": of}
+    return {
+        "success_rate": successes / of,
+        "ci95": list(wilson_interval(successes, of)),
+        "episodes": of,
+    }
 
 
 GOOD = {
@@ -83,7 +89,9 @@ def test_above_chance_means_intervals_that_do_not_meet():
     assert judge(model_reaches(above, planning__random=chance)).grade == "partly"
     below = judge(model_reaches(above - 1, planning__random=chance))
     assert below.grade == "poor" and "not clearly above chance" in below.lines[0]
-    assert judge(model_reaches(above - 1, planning__hold=chance)).grade == "poor"  # standing still is chance too
+    assert (
+        judge(model_reaches(above - 1, planning__hold=chance)).grade == "poor"
+    )  # standing still is chance too
 
 
 def test_a_planner_that_fails_on_the_simulator_leaves_the_model_undecided():
@@ -105,11 +113,29 @@ def test_easy_goals_prove_little():
         ("prediction__variance_per_dim", 0.1, 0.099, "collapse", "objective.lam"),
         ("gaussianity__effective_rank", 1.6, 1.59, "collapse", "objective.lam"),
         ("prediction__r2_by_horizon", [0.9, 0.5], [0.9, 0.499], "prediction", "train.steps"),
-        ("prediction__copy_last_r2_by_horizon", [0.9, 0.859], [0.9, 0.86], "prediction", "train.length"),
-        ("prediction__linear_gaussian", {"r2_by_horizon": [0.859]}, {"r2_by_horizon": [0.86]}, "prediction", "hidden"),
+        (
+            "prediction__copy_last_r2_by_horizon",
+            [0.9, 0.859],
+            [0.9, 0.86],
+            "prediction",
+            "train.length",
+        ),
+        (
+            "prediction__linear_gaussian",
+            {"r2_by_horizon": [0.859]},
+            {"r2_by_horizon": [0.86]},
+            "prediction",
+            "hidden",
+        ),
         ("calibration__coverage_90", 0.8, 0.799, "uncertainty", "calibrate.episodes"),
         ("calibration__coverage_90", 0.97, 0.971, "uncertainty", "calibrate.episodes"),
-        ("calibration__horizon_5", {"coverage_90": 0.8}, {"coverage_90": 0.799}, "uncertainty", "calibrate.horizon"),
+        (
+            "calibration__horizon_5",
+            {"coverage_90": 0.8},
+            {"coverage_90": 0.799},
+            "uncertainty",
+            "calibrate.horizon",
+        ),
     ],
 )
 def test_each_link_breaks_at_its_threshold(path, holds, breaks, name, advice):
@@ -127,7 +153,11 @@ def test_the_best_probe_decides_whether_the_position_can_be_read():
 
 def test_the_first_broken_link_is_the_reason():
     report = model_reaches(
-        50, probe__linear_r2=0.1, probe__knn_r2=0.1, probe__mlp_r2=0.1, prediction__r2_by_horizon=[0.2, 0.1]
+        50,
+        probe__linear_r2=0.1,
+        probe__knn_r2=0.1,
+        probe__mlp_r2=0.1,
+        prediction__r2_by_horizon=[0.2, 0.1],
     )
     verdict = judge(report)
     assert [found.name for found in verdict.broken] == ["representation", "prediction"]
@@ -139,7 +169,9 @@ def test_the_first_broken_link_is_the_reason():
 def test_with_every_link_whole_the_loss_lies_in_the_latent_distance():
     verdict = judge(model_reaches(60))
     assert verdict.grade == "partly" and not verdict.broken
-    assert "between prediction and planning" in verdict.lines[1] and "replan_every" in verdict.lines[2]
+    assert (
+        "between prediction and planning" in verdict.lines[1] and "replan_every" in verdict.lines[2]
+    )
 
 
 @pytest.mark.parametrize(

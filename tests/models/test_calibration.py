@@ -1,11 +1,13 @@
-"""Claims about calibration: right laws pass, wrong ones show, and one factor per horizon repairs what one factor can."""
+"""Claims about calibration: right laws pass, wrong ones show, and one factor per horizon repairs
+what one factor can.
+"""
 
 import math
 
 import pytest
 import torch
 
-from gjwm.calibration import (
+from gjwm.models.calibration import (
     Calibration,
     calibration_report,
     energy_score,
@@ -14,7 +16,7 @@ from gjwm.calibration import (
     fit_temperature,
     forecast_windows,
 )
-from gjwm.dynamics import Dynamics, FullPrediction, MixturePrediction, Prediction
+from gjwm.models.dynamics import Dynamics, FullPrediction, MixturePrediction, Prediction
 
 
 def randn(*shape, seed=0):
@@ -32,7 +34,9 @@ def test_true_laws_of_every_shape_pass_all_figures():
     for law in (
         Prediction(mean, randn(4000, 3, seed=1).exp()),
         FullPrediction.of(mean, tril),
-        MixturePrediction.of(log_weights, 3 * randn(4000, 3, 3, seed=7), randn(4000, 3, 3, seed=8).exp()),
+        MixturePrediction.of(
+            log_weights, 3 * randn(4000, 3, 3, seed=7), randn(4000, 3, 3, seed=8).exp()
+        ),
     ):
         report = calibration_report(law, law.sample(g(2)))
         for level in (50, 80, 90, 95):
@@ -52,8 +56,12 @@ def test_the_energy_score_of_one_dimension_is_the_crps_and_prefers_the_truth():
     tril = torch.tensor([[1.0, 0.0], [0.95, math.sqrt(1 - 0.95**2)]])
     true = FullPrediction.of(torch.zeros(4000, 2), tril)
     independent, y = Prediction(true.mean, true.variance), true.sample(g(3))
-    assert calibration_report(independent, y)["crps"] == pytest.approx(calibration_report(true, y)["crps"], rel=1e-4)
-    scores = [energy_score(law, y, samples=64, generator=g()).mean().item() for law in (true, independent)]
+    assert calibration_report(independent, y)["crps"] == pytest.approx(
+        calibration_report(true, y)["crps"], rel=1e-4
+    )
+    scores = [
+        energy_score(law, y, samples=64, generator=g()).mean().item() for law in (true, independent)
+    ]
     assert scores[0] < scores[1] - 0.01
 
 
@@ -95,7 +103,9 @@ def test_gaussian_errors_get_no_tails():
 
 
 class Overconfident(Dynamics):
-    """z' = 0.9 z + a, true noise 0.3 but believed 0.1, and the truth also drifts: each horizon needs a factor of its own."""
+    """z' = 0.9 z + a, true noise 0.3 but believed 0.1, and the truth also drifts: each horizon
+    needs a factor of its own.
+    """
 
     def __init__(self, believed=0.1):
         super().__init__(2, 2)
@@ -123,10 +133,14 @@ def test_factors_fitted_on_some_episodes_hold_on_others_at_every_horizon():
     model = Overconfident()
     calibration = fit_calibration(model, *trajectories(1500, 0), horizon=10, generator=g())
     factors = calibration.temperature
-    assert len(factors) == 10 and factors[0].item() == pytest.approx(math.hypot(0.3, 0.15) / 0.1, rel=0.05)
+    assert len(factors) == 10 and factors[0].item() == pytest.approx(
+        math.hypot(0.3, 0.15) / 0.1, rel=0.05
+    )
     assert factors[9] > 1.15 * factors[0]  # a constant bias adds up faster than independent noise
     z, a = trajectories(1500, 100)
-    law = model.forecast(z[:, 0], a[:, :10], particles=64, generator=g(1)).tempered(calibration.factors(10))
+    law = model.forecast(z[:, 0], a[:, :10], particles=64, generator=g(1)).tempered(
+        calibration.factors(10)
+    )
     for k in (0, 4, 9):
         report = calibration_report(law[:, k], z[:, k + 1])
         assert report["coverage_90"] == pytest.approx(0.9, abs=0.02) and report["ece"] < 0.02
@@ -159,7 +173,9 @@ def test_what_cannot_be_judged_is_one_sentence(judge):
 def test_the_energy_score_draws_for_at_most_2000_rows_and_never_broadcasts(monkeypatch):
     drawn = []
     sample = Prediction.sample
-    monkeypatch.setattr(Prediction, "sample", lambda law, g=None: drawn.append(len(law.mean)) or sample(law, g))
+    monkeypatch.setattr(
+        Prediction, "sample", lambda law, g=None: drawn.append(len(law.mean)) or sample(law, g)
+    )
     calibration_report(Prediction(torch.zeros(3999, 2), torch.ones(3999, 2)), randn(3999, 2))
     assert set(drawn) == {2000}
     with pytest.raises(ValueError, match="target's shape"):

@@ -3,13 +3,17 @@
 import pytest
 import torch
 
-from gjwm.decoder import ConvDecoder
-from gjwm.encoders import ConvEncoder, MLPEncoder
+from gjwm.models.decoder import ConvDecoder
+from gjwm.models.encoders import ConvEncoder, MLPEncoder
 
 
 def images(*lead, channels=3, size=32):
     return torch.randint(
-        0, 256, (*lead, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        0,
+        256,
+        (*lead, channels, size, size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
     )
 
 
@@ -47,7 +51,9 @@ def test_mlp_encoder_does_not_care_about_the_scale_of_its_inputs():
 
 
 def test_symlog_keeps_ordinary_values_apart_beside_rare_large_ones():
-    """One sample in 16 is 1,000 times as large: without symlog the others are standardised into one point."""
+    """One sample in 16 is 1,000 times as large: without symlog the others are standardised into one
+    point.
+    """
     o = torch.linspace(-1, 1, 256)[:, None].clone()
     o[::16] *= 1000
     ordinary = torch.arange(256) % 16 != 0
@@ -62,7 +68,8 @@ def test_symlog_keeps_ordinary_values_apart_beside_rare_large_ones():
     assert spread(True) > 10 * spread(False)
     encoder = MLPEncoder((1,), 2, symlog=True).eval()
     assert torch.equal(
-        encoder(torch.tensor([[3.0]])), MLPEncoder.features(encoder, torch.tensor([[3.0]])) / (1 + 1e-8) ** 0.5
+        encoder(torch.tensor([[3.0]])),
+        MLPEncoder.features(encoder, torch.tensor([[3.0]])) / (1 + 1e-8) ** 0.5,
     )
 
 

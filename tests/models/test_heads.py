@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from gjwm.dynamics import GaussianDynamics, LinearGaussianDynamics
-from gjwm.encoders import MLPEncoder
-from gjwm.heads import RewardHead, StateHead, TerminationHead
+from gjwm._core.types import Batch
+from gjwm.models.dynamics import GaussianDynamics, LinearGaussianDynamics
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.heads import RewardHead, StateHead, TerminationHead
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
-from gjwm.train import train_dynamics, train_state_head
-from gjwm.types import Batch
-from gjwm.world_model import WorldModel
+from gjwm.training.train import train_dynamics, train_state_head
 
 
 def randn(*shape, seed=0):
@@ -43,14 +43,23 @@ def test_heads_learn_in_a_world_model_without_touching_encoder_or_dynamics(tmp_p
     model = WorldModel(
         MLPEncoder((3,), 4, hidden=(16,)),
         GaussianDynamics(4, 2, hidden=16, std_hidden=8),
-        {"reward": RewardHead(4, 2, hidden=(8,)), "termination": TerminationHead(4, 2, hidden=(8,))},
+        {
+            "reward": RewardHead(4, 2, hidden=(8,)),
+            "termination": TerminationHead(4, 2, hidden=(8,)),
+        },
     )
     objective = JointEmbeddingObjective(SIGReg(8), 5.0)
     losses = model.loss(batch(), objective, generator=torch.Generator().manual_seed(0))
     (losses["reward"] + losses["termination"]).backward(retain_graph=True)
     reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert reached == {"heads"}
-    total = losses["alignment"] + 5 * losses["discrepancy"] + losses["nll"] + losses["reward"] + losses["termination"]
+    total = (
+        losses["alignment"]
+        + 5 * losses["discrepancy"]
+        + losses["nll"]
+        + losses["reward"]
+        + losses["termination"]
+    )
     torch.testing.assert_close(losses["loss"], total)
     model.eval().save(tmp_path / "model.pt")
     loaded = WorldModel.load(tmp_path / "model.pt")
@@ -64,7 +73,9 @@ def test_a_state_head_reads_a_state_in_its_own_units():
     z = randn(4000, 3)
     state = torch.stack([100 + 20 * z[:, 0], 0.01 * (z[:, 1] * z[:, 2]).tanh()], -1)
     head = StateHead(3, 2)
-    train_state_head(head, z[:3000], state[:3000], steps=400, generator=torch.Generator().manual_seed(0))
+    train_state_head(
+        head, z[:3000], state[:3000], steps=400, generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         error = (head(z[3000:]) - state[3000:]).square().mean(0)
     assert (error < 0.05 * state.var(0)).all()
@@ -73,7 +84,8 @@ def test_a_state_head_reads_a_state_in_its_own_units():
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: GaussianDynamics(2, 1, hidden=16, std_hidden=8), lambda: LinearGaussianDynamics(2, 1)]
+    "build",
+    [lambda: GaussianDynamics(2, 1, hidden=16, std_hidden=8), lambda: LinearGaussianDynamics(2, 1)],
 )
 def test_dynamics_alone_are_fitted_to_frozen_latents(build):
     torch.manual_seed(0)
@@ -81,9 +93,13 @@ def test_dynamics_alone_are_fitted_to_frozen_latents(build):
     for t in range(12):
         z.append(0.9 * z[-1] + 0.3 * a[:, t] + 0.1 * randn(40, 2, seed=2 + t))
     z, dynamics = torch.stack(z, 1), build()
-    train_dynamics(dynamics, z, a, steps=150, length=4, lr=5e-3, generator=torch.Generator().manual_seed(0))
+    train_dynamics(
+        dynamics, z, a, steps=150, length=4, lr=5e-3, generator=torch.Generator().manual_seed(0)
+    )
     law = dynamics.predict_sequence(z[:, :-1], a)
     assert (law.mean - z[:, 1:]).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.3)
-    assert law.variance.mean().sqrt().item() == pytest.approx(0.1, rel=0.4) and not dynamics.training
+    assert (
+        law.variance.mean().sqrt().item() == pytest.approx(0.1, rel=0.4) and not dynamics.training
+    )
     with pytest.raises(ValueError, match="length"):
         train_dynamics(dynamics, z, a, length=13)

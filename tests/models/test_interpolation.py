@@ -1,10 +1,12 @@
-"""Claims about paths between latents: they keep their ends, all but the linear one the variance, and one the law N(0, I)."""
+"""Claims about paths between latents: they keep their ends, all but the linear one the variance,
+and one the law N(0, I).
+"""
 
 import pytest
 import torch
 
-from gjwm.decoder import ConvDecoder
-from gjwm.interpolation import linear, picture_strip, slerp, variance_preserving
+from gjwm.models.decoder import ConvDecoder
+from gjwm.models.interpolation import linear, picture_strip, slerp, variance_preserving
 
 PATHS = [linear, variance_preserving, slerp]
 
@@ -35,7 +37,9 @@ def test_the_variance_on_the_way(path):
 def test_only_the_variance_preserving_path_keeps_the_law_of_the_norm():
     z0, z1 = ends(40_000, 4)
     midway = torch.tensor([0.5])
-    spread = {path: path(z0, z1, midway).square().sum(-1).var().item() / 8 for path in PATHS}  # over chi-squared's
+    spread = {
+        path: path(z0, z1, midway).square().sum(-1).var().item() / 8 for path in PATHS
+    }  # over chi-squared's
     assert spread[variance_preserving] == pytest.approx(1, abs=0.05)
     assert spread[slerp] == pytest.approx(0.46, abs=0.03)
     radii = torch.stack([z0.norm(dim=-1), z1.norm(dim=-1)])

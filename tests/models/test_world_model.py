@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.calibration import Calibration
-from gjwm.dataset import Episode
-from gjwm.dynamics import (
+from gjwm._core.types import Batch
+from gjwm.data.dataset import Episode
+from gjwm.models.calibration import Calibration
+from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
     GaussianDynamics,
     LinearGaussianDynamics,
     MixtureDynamics,
 )
-from gjwm.encoders import MLPEncoder
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg
-from gjwm.train import encode_dataset, refine, train
-from gjwm.types import Batch
-from gjwm.world_model import WorldModel
+from gjwm.training.train import encode_dataset, refine, train
 
 
 def world_model(latent_dim=4, observation=3, action=2, output_norm="batch"):
@@ -31,7 +31,9 @@ def world_model(latent_dim=4, observation=3, action=2, output_norm="batch"):
 
 
 class LinearSystem:
-    """o' = 0.9 R o + 0.3 a + noise, seen through a fixed linear map to `observation` dimensions. Stands in for a buffer."""
+    """o' = 0.9 R o + 0.3 a + noise, seen through a fixed linear map to `observation` dimensions.
+    Stands in for a buffer.
+    """
 
     def __init__(self, observation=6, noise=0.02):
         g = torch.Generator().manual_seed(0)
@@ -104,7 +106,8 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["no state", "no encoder", "wrong sizes", "unknown argument", "refused argument", "text"]
+    "damage",
+    ["no state", "no encoder", "wrong sizes", "unknown argument", "refused argument", "text"],
 )
 def test_damaged_contents_are_one_error_that_names_the_file(damage, tmp_path):
     path = tmp_path / "model.pt"
@@ -139,7 +142,9 @@ def train_on_linear_system(objective, output_norm="none"):
     with torch.no_grad():
         z = model.encode(batch.o)
         predicted = model.rollout(z[:, 0], batch.a)
-    return z.flatten(0, 1).std(0), (1 - (predicted - z).square().mean() / z.var((0, 1)).mean()).item()
+    return z.flatten(0, 1).std(0), (
+        1 - (predicted - z).square().mean() / z.var((0, 1)).mean()
+    ).item()
 
 
 def test_training_learns_the_system_and_the_discrepancy_prevents_collapse():
@@ -154,7 +159,15 @@ def test_the_same_seed_gives_the_same_weights():
     weights = []
     for _ in range(2):
         model = world_model(2, 6)
-        train(model, JointEmbeddingObjective(SIGReg(8)), LinearSystem(), steps=5, batch=8, length=3, generator=g(3))
+        train(
+            model,
+            JointEmbeddingObjective(SIGReg(8)),
+            LinearSystem(),
+            steps=5,
+            batch=8,
+            length=3,
+            generator=g(3),
+        )
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
     assert torch.equal(*weights)
 
@@ -163,10 +176,19 @@ def test_a_diverging_loss_stops_with_a_sentence():
     class Broken(LinearSystem):
         def sample(self, batch, length, generator=None):
             windows = super().sample(batch, length, generator)
-            return Batch(windows.o * torch.nan, windows.a, windows.r, windows.terminated, windows.episode)
+            return Batch(
+                windows.o * torch.nan, windows.a, windows.r, windows.terminated, windows.episode
+            )
 
     with pytest.raises(FloatingPointError, match="step 1"):
-        train(world_model(2, 6), JointEmbeddingObjective(SIGReg(8)), Broken(), steps=3, batch=8, length=3)
+        train(
+            world_model(2, 6),
+            JointEmbeddingObjective(SIGReg(8)),
+            Broken(),
+            steps=3,
+            batch=8,
+            length=3,
+        )
 
 
 def test_training_logs_scalars():
@@ -209,7 +231,9 @@ def test_calibration_rescales_predictions_forecasts_and_particles_alike():
         )
         path = model.rollout(z[:, 0], batch.a[:, :4], 16, g())
         raw_path = plain.rollout(z[:, 0], batch.a[:, :4], 16, g())
-        torch.testing.assert_close(path[:, :, 1:].std(1), raw_path[:, :, 1:].std(1) * factors[:, None])
+        torch.testing.assert_close(
+            path[:, :, 1:].std(1), raw_path[:, :, 1:].std(1) * factors[:, None]
+        )
         torch.testing.assert_close(path.mean(1), raw_path.mean(1), atol=1e-4, rtol=1e-4)
         assert torch.equal(path[:, :, 0], raw_path[:, :, 0])
         # Plans on mean rollouts do not depend on it.
@@ -218,7 +242,9 @@ def test_calibration_rescales_predictions_forecasts_and_particles_alike():
 
 def test_calibration_never_moves_particles_off_a_branch():
     torch.manual_seed(0)
-    model = WorldModel(MLPEncoder((6,), 2, hidden=(16,)), MixtureDynamics(2, 2, hidden=16, mixture_hidden=16)).eval()
+    model = WorldModel(
+        MLPEncoder((6,), 2, hidden=(16,)), MixtureDynamics(2, 2, hidden=16, mixture_hidden=16)
+    ).eval()
     batch = LinearSystem().sample(32, 8, g(1))
     with torch.no_grad():
         z = model.encode(batch.o)
@@ -236,7 +262,9 @@ def test_calibration_is_saved_with_the_model(tmp_path):
     assert torch.equal(ours.score, theirs.score) and torch.equal(ours.p_value, theirs.p_value)
     assert world_model().calibration is None
     # Tails too; a file from before there were any has none.
-    model.calibration = Calibration(model.calibration.temperature, model.calibration.scores, tail=2.5)
+    model.calibration = Calibration(
+        model.calibration.temperature, model.calibration.scores, tail=2.5
+    )
     model.save(tmp_path / "tailed.pt")
     assert WorldModel.load(tmp_path / "tailed.pt").calibration.tail == 2.5
     payload = torch.load(tmp_path / "tailed.pt", weights_only=True)
@@ -252,7 +280,9 @@ def test_a_calibration_that_fails_leaves_the_old_one_and_a_second_does_not_build
         model.calibrate(z * torch.nan, batch.a, horizon=4)
     assert model.calibration is first
     second = model.calibrate(z, batch.a, horizon=4, generator=g())
-    assert torch.equal(second.temperature, first.temperature) and torch.equal(second.scores, first.scores)
+    assert torch.equal(second.temperature, first.temperature) and torch.equal(
+        second.scores, first.scores
+    )
 
 
 def test_a_calibration_lives_where_the_latents_do_and_is_stored_once(monkeypatch, tmp_path):
@@ -261,7 +291,9 @@ def test_a_calibration_lives_where_the_latents_do_and_is_stored_once(monkeypatch
     payload = torch.load(tmp_path / "model.pt", weights_only=True)
     assert torch.equal(payload["state"]["calibration.scores"], model.calibration.scores)
     assert "calibration" not in payload
-    monkeypatch.setattr("gjwm.world_model.fit_calibration", lambda *args, **kwargs: model.calibration)
+    monkeypatch.setattr(
+        "gjwm.models.world_model.fit_calibration", lambda *args, **kwargs: model.calibration
+    )
     assert model.calibrate(z.to("meta"), z.to("meta")).scores.device.type == "meta"
 
 
@@ -294,7 +326,16 @@ def test_surprise_is_the_nll_per_dimension_and_its_p_value_falls_with_it():
         GaussianDynamics(2, 2, hidden=32, std_hidden=16, backbone="gru", memory_width=16),
         GaussianDynamics(2, 2, hidden=32, std_hidden=16, backbone="transformer", memory_width=16),
     ],
-    ids=["deterministic", "low_rank", "full", "ensemble", "mixture", "linear", "gru", "transformer"],
+    ids=[
+        "deterministic",
+        "low_rank",
+        "full",
+        "ensemble",
+        "mixture",
+        "linear",
+        "gru",
+        "transformer",
+    ],
 )
 def test_every_dynamics_trains_with_an_encoder_and_survives_the_disk(dynamics, tmp_path):
     """The law must end better than N(0, I), on a system that all of them can represent."""
@@ -314,7 +355,10 @@ def test_every_dynamics_trains_with_an_encoder_and_survives_the_disk(dynamics, t
     loaded, batch = WorldModel.load(tmp_path / "model.pt"), LinearSystem().sample(256, 4, g(9))
     with torch.no_grad():
         z = model.encode(batch.o)
-        law, again = model.predict_sequence(z[:, :-1], batch.a), loaded.predict_sequence(z[:, :-1], batch.a)
+        law, again = (
+            model.predict_sequence(z[:, :-1], batch.a),
+            loaded.predict_sequence(z[:, :-1], batch.a),
+        )
         assert torch.equal(law.log_prob(z[:, 1:]), again.log_prob(z[:, 1:]))
         skill = 1.4189 + law.log_prob(z[:, 1:]).mean().item() / 2
         assert skill > 0.5
@@ -333,7 +377,9 @@ def test_training_asks_for_few_episodes_and_tells_the_discrepancy_which_windows_
 
     class Clusters(SIGReg):
         def forward(self, z, *, clusters=None, generator=None):
-            assert z.shape == (4, 4, 2) and torch.equal(clusters, torch.arange(4))  # one contrast per episode
+            assert z.shape == (4, 4, 2) and torch.equal(
+                clusters, torch.arange(4)
+            )  # one contrast per episode
             return super().forward(z, clusters=clusters, generator=generator)
 
     buffer = Watched()
@@ -351,7 +397,9 @@ def test_refining_fits_the_dynamics_to_latents_that_stand_still():
         done = np.zeros(length, bool)
         episodes.append(Episode(o, a, np.zeros(length, np.float32), done, done))
     model = world_model(observation=6)
-    train(model, JointEmbeddingObjective(SIGReg(16), 5.0), system, steps=60, length=4, generator=g(2))
+    train(
+        model, JointEmbeddingObjective(SIGReg(16), 5.0), system, steps=60, length=4, generator=g(2)
+    )
     latents = encode_dataset(model, episodes, steps=260, count=30)
     assert len(latents) == 260 and latents.sample(1, 12, generator=g()).o.shape == (1, 13, 4)
     test = model.encode(system.sample(200, 5, g(3)).o).detach()
@@ -363,7 +411,13 @@ def test_refining_fits_the_dynamics_to_latents_that_stand_still():
 
     unrefined, logged = error(), []
     refine(
-        model.dynamics, latents, steps=300, batch=64, length=4, log=lambda s, i: logged.append((i, s)), generator=g(4)
+        model.dynamics,
+        latents,
+        steps=300,
+        batch=64,
+        length=4,
+        log=lambda s, i: logged.append((i, s)),
+        generator=g(4),
     )
     assert error() < 0.5 * unrefined and not model.dynamics.training
     assert [i for i, _ in logged] == list(range(25, 301, 25))
@@ -380,21 +434,33 @@ def test_refining_stops_at_a_loss_that_is_no_number_and_keeps_the_weights():
     done = np.zeros(6, bool)
     latents = encode_dataset(
         model.eval(),
-        [Episode(np.ones((7, 3), np.float32), np.zeros((6, 2), np.float32), np.zeros(6, np.float32), done, done)],
+        [
+            Episode(
+                np.ones((7, 3), np.float32),
+                np.zeros((6, 2), np.float32),
+                np.zeros(6, np.float32),
+                done,
+                done,
+            )
+        ],
         steps=6,
         count=1,
     )
     before = {name: value.clone() for name, value in model.dynamics.state_dict().items()}
     with pytest.raises(FloatingPointError, match="loss became"):
         refine(model.dynamics, Spoiled(latents), steps=2, batch=4, generator=g())
-    assert all(torch.equal(before[name], value) for name, value in model.dynamics.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in model.dynamics.state_dict().items()
+    )
 
 
 def test_windows_of_one_episode_are_made_sure_of_before_training():
     for objective in (JointEmbeddingObjective(law="within"), JointEmbeddingObjective(static_dim=1)):
         for episodes in (None, 8):
             with pytest.raises(ValueError, match="to half the batch"):
-                train(world_model(2), objective, LinearSystem(), steps=1, batch=8, episodes=episodes)
+                train(
+                    world_model(2), objective, LinearSystem(), steps=1, batch=8, episodes=episodes
+                )
 
 
 def test_an_objective_and_dynamics_that_disagree_on_static_latents_are_refused():

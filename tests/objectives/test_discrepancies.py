@@ -1,4 +1,6 @@
-"""Claims about every discrepancy: closed forms, gradients, symmetries, trajectories, masks, targets and errors."""
+"""Claims about every discrepancy: closed forms, gradients, symmetries, trajectories, masks, targets
+and errors.
+"""
 
 import math
 
@@ -64,14 +66,19 @@ ALL = {
 EACH = pytest.mark.parametrize("discrepancy", ALL.values(), ids=ALL.keys())
 
 
-# --------------------------------------------------------------------------------------------------------- closed forms
+# --  ----------------------------------------------------------------------------------------------
+# closed forms
 
 
-@pytest.mark.parametrize("mean, std, value", [(0, 0.5, 0.151685), (0, 2, 0.236092), (1, 1, 0.444344), (3, 1, 2.248576)])
+@pytest.mark.parametrize(
+    "mean, std, value", [(0, 0.5, 0.151685), (0, 2, 0.236092), (1, 1, 0.444344), (3, 1, 2.248576)]
+)
 def test_epps_pulley_of_a_gaussian_law(mean, std, value):
     assert epps_pulley_gaussian(mean, std) == pytest.approx(value, abs=1e-6)
     quantiles = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
-    assert epps_pulley((mean + std * quantiles)[:, None], knots=65, t_max=8.0).item() == pytest.approx(value, abs=1e-4)
+    assert epps_pulley(
+        (mean + std * quantiles)[:, None], knots=65, t_max=8.0
+    ).item() == pytest.approx(value, abs=1e-4)
 
 
 def test_null_variance_of_n_times_t():
@@ -104,11 +111,16 @@ def test_many_slices_tend_to_the_kernel_form(dim):
     norms = z.square().sum(1).numpy()
     oracle = W0 * (f(-pairs / 2).mean() - math.sqrt(2) * f(-norms / 4).mean() + 3**-0.5)
     values = epps_pulley(z @ random_directions(dim, 20_000, g(), like=z))
-    assert abs(values.mean().item() - oracle) < 4 * values.std().item() / math.sqrt(len(values)) + 3e-6
+    assert (
+        abs(values.mean().item() - oracle) < 4 * values.std().item() / math.sqrt(len(values)) + 3e-6
+    )
 
 
 def test_wasserstein_has_its_known_values():
-    zero, signs = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    zero, signs = (
+        torch.zeros(1, 1, dtype=torch.float64),
+        torch.tensor([[-1.0], [1.0]], dtype=torch.float64),
+    )
     assert wasserstein_1d(zero).item() == pytest.approx(1)
     assert wasserstein_1d(signs).item() == pytest.approx(0.404231, abs=1e-6)
     best = math.sqrt(2 / math.pi) * signs
@@ -119,7 +131,9 @@ def test_wasserstein_has_its_known_values():
 
 
 def test_energy_has_its_known_values_and_slices_add_up_to_the_full_distance():
-    assert energy_1d(torch.zeros(1, 1, dtype=torch.float64)).item() == pytest.approx(0.467390, abs=1e-6)
+    assert energy_1d(torch.zeros(1, 1, dtype=torch.float64)).item() == pytest.approx(
+        0.467390, abs=1e-6
+    )
     assert energy_factor(1) == pytest.approx(1)
     x = randn(9, 3)
     plain = (x[:, None] - x[None]).abs().mean((0, 1))
@@ -147,16 +161,26 @@ def test_bhep_null_law_and_population_value():
     x = [n * bhep(randn(n, d, seed=s), b).item() for s in range(800)]
     b2 = b * b
     assert np.mean(x) == pytest.approx(1 - (1 + 2 * b2) ** (-d / 2), rel=0.05)
-    variance = 2 * ((1 + 4 * b2) ** (-d / 2) - 2 * ((1 + b2) * (1 + 3 * b2)) ** (-d / 2) + (1 + 2 * b2) ** -d)
+    variance = 2 * (
+        (1 + 4 * b2) ** (-d / 2) - 2 * ((1 + b2) * (1 + 3 * b2)) ** (-d / 2) + (1 + 2 * b2) ** -d
+    )
     assert np.var(x) == pytest.approx(variance, rel=0.25)
     s2 = 0.25
-    population = (1 + 2 * b2 * s2) ** (-d / 2) - 2 * (1 + b2 * (1 + s2)) ** (-d / 2) + (1 + 2 * b2) ** (-d / 2)
-    assert bhep(0.5 * randn(4000, d), b, unbiased=True).item() == pytest.approx(population, rel=0.03)
+    population = (
+        (1 + 2 * b2 * s2) ** (-d / 2)
+        - 2 * (1 + b2 * (1 + s2)) ** (-d / 2)
+        + (1 + 2 * b2) ** (-d / 2)
+    )
+    assert bhep(0.5 * randn(4000, d), b, unbiased=True).item() == pytest.approx(
+        population, rel=0.03
+    )
 
 
 def test_in_one_dimension_bhep_is_epps_pulley():
     x = 1.3 * randn(30, 1) + 0.2
-    assert W0 * bhep(x, 1.0).item() == pytest.approx(epps_pulley(x, knots=65, t_max=8.0).item(), abs=1e-8)
+    assert W0 * bhep(x, 1.0).item() == pytest.approx(
+        epps_pulley(x, knots=65, t_max=8.0).item(), abs=1e-8
+    )
 
 
 def test_a_kernel_of_unit_width_is_blind_in_high_dimension_and_the_default_is_not():
@@ -169,18 +193,27 @@ def test_gaussian_kl_has_its_closed_form():
     n, d = 4000, 5
     z = randn(n, d)
     z = z - z.mean(0)
-    z = z @ torch.linalg.inv(torch.linalg.cholesky(z.T @ z / n)).T  # mean 0 and covariance I exactly
-    assert GaussianKL(shrinkage=0)(2 * z).item() == pytest.approx(d / 2 * (3 - math.log(4)), abs=1e-9)
+    z = (
+        z @ torch.linalg.inv(torch.linalg.cholesky(z.T @ z / n)).T
+    )  # mean 0 and covariance I exactly
+    assert GaussianKL(shrinkage=0)(2 * z).item() == pytest.approx(
+        d / 2 * (3 - math.log(4)), abs=1e-9
+    )
     s = torch.tensor([0.5, 1.0, 2.0, 3.0, 0.1], dtype=torch.float64)
-    assert GaussianKL(shrinkage=0)(z * s.sqrt()).item() == pytest.approx(0.5 * (s - 1 - s.log()).sum().item(), abs=1e-9)
+    assert GaussianKL(shrinkage=0)(z * s.sqrt()).item() == pytest.approx(
+        0.5 * (s - 1 - s.log()).sum().item(), abs=1e-9
+    )
     assert GaussianKL()(z + 2).item() == pytest.approx(0.5 * 4 * d, abs=1e-6)
     assert GaussianKL(per_dimension=True)(z + 2).item() == pytest.approx(2, abs=1e-6)
-    assert GaussianKL(shrinkage=1e-8)(z * 1e-6) > 40  # unbounded as the batch collapses, unlike SIGReg
+    assert (
+        GaussianKL(shrinkage=1e-8)(z * 1e-6) > 40
+    )  # unbounded as the batch collapses, unlike SIGReg
     with pytest.raises(ValueError, match="shrinkage > 0"):
         GaussianKL(shrinkage=0)(z[:4])
 
 
-# ------------------------------------------------------------------------------------------------ gradients, symmetries
+# ------------------------------------------------------------------------------------------------
+# gradients, symmetries
 
 
 @EACH
@@ -204,7 +237,9 @@ def test_gradients_are_right_with_masks_and_shared_clusters():
 @EACH
 def test_the_order_of_samples_does_not_matter(discrepancy):
     z, order = randn(24, 3, 4), torch.randperm(24, generator=g())
-    torch.testing.assert_close(discrepancy(z, generator=g(1)), discrepancy(z[order], generator=g(1)))
+    torch.testing.assert_close(
+        discrepancy(z, generator=g(1)), discrepancy(z[order], generator=g(1))
+    )
 
 
 @EACH
@@ -218,7 +253,9 @@ def test_bfloat16_autocast_does_not_reach_inside(discrepancy):
 def test_every_constructor_has_defaults_and_prefers_a_gaussian_to_a_collapsed_batch():
     z = randn(256, 2, 12, dtype=torch.float32)
     for cls in (SIGReg, SlicedWasserstein, SlicedEnergy, BHEP, GaussianKL, VICReg, Subspaces):
-        assert cls()(0.1 * z, generator=g()) > cls()(0.5 * z, generator=g()) > cls()(z, generator=g())
+        assert (
+            cls()(0.1 * z, generator=g()) > cls()(0.5 * z, generator=g()) > cls()(z, generator=g())
+        )
 
 
 def test_orthogonal_slices_are_orthogonal_and_vary_less():
@@ -233,7 +270,8 @@ def test_orthogonal_slices_are_orthogonal_and_vary_less():
     assert spread["orthogonal"] < 0.8 * spread["gaussian"]
 
 
-# --------------------------------------------------------------------------------------------------------- trajectories
+# --  ----------------------------------------------------------------------------------------------
+# trajectories
 
 
 def ar1(batch, length, dim, rho, seed):
@@ -279,8 +317,12 @@ def test_unequal_trajectories_weigh_every_sample_alike():
     weight[0] = weight[-1] = 5 / 16
     phi = torch.exp(-t.square() / 2)
     other = (row[:, None] != row)[..., None]
-    square = (torch.cos((x[:, None, None] - x[None, :, None]) * t) * other).sum((0, 1)) / other.sum()
-    by_hand = (weight * phi * (square - 2 * phi * torch.cos(x[:, None] * t).mean(0) + phi.square())).sum()
+    square = (torch.cos((x[:, None, None] - x[None, :, None]) * t) * other).sum(
+        (0, 1)
+    ) / other.sum()
+    by_hand = (
+        weight * phi * (square - 2 * phi * torch.cos(x[:, None] * t).mean(0) + phi.square())
+    ).sum()
     torch.testing.assert_close(SIGReg(3)(z, mask=mask, generator=g()), by_hand)
 
 
@@ -307,7 +349,8 @@ def test_compiled_kernels_agree_with_eager_ones():
             torch.testing.assert_close(found[0], found[1])
 
 
-# -------------------------------------------------------------------------------------------------------------- presets
+# --  ----------------------------------------------------------------------------------------------
+# presets
 
 
 def test_presets_are_the_published_codes():
@@ -323,7 +366,9 @@ def test_presets_are_the_published_codes():
     for preset in (SIGReg.lewm(num_slices=slices), SIGReg.lejepa(num_slices=slices)):
         torch.testing.assert_close(preset(z, generator=g(1)), published)
     assert SIGReg.lewm().num_slices == 1024 and SIGReg.lejepa().num_slices == 256
-    losses = JointEmbeddingObjective.lejepa(0.02, discrepancy=SIGReg.lejepa(num_slices=slices)).views(z, generator=g(1))
+    losses = JointEmbeddingObjective.lejepa(
+        0.02, discrepancy=SIGReg.lejepa(num_slices=slices)
+    ).views(z, generator=g(1))
     invariance = (z.mean(1, keepdim=True) - z).square().mean()
     torch.testing.assert_close(losses["loss"], 0.98 * invariance + 0.02 * published)
     lewm = JointEmbeddingObjective.lewm(discrepancy=SIGReg.lewm(num_slices=slices))
@@ -332,7 +377,8 @@ def test_presets_are_the_published_codes():
     torch.testing.assert_close(lewm(z_hat, z[:, 1:], z, generator=g(1))["loss"], expected)
 
 
-# -------------------------------------------------------------------------------------------------------------- targets
+# --  ----------------------------------------------------------------------------------------------
+# targets
 
 
 @pytest.mark.parametrize(
@@ -389,7 +435,10 @@ def test_subspaces_refuse_a_target_that_would_blend_their_bases(kind):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Subspaces(SIGReg(8), dim=2), lambda: SIGReg(8, target=GaussianTarget("shrunk", momentum=0.5))],
+    [
+        lambda: Subspaces(SIGReg(8), dim=2),
+        lambda: SIGReg(8, target=GaussianTarget("shrunk", momentum=0.5)),
+    ],
     ids=["subspaces", "shrunk"],
 )
 def test_what_is_built_on_first_use_survives_the_state_dict(make):
@@ -399,7 +448,9 @@ def test_what_is_built_on_first_use_survives_the_state_dict(make):
     if isinstance(used, Subspaces):
         assert torch.equal(fresh.projections, used.projections)
     else:
-        assert fresh.target.dim == 4 and torch.equal(fresh.target.covariance(), used.target.covariance())
+        assert fresh.target.dim == 4 and torch.equal(
+            fresh.target.covariance(), used.target.covariance()
+        )
     torch.testing.assert_close(fresh.eval()(z, generator=g()), used.eval()(z, generator=g()))
 
 
@@ -410,11 +461,14 @@ def test_a_learned_target_trains_with_the_latents():
     assert z.grad.abs().sum() > 0 and target.log_share.grad.abs().sum() > 0
 
 
-# ------------------------------------------------------------------------------------------------------ joint likelihood
+# --  ----------------------------------------------------------------------------------------------
+# joint likelihood
 
 
 def test_the_mahalanobis_trace_trap():
-    """With the batch's own covariance the Mahalanobis term is D whatever the data, and only contraction is rewarded."""
+    """With the batch's own covariance the Mahalanobis term is D whatever the data, and only
+    contraction is rewarded.
+    """
     c, t = randn(50, 2).requires_grad_(), randn(50, 4, seed=1).requires_grad_()
     law = JointGaussian.fit(c, t)
     pair = torch.cat([c, t], 1) - law.mean
@@ -427,7 +481,9 @@ def test_the_mahalanobis_trace_trap():
         a, b = (scale * c).detach().requires_grad_(), (scale * t).detach().requires_grad_()
         fitted = JointGaussian.fit(a, b)
         if detach:
-            fitted = fitted._replace(covariance=fitted.covariance.detach(), mean=fitted.mean.detach())
+            fitted = fitted._replace(
+                covariance=fitted.covariance.detach(), mean=fitted.mean.detach()
+            )
         nll = joint_gaussian_nll(a, b, fitted)
         return nll.item(), torch.autograd.grad(nll, b)[0]
 
@@ -435,7 +491,9 @@ def test_the_mahalanobis_trace_trap():
     torch.testing.assert_close(loss(1.0)[1], loss(1.0, detach=True)[1])  # detaching is no cure
 
     objective = JointEmbeddingObjective(NoRegularizer(), lam=0, align="joint")
-    big, small = (objective(s * c[:, :1], s * t[:, :1], s * t[:, :1])["alignment"] for s in (1.0, 0.1))
+    big, small = (
+        objective(s * c[:, :1], s * t[:, :1], s * t[:, :1])["alignment"] for s in (1.0, 0.1)
+    )
     torch.testing.assert_close(big, small)
     (gradient,) = torch.autograd.grad(big, c)
     assert gradient.abs().max() > 1e-4  # and there is something to learn
@@ -458,11 +516,15 @@ def test_predictive_information_of_the_conditional_mean_is_the_mutual_informatio
     assert predictive_information(t, t).isfinite()  # a perfect prediction is worth a finite amount
     nll = joint_gaussian_nll(c, t, law).item()
     assert nll == pytest.approx(
-        -torch.distributions.MultivariateNormal(law.mean, law.covariance).log_prob(torch.cat([c, t], 1)).mean().item()
+        -torch.distributions.MultivariateNormal(law.mean, law.covariance)
+        .log_prob(torch.cat([c, t], 1))
+        .mean()
+        .item()
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ alignment
+# --  ----------------------------------------------------------------------------------------------
+# alignment
 
 
 def test_step_weights_and_masks_choose_the_errors_that_count():
@@ -526,14 +588,18 @@ def test_any_module_of_z_alone_is_a_discrepancy():
     ids = torch.arange(4)
     losses = o(z[:, 1:], z[:, 1:], z, clusters=ids, generator=g())
     assert losses["loss"].item() == pytest.approx(2 * z.square().mean().item())
-    assert o.views(z, generator=g())["discrepancy"].item() == pytest.approx(z.square().mean().item())
+    assert o.views(z, generator=g())["discrepancy"].item() == pytest.approx(
+        z.square().mean().item()
+    )
     with pytest.raises(ValueError, match="takes no mask"):
         o(z[:, 1:], z[:, 1:], z, mask=torch.ones(4, 4, dtype=torch.bool))
 
 
 def test_stop_gradients_and_their_errors():
     z, z_hat = randn(8, 4, 3).requires_grad_(), randn(8, 3, 3, seed=1).requires_grad_()
-    JointEmbeddingObjective(NoRegularizer(), lam=0, detach_prediction=True)(z_hat, z[:, 1:], z)["loss"].backward()
+    JointEmbeddingObjective(NoRegularizer(), lam=0, detach_prediction=True)(z_hat, z[:, 1:], z)[
+        "loss"
+    ].backward()
     assert z_hat.grad is None and z.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="nothing to learn"):
         JointEmbeddingObjective(detach_prediction=True, detach_target=True)
@@ -543,7 +609,8 @@ def test_stop_gradients_and_their_errors():
         JointEmbeddingObjective().views(randn(8, 3))
 
 
-# --------------------------------------------------------------------------------------------------------------- errors
+# --  ----------------------------------------------------------------------------------------------
+# errors
 
 
 @EACH
@@ -552,7 +619,9 @@ def test_bad_latents_are_one_clear_error(discrepancy):
     for bad, count in ((torch.nan, 1), (torch.inf, 2)):
         spoiled = z.clone()
         spoiled.view(-1)[:count] = bad
-        with pytest.raises(ValueError, match=rf"{count} NaN or infinite values in z of shape \(6, 4\)"):
+        with pytest.raises(
+            ValueError, match=rf"{count} NaN or infinite values in z of shape \(6, 4\)"
+        ):
             discrepancy(spoiled)
     with pytest.raises(ValueError, match="two samples"):
         discrepancy(z[:1])

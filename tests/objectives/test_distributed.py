@@ -1,4 +1,6 @@
-"""Two processes with half of the batch each hold the loss and, after DDP's mean, the parameter gradient of the whole batch."""
+"""Two processes with half of the batch each hold the loss and, after DDP's mean, the parameter
+gradient of the whole batch.
+"""
 
 import subprocess
 import sys
@@ -66,7 +68,9 @@ def results(rows, wrap, seed):
     # The joint alignment's moments are those of the whole batch as well.
     model = wrap(net())
     z = model(x[rows])
-    joint = JointEmbeddingObjective(NoRegularizer(), lam=0.0, align="joint")(z[:, :-1], z[:, 1:], z)["loss"]
+    joint = JointEmbeddingObjective(NoRegularizer(), lam=0.0, align="joint")(
+        z[:, :-1], z[:, 1:], z
+    )["loss"]
     joint.backward()
     found["joint"] = [joint.detach(), *(p.grad for p in model.parameters())]
     return found
@@ -94,7 +98,9 @@ def edges(rank):
                 value = str(error).replace(str(tuple(z.shape)), "(N, D)")
             found[f"{name}, {case}"] = value
     apart = SIGReg(8, target=GaussianTarget("shrunk", momentum=0.5), distributed=False)
-    apart((1 + 4 * rank) * x[rank:] * torch.arange(1, 5), generator=torch.Generator().manual_seed(0))
+    apart(
+        (1 + 4 * rank) * x[rank:] * torch.arange(1, 5), generator=torch.Generator().manual_seed(0)
+    )
     found["target"] = apart.target.running
     return found
 
@@ -109,14 +115,18 @@ def worker(rank, folder):
         timeout=timedelta(seconds=60),
     )
     # Another seed on the other process: its slices must be those of the first all the same.
-    found = results(slice(0, 6) if rank == 0 else slice(6, ROWS), DistributedDataParallel, seed=3 + rank)
+    found = results(
+        slice(0, 6) if rank == 0 else slice(6, ROWS), DistributedDataParallel, seed=3 + rank
+    )
     torch.save((found, edges(rank)), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 def test_two_processes_equal_one(tmp_path):
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(2)]
+    workers = [
+        subprocess.Popen([sys.executable, __file__, str(rank), tmp_path]) for rank in range(2)
+    ]
     alone = results(slice(None), lambda model: model, seed=3)
     assert [process.wait(timeout=120) for process in workers] == [0, 0]
     (_, ours), (_, theirs) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -127,7 +137,11 @@ def test_two_processes_equal_one(tmp_path):
     torch.testing.assert_close(target, edges(1)["target"])
     assert ours == theirs
     for case, value in ours.items():
-        words = {"NaN": "1 NaN or infinite", "one": "at least two samples", "no ": "leaves no sample"}
+        words = {
+            "NaN": "1 NaN or infinite",
+            "one": "at least two samples",
+            "no ": "leaves no sample",
+        }
         if "samples on one" in case:
             assert value == pytest.approx(expected[case], abs=1e-9)
         else:
@@ -137,7 +151,9 @@ def test_two_processes_equal_one(tmp_path):
         assert together.keys() == alone.keys()
         for name, tensors in alone.items():
             for got, expected in zip(together[name], tensors):
-                torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6, msg=f"{name} on process {rank}")
+                torch.testing.assert_close(
+                    got, expected, atol=1e-6, rtol=1e-6, msg=f"{name} on process {rank}"
+                )
 
 
 def test_subspaces_share_or_not_as_their_base_does():

@@ -104,7 +104,9 @@ def test_windows_of_one_episode_count_as_one_cluster():
 def test_u_estimator_on_independent_rows_equals_clusters_of_one():
     z = randn(32, 5)
     g = [torch.Generator().manual_seed(1) for _ in range(2)]
-    torch.testing.assert_close(SIGReg(16)(z, generator=g[0]), SIGReg(16)(z[:, None], generator=g[1]))
+    torch.testing.assert_close(
+        SIGReg(16)(z, generator=g[0]), SIGReg(16)(z[:, None], generator=g[1])
+    )
 
 
 def test_lewm_settings_give_the_sum_over_n_per_time_step():
@@ -144,19 +146,25 @@ def test_objective_adds_alignment_and_weighted_discrepancy():
     g = [torch.Generator().manual_seed(0) for _ in range(2)]
     losses = JointEmbeddingObjective(SIGReg(16), lam=7.0)(z_hat, z[:, 1:], z, generator=g[0])
     assert losses["alignment"].item() == pytest.approx((z_hat - z[:, 1:]).square().mean().item())
-    assert losses["loss"].item() == pytest.approx((losses["alignment"] + 7 * SIGReg(16)(z, generator=g[1])).item())
+    assert losses["loss"].item() == pytest.approx(
+        (losses["alignment"] + 7 * SIGReg(16)(z, generator=g[1])).item()
+    )
 
 
 def test_a_longer_batch_does_not_change_the_weight_of_the_discrepancy():
     z = 0.5 * randn(4096, 4)
-    small, large = (SIGReg(256)(x, generator=torch.Generator().manual_seed(0)).item() for x in (z[:512], z))
+    small, large = (
+        SIGReg(256)(x, generator=torch.Generator().manual_seed(0)).item() for x in (z[:512], z)
+    )
     assert small == pytest.approx(large, rel=0.1)
 
 
 def test_detach_target_stops_only_the_target():
     z = randn(8, 4, 3).requires_grad_()
     z_hat = randn(8, 3, 3, seed=1).requires_grad_()
-    JointEmbeddingObjective(NoRegularizer(), lam=0, detach_target=True)(z_hat, z[:, 1:], z)["loss"].backward()
+    JointEmbeddingObjective(NoRegularizer(), lam=0, detach_target=True)(z_hat, z[:, 1:], z)[
+        "loss"
+    ].backward()
     assert z.grad is None and z_hat.grad.abs().sum() > 0
 
 
@@ -175,7 +183,8 @@ def test_training_latents_by_sigreg_spreads_them_and_no_regularizer_does_not():
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(time="episode"), dict(estimator="w"), dict(scale="B"), dict(num_slices=0), dict(knots=1)]
+    "bad",
+    [dict(time="episode"), dict(estimator="w"), dict(scale="B"), dict(num_slices=0), dict(knots=1)],
 )
 def test_bad_arguments_are_named(bad):
     with pytest.raises(ValueError):
@@ -189,30 +198,42 @@ def test_bad_shapes_are_named():
         with pytest.raises(ValueError, match="two samples"):
             module(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="predictions"):
-        JointEmbeddingObjective(NoRegularizer())(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 4))
+        JointEmbeddingObjective(NoRegularizer())(
+            torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 4)
+        )
     with pytest.raises(ValueError, match="lam"):
         JointEmbeddingObjective(NoRegularizer(), lam=-1)
 
 
 def test_contrasts_within_episodes_do_not_see_what_an_episode_keeps():
-    """A latent of nothing but the layout is as Gaussian as any over all episodes; its contrasts are 0."""
+    """A latent of nothing but the layout is as Gaussian as any over all episodes; its contrasts are
+    0.
+    """
     ids = torch.arange(32).repeat(2)
     layout, motion = randn(32, 6)[ids, None].expand(64, 5, 6), randn(64, 5, 6, seed=1)
-    marginal, within = (JointEmbeddingObjective(SIGReg(256), law=law) for law in ("marginal", "within"))
+    marginal, within = (
+        JointEmbeddingObjective(SIGReg(256), law=law) for law in ("marginal", "within")
+    )
 
     def discrepancy(objective, z):
         generator = torch.Generator().manual_seed(3)
-        return objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=generator)["discrepancy"].item()
+        return objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=generator)[
+            "discrepancy"
+        ].item()
 
     assert abs(discrepancy(marginal, layout)) < 0.02
     assert discrepancy(within, layout) == pytest.approx(0.4089, abs=1e-3)  # that of a point
     assert abs(discrepancy(within, motion)) < 0.02
-    assert discrepancy(within, motion + 3 * layout) == pytest.approx(discrepancy(within, motion), abs=1e-9)
+    assert discrepancy(within, motion + 3 * layout) == pytest.approx(
+        discrepancy(within, motion), abs=1e-9
+    )
 
 
 def test_contrasts_pair_the_windows_of_each_episode_in_the_order_they_come():
     z, ids = randn(7, 2, 3), torch.tensor([5, 2, 5, 2, 5, 9, 2])  # 5 and 2 come three times, 9 once
-    contrasts, counts, episodes = within_episodes(z, ids, torch.tensor([[True, i != 3] for i in range(7)]))
+    contrasts, counts, episodes = within_episodes(
+        z, ids, torch.tensor([[True, i != 3] for i in range(7)])
+    )
     expected = torch.stack([z[1] - z[3], z[0] - z[2]]) / math.sqrt(2)
     torch.testing.assert_close(contrasts, expected)
     assert episodes.tolist() == [2, 5] and counts.tolist() == [[True, False], [True, True]]
@@ -235,18 +256,27 @@ def test_static_latents_are_matched_across_windows_and_judged_apart():
     z_hat = z[:, 1:] + 0.3 * randn(64, 4, 9, seed=3)
 
     def losses(z, z_hat, static_dim, **given):
-        objective = JointEmbeddingObjective(SIGReg(64), 2.0, law="within", static_dim=static_dim, **given)
-        return objective(z_hat, z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3))
+        objective = JointEmbeddingObjective(
+            SIGReg(64), 2.0, law="within", static_dim=static_dim, **given
+        )
+        return objective(
+            z_hat, z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3)
+        )
 
     both, moving = losses(z, z_hat, 3, static_weight=0.5), losses(z[..., :6], z_hat[..., :6], 0)
     for name in ("alignment", "discrepancy"):
         torch.testing.assert_close(both[name], moving[name])
     # Window i of the first half and i + 32 are those of one episode.
-    torch.testing.assert_close(both["static_alignment"], (z[:32, :, 6:] - z[32:, :, 6:]).square().mean())
+    torch.testing.assert_close(
+        both["static_alignment"], (z[:32, :, 6:] - z[32:, :, 6:]).square().mean()
+    )
     total = moving["loss"] + 0.5 * both["static_alignment"] + 2 * both["static_discrepancy"]
     torch.testing.assert_close(both["loss"], total)
     # What the dynamics say of static latents does not matter: they leave them as they are.
-    assert losses(z, torch.cat([z_hat[..., :6], 9 + z_hat[..., 6:]], -1), 3, static_weight=0.5)["loss"] == both["loss"]
+    assert (
+        losses(z, torch.cat([z_hat[..., :6], 9 + z_hat[..., 6:]], -1), 3, static_weight=0.5)["loss"]
+        == both["loss"]
+    )
 
 
 def test_static_latents_must_tell_episodes_apart_and_nothing_else():
@@ -255,11 +285,17 @@ def test_static_latents_must_tell_episodes_apart_and_nothing_else():
 
     def cost(static):
         z = torch.cat([told[..., :6], static], -1)
-        losses = objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3))
+        losses = objective(
+            z[:, 1:], z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3)
+        )
         return (losses["static_alignment"] + 5 * losses["static_discrepancy"]).item()
 
     layout = told[..., 6:]
-    silent, moving, slow = 0 * layout, randn(64, 5, 3, seed=5), randn(64, 1, 3, seed=6).expand(64, 5, 3)
+    silent, moving, slow = (
+        0 * layout,
+        randn(64, 5, 3, seed=5),
+        randn(64, 1, 3, seed=6).expand(64, 5, 3),
+    )
     assert cost(layout) < 0.1
     assert cost(silent) > 1  # the same in all episodes
     assert cost(moving) > 1 and cost(slow) > 1  # also what only looks static in one window
@@ -271,8 +307,14 @@ def test_static_latents_that_cannot_be_are_named():
     with pytest.raises(ValueError, match="static_dim=9 leaves none of 9 latents"):
         objective(z[:, 1:], z[:, 1:], z, clusters=ids)
     with pytest.raises(ValueError, match="static latents compare two windows"):
-        JointEmbeddingObjective(SIGReg(16), static_dim=3)(z[:, 1:], z[:, 1:], z, clusters=torch.arange(64))
-    for wrong in (dict(static_dim=-1), dict(static_dim=1.5), dict(static_dim=2, static_weight=float("nan"))):
+        JointEmbeddingObjective(SIGReg(16), static_dim=3)(
+            z[:, 1:], z[:, 1:], z, clusters=torch.arange(64)
+        )
+    for wrong in (
+        dict(static_dim=-1),
+        dict(static_dim=1.5),
+        dict(static_dim=2, static_weight=float("nan")),
+    ):
         with pytest.raises(ValueError, match="whole static_dim >= 0 and static_weight >= 0"):
             JointEmbeddingObjective(**wrong)
     with pytest.raises(ValueError, match="without a target"):
@@ -283,7 +325,9 @@ def test_a_discrepancy_that_remembers_its_space_serves_both():
     ids, z = episodes_of_latents()
     objective = JointEmbeddingObjective(Subspaces(dim=2), law="within", static_dim=3)
     for _ in range(2):
-        losses = objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3))
+        losses = objective(
+            z[:, 1:], z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3)
+        )
         assert losses["loss"].isfinite()
 
 
@@ -302,4 +346,6 @@ def test_masked_static_latents_may_hold_anything():
         torch.testing.assert_close(value, losses(z)[name])
     mask[:32] = False
     with pytest.raises(ValueError, match="leaves no latent with its match"):
-        JointEmbeddingObjective(SIGReg(64), static_dim=3)(z[:, 1:], z[:, 1:], z, mask=mask, clusters=ids)
+        JointEmbeddingObjective(SIGReg(64), static_dim=3)(
+            z[:, 1:], z[:, 1:], z, mask=mask, clusters=ids
+        )

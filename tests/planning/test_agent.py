@@ -4,13 +4,25 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.agent import MPCAgent, RecedingHorizon, particle_rollout
-from gjwm.calibration import Calibration
-from gjwm.costs import DisagreementCost, ExpectedGoalCost, GoalCost, RiskCost, SmoothnessCost, SumCost
-from gjwm.dynamics import EnsembleDynamics, GaussianDynamics, LinearGaussianDynamics, MixtureDynamics
-from gjwm.encoders import MLPEncoder
+from gjwm.models.calibration import Calibration
+from gjwm.models.dynamics import (
+    EnsembleDynamics,
+    GaussianDynamics,
+    LinearGaussianDynamics,
+    MixtureDynamics,
+)
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.world_model import WorldModel
 from gjwm.planning import CEM, ICEM, GradientPlanner, HybridPlanner, Plan
-from gjwm.world_model import WorldModel
+from gjwm.planning.agent import MPCAgent, RecedingHorizon, particle_rollout
+from gjwm.planning.costs import (
+    DisagreementCost,
+    ExpectedGoalCost,
+    GoalCost,
+    RiskCost,
+    SmoothnessCost,
+    SumCost,
+)
 
 
 def g(seed=0):
@@ -62,7 +74,9 @@ def test_a_masked_reset_makes_all_envs_replan_and_an_all_false_one_none():
     assert planner.starts[1][1].abs().sum() == 0
 
 
-@pytest.mark.parametrize("mask", [[True, False], np.array([1, 0]), np.array([True, False]), torch.tensor([1, 0])])
+@pytest.mark.parametrize(
+    "mask", [[True, False], np.array([1, 0]), np.array([True, False]), torch.tensor([1, 0])]
+)
 def test_a_reset_mask_may_be_a_list_or_an_array_of_bools_or_ints(mask):
     planner = Counting()
     controller = RecedingHorizon(planner, horizon=3, action_dim=1)
@@ -91,7 +105,11 @@ def test_the_rest_of_a_plan_in_blocks_competes_when_blocks_stay_whole():
     for replan_every, same in ((2, True), (1, False)):
         seen = []
         controller = RecedingHorizon(
-            CEM(iterations=1, repeat=2), horizon=6, action_dim=1, replan_every=replan_every, generator=g()
+            CEM(iterations=1, repeat=2),
+            horizon=6,
+            action_dim=1,
+            replan_every=replan_every,
+            generator=g(),
         )
         for _ in range(replan_every):
             controller.act(score, 1)
@@ -112,7 +130,12 @@ def test_agent_gives_bounded_actions_that_do_not_depend_on_the_chunk():
     actions = []
     for chunk in (1, 10_000):
         agent = MPCAgent(
-            world_model, CEM(samples=64, elites=8, iterations=3), GoalCost(goal), horizon=4, generator=g(1), chunk=chunk
+            world_model,
+            CEM(samples=64, elites=8, iterations=3),
+            GoalCost(goal),
+            horizon=4,
+            generator=g(1),
+            chunk=chunk,
         )
         actions.append(agent.act(o))
     assert actions[0].shape == (5, 2) and actions[0].abs().max() <= 1
@@ -170,7 +193,10 @@ def test_gradient_planners_act_under_inference_mode():
     """Encoded in inference mode, a latent could not be differentiated through."""
     world_model, o = model(), torch.randn(3, 3, generator=g())
     goal = torch.randn(3, 4, generator=g(1))
-    for planner in (GradientPlanner(starts=4, iterations=5), HybridPlanner(samples=16, elites=4, refined=2)):
+    for planner in (
+        GradientPlanner(starts=4, iterations=5),
+        HybridPlanner(samples=16, elites=4, refined=2),
+    ):
         agent = MPCAgent(world_model, planner, GoalCost(goal), horizon=4, generator=g(1))
         with torch.inference_mode():
             action = agent.act(o.clone())
@@ -194,7 +220,11 @@ def test_a_policy_prior_is_rolled_out_and_competes():
         return (a - wanted[:, None]).abs().amax((-2, -1))
 
     agent = MPCAgent(
-        world_model, CEM(samples=16, elites=2, iterations=1), cost, horizon=3, policy=lambda z: torch.tanh(z[..., :2])
+        world_model,
+        CEM(samples=16, elites=2, iterations=1),
+        cost,
+        horizon=3,
+        policy=lambda z: torch.tanh(z[..., :2]),
     )
     agent.act(o)
     torch.testing.assert_close(agent.plan.mean, wanted, atol=1e-5, rtol=0)
@@ -225,11 +255,16 @@ def test_particles_share_their_noise_between_candidates_and_follow_the_model():
         (lambda: MixtureDynamics(4, 2, hidden=16), "MixturePrediction"),
         (lambda: EnsembleDynamics(4, 2, members=2, hidden=16), "EnsemblePrediction"),
         (lambda: LinearGaussianDynamics(4, 2), "FullPrediction"),
-        (lambda: GaussianDynamics(4, 2, hidden=16, covariance="low_rank", rank=2), "LowRankPrediction"),
+        (
+            lambda: GaussianDynamics(4, 2, hidden=16, covariance="low_rank", rank=2),
+            "LowRankPrediction",
+        ),
         (lambda: GaussianDynamics(4, 2, hidden=16, backbone="gru", memory_width=8), "memory"),
     ],
 )
-def test_particles_of_other_laws_are_refused_and_the_models_own_samples_take_their_place(dynamics, said):
+def test_particles_of_other_laws_are_refused_and_the_models_own_samples_take_their_place(
+    dynamics, said
+):
     torch.manual_seed(0)
     world_model = WorldModel(MLPEncoder((3,), 4, hidden=(16,)), dynamics()).eval()
     cost = RiskCost(GoalCost(torch.zeros(2, 4)), kappa=1.0)
@@ -243,7 +278,9 @@ def test_particles_of_other_laws_are_refused_and_the_models_own_samples_take_the
         cost,
         horizon=3,
         generator=generator,
-        rollout=lambda z0, a, past=None: world_model.rollout(z0, a, particles=4, generator=generator, past=past),
+        rollout=lambda z0, a, past=None: world_model.rollout(
+            z0, a, particles=4, generator=generator, past=past
+        ),
     )
     for seed in (0, 1):
         assert agent.act(torch.randn(2, 3, generator=g(seed))).shape == (2, 2)
@@ -260,7 +297,9 @@ def test_with_a_memory_each_env_is_planned_with_the_past_since_its_own_reset(bac
         seen.append((z0, past))
         return world_model.rollout(z0, a, past=past)
 
-    agent = MPCAgent(world_model, Counting(), GoalCost(torch.zeros(3, 4)), horizon=3, history=5, rollout=rollout)
+    agent = MPCAgent(
+        world_model, Counting(), GoalCost(torch.zeros(3, 4)), horizon=3, history=5, rollout=rollout
+    )
     o = torch.randn(9, 3, 3, generator=g())
     with torch.no_grad():
         z = world_model.encode(o)
@@ -274,14 +313,21 @@ def test_with_a_memory_each_env_is_planned_with_the_past_since_its_own_reset(bac
         with torch.no_grad():
             path = agent.imagine(z[t], candidates)
         for env in range(3):
-            since = max(7 if env == 1 and t >= 7 else 0, t - 5)  # the last reset, or as long ago as is kept
+            since = max(
+                7 if env == 1 and t >= 7 else 0, t - 5
+            )  # the last reset, or as long ago as is kept
             past = None
             if since < t:
-                past = torch.stack([z[s, env] for s in range(since, t)])[None], torch.stack(a[since:t])[None, :, env]
+                past = (
+                    torch.stack([z[s, env] for s in range(since, t)])[None],
+                    torch.stack(a[since:t])[None, :, env],
+                )
             with torch.no_grad():
                 expected = world_model.rollout(z[t, env][None], candidates[env][None], past=past)
             torch.testing.assert_close(path[env][None], expected, atol=1e-5, rtol=1e-5)
-        assert len(seen) == (2 if t >= 7 else 1)  # envs with pasts of one length are planned together
+        assert len(seen) == (
+            2 if t >= 7 else 1
+        )  # envs with pasts of one length are planned together
     agent.reset()
     agent.act(o[0])
     seen.clear()
@@ -321,9 +367,19 @@ def test_without_a_price_on_risk_the_plan_is_that_of_the_mean_cost():
     world_model, o = model(), torch.randn(3, 3, generator=g())
     goal = torch.randn(3, 4, generator=g(1))
     plans = []
-    for cost in (GoalCost(goal), RiskCost(GoalCost(goal), kappa=0.0), RiskCost(GoalCost(goal), kappa=3.0)):
+    for cost in (
+        GoalCost(goal),
+        RiskCost(GoalCost(goal), kappa=0.0),
+        RiskCost(GoalCost(goal), kappa=3.0),
+    ):
         agent = MPCAgent(
-            world_model, CEM(samples=64, elites=8), cost, horizon=4, generator=g(1), particles=6, chunk=100
+            world_model,
+            CEM(samples=64, elites=8),
+            cost,
+            horizon=4,
+            generator=g(1),
+            particles=6,
+            chunk=100,
         )
         agent.act(o)
         plans.append(agent.plan.mean)
@@ -340,7 +396,9 @@ def test_an_ensemble_can_be_judged_by_its_disagreement():
         paths[:, :, 1, 1:] += a[..., :1].clamp(min=0)
         return paths
 
-    agent = MPCAgent(members[0], CEM(), DisagreementCost(), horizon=3, rollout=rollout, generator=g())
+    agent = MPCAgent(
+        members[0], CEM(), DisagreementCost(), horizon=3, rollout=rollout, generator=g()
+    )
     agent.act(torch.randn(2, 3, generator=g()))
     assert agent.plan.mean[..., 0].max() <= 1e-3 and agent.plan.cost.max() < 1e-6
 
@@ -349,12 +407,18 @@ def test_a_plan_is_explained_by_the_terms_of_its_cost():
     world_model, o = model(), torch.randn(2, 3, generator=g())
     goal = torch.zeros(2, 4)
     cost = SumCost({"goal": ExpectedGoalCost(goal), "smooth": (0.5, SmoothnessCost())})
-    agent = MPCAgent(world_model, CEM(samples=32, elites=4), cost, horizon=4, generator=g(), particles=3)
+    agent = MPCAgent(
+        world_model, CEM(samples=32, elites=4), cost, horizon=4, generator=g(), particles=3
+    )
     agent.act(o)
     terms = agent.explain()
     assert set(terms) == {"goal", "smooth"}
-    torch.testing.assert_close(terms["goal"] + terms["smooth"], agent.plan.cost, atol=1e-5, rtol=1e-4)
-    plain = MPCAgent(world_model, CEM(samples=32, elites=4), GoalCost(goal), horizon=4, generator=g())
+    torch.testing.assert_close(
+        terms["goal"] + terms["smooth"], agent.plan.cost, atol=1e-5, rtol=1e-4
+    )
+    plain = MPCAgent(
+        world_model, CEM(samples=32, elites=4), GoalCost(goal), horizon=4, generator=g()
+    )
     plain.act(o)
     torch.testing.assert_close(plain.explain()["cost"], plain.plan.cost, atol=1e-5, rtol=1e-4)
 
@@ -366,7 +430,12 @@ def test_a_compiled_agent_plans_the_same():
     plans = []
     for compile in (False, True):
         agent = MPCAgent(
-            world_model, CEM(samples=32, elites=4), GoalCost(goal), horizon=4, generator=g(), compile=compile
+            world_model,
+            CEM(samples=32, elites=4),
+            GoalCost(goal),
+            horizon=4,
+            generator=g(),
+            compile=compile,
         )
         agent.act(o)
         plans.append(agent.plan.mean)

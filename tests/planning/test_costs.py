@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gjwm.costs import (
+from gjwm.planning.costs import (
     CosineGoalCost,
     CVaRCost,
     DisagreementCost,
@@ -73,7 +73,9 @@ def test_the_expected_squared_distance_is_that_of_the_mean_plus_the_variance():
 
 
 def test_expectation_comes_before_the_nearest_approach():
-    """Two particles that pass the goal at different times: never there in expectation, yet each is once."""
+    """Two particles that pass the goal at different times: never there in expectation, yet each is
+    once.
+    """
     z = torch.tensor([[[[5.0], [0.0], [4.0]], [[5.0], [4.0], [0.0]]]])[None]
     a, goal = torch.zeros(1, 1, 2, 1), torch.zeros(1, 1)
     assert GoalCost(goal, mean=0.0)(z, a).item() == 0
@@ -85,7 +87,9 @@ def test_mahalanobis_is_the_gaussian_log_density_of_the_goal():
     goal = torch.tensor([[0.2, 2.5]])
     cost = MahalanobisGoalCost(goal, nearest=1.0, mean=0.0)(z, a).item()
     normal = torch.distributions.Normal(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]))
-    assert cost == pytest.approx(-2 * normal.log_prob(goal).mean().item() - math.log(2 * math.pi), rel=0.02)
+    assert cost == pytest.approx(
+        -2 * normal.log_prob(goal).mean().item() - math.log(2 * math.pi), rel=0.02
+    )
     known = MahalanobisGoalCost(goal, variance=torch.tensor([0.25, 1.0]), nearest=1.0, mean=0.0)
     point = torch.tensor([1.0, 2.0]).expand(1, 1, 2, 2)
     assert known(point, a).item() == pytest.approx(cost, rel=0.02)
@@ -94,7 +98,9 @@ def test_mahalanobis_is_the_gaussian_log_density_of_the_goal():
 
 
 def test_uncertainty_does_not_buy_nearness():
-    """The log-determinant: of two plans that miss by the same, the surer one wins while it misses by less than its std."""
+    """The log-determinant: of two plans that miss by the same, the surer one wins while it misses
+    by less than its std.
+    """
     goal = torch.zeros(1, 1)
     (sure, a), (unsure, _) = particles([0.1], [0.2]), particles([0.1], [2.0])
     cost = MahalanobisGoalCost(goal, nearest=1.0, mean=0.0)
@@ -111,7 +117,10 @@ def test_the_predicted_return_by_hand():
     assert valued(z, a).item() == -(1.5 + 0.5 * 1.5 + 0.25 * 40)
     # The first step ends the episode with probability 0.8: what comes after counts a fifth.
     ending = RewardCost(
-        reward, discount=0.5, value=lambda z: 10 * z[..., 0], termination=lambda z, a: 0.8 * (a[..., 0] > 0).float()
+        reward,
+        discount=0.5,
+        value=lambda z: 10 * z[..., 0],
+        termination=lambda z, a: 0.8 * (a[..., 0] > 0).float(),
     )
     assert ending(z, a).item() == pytest.approx(-(1.5 + 0.2 * (0.5 * 1.5 + 0.25 * 40)))
     twice = z[:, :, None].expand(1, 1, 3, 3, 1)

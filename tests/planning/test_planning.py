@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
+from benchmarks.planning import PlainCEM, lqr, maze, precise_planners
+from benchmarks.planning import bowl as bowl_problem
 
-from gjwm.benchmarks.planning import PlainCEM, lqr, maze, precise_planners
-from gjwm.benchmarks.planning import bowl as bowl_problem
 from gjwm.planning import (
     CEM,
     ICEM,
@@ -64,14 +64,18 @@ def test_a_plan_is_never_worse_than_its_warm_start():
 def test_the_same_generator_gives_the_same_plan():
     target = torch.randn(2, 4, 1, generator=g())
     for planner in (CEM(), ICEM(), MPPI(), RandomShooting(), GradientPlanner(), HybridPlanner()):
-        first, second = (planner.plan(bowl(target), torch.zeros(2, 4, 1), generator=g(5)).mean for _ in range(2))
+        first, second = (
+            planner.plan(bowl(target), torch.zeros(2, 4, 1), generator=g(5)).mean for _ in range(2)
+        )
         assert torch.equal(first, second)
 
 
 def test_envs_are_planned_independently():
     target = torch.rand(2, 4, 1, generator=g())
     far = torch.stack([target[0], -target[1]])
-    first, second = (CEM().plan(bowl(t), torch.zeros(2, 4, 1), generator=g(5)).mean for t in (target, far))
+    first, second = (
+        CEM().plan(bowl(t), torch.zeros(2, 4, 1), generator=g(5)).mean for t in (target, far)
+    )
     assert torch.equal(first[0], second[0]) and not torch.equal(first[1], second[1])
 
 
@@ -102,12 +106,20 @@ def test_dropped_candidates_have_no_say_in_the_refit():
 
     with pytest.warns(RuntimeWarning, match="dropped"):
         plan = CEM(
-            samples=64, elites=16, iterations=1, momentum=0.0, memory=0.0, min_std=0.0, covariance="diagonal"
+            samples=64,
+            elites=16,
+            iterations=1,
+            momentum=0.0,
+            memory=0.0,
+            min_std=0.0,
+            covariance="diagonal",
         ).plan(mostly_broken, torch.zeros(1, 4, 1), generator=g())
     seen = []
     with pytest.warns(RuntimeWarning, match="dropped"):
         CEM(samples=64, elites=16, iterations=1, covariance="diagonal").plan(
-            lambda a: seen.append(a.clone()) or mostly_broken(a), torch.zeros(1, 4, 1), generator=g()
+            lambda a: seen.append(a.clone()) or mostly_broken(a),
+            torch.zeros(1, 4, 1),
+            generator=g(),
         )
     torch.testing.assert_close(plan.std[0], seen[0][0, :3].std(0, correction=0))
 
@@ -126,13 +138,16 @@ def test_coloured_noise_has_unit_variance_and_drifts():
     )  # the last action is no neighbour of the first
 
 
-# -- known optima ------------------------------------------------------------------------------------------------------
+# -- known optima
+# --  ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["CEM", "ICEM", "MPPI", "GradientPlanner", "HybridPlanner"])
 @pytest.mark.parametrize("problem", [bowl_problem(), lqr()], ids=lambda p: p.name)
 def test_planners_find_known_optima(name, problem):
-    """Within 1% by sampling and 0.1% by gradient, in every one of the problems; never below the optimum."""
+    """Within 1% by sampling and 0.1% by gradient, in every one of the problems; never below the
+    optimum.
+    """
     plan = problem.solve(precise_planners(problem.bound)[name])
     tolerance = 1e-3 if name in ("GradientPlanner", "HybridPlanner") else 1e-2
     ratio = plan.cost / problem.optimum
@@ -141,18 +156,27 @@ def test_planners_find_known_optima(name, problem):
 
 @pytest.mark.parametrize("planner", [CEM, ICEM, MPPI])
 def test_the_defaults_of_sampling_find_optima(planner):
-    """No argument but the bounds: within 1% on random bowls of 24 actions, whose targets change sign from step to step, and
-    on LQR."""
+    """No argument but the bounds: within 1% on random bowls of 24 actions, whose targets change
+    sign from step to step, and on LQR."""
     for seed in range(2):
         target = 2 * torch.rand(4, 12, 2, generator=g(seed)) - 1
-        plan = planner().plan(lambda a, t=target: bowl(t)(a) + 1, torch.zeros(4, 12, 2), g(10 + seed))
+        plan = planner().plan(
+            lambda a, t=target: bowl(t)(a) + 1, torch.zeros(4, 12, 2), g(10 + seed)
+        )
         assert 1 <= plan.cost.min() and plan.cost.max() < 1.01
         problem = lqr()
-        assert 1 - 1e-4 <= problem.ratio(problem.solve(planner(low=-problem.bound, high=problem.bound), seed)) < 1.01
+        assert (
+            1 - 1e-4
+            <= problem.ratio(problem.solve(planner(low=-problem.bound, high=problem.bound), seed))
+            < 1.01
+        )
 
 
 def test_the_defaults_of_random_shooting_explore_as_those_of_the_others_do():
-    assert RandomShooting().noise_beta == CEM().noise_beta and RandomShooting().init_std == CEM().init_std
+    assert (
+        RandomShooting().noise_beta == CEM().noise_beta
+        and RandomShooting().init_std == CEM().init_std
+    )
 
 
 @pytest.mark.parametrize("name", ["CEM", "ICEM", "MPPI"])
@@ -180,7 +204,8 @@ def test_planning_beats_plain_cem_at_the_same_budget_on_a_smooth_problem():
     assert ours < plain
 
 
-# -- options of all ----------------------------------------------------------------------------------------------------
+# -- options of all
+# --  ----------------------------------------------------------------------------------------------
 
 
 PLANNERS = [CEM, ICEM, MPPI, RandomShooting, GradientPlanner, HybridPlanner]
@@ -189,13 +214,18 @@ PLANNERS = [CEM, ICEM, MPPI, RandomShooting, GradientPlanner, HybridPlanner]
 @pytest.mark.parametrize("planner", [*PLANNERS, CategoricalCEM])
 def test_the_generator_may_be_given_by_position(planner):
     score, start = bowl(torch.full((1, 6, 4), 0.3)), torch.zeros(1, 6, 4)
-    by_position, by_name = planner().plan(score, start, g(3)), planner().plan(score, start, generator=g(3))
+    by_position, by_name = (
+        planner().plan(score, start, g(3)),
+        planner().plan(score, start, generator=g(3)),
+    )
     assert torch.equal(by_position.mean, by_name.mean)
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_bounds_scale_the_whole_search(planner):
-    """Wide and shifted bounds give the same plan as the unit box on the same problem in other units."""
+    """Wide and shifted bounds give the same plan as the unit box on the same problem in other
+    units.
+    """
     target = torch.rand(2, 5, 2, generator=g())
     unit = planner().plan(bowl(target), torch.zeros(2, 5, 2), generator=g(1))
     low, high = [0.0, -10.0], [4.0, 10.0]
@@ -244,7 +274,8 @@ def test_it_stops_early_once_the_elites_agree(planner):
     target = torch.rand(3, 4, 1, generator=g()) - 0.5
     start = torch.zeros(3, 4, 1)
     patient, early = (
-        planner(iterations=30, min_std=1e-3, tolerance=t).plan(bowl(target), start, generator=g()) for t in (0.0, 0.02)
+        planner(iterations=30, min_std=1e-3, tolerance=t).plan(bowl(target), start, generator=g())
+        for t in (0.0, 0.02)
     )
     assert early.evaluations < 0.6 * patient.evaluations
     assert early.cost.max() < 0.02 * bowl(target)(start[:, None]).max()
@@ -256,7 +287,11 @@ def test_a_proposal_competes(planner):
     needle = torch.rand(2, 6, 2, generator=g(3)) * 2 - 1
 
     def score(a):
-        return 1 - torch.exp(-1e4 * (a - needle[:, None]).square().sum((-2, -1))) + 1e-3 * a.square().sum((-2, -1))
+        return (
+            1
+            - torch.exp(-1e4 * (a - needle[:, None]).square().sum((-2, -1)))
+            + 1e-3 * a.square().sum((-2, -1))
+        )
 
     proposals = torch.cat([torch.zeros(2, 2, 6, 2), needle[:, None]], 1)
     blind = planner().plan(score, torch.zeros(2, 6, 2), generator=g())
@@ -276,7 +311,9 @@ def test_icem_shrinks_its_population_and_keeps_elites():
         score, torch.ones(1, 3, 1), generator=g()
     )
     assert sizes == [100, 66, 44, 40]
-    assert (firsts[2][:8].square().sum((-2, -1)) <= firsts[1][:8].square().sum((-2, -1)) + 1e-6).all()
+    assert (
+        firsts[2][:8].square().sum((-2, -1)) <= firsts[1][:8].square().sum((-2, -1)) + 1e-6
+    ).all()
     assert plan.elites.shape == (1, 20, 3, 1) and plan.evaluations == sum(sizes)
 
 
@@ -289,9 +326,15 @@ def test_a_full_covariance_follows_a_valley_that_a_diagonal_cannot():
         return ((a - 0.4).flatten(2) @ rotation).square() @ scale
 
     full, diagonal = (
-        CEM(samples=200, elites=40, iterations=25, noise_beta=0.0, min_std=1e-3, covariance=c, memory=0.3).plan(
-            score, torch.zeros(3, 6, 2), generator=g()
-        )
+        CEM(
+            samples=200,
+            elites=40,
+            iterations=25,
+            noise_beta=0.0,
+            min_std=1e-3,
+            covariance=c,
+            memory=0.3,
+        ).plan(score, torch.zeros(3, 6, 2), generator=g())
         for c in ("full", "diagonal")
     )
     assert full.cost.max() < 0.1 * diagonal.cost.min()
@@ -299,9 +342,12 @@ def test_a_full_covariance_follows_a_valley_that_a_diagonal_cannot():
 
 def test_mppi_follows_the_best_when_cold_and_averages_when_hot():
     target = torch.rand(1, 4, 1, generator=g())
-    options = dict(samples=64, elites=64, iterations=1, min_std=0.0, covariance="diagonal", memory=0.0)
+    options = dict(
+        samples=64, elites=64, iterations=1, min_std=0.0, covariance="diagonal", memory=0.0
+    )
     cold, hot = (
-        MPPI(temperature=t, **options).plan(bowl(target), torch.zeros(1, 4, 1), generator=g()) for t in (1e-4, 1e4)
+        MPPI(temperature=t, **options).plan(bowl(target), torch.zeros(1, 4, 1), generator=g())
+        for t in (1e-4, 1e4)
     )
     assert cold.std.max() < 1e-3 and hot.std.min() > 0.3
 
@@ -316,11 +362,14 @@ def test_a_plan_requires_no_grad_though_the_score_has_parameters(planner):
         return cost
 
     plan = planner().plan(score, torch.zeros(1, 6, 4), g())
-    assert not any(x.requires_grad for x in (plan.mean, plan.std, plan.cost, plan.elites) if x is not None)
+    assert not any(
+        x.requires_grad for x in (plan.mean, plan.std, plan.cost, plan.elites) if x is not None
+    )
     assert any(graphs) == getattr(planner, "differentiates", False) and w.grad is None
 
 
-# -- gradients ---------------------------------------------------------------------------------------------------------
+# -- gradients
+# --  ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("planner", [GradientPlanner(), HybridPlanner()])
@@ -334,14 +383,18 @@ def test_gradients_are_taken_whatever_the_caller_switched_off(planner, mode):
 
 def test_a_gradient_planner_leaves_no_gradient_in_the_parameters():
     w = torch.nn.Parameter(torch.ones(()))
-    GradientPlanner(iterations=2).plan(lambda a: (w * a).square().sum((-2, -1)), torch.ones(1, 3, 1), generator=g())
+    GradientPlanner(iterations=2).plan(
+        lambda a: (w * a).square().sum((-2, -1)), torch.ones(1, 3, 1), generator=g()
+    )
     assert w.grad is None
 
 
 def test_a_score_without_gradient_is_named():
     for planner in (GradientPlanner(), HybridPlanner()):
         with pytest.raises(ValueError, match="sampling planner"):
-            planner.plan(lambda a: a.detach().square().sum((-2, -1)), torch.zeros(1, 3, 1), generator=g())
+            planner.plan(
+                lambda a: a.detach().square().sum((-2, -1)), torch.zeros(1, 3, 1), generator=g()
+            )
 
 
 @pytest.mark.parametrize(
@@ -353,7 +406,9 @@ def test_a_score_without_gradient_is_named():
     ],
 )
 def test_a_finite_plan_survives_a_descent_into_nan(planner):
-    """The cost falls to the right and is NaN beyond 0.2: all descents step into it, what they saw before still counts."""
+    """The cost falls to the right and is NaN beyond 0.2: all descents step into it, what they saw
+    before still counts.
+    """
 
     def cliff(a):
         cost = 2 - a.mean((-2, -1))
@@ -367,7 +422,9 @@ def test_a_finite_plan_survives_a_descent_into_nan(planner):
 def test_the_hybrid_samples_with_the_covariance_that_it_is_given():
     target = torch.rand(2, 6, 2, generator=g())
     diagonal, full = (
-        HybridPlanner(covariance=c, gradient_steps=1).plan(bowl(target), torch.zeros(2, 6, 2), g()).mean
+        HybridPlanner(covariance=c, gradient_steps=1)
+        .plan(bowl(target), torch.zeros(2, 6, 2), g())
+        .mean
         for c in ("diagonal", "full")
     )
     assert not torch.equal(diagonal, full)
@@ -383,11 +440,14 @@ def test_a_planner_made_in_inference_mode_differentiates(planner):
     assert made.plan(bowl(target), torch.zeros(2, 4, 1), g()).cost.max() < 1e-1
 
 
-# -- discrete actions --------------------------------------------------------------------------------------------------
+# -- discrete actions
+# --------------------------------------------------------------------------------------------------
 
 
 def shortest_path_cost(a):
-    """Walk on a 5 x 5 grid from a corner to the opposite one; a wall with one gap. Moves: right, left, up, down, stay."""
+    """Walk on a 5 x 5 grid from a corner to the opposite one; a wall with one gap. Moves: right,
+    left, up, down, stay.
+    """
     moves = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]], dtype=a.dtype)
     position, cost = torch.zeros(*a.shape[:2], 2), 0.0
     for step in a.unbind(2):
@@ -399,7 +459,9 @@ def shortest_path_cost(a):
 
 
 def test_categorical_cem_finds_the_shortest_path_of_a_grid_maze():
-    """Eight moves reach the far corner, so seven steps end elsewhere: the optimum is 7 (from (0, 0), wall at x = 2)."""
+    """Eight moves reach the far corner, so seven steps end elsewhere: the optimum is 7 (from (0,
+    0), wall at x = 2).
+    """
     plan = CategoricalCEM(samples=1024, iterations=12, elites=64).plan(
         shortest_path_cost, torch.zeros(1, 10, 5), generator=g()
     )
@@ -419,7 +481,9 @@ def test_a_cold_env_is_planned_alike_whatever_its_neighbours_warm_start():
     for start in (torch.zeros(2, 6, 4), warm):
         CategoricalCEM(samples=16, elites=4, iterations=1).plan(score, start, g(1))
     assert torch.equal(seen[0], seen[1])
-    CategoricalCEM(samples=16, elites=4, iterations=1).plan(lambda a: seen.append(a.clone()) or score(a), warm, g(1))
+    CategoricalCEM(samples=16, elites=4, iterations=1).plan(
+        lambda a: seen.append(a.clone()) or score(a), warm, g(1)
+    )
     assert torch.equal(seen[-2][0, 0], warm[0])
 
 
@@ -445,13 +509,16 @@ def test_multi_discrete_actions_have_one_choice_per_part():
     def score(a):
         return (a - target).square().sum((-2, -1))
 
-    plan = CategoricalCEM(groups=(2, 3), exhaustive=1).plan(score, torch.zeros(1, 6, 5), generator=g())
+    plan = CategoricalCEM(groups=(2, 3), exhaustive=1).plan(
+        score, torch.zeros(1, 6, 5), generator=g()
+    )
     assert torch.equal(plan.mean[0], target.expand(6, 5))
     with pytest.raises(ValueError, match="one-hot parts"):
         CategoricalCEM(groups=(2, 2)).plan(score, torch.zeros(1, 6, 5))
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors
+# --  ----------------------------------------------------------------------------------------------
 
 
 def test_bad_settings_are_named():
@@ -510,5 +577,7 @@ def test_a_plan_unpacks():
 @pytest.mark.parametrize("planner", [CEM, ICEM, MPPI])
 def test_the_elites_follow_the_number_of_samples_unless_named(planner):
     assert planner(samples=16).elites in (2, 4) and planner(samples=16, elites=5).elites == 5
-    plan = planner(samples=16, iterations=2).plan(lambda a: a.square().sum((-1, -2)), torch.ones(1, 3, 2))
+    plan = planner(samples=16, iterations=2).plan(
+        lambda a: a.square().sum((-1, -2)), torch.ones(1, 3, 2)
+    )
     assert plan.cost < 6

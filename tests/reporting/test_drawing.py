@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gjwm.drawing import (
+from gjwm._core.drawing import (
     IMAGINED,
     REACHED,
     UNSURE,
@@ -40,7 +40,10 @@ def test_curves_have_a_frame_per_step_and_a_cursor_that_moves_right():
     rising = np.linspace(0, 1, 12)
     band = ((10, 20, 200), rising - 0.1, rising + 0.1)
     film = draw_curves(
-        [Curves("a", [("true", (255, 0, 0), rising)], band, level=0.5), Curves("b", [("x", (0, 255, 0), rising)])],
+        [
+            Curves("a", [("true", (255, 0, 0), rising)], band, level=0.5),
+            Curves("b", [("x", (0, 255, 0), rising)]),
+        ],
         width=300,
     )
     assert film.shape == (12, 112, 300, 3)
@@ -53,7 +56,9 @@ def test_nan_is_left_out_of_a_curve_and_different_lengths_are_refused():
     holes = np.array([0.0, np.nan, 1.0, 2.0])
     assert draw_curves([Curves("a", [("x", (255, 255, 255), holes)])], width=120).shape[0] == 4
     with pytest.raises(ValueError, match="one length"):
-        draw_curves([Curves("a", [("x", (0, 0, 0), holes), ("y", (0, 0, 0), holes[:2])])], width=120)
+        draw_curves(
+            [Curves("a", [("x", (0, 0, 0), holes), ("y", (0, 0, 0), holes[:2])])], width=120
+        )
 
 
 def test_a_grid_frames_a_film_from_the_step_it_is_reached():
@@ -68,7 +73,9 @@ def test_a_grid_frames_a_film_from_the_step_it_is_reached():
 
 
 def test_stacked_films_have_even_sides():
-    assert stack_films([np.zeros((2, 5, 9, 3), np.uint8), np.zeros((2, 4, 9, 3), np.uint8)]).shape == (2, 10, 10, 3)
+    assert stack_films(
+        [np.zeros((2, 5, 9, 3), np.uint8), np.zeros((2, 4, 9, 3), np.uint8)]
+    ).shape == (2, 10, 10, 3)
 
 
 def test_pictures_fit_without_new_colours_when_enlarged_and_by_averages_when_shrunk():

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from gjwm.logging import RunLogger, flatten, log_results, progress
-from gjwm.video import write_video
+from gjwm._core.video import write_video
+from gjwm.reporting.logging import RunLogger, flatten, log_results, progress
 
 
 def rows(path, name="metrics.jsonl"):
@@ -41,7 +41,10 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(tmp_path, mo
 
 
 def test_results_are_flattened_to_grouped_names():
-    report = {"planning": {"success_rate": 0.5, "ci95": [0.1, 0.9], "oracle": {"episodes": 3}}, "config": {"lr": 1.0}}
+    report = {
+        "planning": {"success_rate": 0.5, "ci95": [0.1, 0.9], "oracle": {"episodes": 3}},
+        "config": {"lr": 1.0},
+    }
     report |= {"version": "1", "bad": float("nan"), "yes": True}
     assert flatten(report, "evaluation") == {
         "evaluation/planning/success_rate": 0.5,

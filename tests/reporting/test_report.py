@@ -1,4 +1,6 @@
-"""Claims about the report: whole, self-contained, true to its numbers, and at home in a real browser."""
+"""Claims about the report: whole, self-contained, true to its numbers, and at home in a real
+browser.
+"""
 
 import html.parser
 import json
@@ -12,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from gjwm.calibration import calibration_report
-from gjwm.diagnostics import embedding_report, gaussianity_curves, trajectory_report
-from gjwm.dynamics import Prediction
-from gjwm.report import ARRAYS, EVALUATION, GALLERY, LiveReport, save_arrays, write_report
-from gjwm.report.figures import coverage_from_pit, training_figures
-from gjwm.report.svg import Plot, extent, number, ticks
-from gjwm.video import write_video
+from gjwm._core.video import write_video
+from gjwm.evaluation.geometry import embedding_report, gaussianity_curves, trajectory_report
+from gjwm.models.calibration import calibration_report
+from gjwm.models.dynamics import Prediction
+from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, LiveReport, save_arrays, write_report
+from gjwm.reporting.figures import coverage_from_pit, training_figures
+from gjwm.reporting.svg import Plot, extent, number, ticks
 
 # Every figure that a run with all the trimmings shows.
 FIGURES = {
@@ -47,13 +49,26 @@ def g(seed=0):
 
 
 def outcome(rate, **extra):
-    row = {"success_rate": rate, "ci95": [max(0, rate - 0.1), min(1, rate + 0.1)], "episodes": 20, "return_mean": 1.0}
-    return {**row, "closest_distance_mean": 0.01, "start_distance_mean": 0.2, "seconds_per_step": 0.02, **extra}
+    row = {
+        "success_rate": rate,
+        "ci95": [max(0, rate - 0.1), min(1, rate + 0.1)],
+        "episodes": 20,
+        "return_mean": 1.0,
+    }
+    return {
+        **row,
+        "closest_distance_mean": 0.01,
+        "start_distance_mean": 0.2,
+        "seconds_per_step": 0.02,
+        **extra,
+    }
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's folder as `gjwm evaluate` leaves it, of latents made up here: every kind of figure, no training."""
+    """A run's folder as `gjwm evaluate` leaves it, of latents made up here: every kind of figure,
+    no training.
+    """
     folder = tmp_path_factory.mktemp("runs") / "made-up"
     folder.mkdir()
     z = torch.randn(60, 30, 4, generator=g()).cumsum(1) / 4
@@ -70,7 +85,11 @@ def run(tmp_path_factory):
             "r2_ci95_by_horizon": [[r - 0.02 for r in steps], [r + 0.02 for r in steps]],
             "copy_last_r2_by_horizon": [0.7, 0.2, -0.5],
             "linear_gaussian": {"r2_by_horizon": [0.8, 0.6, 0.4], "skill_nats_per_dim": 0.7},
-            "noise_floor": {"windows": 9, "deterministic": False, "r2_by_horizon": [None, 0.99, 0.98]},
+            "noise_floor": {
+                "windows": 9,
+                "deterministic": False,
+                "r2_by_horizon": [None, 0.99, 0.98],
+            },
             "rank_accuracy": 0.8,
             "rank_accuracy_by_horizon": [1.0, 0.9, 0.8],
             "rank_chance": 1 / 256,
@@ -78,7 +97,12 @@ def run(tmp_path_factory):
             "skill_copy_last_nats_per_dim": -0.1,
             "variance_per_dim": 1.0,
         },
-        "calibration": {**law, "horizon_5": wide, "horizon_10": law, "temperature_by_horizon": [1.0, 1.1, 0.9]},
+        "calibration": {
+            **law,
+            "horizon_5": wide,
+            "horizon_10": law,
+            "temperature_by_horizon": [1.0, 1.1, 0.9],
+        },
         "surprise": {
             "episodes": 9,
             "false_alarm_rate": 0.01,
@@ -103,19 +127,30 @@ def run(tmp_path_factory):
         "command": "gjwm evaluate name=a",
         "version": "0.0",
         "versions": {"torch": "9"},
-        "config": {"name": "a <b> & c", "env": {"id": "gjwm/two-room-v0"}, "planner": {"samples": 256, "cost": None}},
+        "config": {
+            "name": "a <b> & c",
+            "env": {"id": "gjwm/two-room-v0"},
+            "planner": {"samples": 256, "cost": None},
+        },
     }
     film = np.random.default_rng(0).integers(0, 256, (6, 48, 64, 3), dtype=np.uint8)
     write_video(folder / GALLERY / "attempt-003.mp4", film)
     Image.fromarray(film[0]).save(folder / GALLERY / "attempt-003.jpg")
-    row = {"attempt": 3, "kind": "worst", "reached": False, "closest_distance": 0.2, "start_distance": 0.4}
+    row = {
+        "attempt": 3,
+        "kind": "worst",
+        "reached": False,
+        "closest_distance": 0.2,
+        "start_distance": 0.4,
+    }
     report["gallery"] = [{"file": "attempt-003.mp4", "poster": "attempt-003.jpg", **row}]
     (folder / EVALUATION).write_text(json.dumps(report))
     rng = np.random.default_rng(1)
     arrays = {f"distance_{k}": rng.random((20, 9)) for k in ("model", "random", "hold", "oracle")}
     save_arrays(folder / ARRAYS, {**arrays, **gaussianity_curves(z, generator=g())})
     rows = [
-        {"step": k, "train/one_step": 1 / k, "loss": 1 - k / 9, "odd/thing": k, "train/nll": None} for k in range(1, 9)
+        {"step": k, "train/one_step": 1 / k, "loss": 1 - k / 9, "odd/thing": k, "train/nll": None}
+        for k in range(1, 9)
     ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 9, "train')
     return folder
@@ -136,7 +171,9 @@ class Outline(html.parser.HTMLParser):
         attrs = dict(attrs)
         self.tags.append(tag)
         self.ids += [attrs["id"]] if "id" in attrs else []
-        self.addresses += [attrs[k] for k in ("src", "href", "poster", "data", "srcset") if k in attrs]
+        self.addresses += [
+            attrs[k] for k in ("src", "href", "poster", "data", "srcset") if k in attrs
+        ]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -217,7 +254,8 @@ def test_a_folder_without_an_evaluation_or_with_a_damaged_one_is_named(run, tmp_
         write_report(moved)
 
 
-# ------------------------------------------------------------------------------------------------------------------- plots
+# --  ----------------------------------------------------------------------------------------------
+# plots
 
 
 def test_ticks_are_round_and_inside():
@@ -231,7 +269,11 @@ def test_ticks_are_round_and_inside():
 
 
 def test_marks_lie_where_the_axes_say():
-    plot = Plot(x=(0, 10), y=(0, 2), x_label="x", y_label="y", describe="d").dot(0, 0, "model").dot(10, 2, "model")
+    plot = (
+        Plot(x=(0, 10), y=(0, 2), x_label="x", y_label="y", describe="d")
+        .dot(0, 0, "model")
+        .dot(10, 2, "model")
+    )
     found = [tuple(map(float, c)) for c in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', plot.svg())]
     (left, floor), (right, top) = found
     axis = re.search(r'class="axis" d="M(\d+) (\d+)V(\d+)H(\d+)"', plot.svg()).groups()
@@ -243,7 +285,9 @@ def test_nan_breaks_a_line_and_a_logarithm_needs_positive_values():
     svg = plot.line(range(6), [1, 10, None, math.nan, 10, 100], "model", "a").svg()
     first, second = re.findall(r'class="line model " d="M([^"]+)"', svg)
     points = [[float(p.split()[1]) for p in path.split("L")] for path in (first, second)]
-    assert points[0][0] - points[0][1] == pytest.approx(points[1][0] - points[1][1], abs=0.11)  # a decade is a decade
+    assert points[0][0] - points[0][1] == pytest.approx(
+        points[1][0] - points[1][1], abs=0.11
+    )  # a decade is a decade
     assert "nan" not in svg
     with pytest.raises(ValueError, match="positive"):
         Plot(x=(0, 1), y=(0, 1), x_label="", y_label="", describe="", log_y=True)
@@ -261,18 +305,29 @@ def test_coverage_of_a_pit_histogram_is_that_of_the_values():
     levels, covered = coverage_from_pit(histogram)
     assert levels[0] == 0 and levels[-1] == 1 and len(levels) == 11
     for level, share in zip(levels, covered):
-        assert share == pytest.approx((2 * (pit - 0.5).abs() <= level).float().mean().item(), abs=1e-3)
+        assert share == pytest.approx(
+            (2 * (pit - 0.5).abs() <= level).float().mean().item(), abs=1e-3
+        )
 
 
 def test_training_curves_group_what_belongs_together():
-    rows = [{"step": k, "train/one_step": 0.1, "train/open_loop": 0.2, "loss": -1.0, "train/nll": None} for k in (1, 2)]
-    found = {figure.title: [label for *_, label in figure.plot.legend] for figure in training_figures(rows)}
+    rows = [
+        {"step": k, "train/one_step": 0.1, "train/open_loop": 0.2, "loss": -1.0, "train/nll": None}
+        for k in (1, 2)
+    ]
+    found = {
+        figure.title: [label for *_, label in figure.plot.legend]
+        for figure in training_figures(rows)
+    }
     assert found["Prediction error in training"] == ["train/one_step", "train/open_loop"]
-    assert found["Loss, and the spread's part"] == ["loss"]  # a metric that was never finite has no curve
+    assert found["Loss, and the spread's part"] == [
+        "loss"
+    ]  # a metric that was never finite has no curve
     assert training_figures([]) == []
 
 
-# -------------------------------------------------------------------------------------------------------------------- live
+# --  ----------------------------------------------------------------------------------------------
+# live
 
 
 def test_the_live_page_follows_a_run_and_stops_reloading_at_its_end(tmp_path):
@@ -320,10 +375,16 @@ def test_a_live_page_every_zero_seconds_is_none(tmp_path):
         LiveReport(tmp_path, name="run", steps=2, seconds=-1)
 
 
-# ------------------------------------------------------------------------------------------------------------- in a browser
+# --  ----------------------------------------------------------------------------------------------
+# in a browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt install chromium)")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine (apt install chromium)"
+)
 
 # What a reader would see, measured inside the page.
 MEASURE = """<script>
@@ -334,14 +395,16 @@ setTimeout(() => {
     width: window.innerWidth,
     figures: [...document.querySelectorAll("figure")]
       .filter(f => seen(f) && [...f.querySelectorAll("svg,video")].some(seen)).map(f => f.id),
-    films: [...document.querySelectorAll("video")].map(v => [v.readyState, v.videoWidth, v.error && v.error.message]),
+    films: [...document.querySelectorAll("video")]
+      .map(v => [v.readyState, v.videoWidth, v.error && v.error.message]),
     ink: getComputedStyle(document.querySelector("path.line.model")).stroke,
     page: getComputedStyle(document.body).backgroundColor,
   }), "*");
 }, 1500);
 </script>"""
 # A window is at least 500 pixels wide, a frame in it as narrow as a phone.
-FRAME = """<!DOCTYPE html><pre id="measured"></pre><iframe width="{width}" height="900" srcdoc="{page}"></iframe><script>
+FRAME = """<!DOCTYPE html><pre id="measured"></pre>
+<iframe width="{width}" height="900" srcdoc="{page}"></iframe><script>
 addEventListener("message", m => {{ document.getElementById("measured").textContent = m.data; }});
 </script>"""
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.collect import collect_episodes, make_env
-from gjwm.decoder import ConvDecoder
-from gjwm.dynamics import GaussianDynamics
-from gjwm.encoders import MLPEncoder
-from gjwm.evaluate import Details, attempt_goals, goal_pairs_from_resets, random_policy
+from gjwm.data.collect import collect_episodes, make_env
+from gjwm.evaluation.evaluate import Details, attempt_goals, goal_pairs_from_resets, random_policy
+from gjwm.models.decoder import ConvDecoder
+from gjwm.models.dynamics import GaussianDynamics
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.world_model import WorldModel
 from gjwm.planning import CEM
-from gjwm.rollout_video import attempt, films_of, gallery, play_again, position_readout
-from gjwm.world_model import WorldModel
+from gjwm.reporting.films import attempt, films_of, gallery, play_again, position_readout
 
 ICE = "gjwm/two-room-slippery-v0"
 SETTINGS = {"obs": "state", "size": 16, "terminate_on_goal": False}
@@ -37,13 +37,21 @@ def test_an_attempt_played_again_has_the_same_luck():
         np.testing.assert_allclose(away, attempts.distance[i], atol=1e-6)
         assert recording.frames.shape == (7, 16, 16, 3) and recording.rewards.shape == (6,)
     other = play_again(env, pairs, attempts.actions[[3] * 8], 5)
-    assert np.abs(np.linalg.norm(other.observations[-1, :2] - pairs.goal_position[5]) - attempts.distance[5, -1]) > 1e-3
+    assert (
+        np.abs(
+            np.linalg.norm(other.observations[-1, :2] - pairs.goal_position[5])
+            - attempts.distance[5, -1]
+        )
+        > 1e-3
+    )
 
 
 @pytest.fixture(scope="module")
 def attempted():
     model = model_of_states()
-    episodes = list(collect_episodes("gjwm/two-room-v0", SETTINGS, episodes=8, length=10, record_state=True))
+    episodes = list(
+        collect_episodes("gjwm/two-room-v0", SETTINGS, episodes=8, length=10, record_state=True)
+    )
     planner = CEM(samples=16, iterations=1, elites=4)
     details = attempt(
         model,
@@ -76,8 +84,14 @@ def test_a_film_grows_with_what_can_be_shown(attempted):
     readout = position_readout(latents, episodes, generator=torch.Generator().manual_seed(0))
     filming = films(attempted, position=readout)
     traced, picture = filming.film(0), (slice(18, 82), slice(0, 64))
-    assert all((traced[t][picture] != bare[t][picture]).any() for t in (0, 2, 4))  # where plans begin
-    z = model.encode(torch.from_numpy(play_again(filming.env, details.pairs, details.attempts.actions, 0).observations))
+    assert all(
+        (traced[t][picture] != bare[t][picture]).any() for t in (0, 2, 4)
+    )  # where plans begin
+    z = model.encode(
+        torch.from_numpy(
+            play_again(filming.env, details.pairs, details.attempts.actions, 0).observations
+        )
+    )
     a = torch.from_numpy(details.attempts.actions[0])
     traces = filming._plan_traces(0, z.detach(), a, torch.Generator().manual_seed(0))
     # A plan of four steps has as many left as were not yet taken; a newer one replaces it.
@@ -87,7 +101,9 @@ def test_a_film_grows_with_what_can_be_shown(attempted):
 
 
 def test_a_model_that_imagines_exactly_shows_no_error(attempted):
-    """Curves say what they are named after: an exact model's open loop has no error, and distances are those of positions."""
+    """Curves say what they are named after: an exact model's open loop has no error, and distances
+    are those of positions.
+    """
 
     class Still(GaussianDynamics):
         def _step(self, z, inputs, context):
@@ -122,7 +138,9 @@ def test_the_gallery_begins_with_the_worst_and_replaces_an_older_one(attempted, 
     closest = details.attempts.distance[:, 1:].min(1)
     assert [row["attempt"] for row in rows[:2]] == np.argsort(-closest, kind="stable")[:2].tolist()
     assert [row["kind"] for row in rows] == ["worst", "worst", "typical"]
-    assert {path.name for path in tmp_path.iterdir()} == {row[k] for row in rows for k in ("file", "poster")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        row[k] for row in rows for k in ("file", "poster")
+    }
 
 
 def test_a_small_film_turns_green_for_good(attempted):

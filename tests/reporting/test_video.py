@@ -4,7 +4,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from gjwm.video import panel, write_video
+from gjwm._core.video import panel, write_video
 
 
 def frames(count=6, h=20, w=24):
@@ -17,12 +17,18 @@ def test_a_panel_shows_its_columns_enlarged_and_untouched():
     assert film.shape[0] == 6 and film.shape[1] % 2 == film.shape[2] % 2 == 0
     np.testing.assert_array_equal(film[:, 18:78:3, 0:72:3], left)
     np.testing.assert_array_equal(film[:, 18:78:3, 75:147:3], right)
-    assert (film[0, :18] > 200).any() and (film[0, 78:] != film[1, 78:]).any()  # title, and a caption that changes
+    assert (film[0, :18] > 200).any() and (
+        film[0, 78:] != film[1, 78:]
+    ).any()  # title, and a caption that changes
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_a_written_video_has_all_its_frames(tmp_path, suffix):
-    film = np.repeat(np.linspace(0, 250, 12).astype(np.uint8)[:, None, None, None], 3, -1).repeat(64, 1).repeat(96, 2)
+    film = (
+        np.repeat(np.linspace(0, 250, 12).astype(np.uint8)[:, None, None, None], 3, -1)
+        .repeat(64, 1)
+        .repeat(96, 2)
+    )
     path = write_video(tmp_path / f"deep/film{suffix}", film, fps=5)
     back = iio.imread(path)
     assert back.shape[:3] == (12, 64, 96)
@@ -33,7 +39,9 @@ def test_a_written_video_has_all_its_frames(tmp_path, suffix):
 
 def test_a_gif_keeps_the_colour_of_a_small_moving_body_and_a_still_background(tmp_path):
     film = np.full((8, 32, 48, 3), (236, 236, 228), np.uint8)
-    film[:, 20:] = np.random.default_rng(0).integers(0, 256, (8, 12, 48, 3))  # more colours than a palette holds
+    film[:, 20:] = np.random.default_rng(0).integers(
+        0, 256, (8, 12, 48, 3)
+    )  # more colours than a palette holds
     for t in range(8):
         film[t, 4:6, 5 * t : 5 * t + 2] = (222, 44, 40)
     back = iio.imread(write_video(tmp_path / "film.gif", film))[..., :3].astype(int)

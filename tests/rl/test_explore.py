@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.behaviours import Coloured, Mixture, Scripted, Uniform, behaviour_from_weights
-from gjwm.collect import collect_dataset, collect_episodes
-from gjwm.coverage import Coverage
-from gjwm.dataset import Episode
-from gjwm.dynamics import EnsembleDynamics, GaussianDynamics
-from gjwm.encoders import MLPEncoder
-from gjwm.explore import BEHAVIOURS, Curious, Planned
-from gjwm.heads import RewardHead
-from gjwm.world_model import WorldModel
+from gjwm.data.behaviours import Coloured, Mixture, Scripted, Uniform, behaviour_from_weights
+from gjwm.data.collect import collect_dataset, collect_episodes
+from gjwm.data.coverage import Coverage
+from gjwm.data.dataset import Episode
+from gjwm.models.dynamics import EnsembleDynamics, GaussianDynamics
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.heads import RewardHead
+from gjwm.models.world_model import WorldModel
+from gjwm.rl.planned_behaviours import BEHAVIOURS, Curious, Planned
 
 torch.set_num_threads(1)
 SMALL = dict(samples=24, elites=6, iterations=2, horizon=4, replan_every=2)
@@ -37,14 +37,18 @@ def runs(tmp_path_factory):
 
 
 def play(behaviour, **changes):
-    return list(collect_episodes(**(DOT | {"behaviour": behaviour, "episodes": 2, "seed": 1} | changes)))
+    return list(
+        collect_episodes(**(DOT | {"behaviour": behaviour, "episodes": 2, "seed": 1} | changes))
+    )
 
 
 @pytest.mark.parametrize("kind", ["reward", "goal", "curious"])
 def test_an_episode_that_is_planned_depends_on_its_number_only(runs, kind):
     behaviour = {
         "reward": Planned(run=str(runs / "rewarded"), **SMALL),
-        "goal": Planned(run=str(runs / "rewarded" / "checkpoint.pt"), objective="goal", goal_steps=4, **SMALL),
+        "goal": Planned(
+            run=str(runs / "rewarded" / "checkpoint.pt"), objective="goal", goal_steps=4, **SMALL
+        ),
         "curious": Curious(run=str(runs / "ensemble"), **SMALL),
     }[kind]
     first, second = play(behaviour)
@@ -67,10 +71,14 @@ def test_a_player_of_states_makes_data_of_pixels(runs):
 def test_planned_episodes_of_a_batched_world_do_not_depend_on_their_batch(tmp_path):
     torch.manual_seed(0)
     (sample,) = collect_episodes("gjwm/two-room-v0", {"obs": "state"}, episodes=1, length=1)
-    model = WorldModel(MLPEncoder(list(sample.o.shape[1:]), latent_dim=3), EnsembleDynamics(3, 2, members=2))
+    model = WorldModel(
+        MLPEncoder(list(sample.o.shape[1:]), latent_dim=3), EnsembleDynamics(3, 2, members=2)
+    )
     model.save(tmp_path / "checkpoint.pt")
     mixture = Mixture({Curious(run=str(tmp_path), **SMALL): 1, Uniform(): 1, Scripted(): 1})
-    arguments = dict(env_id="gjwm/two-room-v0", env_kwargs={"obs": "state"}, behaviour=mixture, length=6, seed=2)
+    arguments = dict(
+        env_id="gjwm/two-room-v0", env_kwargs={"obs": "state"}, behaviour=mixture, length=6, seed=2
+    )
     together = list(collect_episodes(**arguments, episodes=5))
     (alone,) = collect_episodes(**arguments, episodes=1, first_episode=3)
     np.testing.assert_array_equal(together[3].a, alone.a)
@@ -99,7 +107,8 @@ def test_curiosity_goes_where_members_disagree(runs, monkeypatch):
 
 def test_what_cannot_be_planned_is_one_sentence(runs):
     with pytest.raises(
-        RuntimeError, match=r"needs an ensemble .* has GaussianDynamics; train it with dynamics=ensemble"
+        RuntimeError,
+        match=r"needs an ensemble .* has GaussianDynamics; train it with dynamics=ensemble",
     ):
         play(Curious(run=str(runs / "rewarded"), **SMALL))
     with pytest.raises(RuntimeError, match="has no reward head; train it with heads"):
@@ -124,7 +133,8 @@ def test_settings_name_every_behaviour():
         behaviour_from_weights({"planner": 1}, BEHAVIOURS)
 
 
-# -- coverage ------------------------------------------------------------------------------------------------------------
+# -- coverage
+# --  ----------------------------------------------------------------------------------------------
 
 
 def recorded(**fields):
@@ -140,7 +150,9 @@ def test_cells_are_counted_and_weighed_by_how_evenly_they_are_visited():
     coverage.add(recorded(position=np.array([[0.1, 0.9], [9.0, 9.0]])))
     report = coverage.report()
     assert (report["of"], report["frames"], report["cells"]) == ("position", 6, 4)
-    assert report["effective_cells"] == pytest.approx(np.exp(-(0.5 * np.log(0.5) + 3 / 6 * np.log(1 / 6))))
+    assert report["effective_cells"] == pytest.approx(
+        np.exp(-(0.5 * np.log(0.5) + 3 / 6 * np.log(1 / 6)))
+    )
     even = Coverage(cell=1.0)
     even.add(recorded(position=np.arange(10.0)[:, None]))
     assert even.report()["effective_cells"] == pytest.approx(10)
@@ -161,7 +173,13 @@ def test_collection_reports_that_moving_sees_more_of_a_room_than_standing_still(
     seen = {}
     for name, behaviour in (("still", Coloured(scale=0)), ("moving", Uniform())):
         result = collect_dataset(
-            tmp_path / name, "gjwm/two-room-v0", {"obs": "state"}, behaviour, episodes=40, length=60, progress=False
+            tmp_path / name,
+            "gjwm/two-room-v0",
+            {"obs": "state"},
+            behaviour,
+            episodes=40,
+            length=60,
+            progress=False,
         )
         seen[name] = result["coverage"]
         assert seen[name]["of"] == "position" and seen[name]["frames"] == 40 * 61

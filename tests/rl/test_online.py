@@ -1,4 +1,6 @@
-"""Claims about learning from reward: targets, values, policy, the loop, and that an interruption changes nothing."""
+"""Claims about learning from reward: targets, values, policy, the loop, and that an interruption
+changes nothing.
+"""
 
 import csv
 import json
@@ -14,16 +16,18 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 from torch import distributions
 
-from gjwm.actor_critic import Policy, QEnsemble, TwoHot
-from gjwm.checkpoint import Checkpoints
-from gjwm.cli import main
-from gjwm.dataset import dataset_info
-from gjwm.dynamics import EnsembleDynamics, GaussianDynamics
-from gjwm.encoders import MLPEncoder
-from gjwm.heads import RewardHead, TerminationHead
-from gjwm.logging import RunLogger
+from gjwm._core.types import Batch
+from gjwm.cli.app import main
+from gjwm.data.dataset import dataset_info
+from gjwm.data.replay import ReplayBuffer
+from gjwm.models.dynamics import EnsembleDynamics, GaussianDynamics
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.heads import RewardHead, TerminationHead
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
-from gjwm.online import (
+from gjwm.planning import ICEM, MPPI
+from gjwm.reporting.logging import RunLogger
+from gjwm.rl import (
     Exploration,
     Explorer,
     ReturnCurve,
@@ -37,10 +41,8 @@ from gjwm.online import (
     simulator_actor,
     train_online,
 )
-from gjwm.planning import ICEM, MPPI
-from gjwm.replay import ReplayBuffer
-from gjwm.types import Batch
-from gjwm.world_model import WorldModel
+from gjwm.rl.actor_critic import Policy, QEnsemble, TwoHot
+from gjwm.training.checkpoint import Checkpoints
 
 torch.set_num_threads(1)
 
@@ -50,7 +52,9 @@ def generator(seed=0):
 
 
 class Slide(gym.Env):
-    """A point x on a line, moved by the action; the reward says how near it is to 0.6. Leaving [-1.5, 1.5] ends the episode."""
+    """A point x on a line, moved by the action; the reward says how near it is to 0.6. Leaving
+    [-1.5, 1.5] ends the episode.
+    """
 
     observation_space = spaces.Box(-2, 2, (1,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
@@ -70,7 +74,14 @@ class Slide(gym.Env):
 gym.register("test/Slide-v0", entry_point=Slide, max_episode_steps=20)
 
 
-def learner(observation_dim=1, action_dim=1, *, heads=("reward", "value", "policy"), dynamics=None, **options):
+def learner(
+    observation_dim=1,
+    action_dim=1,
+    *,
+    heads=("reward", "value", "policy"),
+    dynamics=None,
+    **options,
+):
     torch.manual_seed(0)
     made = {
         "reward": lambda: RewardHead(4, action_dim, hidden=(32, 32)),
@@ -88,10 +99,13 @@ def learner(observation_dim=1, action_dim=1, *, heads=("reward", "value", "polic
 
 
 def planner():
-    return MPPI(samples=24, iterations=2, elites=6, covariance="diagonal", init_std=0.7, min_std=0.05)
+    return MPPI(
+        samples=24, iterations=2, elites=6, covariance="diagonal", init_std=0.7, min_std=0.05
+    )
 
 
-# -- targets, values, policy ---------------------------------------------------------------------------------------------
+# -- targets, values, policy
+# ---------------------------------------------------------------------------------------------
 
 
 def test_lambda_returns_are_one_step_targets_at_0_and_the_windows_return_at_1():
@@ -127,7 +141,9 @@ def test_an_ensembles_members_are_networks_of_their_own_and_start_at_0(bins):
     z, a = torch.randn(5, 4, 3, generator=generator()), torch.rand(5, 4, 2, generator=generator())
     assert q(z, a).shape == (3, 5, 4)
     torch.testing.assert_close(q(z, a), torch.zeros(3, 5, 4), atol=1e-5, rtol=0)
-    above = QEnsemble(3, 2, hidden=16, bins=51, low=-2.0, high=7.0)(z, a)  # the middle of its bins is 2.5 in symlog
+    above = QEnsemble(3, 2, hidden=16, bins=51, low=-2.0, high=7.0)(
+        z, a
+    )  # the middle of its bins is 2.5 in symlog
     torch.testing.assert_close(above, torch.full((2, 5, 4), math.expm1(2.5)))
     for layer in q.layers:
         torch.nn.init.normal_(layer.weight, generator=generator(1))
@@ -148,7 +164,9 @@ def test_the_policys_density_is_that_of_a_squashed_gaussian():
         distributions.Normal(mean, log_std.exp()), distributions.TanhTransform()
     )
     near = (a.abs() < 0.999).all(-1)  # the inverse of tanh is no longer exact beyond
-    torch.testing.assert_close(log_density[near], squashed.log_prob(a).sum(-1)[near], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        log_density[near], squashed.log_prob(a).sum(-1)[near], atol=1e-3, rtol=1e-3
+    )
     assert torch.equal(policy(z), mean.tanh()) and (a.abs() <= 1).all()
 
 
@@ -160,7 +178,10 @@ def test_values_become_the_discounted_return_and_stop_at_a_terminal_state(termin
     subject.model.train()
     draw = generator(2)
     for _ in range(500):
-        o, a = torch.randn(64, 1, 1, generator=draw).expand(-1, 4, -1), torch.rand(64, 3, 1, generator=draw)
+        o, a = (
+            torch.randn(64, 1, 1, generator=draw).expand(-1, 4, -1),
+            torch.rand(64, 3, 1, generator=draw),
+        )
         ended = torch.full((64, 3), terminal)
         losses = subject.update(Batch(o, a, torch.ones(64, 3), ended, torch.arange(64)), draw)
     assert losses["loss"].isfinite()
@@ -173,16 +194,25 @@ def test_values_become_the_discounted_return_and_stop_at_a_terminal_state(termin
 
 
 def test_targets_may_follow_the_policy_in_the_model_first():
-    """Rewards 1, each step the last with probability 1/2, and slow values of 8 beyond: worked out by hand."""
+    """Rewards 1, each step the last with probability 1/2, and slow values of 8 beyond: worked out
+    by hand.
+    """
     subject = learner(heads=("reward", "value", "policy", "termination"), discount=0.5, expansion=2)
     for name, number in (("reward", 1.0), ("termination", 0.0)):  # of the logit
-        last = [m for m in subject.model.heads[name].modules() if isinstance(m, torch.nn.Linear)][-1]
+        last = [m for m in subject.model.heads[name].modules() if isinstance(m, torch.nn.Linear)][
+            -1
+        ]
         torch.nn.init.zeros_(last.weight)
         torch.nn.init.constant_(last.bias, number)
     subject.slow.forward = lambda z, a: torch.full((2, *z.shape[:-1]), 8.0)
-    z, noise = torch.randn(5, 3, 4, generator=generator()), torch.randn(3, 5, 3, 1, generator=generator(1))
+    z, noise = (
+        torch.randn(5, 3, 4, generator=generator()),
+        torch.randn(3, 5, 3, 1, generator=generator(1)),
+    )
     expected = 1 + 0.5 * 0.5 * (1 + 0.5 * 0.5 * 8)
-    torch.testing.assert_close(subject._values(z, noise), torch.full((5, 3), expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        subject._values(z, noise), torch.full((5, 3), expected), atol=1e-4, rtol=0
+    )
     torch.testing.assert_close(subject._values(z, noise[:1]), torch.full((5, 3), 8.0))
 
 
@@ -197,7 +227,9 @@ def test_the_policy_climbs_the_values_without_moving_them():
         torch.arange(64),
     )
     # Rewards that grow with the action alone: the best one is 1 everywhere.
-    batch = Batch(batch.o, batch.a, 1 + batch.a[..., 0], torch.ones(64, 3, dtype=torch.bool), batch.episode)
+    batch = Batch(
+        batch.o, batch.a, 1 + batch.a[..., 0], torch.ones(64, 3, dtype=torch.bool), batch.episode
+    )
     subject.model.train()
     for _ in range(500):
         subject.update(batch, draw)
@@ -205,11 +237,15 @@ def test_the_policy_climbs_the_values_without_moving_them():
     assert model.heads["policy"](model.encode(batch.o)).mean() > 0.8
 
     kept = [p.clone() for p in model.heads["value"].parameters()]
-    climbing = torch.optim.SGD([*model.heads["value"].parameters(), *subject.policy.parameters()], lr=1.0)
+    climbing = torch.optim.SGD(
+        [*model.heads["value"].parameters(), *subject.policy.parameters()], lr=1.0
+    )
     moved = [p.clone() for p in subject.policy.parameters()]
     subject.value.requires_grad_(False)
     z = model.encode(batch.o).detach()
-    loss, *_ = subject._ascend_values(z, batch.a, torch.randn(64, 4, 1, generator=draw), subject.spread)
+    loss, *_ = subject._ascend_values(
+        z, batch.a, torch.randn(64, 4, 1, generator=draw), subject.spread
+    )
     climbing.zero_grad()
     loss.backward()
     climbing.step()
@@ -227,7 +263,13 @@ def test_a_clone_keeps_the_policy_near_the_datas_actions():
         for _ in range(150):
             o = torch.randn(32, 4, 1, generator=draw)
             subject.update(
-                Batch(o, torch.full((32, 3, 1), 0.5), torch.zeros(32, 3), torch.zeros(32, 3).bool(), torch.arange(32)),
+                Batch(
+                    o,
+                    torch.full((32, 3, 1), 0.5),
+                    torch.zeros(32, 3),
+                    torch.zeros(32, 3).bool(),
+                    torch.arange(32),
+                ),
                 draw,
             )
         model = subject.model.eval()
@@ -285,7 +327,11 @@ def test_what_a_learner_cannot_use_is_one_sentence():
     with pytest.raises(ValueError, match="expansion"):
         learner(expansion=-1)
     batch = Batch(
-        torch.randn(8, 4, 1), torch.rand(8, 3, 1), torch.zeros(8, 3), torch.zeros(8, 3).bool(), torch.arange(8)
+        torch.randn(8, 4, 1),
+        torch.rand(8, 3, 1),
+        torch.zeros(8, 3),
+        torch.zeros(8, 3).bool(),
+        torch.arange(8),
     )
     for wrong in ({"value_lr": -1.0}, {"clip": 0.0}, {"rho": 0.0}):
         with pytest.raises(ValueError, match="learning rates >= 0"):
@@ -298,7 +344,9 @@ def test_what_a_learner_cannot_use_is_one_sentence():
         getattr(broken, name)[0, 0] = math.inf
         with pytest.raises(FloatingPointError, match="look for them in the data"):
             subject.update(broken)
-    assert all(torch.equal(x, kept[name]) for name, x in subject.model.state_dict().items())  # running statistics too
+    assert all(
+        torch.equal(x, kept[name]) for name, x in subject.model.state_dict().items()
+    )  # running statistics too
     subject = learner(entropy=math.nan)
     kept = [p.clone() for p in subject.policy.parameters()]
     with pytest.raises(FloatingPointError, match="the policy's loss"):
@@ -311,7 +359,10 @@ def test_what_a_learner_cannot_use_is_one_sentence():
         subject.model.loss(batch, subject.objective)
     with pytest.raises(ValueError, match="reward head"):
         reward_agent(
-            learner().model.__class__(subject.model.encoder, subject.model.dynamics), planner(), horizon=3, discount=0.9
+            learner().model.__class__(subject.model.encoder, subject.model.dynamics),
+            planner(),
+            horizon=3,
+            discount=0.9,
         )
 
 
@@ -332,7 +383,8 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     assert all(torch.equal(p, q) for p, q in zip(before, subject.model.parameters()))
 
 
-# -- environments ----------------------------------------------------------------------------------------------------------
+# -- environments
+# --  ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -368,7 +420,8 @@ def test_a_streams_episodes_differ_and_end_with_their_true_last_observation():
         o_next, ended = seen.o_next, seen.ended
         returns += seen.returns
         if ended.any():
-            # 0.02 per step and a little noise: the last observation is a step on, not the same nor the next first one.
+            # 0.02 per step and a little noise: the last observation is a step on, not the same nor
+            # the next first one.
             np.testing.assert_allclose(seen.o_next[ended] - seen.o[ended], 0.02, atol=0.0195)
             starts.append(stream.observation.copy())
     assert len(returns) == 6 and len(np.unique(np.concatenate(starts))) == 8
@@ -378,7 +431,9 @@ def test_a_streams_episodes_differ_and_end_with_their_true_last_observation():
 
 
 def test_returns_are_those_of_whole_episodes():
-    returns, seconds = play_returns(lambda o, _: (0.6 - o) / 0.2, "test/Slide-v0", {}, episodes=6, seed=3)
+    returns, seconds = play_returns(
+        lambda o, _: (0.6 - o) / 0.2, "test/Slide-v0", {}, episodes=6, seed=3
+    )
     assert (returns > 13).all() and (returns <= 20).all() and seconds > 0
     fallen, _ = play_returns(lambda o, _: np.ones_like(o), "test/Slide-v0", {}, episodes=6, seed=3)
     assert (fallen < returns).all()
@@ -391,13 +446,17 @@ def test_returns_are_those_of_whole_episodes():
 
 
 def test_an_oracle_sees_the_true_rewards_of_its_plans():
-    """To a point mass's target: planned on the simulator, it earns more than standing still, from the same states."""
+    """To a point mass's target: planned on the simulator, it earns more than standing still, from
+    the same states.
+    """
     kwargs = {"obs": "state", "action_repeat": 4, "max_episode_steps": 20}
     planner = ICEM(samples=24, iterations=3, elites=6, repeat=4)
     plan = dict(horizon=12, replan_every=4, generator=generator())
     with simulator_actor("gjwm/point_mass-easy-v0", kwargs, planner, **plan) as act:
         played, _ = play_returns(act, "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
-    still, _ = play_returns(lambda o, envs: np.zeros((3, 2)), "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
+    still, _ = play_returns(
+        lambda o, envs: np.zeros((3, 2)), "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1
+    )
     assert played.mean() > still.mean() + 5, (played, still)
     with simulator_actor("x", {}, planner) as act, pytest.raises(ValueError, match="no get_state"):
         act(np.zeros((2, 1)), SyncVectorEnv([Slide, Slide]))
@@ -422,7 +481,8 @@ def test_a_return_curve_is_whole_and_goes_on(tmp_path):
     ]
 
 
-# -- the loop --------------------------------------------------------------------------------------------------------------
+# -- the loop
+# --  ----------------------------------------------------------------------------------------------
 
 
 def run(steps, checkpoints=None, log=None, **options):
@@ -439,7 +499,14 @@ def run(steps, checkpoints=None, log=None, **options):
         log=log,
         generator=generator(4),
         checkpoints=checkpoints,
-        **{"batch": 16, "aimless_steps": 60, "log_every": 20, "checkpoint_every": 100, "horizon": 3, **options},
+        **{
+            "batch": 16,
+            "aimless_steps": 60,
+            "log_every": 20,
+            "checkpoint_every": 100,
+            "horizon": 3,
+            **options,
+        },
     )
     stream.close()
     return subject
@@ -455,12 +522,19 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path):
     assert again[0][0] == 120
 
     def told(rows):
-        return [(step, {k: v for k, v in row.items() if "seconds" not in k}) for step, row in rows if step > 100]
+        return [
+            (step, {k: v for k, v in row.items() if "seconds" not in k})
+            for step, row in rows
+            if step > 100
+        ]
 
     assert told(again) == told(rows)
     for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
         assert torch.equal(a, b)
-    kept = [ReplayBuffer.load(tmp_path / name / "state-000000300-replay.pt") for name in ("whole", "cut")]
+    kept = [
+        ReplayBuffer.load(tmp_path / name / "state-000000300-replay.pt")
+        for name in ("whole", "cut")
+    ]
     x, y = (buffer.sample(32, 3, generator=generator(9)) for buffer in kept)
     assert torch.equal(x.o, y.o) and torch.equal(x.a, y.a) and torch.equal(x.r, y.r)
 
@@ -494,13 +568,17 @@ def test_stepping_in_a_thread_changes_no_number(monkeypatch):
         self.overlaps = False
 
     monkeypatch.setattr(Stream, "__init__", alone)
-    for a, b in zip(beside.model.state_dict().values(), run(140, update_ratio=0.25).model.state_dict().values()):
+    for a, b in zip(
+        beside.model.state_dict().values(), run(140, update_ratio=0.25).model.state_dict().values()
+    ):
         assert torch.equal(a, b)
 
 
 @pytest.mark.slow
 def test_rewards_alone_are_learned_and_planned_for():
-    """Without values and policy: the reward of three steps is all that counts, and on this line it is enough."""
+    """Without values and policy: the reward of three steps is all that counts, and on this line it
+    is enough.
+    """
     subject = learner(heads=("reward",))
     assert set(subject.state_dict()) == {"model", "objective", "slow", "optimizer", "spread"}
     stream = Stream("test/Slide-v0", {}, lanes=2, seed=1)
@@ -518,20 +596,30 @@ def test_rewards_alone_are_learned_and_planned_for():
         log=lambda row, step: rows.append(row),
     )
     stream.close()
-    assert "train/reward" in rows[-1] and not {"train/q", "train/value", "train/entropy"} & set(rows[-1])
+    assert "train/reward" in rows[-1] and not {"train/q", "train/value", "train/entropy"} & set(
+        rows[-1]
+    )
     agent = reward_agent(subject.model, planner(), horizon=4, discount=0.99, generator=generator(5))
-    learned, _ = play_returns(lambda o, _: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100)
+    learned, _ = play_returns(
+        lambda o, _: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100
+    )
     assert learned.mean() > 12, learned.mean()
 
 
 @pytest.mark.slow
 def test_acting_learns_what_pays():
-    """After 1,000 steps the planner earns most of what standing at the best place would, and random actions little."""
+    """After 1,000 steps the planner earns most of what standing at the best place would, and random
+    actions little.
+    """
     subject = run(1000, update_ratio=0.5, aimless_steps=200)
     agent = reward_agent(subject.model, planner(), horizon=3, discount=0.9, generator=generator(5))
-    learned, _ = play_returns(lambda o, _: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100)
+    learned, _ = play_returns(
+        lambda o, _: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100
+    )
     draw = np.random.default_rng(0)
-    aimless, _ = play_returns(lambda o, _: draw.uniform(-1, 1, o.shape), "test/Slide-v0", {}, episodes=20, seed=100)
+    aimless, _ = play_returns(
+        lambda o, _: draw.uniform(-1, 1, o.shape), "test/Slide-v0", {}, episodes=20, seed=100
+    )
     assert learned.mean() > 14 and aimless.mean() < 8, (learned.mean(), aimless.mean())
 
 
@@ -539,10 +627,14 @@ def test_acting_learns_what_pays():
 def test_actions_stay_aimless_until_something_was_earned(monkeypatch, pays, planned):
     first = []
     disturb = Explorer.disturb
-    monkeypatch.setattr(Explorer, "disturb", lambda self, a, step: (first.append(step), disturb(self, a, step))[1])
+    monkeypatch.setattr(
+        Explorer, "disturb", lambda self, a, step: (first.append(step), disturb(self, a, step))[1]
+    )
     if not pays:
         step = Slide.step
-        monkeypatch.setattr(Slide, "step", lambda self, a: (lambda o, r, *rest: (o, 0.0, *rest))(*step(self, a)))
+        monkeypatch.setattr(
+            Slide, "step", lambda self, a: (lambda o, r, *rest: (o, 0.0, *rest))(*step(self, a))
+        )
     run(160, aimless_limit=120)
     assert first[0] == 0 and len(first) == (160 - planned) / 2
 
@@ -567,14 +659,22 @@ def test_updates_keep_to_their_ratio_and_the_schedule_falls():
 
 
 def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
-    explorer = Explorer(Exploration(quiet=800, loud_colours=(0.0, 2.0), block=400, loudness=0.3), 2, 1, generator())
+    explorer = Explorer(
+        Exploration(quiet=800, loud_colours=(0.0, 2.0), block=400, loudness=0.3), 2, 1, generator()
+    )
 
     def neighbours():
         a = torch.stack([explorer.aimless() for _ in range(400)])[..., 0]
-        return [torch.corrcoef(torch.stack([a[:-1, i], a[1:, i]]))[0, 1].item() for i in range(2)], a
+        return [
+            torch.corrcoef(torch.stack([a[:-1, i], a[1:, i]]))[0, 1].item() for i in range(2)
+        ], a
 
     (first, second), a = neighbours()
-    assert abs(first) < 0.15 and abs(second) < 0.15 and a.std().item() == pytest.approx(3**-0.5, rel=0.1)
+    assert (
+        abs(first) < 0.15
+        and abs(second) < 0.15
+        and a.std().item() == pytest.approx(3**-0.5, rel=0.1)
+    )
     (first, second), a = neighbours()
     assert abs(first) < 0.15 and second > 0.9
     planned = torch.stack([explorer.disturb(torch.zeros(2, 1), step) for step in range(3)])
@@ -590,7 +690,9 @@ def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
         Exploration(block=400), 1, 1, generator(2)
     )  # the first 2,000 steps are five blocks of a single lane
     a = torch.stack([alone.aimless() for _ in range(2400)])[:, 0, 0]
-    assert (a[:2000].abs() > 0.999).float().mean() < 0.01 and (a[2000:].abs() > 0.999).float().mean() > 0.3
+    assert (a[:2000].abs() > 0.999).float().mean() < 0.01 and (
+        a[2000:].abs() > 0.999
+    ).float().mean() > 0.3
 
 
 def test_settings_that_cannot_work_are_one_sentence():
@@ -618,7 +720,9 @@ def test_settings_that_cannot_work_are_one_sentence():
 
 
 def test_learning_from_data_alone_ranks_actions():
-    """From aimless episodes, without one step of its own, the policy moves towards the reward from both sides."""
+    """From aimless episodes, without one step of its own, the policy moves towards the reward from
+    both sides.
+    """
     subject = learner(discount=0.9, target_rate=0.05)
     buffer = ReplayBuffer(2000, Slide.observation_space, Slide.action_space)
     draw, env = np.random.default_rng(1), Slide()
@@ -632,9 +736,18 @@ def test_learning_from_data_alone_ranks_actions():
             if fallen:
                 break
         done = np.array(ended)
-        buffer.add_episode(np.stack(os), np.stack(actions), np.array(rewards), done, np.zeros_like(done))
+        buffer.add_episode(
+            np.stack(os), np.stack(actions), np.array(rewards), done, np.zeros_like(done)
+        )
     rows = []
-    pretrain(subject, buffer, updates=400, batch=64, log=lambda row, step: rows.append(row), generator=generator(6))
+    pretrain(
+        subject,
+        buffer,
+        updates=400,
+        batch=64,
+        log=lambda row, step: rows.append(row),
+        generator=generator(6),
+    )
     assert not subject.model.training and math.isfinite(rows[-1]["loss"])
     policy, model = subject.model.heads["policy"], subject.model
     with torch.no_grad():
@@ -642,15 +755,44 @@ def test_learning_from_data_alone_ranks_actions():
     assert a[0] > 0.3 and a[1] > 0.3 and a[2] < -0.3, a
 
 
-# -- the command -----------------------------------------------------------------------------------------------------------
+# -- the command
+# --  ----------------------------------------------------------------------------------------------
 
 TINY = [
-    *("threads=1", "logger.wandb=disabled", "report.every=0.001", "name=tiny", "latent_dim=4", "env.id=Pendulum-v1"),
-    *("experiment=gym_online", "encoder.hidden=[16]", "dynamics.hidden=16", "dynamics.std_hidden=8"),
-    *("heads.reward.hidden=[16]", "heads.value.hidden=16", "heads.policy.hidden=[16]", "discrepancy.num_slices=8"),
-    *("planner.samples=16", "planner.iterations=2", "planner.elites=4", "online.horizon=3", "online.batch=16"),
+    *(
+        "threads=1",
+        "logger.wandb=disabled",
+        "report.every=0.001",
+        "name=tiny",
+        "latent_dim=4",
+        "env.id=Pendulum-v1",
+    ),
+    *(
+        "experiment=gym_online",
+        "encoder.hidden=[16]",
+        "dynamics.hidden=16",
+        "dynamics.std_hidden=8",
+    ),
+    *(
+        "heads.reward.hidden=[16]",
+        "heads.value.hidden=16",
+        "heads.policy.hidden=[16]",
+        "discrepancy.num_slices=8",
+    ),
+    *(
+        "planner.samples=16",
+        "planner.iterations=2",
+        "planner.elites=4",
+        "online.horizon=3",
+        "online.batch=16",
+    ),
     *("online.steps=480", "online.aimless_steps=200", "online.lanes=2", "online.log_every=80"),
-    *("online.evaluate_every=240", "online.checkpoint_every=240", "online.episodes=2", "online.policy_plans=2"),
+    *(
+        "online.evaluate_every=240",
+        "online.checkpoint_every=240",
+        "online.episodes=2",
+        "online.policy_plans=2",
+    ),
 ]
 
 
@@ -665,14 +807,24 @@ def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     assert steps == {"240", "480"}
     returns = json.loads((folder / "returns.json").read_text())["returns"]
     assert set(returns) == {"plan", "policy", "random", "hold"} and returns["plan"]["episodes"] == 2
-    assert WorldModel.load(folder / "checkpoint.pt").heads.keys() == {"reward", "value", "policy", "termination"}
+    assert WorldModel.load(folder / "checkpoint.pt").heads.keys() == {
+        "reward",
+        "value",
+        "policy",
+        "termination",
+    }
     assert "<svg" in (folder / "report.html").read_text()
     assert main(["online", *TINY, "resume=true"]) == 0
     assert "nothing to resume" in capsys.readouterr().out
-    (folder / "returns.json").unlink()  # killed while the last returns were measured: the log is whole already
+    (
+        folder / "returns.json"
+    ).unlink()  # killed while the last returns were measured: the log is whole already
     assert main(["online", *TINY, "resume=true"]) == 0
     again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert again == rows and json.loads((folder / "returns.json").read_text())["returns"].keys() == returns.keys()
+    assert (
+        again == rows
+        and json.loads((folder / "returns.json").read_text())["returns"].keys() == returns.keys()
+    )
     assert main(["online", *TINY, "resume=true", "learner.lr=0.1"]) == 1
     assert "learner" in capsys.readouterr().err
     assert main(["online", *TINY, "resume=true", "planner.samples=20"]) == 1
@@ -694,11 +846,24 @@ def test_rates_cool_down_over_the_last_share_of_the_steps():
 
     def watched(batch, noise):
         state = subject.state_dict()
-        seen.append([g["lr"] for name in ("optimizer", "policy_optimizer") for g in state[name]["param_groups"]])
+        seen.append(
+            [
+                g["lr"]
+                for name in ("optimizer", "policy_optimizer")
+                for g in state[name]["param_groups"]
+            ]
+        )
         return update(batch, noise)
 
     subject.update = watched
-    options = dict(aimless_steps=8, update_ratio=0.5, batch=8, evaluate_every=100, horizon=2, generator=generator())
+    options = dict(
+        aimless_steps=8,
+        update_ratio=0.5,
+        batch=8,
+        evaluate_every=100,
+        horizon=2,
+        generator=generator(),
+    )
     stream = Stream("test/Slide-v0", {}, lanes=1, seed=0, workers=0)
     buffer = ReplayBuffer(200, stream.observation_space, stream.action_space, 1)
     train_online(subject, planner(), stream, buffer, steps=100, cooldown=0.5, **options)
@@ -721,8 +886,19 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
             for word in TINY
             if not word.startswith(("env.id", "experiment", "name", "heads.value", "heads.policy"))
         ),
-        *("experiment=suite", "task=pendulum-swingup", "heads=[reward]", "+env.max_episode_steps=12", "name=once"),
-        *("+online.oracle.horizon=3", "+online.oracle.replan_every=3", "online.steps=240", "planner.repeat=1"),
+        *(
+            "experiment=suite",
+            "task=pendulum-swingup",
+            "heads=[reward]",
+            "+env.max_episode_steps=12",
+            "name=once",
+        ),
+        *(
+            "+online.oracle.horizon=3",
+            "+online.oracle.replan_every=3",
+            "online.steps=240",
+            "planner.repeat=1",
+        ),
         "+online.oracle.planner={_target_: gjwm.planning.RandomShooting, samples: 8}",
     ]
     assert main(["online", *settings]) == 0
@@ -744,16 +920,27 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
         assert main(["online", *settings, wrong]) == 1
         said = capsys.readouterr().err
         assert told in said and "Traceback" not in said
-        assert (folder / "returns.csv").read_text() == before and list((folder / "state").glob("state-*.pt"))
+        assert (folder / "returns.csv").read_text() == before and list(
+            (folder / "state").glob("state-*.pt")
+        )
         assert not (folder / "metrics.jsonl.partial").exists()
     assert main(["online", *settings, "seed=1"]) == 0
     assert len(before.splitlines()) == 3 and (folder / "returns.csv").read_text() != before
-    monkeypatch.setattr("sys.argv", ["curves", str(folder), "--csv", "curves.csv", "--picture", "curves.png"])
-    runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "online_curves.py"), run_name="__main__")
+    monkeypatch.setattr(
+        "sys.argv", ["curves", str(folder), "--csv", "curves.csv", "--picture", "curves.png"]
+    )
+    runpy.run_path(
+        str(Path(__file__).parents[2] / "scripts" / "online_curves.py"), run_name="__main__"
+    )
     earned = json.loads((folder / "returns.json").read_text())["returns"]["plan"]["return_mean"]
     assert f"pendulum-swingup: {earned:.0f} of 1 runs after 480 frames" in capsys.readouterr().out
     (row,) = csv.DictReader((tmp_path / "curves.csv").read_text().splitlines())
-    assert (row["task"], row["seed"], row["frames"], row["episodes"]) == ("pendulum-swingup", "1", "480", "2")
+    assert (row["task"], row["seed"], row["frames"], row["episodes"]) == (
+        "pendulum-swingup",
+        "1",
+        "480",
+        "2",
+    )
     assert float(row["return"]) == pytest.approx(earned, abs=0.06)
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
@@ -762,7 +949,13 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
 def test_the_command_learns_while_acting_from_pixels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = [
-        *("experiment=suite", "task=cartpole-swingup", "env.obs=pixels", "env.size=32", "env.frame_stack=2"),
+        *(
+            "experiment=suite",
+            "task=cartpole-swingup",
+            "env.obs=pixels",
+            "env.size=32",
+            "env.frame_stack=2",
+        ),
         *(
             "+env.max_episode_steps=15",
             "encoder=conv",
@@ -770,21 +963,38 @@ def test_the_command_learns_while_acting_from_pixels(tmp_path, monkeypatch):
             "collect.workers=0",
             "logger.wandb=disabled",
         ),
-        *("online.steps=80", "online.aimless_steps=40", "online.lanes=2", "online.episodes=1", "online.batch=4"),
+        *(
+            "online.steps=80",
+            "online.aimless_steps=40",
+            "online.lanes=2",
+            "online.episodes=1",
+            "online.batch=4",
+        ),
         *("online.evaluate_every=80", "online.log_every=20", "name=seen"),
     ]
     assert main(["online", *settings]) == 0
     model = WorldModel.load(tmp_path / "runs/seen/checkpoint.pt")
     assert model.encoder.observation_shape == (6, 32, 32)
-    rows = [json.loads(line) for line in (tmp_path / "runs/seen/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "runs/seen/metrics.jsonl").read_text().splitlines()
+    ]
     learned = [row["train/reward"] for row in rows if "train/reward" in row]
     assert len(learned) >= 2 and all(map(math.isfinite, learned))
-    assert json.loads((tmp_path / "runs/seen/returns.json").read_text())["returns"]["plan"]["episodes"] == 1
+    assert (
+        json.loads((tmp_path / "runs/seen/returns.json").read_text())["returns"]["plan"]["episodes"]
+        == 1
+    )
 
 
 def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    data = ["collect.episodes=3", "collect.length=40", "collect.workers=0", "collect.behaviour=uniform", "dataset=data"]
+    data = [
+        "collect.episodes=3",
+        "collect.length=40",
+        "collect.workers=0",
+        "collect.behaviour=uniform",
+        "dataset=data",
+    ]
     assert main(["collect", *TINY, *data]) == 0
     alone = ["online.data=data", "online.steps=0", "online.pretrain=30", "online.log_every=10"]
     assert main(["online", *TINY, *data, *alone]) == 0
@@ -798,7 +1008,9 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     (folder / "returns.json").unlink()  # killed while the last returns were measured
     assert main(["online", *TINY, *data, *alone, "resume=true"]) == 0
     assert (folder / "metrics.jsonl").read_text() == rows
-    assert [line.split(",")[0] for line in (folder / "returns.csv").read_text().splitlines()[1:]] == ["30", "30"]
+    assert [
+        line.split(",")[0] for line in (folder / "returns.csv").read_text().splitlines()[1:]
+    ] == ["30", "30"]
     begun = folder / "state" / "run.json"
     told = json.loads(begun.read_text())
     begun.write_text(json.dumps({**told, "config": {**told["config"], "device": "cuda"}}))
@@ -809,7 +1021,10 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     begun.write_text(json.dumps(told))
     # From disk, read ahead, the same is learned.
     assert main(["online", *TINY, *data, *alone, "storage=disk", "name=disk"]) == 0
-    weights = [WorldModel.load(tmp_path / "runs" / name / "checkpoint.pt").state_dict() for name in ("tiny", "disk")]
+    weights = [
+        WorldModel.load(tmp_path / "runs" / name / "checkpoint.pt").state_dict()
+        for name in ("tiny", "disk")
+    ]
     assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
     # First from the data, then acting, and on from what was kept in either phase.
     both = [
@@ -826,7 +1041,20 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
 
     write, episodes = RunLogger.log, dataset_info("data")["episodes"]
     # An earlier run of the name, all of whose rows come before those of the next one.
-    assert main(["online", *TINY, *data, *both, "name=cut", "online.evaluate_every=60", "online.log_every=60"]) == 0
+    assert (
+        main(
+            [
+                "online",
+                *TINY,
+                *data,
+                *both,
+                "name=cut",
+                "online.evaluate_every=60",
+                "online.log_every=60",
+            ]
+        )
+        == 0
+    )
     begin = [word for word in both if word != "resume=true"]
     for at in (25, 30, 50, 270):  # in either phase, and between them
         with monkeypatch.context() as patch:
@@ -843,17 +1071,28 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
             assert main(["collect", *TINY, *data, "collect.episodes=1"]) == 0
             assert dataset_info("data")["episodes"] == episodes + 1
     assert main(["online", *TINY, *data, *both, "name=cut"]) == 0
-    weights = [WorldModel.load(tmp_path / "runs" / name / "checkpoint.pt").state_dict() for name in ("both", "cut")]
+    weights = [
+        WorldModel.load(tmp_path / "runs" / name / "checkpoint.pt").state_dict()
+        for name in ("both", "cut")
+    ]
     assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
 
     def made(name):
-        rows = [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-        kept = [line.split(",") for line in (tmp_path / "runs" / name / "returns.csv").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        kept = [
+            line.split(",")
+            for line in (tmp_path / "runs" / name / "returns.csv").read_text().splitlines()
+        ]
         rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
         return rows, [row[:2] + row[3:] for row in kept]
 
     assert made("cut") == made("both")
-    rows = [json.loads(line) for line in (tmp_path / "runs/both/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "runs/both/metrics.jsonl").read_text().splitlines()
+    ]
     steps = [row["step"] for row in rows]
     assert steps[:3] == [10, 20, 30] and steps == sorted(steps) and steps[-1] == 30 + 480
     last = sorted((tmp_path / "runs/both/state").glob("*-replay.pt"))[-1]

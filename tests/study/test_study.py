@@ -1,4 +1,6 @@
-"""Claims about studies: which runs there are, that one's end is not another's, what is not done twice, and what it all says."""
+"""Claims about studies: which runs there are, that one's end is not another's, what is not done
+twice, and what it all says.
+"""
 
 import csv
 import json
@@ -11,25 +13,49 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gjwm.study import Job, Record, Sweep, best, expand, ranking, run_local, run_slurm, write_study, written
+from gjwm.study import (
+    Job,
+    Record,
+    Sweep,
+    best,
+    expand,
+    ranking,
+    run_local,
+    run_slurm,
+    write_study,
+    written,
+)
 from gjwm.study import launch as launching
 from gjwm.study.ranking import interval, rank_correlation
 from gjwm.study.summary import attempts, cell_figures, differences, over_tasks, policies
 from gjwm.study.sweep import Tune
 
-# -- the grid --------------------------------------------------------------------------------------------------------------
+# -- the grid
+# --  ----------------------------------------------------------------------------------------------
 
 
 def test_a_grid_is_the_product_of_its_axes_with_tasks_outermost():
     cells = expand(
-        {"discrepancy": ["none", "sigreg"], "objective.lam": [1, 5.0], "experiment": ["reacher", "two_room"]},
+        {
+            "discrepancy": ["none", "sigreg"],
+            "objective.lam": [1, 5.0],
+            "experiment": ["reacher", "two_room"],
+        },
         {"train.steps": 10, "discrepancy": "kl"},
-        {"discrepancy=none": {"objective.lam": 0}, "experiment=reacher, discrepancy=none": {"+train.steps": 3}},
+        {
+            "discrepancy=none": {"objective.lam": 0},
+            "experiment=reacher, discrepancy=none": {"+train.steps": 3},
+        },
     )
     assert len(cells) == 8 and [cell.task for cell in cells] == ["reacher"] * 4 + ["two_room"] * 4
     first, last = cells[0], cells[-1]
     assert first.parts == ("reacher", "none", "lam-1") and first.method == "none,lam-1"
-    assert first.overrides == {"experiment": "reacher", "discrepancy": "none", "objective.lam": 0, "+train.steps": 3}
+    assert first.overrides == {
+        "experiment": "reacher",
+        "discrepancy": "none",
+        "objective.lam": 0,
+        "+train.steps": 3,
+    }
     assert last.overrides == {
         "train.steps": 10,
         "experiment": "two_room",
@@ -50,7 +76,11 @@ def test_a_grid_is_the_product_of_its_axes_with_tasks_outermost():
         ({"discrepancy": "sigreg"}, {}, "must be a list"),
         ({"discrepancy": []}, {}, "must be a list"),
         ({"discrepancy": ["kl", "kl"]}, {}, "each value once"),
-        ({"discrepancy": ["kl"]}, {"discrepency=kl": {}}, "'discrepency=kl', which is no axis=value"),
+        (
+            {"discrepancy": ["kl"]},
+            {"discrepency=kl": {}},
+            "'discrepency=kl', which is no axis=value",
+        ),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused(grid, where, said):
@@ -80,13 +110,16 @@ def test_overrides_are_written_as_hydra_reads_them():
         parsed = parser.parse_override(written("+key.of", value))
         found = parsed.value()
         assert (
-            getattr(found, "text", found) == value if not isinstance(value, dict | list) else str(found) == str(value)
+            getattr(found, "text", found) == value
+            if not isinstance(value, dict | list)
+            else str(found) == str(value)
         )
         assert type(getattr(found, "text", found)) is type(value)
     assert written("~heads", None) == "~heads"
 
 
-# -- choosing --------------------------------------------------------------------------------------------------------------
+# -- choosing
+# --  ----------------------------------------------------------------------------------------------
 
 
 def evaluation(success, *, r2=0.5, episodes=10, config=None, **other):
@@ -102,7 +135,10 @@ def evaluation(success, *, r2=0.5, episodes=10, config=None, **other):
 
 def test_a_setting_is_chosen_by_success_then_by_prediction_then_by_order():
     assert best({1: evaluation(0.5, r2=0.9), 5: evaluation(0.6, r2=0.1)}) == 5
-    assert best({1: evaluation(0.5, r2=0.1), 5: evaluation(0.5, r2=0.9), 25: evaluation(0.4, r2=1.0)}) == 5
+    assert (
+        best({1: evaluation(0.5, r2=0.1), 5: evaluation(0.5, r2=0.9), 25: evaluation(0.4, r2=1.0)})
+        == 5
+    )
     assert best({1: evaluation(0.5), 5: evaluation(0.5)}) == 1
     assert best({1: evaluation(0.5, r2=float("nan")), 5: evaluation(0.5, r2=-3.0)}) == 5
     short = {"prediction": {"r2_by_horizon": [0.9, 0.3]}}
@@ -111,7 +147,8 @@ def test_a_setting_is_chosen_by_success_then_by_prediction_then_by_order():
         best({})
 
 
-# -- running ---------------------------------------------------------------------------------------------------------------
+# -- running
+# --  ----------------------------------------------------------------------------------------------
 
 
 def compose(overrides):
@@ -164,9 +201,20 @@ def sweep(folder, **changes):
 def test_what_failed_is_listed_and_tried_again_and_what_is_done_is_not(tmp_path):
     launch, told = FakeLauncher(fails={"a/kl/seed-1"}), []
     sweep(tmp_path).execute(launch, told.append)
-    assert len([name for name in launch.started if "seed" in name and not name.startswith(str(tmp_path))]) == 8
+    assert (
+        len(
+            [
+                name
+                for name in launch.started
+                if "seed" in name and not name.startswith(str(tmp_path))
+            ]
+        )
+        == 8
+    )
     states = {f"{r.cell}/{r.seed}": r.state for r in sweep(tmp_path).records()}
-    assert states.pop("a/kl/1") == "failed" and set(states.values()) == {"done"} and len(states) == 7
+    assert (
+        states.pop("a/kl/1") == "failed" and set(states.values()) == {"done"} and len(states) == 7
+    )
     assert any("FAILED: gjwm run: out of luck." in line for line in told)
     again = FakeLauncher()
     sweep(tmp_path).execute(again, told.append)
@@ -177,7 +225,16 @@ def test_what_failed_is_listed_and_tried_again_and_what_is_done_is_not(tmp_path)
     sweep(tmp_path, given=["collect.workers=7"]).execute(third, told.append)
     assert third.started == []
     sweep(tmp_path, given=["planner.samples=9"]).execute(third, told.append)
-    assert len([name for name in third.started if "seed" in name and not name.startswith(str(tmp_path))]) == 8
+    assert (
+        len(
+            [
+                name
+                for name in third.started
+                if "seed" in name and not name.startswith(str(tmp_path))
+            ]
+        )
+        == 8
+    )
     with pytest.raises(ValueError, match="other settings of lam"):
         sweep(tmp_path, given=["objective.lam=2"]).execute(third, told.append)
 
@@ -187,22 +244,42 @@ def test_data_are_collected_once_per_task_and_seed_and_without_them_no_run_start
     launch = FakeLauncher(fails={data})
     sweep(tmp_path).execute(launch, lambda message: None)
     collected = [name for name in launch.started if name.startswith(str(tmp_path))]
-    assert collected == [str(tmp_path / "data" / f"{task}-seed-{seed}") for task in "ab" for seed in (0, 1)]
+    assert collected == [
+        str(tmp_path / "data" / f"{task}-seed-{seed}") for task in "ab" for seed in (0, 1)
+    ]
     lost = [r for r in sweep(tmp_path).records() if r.state == "failed"]
-    assert [(r.task, r.seed) for r in lost] == [("a", 1)] * 2 and lost[0].error == "no data: gjwm run: out of luck."
+    assert [(r.task, r.seed) for r in lost] == [("a", 1)] * 2 and lost[
+        0
+    ].error == "no data: gjwm run: out of luck."
     with pytest.raises(ValueError, match=r"need different data \(env\) under one name"):
         both = sweep(tmp_path / "other", grid={**GRID, "env.size": [16, 32]})
         both.execute(launch, lambda message: None)
 
 
 def test_a_run_is_told_everything_and_the_command_line_has_the_last_word(tmp_path):
-    settings = {"overrides": {"train.steps": 5, "env.size": 16}, "where": {"discrepancy=none": {"objective.lam": 0}}}
+    settings = {
+        "overrides": {"train.steps": 5, "env.size": 16},
+        "where": {"discrepancy=none": {"objective.lam": 0}},
+    }
     one = sweep(tmp_path, given=["train.steps=7", "name=x", "dataset=d"], threads=1, **settings)
     run = one.final_runs()[1]
     assert run.name == "a/none/seed-1" and run.folder == tmp_path / "runs" / "a" / "none" / "seed-1"
     assert set(one.told(run)) == {
-        *("env.size=16", "experiment=a", "discrepancy=none", "objective.lam=0", "train.steps=7", "threads=1"),
-        *("seed=1", "name=s/a/none/seed-1", "dataset=d-seed-1", "evaluate.seed=2", written("run_dir", str(run.folder))),
+        *(
+            "env.size=16",
+            "experiment=a",
+            "discrepancy=none",
+            "objective.lam=0",
+            "train.steps=7",
+            "threads=1",
+        ),
+        *(
+            "seed=1",
+            "name=s/a/none/seed-1",
+            "dataset=d-seed-1",
+            "evaluate.seed=2",
+            written("run_dir", str(run.folder)),
+        ),
     }
     with pytest.raises(ValueError, match="discrepancy is an axis"):
         sweep(tmp_path, given=["discrepancy=kl"])
@@ -234,7 +311,9 @@ def test_a_setting_is_tuned_on_its_own_seed_where_it_is_open(tmp_path):
         *(("a", "none", None), ("a", "kl", 5), ("b", "none", None), ("b", "kl", 25)),
     }
     assert {r.seed for r in final} == {0, 1} and all(r.state == "done" for r in final)
-    assert [r.error for r in make().records() if r.tuning and r.state == "failed"] == ["gjwm run: out of luck."]
+    assert [r.error for r in make().records() if r.tuning and r.state == "failed"] == [
+        "gjwm run: out of luck."
+    ]
     typed = sweep(tmp_path, tune=tune, given=["objective.lam=3"], where={})
     assert not typed.tuning_runs and len(typed.final_runs()) == 8
 
@@ -245,7 +324,8 @@ def interpreter(tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text(
         "#!/bin/sh\necho starting $3 with $OMP_NUM_THREADS\n"
-        'case $3 in die) kill -KILL $$;; fail) printf "at 10%%\\rat 50%%\\nTrouble: no luck\\n\\n" >&2; exit 1;; esac\n'
+        'case $3 in die) kill -KILL $$;; fail) printf "at 10%%\\rat 50%%\\nTrouble: no luck\\n\\n" '
+        ">&2; exit 1;; esac\n"
     )
     script.chmod(script.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setattr(sys, "executable", str(script))
@@ -256,14 +336,25 @@ def test_a_run_that_is_killed_takes_no_other_with_it(at_once, tmp_path, interpre
     if at_once > 1:
         pytest.importorskip("joblib")
     jobs = [
-        Job(f"{k}", (word,), tmp_path / f"{k}", 1) for k, word in enumerate(("go", "die", "fail", "go", "die", "go"))
+        Job(f"{k}", (word,), tmp_path / f"{k}", 1)
+        for k, word in enumerate(("go", "die", "fail", "go", "die", "go"))
     ]
     outcomes = []
     run_local(jobs, outcomes.append, at_once=at_once)
     errors = {outcome.job.name: outcome.error for outcome in outcomes}
     killed = "killed by SIGKILL, as a machine out of memory does"
-    assert errors == {"0": None, "1": killed, "2": "Trouble: no luck", "3": None, "4": killed, "5": None}
-    assert launching.failure_of(tmp_path / "2") == "Trouble: no luck" and launching.failure_of(tmp_path / "0") is None
+    assert errors == {
+        "0": None,
+        "1": killed,
+        "2": "Trouble: no luck",
+        "3": None,
+        "4": killed,
+        "5": None,
+    }
+    assert (
+        launching.failure_of(tmp_path / "2") == "Trouble: no luck"
+        and launching.failure_of(tmp_path / "0") is None
+    )
     assert (tmp_path / "0" / "run.log").read_text() == "starting go with 1\n"
 
 
@@ -271,7 +362,9 @@ def test_a_missing_extra_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "joblib", None)
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert not launching.has_joblib()
-    with pytest.raises(ImportError, match=r"study.jobs=2 needs joblib: pip install 'gjwm\[study\]'"):
+    with pytest.raises(
+        ImportError, match=r"study.jobs=2 needs joblib: pip install 'gjwm\[study\]'"
+    ):
         run_local([], print, at_once=2)
     with pytest.raises(ImportError, match=r"pip install 'gjwm\[slurm\]'"):
         run_slurm([], print, at_once=2, folder=tmp_path, options={})
@@ -283,12 +376,15 @@ def test_submitit_runs_the_same_jobs(tmp_path):
     jobs = [Job(word, (word,), tmp_path / word, 1) for word in ("--version", "fly")]
     outcomes = []
     options = {"cluster": "local", "timeout_min": 5, "slurm_partition": "any"}
-    run_slurm(jobs, outcomes.append, at_once=2, folder=tmp_path / "slurm", options=options, every=0.2)
+    run_slurm(
+        jobs, outcomes.append, at_once=2, folder=tmp_path / "slurm", options=options, every=0.2
+    )
     errors = {outcome.job.name: outcome.error for outcome in outcomes}
     assert errors["--version"] is None and errors["fly"].startswith("gjwm: unknown command 'fly'")
 
 
-# -- what it says ----------------------------------------------------------------------------------------------------------
+# -- what it says
+# --  ----------------------------------------------------------------------------------------------
 
 
 def records(rows):
@@ -301,25 +397,36 @@ def records(rows):
 
 def test_figures_of_a_cell_are_means_with_intervals_over_seeds():
     rows = records(
-        [("a", "m", seed, success, {"r2": r2}) for seed, success, r2 in ((0, 0.5, 0.1), (1, 0.9, 0.4), (7, 1.0, 0.7))]
+        [
+            ("a", "m", seed, success, {"r2": r2})
+            for seed, success, r2 in ((0, 0.5, 0.1), (1, 0.9, 0.4), (7, 1.0, 0.7))
+        ]
     )
     found = cell_figures(rows)
     mean, low, high = found["R2, 5 steps"]
-    assert mean == pytest.approx(0.4) and high - mean == pytest.approx(stats.t.ppf(0.975, 2) * 0.3 / np.sqrt(3))
+    assert mean == pytest.approx(0.4) and high - mean == pytest.approx(
+        stats.t.ppf(0.975, 2) * 0.3 / np.sqrt(3)
+    )
     assert low == pytest.approx(2 * mean - high)
     assert found["train ms per step"][0] == 2 and found["peak MB"][0] == 100 and "hold" not in found
-    assert found["success"][0] == pytest.approx(0.8) and 0 <= found["success"][1] < found["success"][2] == 1
+    assert (
+        found["success"][0] == pytest.approx(0.8)
+        and 0 <= found["success"][1] < found["success"][2] == 1
+    )
     # Seeds that agree leave the uncertainty of 30 attempts, not none.
     agreed = cell_figures(records([("a", "m", seed, 1.0, {}) for seed in range(3)]))["success"]
     assert agreed[1] == pytest.approx(30 / (30 + 1.96**2), abs=1e-3) and agreed[2] == 1
     single = cell_figures(rows[:1])
     assert (
-        single["R2, 5 steps"] == (pytest.approx(0.1), None, None) and single["success"][1] < 0.5 < single["success"][2]
+        single["R2, 5 steps"] == (pytest.approx(0.1), None, None)
+        and single["success"][1] < 0.5 < single["success"][2]
     )
 
 
 def test_attempts_are_pooled_and_other_policies_count_once_per_seed():
-    rows = records([("a", "m", 0, 0.5, {}), ("a", "m", 1, 1.0, {"episodes": 30}), ("a", "n", 0, 0.1, {})])
+    rows = records(
+        [("a", "m", 0, 0.5, {}), ("a", "m", 1, 1.0, {"episodes": 30}), ("a", "n", 0, 0.1, {})]
+    )
     assert attempts(rows) == (36, 50) and attempts(rows[:2], "random") == (8, 40)
     assert policies(rows) == {"a": {"random": (8, 40)}}
 
@@ -330,7 +437,9 @@ def test_the_interquartile_mean_is_over_runs_of_all_tasks():
     found = over_tasks(records([*easy, *hard, ("easy", "lost", 0, 0.9, {})]), draws=2000)
     assert list(found) == ["m"]  # the other method has no run of one task
     row = found["m"]["success"]
-    assert row["mean"] == pytest.approx((0.4 + 0.5 + 0.9 + 0.95) / 4) and row["runs"] == 8  # the middle half of eight
+    assert (
+        row["mean"] == pytest.approx((0.4 + 0.5 + 0.9 + 0.95) / 4) and row["runs"] == 8
+    )  # the middle half of eight
     assert row["low"] < row["mean"] < row["high"] and "hold" not in found["m"]
     assert over_tasks(records(easy)) == {}
 
@@ -351,11 +460,18 @@ def test_differences_are_between_runs_of_one_task_and_seed():
 def test_rank_correlation_is_spearmans_within_groups():
     x, y = np.array([1.0, 5.0, 2.0, 8.0, 3.0]), np.array([0.1, 0.6, 0.6, 0.5, 0.2])
     assert rank_correlation([x], [y]) == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert rank_correlation([x, x], [x, x]) == pytest.approx(1) and rank_correlation([x], [np.ones(5)]) is None
-    # Two tasks on different levels, in each of which the figure misleads: pooling levels would hide it.
+    assert (
+        rank_correlation([x, x], [x, x]) == pytest.approx(1)
+        and rank_correlation([x], [np.ones(5)]) is None
+    )
+    # Two tasks on different levels, in each of which the figure misleads: pooling levels would hide
+    # it.
     low, high = np.arange(5.0), 100 + np.arange(5.0)
     assert rank_correlation([low, high], [-low, 200 - high]) == pytest.approx(-1)
-    assert stats.spearmanr(np.concatenate([low, high]), np.concatenate([-low, 200 - high])).statistic > 0.4
+    assert (
+        stats.spearmanr(np.concatenate([low, high]), np.concatenate([-low, 200 - high])).statistic
+        > 0.4
+    )
     noise = np.random.default_rng(0).normal(size=(2, 40))
     ends = interval([(noise[0], noise[1], np.arange(40))], draws=300)
     assert ends[0] < 0 < ends[1]
@@ -378,9 +494,15 @@ def test_the_ranking_puts_the_figure_first_that_says_most():
     assert next(iter(found)) in ("R2, 5 steps", "skill nats/dim") and found["R2, 5 steps"]["all"][
         "rho"
     ] == pytest.approx(1)
-    assert found["R2, 5 steps"]["all"]["runs"] == 16 and set(found["R2, 5 steps"]) == {"a", "b", "all"}
+    assert found["R2, 5 steps"]["all"]["runs"] == 16 and set(found["R2, 5 steps"]) == {
+        "a",
+        "b",
+        "all",
+    }
     assert abs(found["effective rank, share of ideal"]["all"]["rho"]) < 0.9
-    assert "R2, 1 step" not in found and ranking(runs[:4]) == {}  # the one does not vary, the others are too few
+    assert (
+        "R2, 1 step" not in found and ranking(runs[:4]) == {}
+    )  # the one does not vary, the others are too few
 
 
 def test_a_study_leaves_tables_pictures_and_the_names_of_what_failed(tmp_path):
@@ -392,25 +514,42 @@ def test_a_study_leaves_tables_pictures_and_the_names_of_what_failed(tmp_path):
     ]
     runs = [*records(rows), Record("b", "kl", None, 9, False, "b/kl", None, "killed | by SIGKILL")]
     text = write_study(tmp_path, runs, title="s", command="gjwm study", reference="none")
-    assert "12 runs done, 1 failed, 0 not done" in text and "| b/kl/seed-9 | killed \\| by SIGKILL |" in text
-    assert "| kl | 0.600 [" in text and "## Over all tasks" in text and "| kl | 0.300 [0.300, 0.300] | 6 |" in text
+    assert (
+        "12 runs done, 1 failed, 0 not done" in text
+        and "| b/kl/seed-9 | killed \\| by SIGKILL |" in text
+    )
+    assert (
+        "| kl | 0.600 [" in text
+        and "## Over all tasks" in text
+        and "| kl | 0.300 [0.300, 0.300] | 6 |" in text
+    )
     content = json.loads((tmp_path / "study.json").read_text())
     assert content["cells"][1]["figures"]["success"]["values"] == pytest.approx([0.5, 0.6, 0.7])
     with open(tmp_path / "runs.csv") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 13 and table[-1]["state"] == "failed" and table[3]["success"] == "0.5"
     with open(tmp_path / "study.csv") as file:
-        (row,) = [r for r in csv.DictReader(file) if (r["task"], r["method"], r["figure"]) == ("a", "kl", "success")]
+        (row,) = [
+            r
+            for r in csv.DictReader(file)
+            if (r["task"], r["method"], r["figure"]) == ("a", "kl", "success")
+        ]
     assert row["mean"] == "0.6" and row["runs"] == "3"
     for name in ("success.svg", "ranking.svg"):
         picture = ElementTree.parse(tmp_path / name).getroot()
         assert picture.tag.endswith("svg") and len(list(picture.iter())) > 20 and name in text
-    assert write_study(tmp_path / "empty", [], title="s", command="gjwm study").count("0 runs done") == 1
+    assert (
+        write_study(tmp_path / "empty", [], title="s", command="gjwm study").count("0 runs done")
+        == 1
+    )
 
 
 def test_a_study_of_one_recipe_shows_every_figure_of_every_seed(tmp_path):
     text = write_study(
-        Path(tmp_path), records([("a", "m", s, 0.5, {}) for s in (3, 5)]), title="s", command="gjwm study"
+        Path(tmp_path),
+        records([("a", "m", s, 0.5, {}) for s in (3, 5)]),
+        title="s",
+        command="gjwm study",
     )
     assert "| figure | seed 3 | seed 5 |" in text and "| success | 0.5 | 0.5 |" in text
     assert "Success, pooled: 50.0% [29.9%, 70.1%] of 20." in text and "random 20.0%" in text

@@ -8,14 +8,14 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from gjwm.checkpoint import Checkpoints, random_state, restore_random_state
-from gjwm.dynamics import GaussianDynamics
-from gjwm.encoders import MLPEncoder
-from gjwm.files import replacing
+from gjwm._core.files import replacing
+from gjwm.data.replay import ReplayBuffer
+from gjwm.models.dynamics import GaussianDynamics
+from gjwm.models.encoders import MLPEncoder
+from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
-from gjwm.replay import ReplayBuffer
-from gjwm.train import train
-from gjwm.world_model import WorldModel
+from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
+from gjwm.training.train import train
 
 torch.set_num_threads(1)
 
@@ -25,7 +25,9 @@ def data():
     rng = np.random.default_rng(0)
     for _ in range(6):
         o = rng.normal(size=(41, 3)).cumsum(0).astype(np.float32)
-        buffer.add_episode(o, rng.uniform(-1, 1, (40, 1)), np.zeros(40), np.zeros(40, bool), np.arange(40) == 39)
+        buffer.add_episode(
+            o, rng.uniform(-1, 1, (40, 1)), np.zeros(40), np.zeros(40, bool), np.arange(40) == 39
+        )
     return buffer
 
 
@@ -43,7 +45,9 @@ def training(folder=None, *, die_at=None, steps=30, seed=0, prefetch=0):
     def log(scalars, step):
         if die_at is not None and step >= die_at:
             raise Killed
-        rows.append({"step": step, **{k: v for k, v in scalars.items() if k != "frames_per_second"}})
+        rows.append(
+            {"step": step, **{k: v for k, v in scalars.items() if k != "frames_per_second"}}
+        )
 
     try:
         last = train(
@@ -80,7 +84,10 @@ def test_a_resumed_training_is_the_unbroken_one_bit_for_bit(tmp_path, prefetch):
     assert rows[0]["step"] == 22  # steps after the last state were done again, and no others
     for name, value in model.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["state-000000028.pt", "state-000000030.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "state-000000028.pt",
+        "state-000000030.pt",
+    ]
 
 
 def test_windows_do_not_depend_on_reading_ahead_nor_checkpoints_on_the_result(tmp_path):
@@ -95,9 +102,19 @@ def test_a_finished_training_is_not_done_again(tmp_path):
     other = WorldModel(MLPEncoder([3], latent_dim=4), GaussianDynamics(4, 1))
     objective = JointEmbeddingObjective(SIGReg(num_slices=16))
     logged = []
-    train(other, objective, data(), steps=30, batch=16, checkpoints=Checkpoints(tmp_path), log=logged.append)
+    train(
+        other,
+        objective,
+        data(),
+        steps=30,
+        batch=16,
+        checkpoints=Checkpoints(tmp_path),
+        log=logged.append,
+    )
     assert not logged and not other.training
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values())
+    )
 
 
 def test_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):

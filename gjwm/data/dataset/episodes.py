@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from gjwm.replay import box_fields, frame_shapes, stack_frames, stacked_fields
+from gjwm.data.replay import box_fields, frame_shapes, stack_frames, stacked_fields
 
 Arrays = np.ndarray | dict[str, np.ndarray]
 Columns = dict[str, np.ndarray]
@@ -42,7 +42,9 @@ PER_STEP = ("action", "reward", "terminated", "truncated")  # a value per step; 
 
 
 def newest_frames(o: Arrays, observation_space: spaces.Space, frame_stack: int) -> Arrays:
-    """Stacked observations (T+1, frame_stack * C, h, w) -> single frames (T+1, C, h, w); state vectors unchanged."""
+    """Stacked observations (T+1, frame_stack * C, h, w) -> single frames (T+1, C, h, w); state
+    vectors unchanged.
+    """
     fields = box_fields(observation_space)
     images = stacked_fields(fields, frame_stack)
 
@@ -69,7 +71,8 @@ def to_columns(
         episode: observations stacked as the env returned them, or single frames.
 
     Raises:
-        ValueError: for arrays that do not fit the spaces or one another, NaN, or an end in the middle.
+        ValueError: for arrays that do not fit the spaces or one another, NaN, or an end in the
+            middle.
     """
     steps = len(episode.a)
     fields = box_fields(observation_space)
@@ -94,7 +97,8 @@ def to_columns(
         columns[name] = _fitting(name, getattr(episode, name), (steps,), bool)
         if columns[name][:-1].any():
             raise ValueError(
-                f"{name} is true on step {columns[name].argmax()} of {steps}; only the last step ends one."
+                f"{name} is true on step {columns[name].argmax()} of {steps}; only the last step "
+                f"ends one."
             )
     for name in ("sim_state", "position"):
         if getattr(episode, name) is not None:

@@ -1,14 +1,16 @@
-"""A dataset: a folder of shards that can be extended at any time, and that survives whatever stops it.
+"""A dataset: a folder of shards that can be extended at any time, and that survives whatever stops
+it.
 
-    data/<name>/metadata.json       env, spaces, versions, totals, and one entry per shard; replaced as a whole
-    data/<name>/shard-00000.h5      whole episodes, never changed again (`gjwm.dataset.shard`)
-    data/<name>/journal             finished episodes that no shard holds yet (`gjwm.dataset.journal`)
-    data/<name>/lock                held by the process that extends the dataset
+    data/<name>/metadata.json       env, spaces, versions, totals, and one entry per shard; replaced
+    as a whole data/<name>/shard-00000.h5      whole episodes, never changed again
+    (`gjwm.data.dataset.shard`) data/<name>/journal             finished episodes that no shard
+    holds yet (`gjwm.data.dataset.journal`) data/<name>/lock                held by the process that
+    extends the dataset
 
-An episode is in the journal as soon as it is finished. When enough have come, they are written as a shard, the shard is
-listed, and the journal is cleared, each step complete on disk before the next; whoever opens the folder after a crash takes
-up where it stopped. Readers need no lock: what is listed never changes.
-"""
+An episode is in the journal as soon as it is finished. When enough have come, they are written as a
+shard, the shard is listed, and the journal is cleared, each step complete on disk before the next;
+whoever opens the folder after a crash takes up where it stopped. Readers need no lock: what is
+listed never changes. """
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ from typing import Any
 import torch
 from gymnasium import spaces
 
-from gjwm.dataset.episodes import Episode, checksum, from_columns, restack, to_columns
-from gjwm.dataset.journal import MAGIC, Journal, Record, read_journal
-from gjwm.dataset.shard import FORMAT, Shard, write_shard
-from gjwm.files import acquire, replacing
-from gjwm.replay import ReplayBuffer, box_fields, describe_space, rebuild_space
+from gjwm.data.dataset.episodes import Episode, checksum, from_columns, restack, to_columns
+from gjwm.data.dataset.journal import MAGIC, Journal, Record, read_journal
+from gjwm.data.dataset.shard import FORMAT, Shard, write_shard
+from gjwm._core.files import acquire, replacing
+from gjwm.data.replay import ReplayBuffer, box_fields, describe_space, rebuild_space
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,12 @@ HEADER = ("env_id", "env_kwargs", "observation_space", "action_space", "frame_st
 
 
 def dataset_info(path: str | Path) -> dict[str, Any]:
-    """The folder's metadata, plain JSON, after finishing what a crash may have left undone; see `recover`.
+    """The folder's metadata, plain JSON, after finishing what a crash may have left undone; see
+    `recover`.
 
     Raises:
-        FileNotFoundError, ValueError: when there is no dataset at `path`, or metadata.json is damaged.
+        FileNotFoundError, ValueError: when there is no dataset at `path`, or metadata.json is
+            damaged.
     """
     recover(path)
     return read_metadata(path)
@@ -52,7 +56,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         if file.parent.is_dir() and any(file.parent.glob("shard-*.*")):
             raise ValueError(
-                f"{path} holds shards and no metadata.json; restore that file, or convert the shards one by one."
+                f"{path} holds shards and no metadata.json; restore that file, or convert the "
+                f"shards one by one."
             )
         raise FileNotFoundError(f"no dataset at {path} (it has no metadata.json); collect one with `gjwm collect`.")
     try:
@@ -69,7 +74,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 class DatasetWriter:
-    """Extends a dataset folder, or starts one. A context manager: leaving it seals the last shard, also after an error.
+    """Extends a dataset folder, or starts one. A context manager: leaving it seals the last shard,
+    also after an error.
 
     Args:
         path: a new or empty folder, or a dataset of the same env, arguments and columns.
@@ -78,7 +84,8 @@ class DatasetWriter:
         frame_stack: frames per image observation; single frames are stored.
         record_state: whether episodes hold sim_state and true_state.
         renderer: what drew the images, if anything did.
-        compress: gzip images: small files, slower to read. A dataset keeps what it was started with.
+        compress: gzip images: small files, slower to read. A dataset keeps what it was started
+            with.
         shard_bytes: size after which a shard is sealed.
 
     Raises:
@@ -115,14 +122,16 @@ class DatasetWriter:
             header = json.loads(json.dumps(header))
         except TypeError as error:
             raise ValueError(
-                f"env_kwargs {dict(env_kwargs)} must be plain JSON to be kept with a dataset: {error}."
+                f"env_kwargs {dict(env_kwargs)} must be plain JSON to be kept with a dataset: "
+                f"{error}."
             ) from error
         if (self.path / "metadata.json").exists():
             info = read_metadata(self.path)
             for name, value in header.items():
                 if info[name] != value:
                     raise ValueError(
-                        f"{path} holds episodes with {name}={info[name]!r} and cannot be extended with {name}={value!r}; "
+                        f"{path} holds episodes with {name}={info[name]!r} and cannot be extended "
+                        f"with {name}={value!r}; "
                         "choose another folder."
                     )
         # A writer killed at its very start leaves these two and nothing to lose.
@@ -138,7 +147,8 @@ class DatasetWriter:
                 self.info = read_metadata(self.path)
                 if renderer and renderer != self.info["renderer"]:
                     log.warning(
-                        f"{path} was drawn by {self.info['renderer'] or 'nothing'}, new episodes are drawn by {renderer}."
+                        f"{path} was drawn by {self.info['renderer'] or 'nothing'}, new episodes "
+                        f"are drawn by {renderer}."
                     )
             else:
                 self.info = {"format": FORMAT, **header, "renderer": renderer, "compress": compress}
@@ -164,7 +174,8 @@ class DatasetWriter:
             source: plain JSON kept with it, such as behaviour and seed.
 
         Raises:
-            ValueError: for an episode that does not fit the dataset or holds NaN; the dataset stays as it was.
+            ValueError: for an episode that does not fit the dataset or holds NaN; the dataset stays
+                as it was.
             OSError: when the disk is full, say; likewise.
         """
         try:
@@ -208,7 +219,8 @@ class DatasetWriter:
 
 
 def recover(path: str | Path) -> None:
-    """Finish what a killed writer left: move whole episodes from its journal into a shard, and say so in the log.
+    """Finish what a killed writer left: move whole episodes from its journal into a shard, and say
+    so in the log.
 
     Does nothing when there is nothing to do, or while a writer is at work.
     """
@@ -221,14 +233,16 @@ def recover(path: str | Path) -> None:
         return  # its journal is the writer's business
     except OSError as error:
         log.warning(
-            f"{path} holds episodes of an interrupted collection and cannot be written ({error}); they are left out."
+            f"{path} holds episodes of an interrupted collection and cannot be written ({error}); "
+            f"they are left out."
         )
         return
     try:
         _finish(path)
     except OSError as error:
         log.warning(
-            f"{path} holds finished episodes that could not be moved into a shard ({error}); they are left out."
+            f"{path} holds finished episodes that could not be moved into a shard ({error}); they "
+            f"are left out."
         )
     finally:
         os.close(lock)
@@ -249,7 +263,8 @@ def _finish(path: Path) -> None:
         with Shard(file) as shard:
             if shard.first_episode != info["episodes"]:
                 raise ValueError(
-                    f"{file} begins with episode {shard.first_episode}, metadata.json knows {info['episodes']} episodes; "
+                    f"{file} begins with episode {shard.first_episode}, metadata.json knows "
+                    f"{info['episodes']} episodes; "
                     "it belongs to another dataset: move it away."
                 )
             info = _list(path, info, file, shard.episodes, int(shard.rows.sum()) - shard.episodes)
@@ -264,7 +279,8 @@ def _finish(path: Path) -> None:
             records.append(item)
     if records and [r.episode for r in records] != list(range(info["episodes"], info["episodes"] + len(records))):
         raise ValueError(
-            f"{journal} begins with episode {records[0].episode} and {info['episodes']} are sealed; shards are missing."
+            f"{journal} begins with episode {records[0].episode} and {info['episodes']} are "
+            f"sealed; shards are missing."
         )
     if records:
         _seal(path, info, records)
@@ -324,7 +340,8 @@ def _acquire(path: Path) -> int:
         ) from error
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+# -- reading
+# --  ----------------------------------------------------------------------------------------------
 
 
 def open_shards(path: str | Path, info: Mapping[str, Any]) -> Iterator[Shard]:
@@ -339,8 +356,10 @@ def open_shards(path: str | Path, info: Mapping[str, Any]) -> Iterator[Shard]:
             steps = int(shard.rows.sum()) - shard.episodes
             if (shard.first_episode, shard.episodes, steps) != (first, entry["episodes"], entry["steps"]):
                 raise ValueError(
-                    f"{shard.path} holds {shard.episodes} episodes from number {shard.first_episode} and {steps} steps, "
-                    f"metadata.json says {entry['episodes']}, {first} and {entry['steps']}; restore the file or collect the "
+                    f"{shard.path} holds {shard.episodes} episodes from number "
+                    f"{shard.first_episode} and {steps} steps, "
+                    f"metadata.json says {entry['episodes']}, {first} and {entry['steps']}; "
+                    f"restore the file or collect the "
                     "dataset again."
                 )
             yield shard
@@ -348,7 +367,8 @@ def open_shards(path: str | Path, info: Mapping[str, Any]) -> Iterator[Shard]:
 
 
 def read_episodes(path: str | Path) -> Iterator[Episode]:
-    """The dataset's episodes in the order they were collected, observations stacked as the env returned them.
+    """The dataset's episodes in the order they were collected, observations stacked as the env
+    returned them.
 
     Raises:
         ValueError: naming the first shard that is missing, or the first episode that is damaged.
@@ -362,7 +382,9 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
 
 
 def episode_lengths(path: str | Path) -> list[int]:
-    """Steps of each episode in the order they were collected; errors as `read_episodes`, damage within episodes aside."""
+    """Steps of each episode in the order they were collected; errors as `read_episodes`, damage
+    within episodes aside.
+    """
     info = dataset_info(path)
     return [int(rows) - 1 for shard in open_shards(path, info) for rows in shard.rows]
 
@@ -371,8 +393,9 @@ def load_buffer(path: str | Path, device: torch.device | str = "cpu", *, episode
     """A replay buffer that holds the dataset, or its first `episodes`, and no more.
 
     Raises:
-        ValueError: when the dataset is empty, a shard is missing, or an episode is damaged or holds NaN.
-        MemoryError: when it does not fit into memory; `gjwm.dataset.DiskWindows` needs not.
+        ValueError: when the dataset is empty, a shard is missing, or an episode is damaged or holds
+            NaN.
+        MemoryError: when it does not fit into memory; `gjwm.data.dataset.DiskWindows` needs not.
     """
     info = require_episodes(path, episodes)
     count = info["episodes"] if episodes is None else episodes
@@ -389,7 +412,7 @@ def load_buffer(path: str | Path, device: torch.device | str = "cpu", *, episode
             episodes=count,
         )
     except MemoryError as error:
-        raise MemoryError(f"{path}: {error} Or read it from disk: storage=disk, gjwm.dataset.DiskWindows.") from error
+        raise MemoryError(f"{path}: {error} Or read it from disk: storage=disk, gjwm.data.dataset.DiskWindows.") from error
     for shard in open_shards(path, info):
         for k in range(min(shard.episodes, count - shard.first_episode)):
             episode = from_columns(shard.read_checked(k))

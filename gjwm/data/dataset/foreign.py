@@ -1,7 +1,8 @@
-"""Datasets of other packages, read episode by episode: Minari, stable-worldmodel HDF5, LeRobot v3, and our own to pack anew.
+"""Datasets of other packages, read episode by episode: Minari, stable-worldmodel HDF5, LeRobot v3,
+and our own to pack anew.
 
-All are read directly, without the packages that wrote them; only LeRobot's need pyarrow. Images become (C, h, w); actions are
-rescaled from their bounds to [-1, 1], which everything here expects.
+All are read directly, without the packages that wrote them; only LeRobot's need pyarrow. Images
+become (C, h, w); actions are rescaled from their bounds to [-1, 1], which everything here expects.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-from gjwm.dataset.episodes import Arrays, Episode
-from gjwm.dataset.folder import DatasetWriter, dataset_info, read_episodes
-from gjwm.replay import rebuild_space
+from gjwm.data.dataset.episodes import Arrays, Episode
+from gjwm.data.dataset.folder import DatasetWriter, dataset_info, read_episodes
+from gjwm.data.replay import rebuild_space
 
 
 class Source(NamedTuple):
@@ -45,8 +46,8 @@ def convert(source: str | Path, target: str | Path, kind: str | None = None, **o
         {"from", "episodes", "steps"}.
 
     Raises:
-        FileNotFoundError, ValueError: for a source that cannot be read, naming the episode, or a target that exists. Episodes
-            before the one that failed are kept.
+        FileNotFoundError, ValueError: for a source that cannot be read, naming the episode, or a
+            target that exists. Episodes before the one that failed are kept.
     """
     source = Path(source)
     if not source.exists():
@@ -102,11 +103,14 @@ def _recognise(source: Path) -> str:
     raise ValueError(f"the format of {source} is not known; say from={'|'.join(FORMATS)}.")
 
 
-# -- readers -----------------------------------------------------------------------------------------------------------
+# -- readers
+# --  ----------------------------------------------------------------------------------------------
 
 
 def read_gjwm(source: Path) -> Source:
-    """A dataset of this package: to compress it, to unite its shards, or to repair what another program rewrote."""
+    """A dataset of this package: to compress it, to unite its shards, or to repair what another
+    program rewrote.
+    """
     info = dataset_info(source)
     described = rebuild_space(info["observation_space"]), rebuild_space(info["action_space"])
     return Source(
@@ -121,11 +125,14 @@ def read_gjwm(source: Path) -> Source:
 
 
 def read_minari(source: Path) -> Source:
-    """A Minari dataset of the HDF5 kind: `<dataset>/data/main_data.hdf5` with metadata.json beside it."""
+    """A Minari dataset of the HDF5 kind: `<dataset>/data/main_data.hdf5` with metadata.json beside
+    it.
+    """
     folder = _minari_folder(source)
     if folder is None:
         raise ValueError(
-            f"{source} has no data/main_data.hdf5; Minari datasets of another kind must be saved as HDF5 first."
+            f"{source} has no data/main_data.hdf5; Minari datasets of another kind must be saved "
+            f"as HDF5 first."
         )
     metadata = {}
     if (folder / "metadata.json").is_file():
@@ -169,11 +176,12 @@ def read_swm(
 ) -> Source:
     """A stable-worldmodel HDF5 file: columns of equal length with `ep_len` and `ep_offset`.
 
-    Its row t holds the frame and the action taken there, and the reward and the end that led to the frame; the last row's
-    action is empty.
+    Its row t holds the frame and the action taken there, and the reward and the end that led to the
+    frame; the last row's action is empty.
 
     Args:
-        observation: the columns to observe, with commas between; by default pixels, else observation, proprio or state.
+        observation: the columns to observe, with commas between; by default pixels, else
+            observation, proprio or state.
         env_id: what to call the env.
         action_low, action_high: bounds of the actions, which the file does not hold.
     """
@@ -187,7 +195,8 @@ def read_swm(
             missing = [name for name in (*wanted, "action", "ep_len", "ep_offset") if name not in file]
             if missing or not wanted:
                 raise ValueError(
-                    f"{source} has no column {', '.join(missing) or 'to observe'}; its columns are {', '.join(known)}."
+                    f"{source} has no column {', '.join(missing) or 'to observe'}; its columns are "
+                    f"{', '.join(known)}."
                 )
             for number, (length, offset) in enumerate(zip(file["ep_len"][()].tolist(), file["ep_offset"][()].tolist())):
                 rows, steps = slice(offset, offset + length), slice(offset + 1, offset + length)
@@ -216,11 +225,13 @@ def read_swm(
 def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Source:
     """A LeRobot v3 dataset: tables in parquet, cameras as films of many episodes each.
 
-    Its row t holds an observation and the action taken there; an episode's last action leads nowhere and is left out. Actions
-    are rescaled from their least and greatest values in meta/stats.json.
+    Its row t holds an observation and the action taken there; an episode's last action leads
+    nowhere and is left out. Actions are rescaled from their least and greatest values in
+    meta/stats.json.
 
     Args:
-        observation: the features to observe, with commas between; by default the first camera, or observation.state.
+        observation: the features to observe, with commas between; by default the first camera, or
+            observation.state.
         size: images are resized to size x size.
     """
     try:
@@ -231,7 +242,8 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
     version, features = str(info.get("codebase_version")), info["features"]
     if not version.startswith("v3."):
         raise ValueError(
-            f"{source} is of LeRobot format {version}; v3 is read: convert it with lerobot's own script first."
+            f"{source} is of LeRobot format {version}; v3 is read: convert it with lerobot's own "
+            f"script first."
         )
     cameras = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
     wanted = observation.split(",") if observation else [*cameras, "observation.state"][:1]
@@ -256,7 +268,8 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
                     rows = table["rows"].filter(_equals(table["rows"]["episode_index"], number))
                     if rows.num_rows != entry["length"] or rows.num_rows < 2:
                         raise ValueError(
-                            f"it has {rows.num_rows} of {entry['length']} rows; an episode needs two or more."
+                            f"it has {rows.num_rows} of {entry['length']} rows; an episode needs "
+                            f"two or more."
                         )
                     o = {
                         name: films[name].frames(entry)
@@ -293,7 +306,7 @@ class _Film:
 
     def frames(self, entry: dict[str, Any]) -> np.ndarray:
         """An episode's frames (T, 3, h, w)."""
-        from gjwm.video import read_video
+        from gjwm._core.video import read_video
 
         place = {k: entry[f"videos/{self.camera}/{k}"] for k in ("chunk_index", "file_index")}
         file = self.source / self.info["video_path"].format(video_key=self.camera, **place)
@@ -376,7 +389,8 @@ def _rescale(a: np.ndarray, low: Any, high: Any) -> np.ndarray:
         a = 2 * (a - low) / (high - low) - 1
     if np.abs(a).max(initial=0) > 1 + 1e-3:
         raise ValueError(
-            f"an action is {np.abs(a).max():.3g} after rescaling and must lie in [-1, 1]; give the bounds, as "
+            f"an action is {np.abs(a).max():.3g} after rescaling and must lie in [-1, 1]; give the "
+            f"bounds, as "
             "action_low=... action_high=..."
         )
     return a.clip(-1, 1).astype(np.float32)

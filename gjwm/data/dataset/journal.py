@@ -1,13 +1,15 @@
 """The journal of a dataset: finished episodes that no shard holds yet, appended one record each.
 
-A process can be killed at any moment. What it had handed to the operating system stays, so a journal is a run of whole
-records and perhaps a torn last one, which reading drops. A record, all integers little-endian:
+A process can be killed at any moment. What it had handed to the operating system stays, so a
+journal is a run of whole records and perhaps a torn last one, which reading drops. A record, all
+integers little-endian:
 
     8 bytes   "GJWMEPI1"
     u32       H, length of the head
     u32       CRC-32 of the head
     H bytes   head: JSON {"episode", "source", "crc32", "columns": [[name, dtype, shape], ...]}
-    ...       the columns' bytes, in that order; crc32 is theirs, see `gjwm.dataset.episodes.checksum`
+    ...       the columns' bytes, in that order; crc32 is theirs, see
+    `gjwm.data.dataset.episodes.checksum`
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gjwm.dataset.episodes import Columns, checksum
+from gjwm.data.dataset.episodes import Columns, checksum
 
 MAGIC = b"GJWMEPI1"
 _PREFIX = struct.Struct("<8sII")
@@ -43,8 +45,8 @@ class Journal:
 
     Args:
         path: created if it does not exist.
-        sync_seconds: longest time for which a finished episode is in the operating system's hands only: a killed process
-            never loses it, a power cut may.
+        sync_seconds: longest time for which a finished episode is in the operating system's hands
+            only: a killed process never loses it, a power cut may.
     """
 
     def __init__(self, path: Path, *, sync_seconds: float = 1.0):
@@ -90,7 +92,9 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[Record | int]:
-    """Whole records in order; then, if something else follows them, the number of bytes that are not a record."""
+    """Whole records in order; then, if something else follows them, the number of bytes that are
+    not a record.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         while (begin := file.tell()) < size:

@@ -1,9 +1,11 @@
-"""A shard: one HDF5 file of whole episodes, written once and never changed; see docs/data.md for its layout.
+"""A shard: one HDF5 file of whole episodes, written once and never changed; see docs/data.md for
+its layout.
 
-Columns whose rows are at least 1 kB (images) have one chunk per row, so that a window reads only the frames it needs.
-Uncompressed chunks are laid out when the file is made, one after another: row i lies at a fixed distance from row 0, and
-`Column` reads it there without asking the HDF5 library, from any number of threads.
-"""
+Columns whose rows are at least 1 kB (images) have one chunk per row, so that a window reads only
+the frames it needs.
+Uncompressed chunks are laid out when the file is made, one after another: row i lies at a fixed
+distance from row 0, and `Column` reads it there without asking the HDF5 library, from any number of
+threads. """
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gjwm.dataset.episodes import Columns, checksum
-from gjwm.dataset.journal import Record
-from gjwm.files import replacing
+from gjwm.data.dataset.episodes import Columns, checksum
+from gjwm.data.dataset.journal import Record
+from gjwm._core.files import replacing
 
 FORMAT = 2  # of shards and of the folder that holds them
 PAGE = 4096
@@ -68,7 +70,8 @@ def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype,
         return file.create_dataset(name, shape, dtype)
     if compress:
         return file.create_dataset(name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=4)
-    # Early allocation without a filter needs no index: HDF5 computes where a chunk lies, and so can anyone.
+    # Early allocation without a filter needs no index: HDF5 computes where a chunk lies, and so can
+    # anyone.
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk((1, *shape[1:]))
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -100,7 +103,8 @@ class Shard:
             attributes = {name: _plain(value) for name, value in self._file.attrs.items()}
             if attributes.get("format") != FORMAT:
                 raise ValueError(
-                    f"{path} has dataset format {attributes.get('format')!r}, this version reads {FORMAT}; convert or "
+                    f"{path} has dataset format {attributes.get('format')!r}, this version reads "
+                    f"{FORMAT}; convert or "
                     "collect it again."
                 )
             self.header = {
@@ -174,7 +178,9 @@ class Shard:
 
 
 class Column:
-    """Where the rows of one column of a shard lie in its file. `read` may be called from several threads."""
+    """Where the rows of one column of a shard lie in its file. `read` may be called from several
+    threads.
+    """
 
     def __init__(self, path: Path, dataset: h5py.Dataset):
         self.path, self.dtype, self.shape = path, dataset.dtype, dataset.shape[1:]
@@ -207,7 +213,9 @@ class Column:
             raise ValueError(f"{path} has been rewritten by another program; run `gjwm data convert` on the dataset.")
 
     def want(self, descriptor: int, rows: np.ndarray) -> None:
-        """Ask the system to fetch rows (n,) from disk meanwhile, all at once: a disk answers many requests together."""
+        """Ask the system to fetch rows (n,) from disk meanwhile, all at once: a disk answers many
+        requests together.
+        """
         if not hasattr(os, "posix_fadvise"):
             return
         sizes = np.full(len(rows), self.row_bytes) if self.sizes is None else self.sizes[rows]
@@ -215,7 +223,9 @@ class Column:
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, descriptor: int, rows: np.ndarray, out: np.ndarray, where: np.ndarray) -> None:
-        """Rows (n,) of the file open as `descriptor` into out[where], out (N, row_bytes) uint8 and where (n,)."""
+        """Rows (n,) of the file open as `descriptor` into out[where], out (N, row_bytes) uint8 and
+        where (n,).
+        """
         size, target = self.row_bytes, memoryview(out).cast("B")
         for k, row, offset in zip(where.tolist(), rows.tolist(), self.offsets[rows].tolist()):
             if not self.packed:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gjwm.dataset.episodes import not_finite
-from gjwm.dataset.folder import load_buffer, open_shards, require_episodes
-from gjwm.dataset.shard import CHUNKED_BYTES, Column, Shard
-from gjwm.replay import (
+from gjwm.data.dataset.episodes import not_finite
+from gjwm.data.dataset.folder import load_buffer, open_shards, require_episodes
+from gjwm.data.dataset.shard import CHUNKED_BYTES, Column, Shard
+from gjwm.data.replay import (
     ReplayBuffer,
     Windows,
     available_memory,
@@ -27,7 +27,7 @@ from gjwm.replay import (
     row_bytes,
     stacked_fields,
 )
-from gjwm.replay.spaces import DTYPES
+from gjwm.data.replay.spaces import DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,11 @@ OPEN_FILES = 512  # shards kept open; more are opened for each read, as processe
 
 
 class DiskWindows(Windows):
-    """Windows of a dataset that stays on disk: the same ones that `load_buffer(path).sample` gives for a generator.
+    """Windows of a dataset that stays on disk: the same ones that `load_buffer(path).sample` gives
+    for a generator.
 
-    Actions, rewards and small observations are kept in memory (about 40 bytes per step); of images a window reads exactly the
-    frames it needs, and all of a batch are asked for at once.
+    Actions, rewards and small observations are kept in memory (about 40 bytes per step); of images
+    a window reads exactly the frames it needs, and all of a batch are asked for at once.
 
     Args:
         path: the dataset's folder. Episodes added to it later are not seen.
@@ -47,7 +48,8 @@ class DiskWindows(Windows):
         readers: threads that unpack compressed images.
 
     Raises:
-        ValueError: when the dataset is empty, a shard is missing or damaged, or actions or rewards hold NaN.
+        ValueError: when the dataset is empty, a shard is missing or damaged, or actions or rewards
+            hold NaN.
     """
 
     def __init__(self, path: str | Path, *, episodes: int | None = None, readers: int = 4):
@@ -179,7 +181,8 @@ def _require_finite(shard: Shard, last: np.ndarray, name: str, values: np.ndarra
         row = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
         number = shard.first_episode + int(np.searchsorted(last, row))
         raise ValueError(
-            f"episode {number} in {shard.path}: {name} contains NaN or infinity; collect the dataset again."
+            f"episode {number} in {shard.path}: {name} contains NaN or infinity; collect the "
+            f"dataset again."
         )
 
 
@@ -211,12 +214,14 @@ def open_windows(
     episodes: int | None = None,
     notify: Callable[[str], None] = log.info,
 ) -> ReplayBuffer | DiskWindows:
-    """A dataset to train on: in memory if it fits well, else from disk. The windows drawn are the same.
+    """A dataset to train on: in memory if it fits well, else from disk. The windows drawn are the
+    same.
 
     Args:
         path, device, episodes: as `load_buffer`.
         notify: told what memory the dataset will take, before it is taken.
-        storage: "memory", "disk", or "auto": memory if the dataset takes less than half of what is available.
+        storage: "memory", "disk", or "auto": memory if the dataset takes less than half of what is
+            available.
 
     Raises:
         ValueError, MemoryError: as `load_buffer` and `DiskWindows`.

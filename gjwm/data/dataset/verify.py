@@ -1,4 +1,5 @@
-"""Reading every byte of a dataset and saying what is wrong with which episode. Nothing is changed."""
+"""Reading every byte of a dataset and saying what is wrong with which episode. Nothing is changed.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from gjwm.dataset.episodes import Episode, checksum, from_columns, not_finite, to_columns
-from gjwm.dataset.folder import JOURNAL, read_metadata
-from gjwm.dataset.journal import read_journal
-from gjwm.dataset.shard import Shard
-from gjwm.replay import rebuild_space
+from gjwm.data.dataset.episodes import Episode, checksum, from_columns, not_finite, to_columns
+from gjwm.data.dataset.folder import JOURNAL, read_metadata
+from gjwm.data.dataset.journal import read_journal
+from gjwm.data.dataset.shard import Shard
+from gjwm.data.replay import rebuild_space
 
 
 def verify(path: str | Path) -> list[str]:
-    """Everything that is wrong with the dataset, one sentence each, naming the shard and the episode; [] if nothing is.
+    """Everything that is wrong with the dataset, one sentence each, naming the shard and the
+    episode; [] if nothing is.
 
     Raises:
-        FileNotFoundError, ValueError: when there is no dataset at `path`, or metadata.json is damaged.
+        FileNotFoundError, ValueError: when there is no dataset at `path`, or metadata.json is
+            damaged.
     """
     path = Path(path)
     info = read_metadata(path)
@@ -36,7 +39,8 @@ def verify(path: str | Path) -> list[str]:
             steps = int(shard.rows.sum()) - shard.episodes
             if (shard.first_episode, shard.episodes, steps) != (first, entry["episodes"], entry["steps"]):
                 problems.append(
-                    f"{entry['file']} holds {shard.episodes} episodes from number {shard.first_episode} and {steps} steps; "
+                    f"{entry['file']} holds {shard.episodes} episodes from number "
+                    f"{shard.first_episode} and {steps} steps; "
                     f"metadata.json says {entry['episodes']}, {first} and {entry['steps']}."
                 )
             different = [k for k, v in shard.header.items() if k not in ("versions", "renderer") and info[k] != v]
@@ -45,7 +49,8 @@ def verify(path: str | Path) -> list[str]:
             columns = columns or shard.columns
             if shard.columns != columns:
                 problems.append(
-                    f"{entry['file']} has the columns {', '.join(shard.columns)}, others {', '.join(columns)}."
+                    f"{entry['file']} has the columns {', '.join(shard.columns)}, others "
+                    f"{', '.join(columns)}."
                 )
             for k in range(shard.episodes):
                 problem = _episode_problem(shard, k, space, action_space, info["frame_stack"])
@@ -57,13 +62,15 @@ def verify(path: str | Path) -> list[str]:
     listed = {entry["file"] for entry in info["shards"]}
     for stray in sorted(p.name for p in path.glob("shard-*") if p.name not in listed):
         problems.append(
-            f"{stray} is not listed in metadata.json; the next open takes it up if it continues the dataset."
+            f"{stray} is not listed in metadata.json; the next open takes it up if it continues "
+            f"the dataset."
         )
     if (path / JOURNAL).exists():
         found = list(read_journal(path / JOURNAL))
         whole, torn = sum(not isinstance(item, int) for item in found), any(isinstance(item, int) for item in found)
         problems.append(
-            f"the journal holds {whole} finished episodes{' and an unfinished one' * torn}: a collection is running or was "
+            f"the journal holds {whole} finished episodes{' and an unfinished one' * torn}: a "
+            f"collection is running or was "
             "interrupted; the next open moves them into a shard."
         )
     return problems

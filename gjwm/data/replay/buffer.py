@@ -1,9 +1,8 @@
 """A ring of observation rows per env in memory, from which windows within one episode are drawn.
 
-An episode of T steps is T+1 rows (see `gjwm.replay.windows`), so the true last frame is kept, every image is stored once
-(frame stacks are rebuilt when sampling), and a window of T steps is T+1 neighbouring rows. This module knows gymnasium's
-spaces and no environments.
-"""
+An episode of T steps is T+1 rows (see `gjwm.data.replay.windows`), so the true last frame is kept,
+every image is stored once (frame stacks are rebuilt when sampling), and a window of T steps is T+1
+neighbouring rows. This module knows gymnasium's spaces and no environments. """
 
 from __future__ import annotations
 
@@ -21,12 +20,12 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
-from gjwm import draws
-from gjwm.files import replacing
-from gjwm.replay.priorities import SumTree
-from gjwm.replay.spaces import DTYPES, box_fields, describe_space, frame_shapes, rebuild_space, stacked_fields
-from gjwm.replay.windows import EMPTY, Windows
-from gjwm.types import Batch
+from gjwm._core import draws
+from gjwm._core.files import replacing
+from gjwm.data.replay.priorities import SumTree
+from gjwm.data.replay.spaces import DTYPES, box_fields, describe_space, frame_shapes, rebuild_space, stacked_fields
+from gjwm.data.replay.windows import EMPTY, Windows
+from gjwm._core.types import Batch
 
 _ROW_COLUMNS = ("a", "r", "terminated", "clock", "acted")  # saved besides the observations
 _LANE_COLUMNS = ("head", "rows", "steps", "open")
@@ -37,7 +36,7 @@ Observation = Any  # one array or tensor, or a dict of them, as the space says
 
 
 def row_bytes(fields: Mapping[str, spaces.Box], shapes: Mapping[str, tuple[int, ...]], action_dim: int) -> int:
-    """Bytes of one row of a buffer: fields and frame shapes as in `gjwm.replay.spaces`."""
+    """Bytes of one row of a buffer: fields and frame shapes as in `gjwm.data.replay.spaces`."""
     bookkeeping = 8 + 1  # clock, acted
     frames = sum(math.prod(shape) * DTYPES[fields[name].dtype.name].itemsize for name, shape in shapes.items())
     return frames + 4 * action_dim + 4 + 1 + bookkeeping
@@ -62,7 +61,8 @@ def buffer_bytes(
 
 
 def _lane_rows(capacity: int, num_envs: int, episodes: int | None) -> int:
-    # One row more for the newest observation of an episode that is still going on, one for what replaces it.
+    # One row more for the newest observation of an episode that is still going on, one for what
+    # replaces it.
     return capacity // num_envs + math.ceil(_last_frames(capacity, episodes) / num_envs) + 2
 
 
@@ -71,7 +71,9 @@ def _last_frames(capacity: int, episodes: int | None) -> int:
 
 
 class PrioritisedBatch(NamedTuple):
-    """Windows drawn by priority; `windows.episode` and all other fields as `ReplayBuffer.sample` gives them."""
+    """Windows drawn by priority; `windows.episode` and all other fields as `ReplayBuffer.sample`
+    gives them.
+    """
 
     windows: Batch
     weights: Tensor  # (B,) importance weights in (0, 1], the largest 1, on the CPU
@@ -90,19 +92,23 @@ def _locked(method: Callable) -> Callable:
 
 
 class ReplayBuffer(Windows):
-    """Steps of `num_envs` envs in memory, and windows of them. One thread may add while another samples.
+    """Steps of `num_envs` envs in memory, and windows of them. One thread may add while another
+    samples.
 
     Args:
         capacity: steps kept in all, divided evenly over the envs; the oldest are dropped first.
         observation_space: of one env: a Box, or a flat Dict of Boxes. float64 is stored as float32.
         action_space: of one env: a Box (A,).
         num_envs: lanes, each a stream of its own.
-        device: where the rows live and `sample` gathers; "auto": a CUDA device if the rows take less than 1 / 2.5 of its
-            free memory (the rest is the model's), else the CPU.
-        frame_stack: frames in an image observation (frame_stack * C, h, w), oldest first. Only the newest is stored.
-        episodes: last frames to leave room for besides the steps. The default, capacity / 16 but at least 4096 (or the
-            capacity, if that is smaller), suffices for episodes of 16 steps on average; shorter ones drop steps earlier.
-        priority_exponent: alpha of prioritised sampling, whose chances go with priority^alpha; None keeps no priorities.
+        device: where the rows live and `sample` gathers; "auto": a CUDA device if the rows take
+            less than 1 / 2.5 of its free memory (the rest is the model's), else the CPU.
+        frame_stack: frames in an image observation (frame_stack * C, h, w), oldest first. Only the
+            newest is stored.
+        episodes: last frames to leave room for besides the steps. The default, capacity / 16 but at
+            least 4096 (or the capacity, if that is smaller), suffices for episodes of 16 steps on
+            average; shorter ones drop steps earlier.
+        priority_exponent: alpha of prioritised sampling, whose chances go with priority^alpha; None
+            keeps no priorities.
 
     Raises:
         ValueError: for spaces or sizes it cannot hold.
@@ -149,8 +155,8 @@ class ReplayBuffer(Windows):
         self._a = torch.zeros(rows, self.action_dim, device=self.device)
         self._r = torch.zeros(rows, device=self.device)
         self._terminated = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        # Bookkeeping stays on the CPU: it decides which rows to touch.
-        # The row's episode * 2^32 + its step there: it counts on within an episode and jumps between episodes.
+        # Bookkeeping stays on the CPU: it decides which rows to touch. The row's episode * 2^32 +
+        # its step there: it counts on within an episode and jumps between episodes.
         self._clock = np.full(rows, EMPTY, np.int64)
         self._acted = np.zeros(rows, bool)  # whether the row holds an action, and so the next row its outcome
         self._head = np.zeros(self.num_envs, np.int64)  # next row of the lane to write
@@ -168,7 +174,9 @@ class ReplayBuffer(Windows):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the rows take when all are filled; refused by the constructor if they are not to be had."""
+        """Bytes that the rows take when all are filled; refused by the constructor if they are not
+        to be had.
+        """
         return buffer_bytes(
             self.capacity,
             self.observation_space,
@@ -183,11 +191,13 @@ class ReplayBuffer(Windows):
         needed, available = self.nbytes, available_memory(self.device)
         if available is not None and needed > available:
             raise MemoryError(
-                f"a replay buffer of {self.capacity} steps takes {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are "
+                f"a replay buffer of {self.capacity} steps takes {needed / 2**30:.1f} GiB and "
+                f"{available / 2**30:.1f} GiB are "
                 f"available on {self.device}; lower the capacity or the image size."
             )
 
-    # -- writing ---------------------------------------------------------------------------------------------------
+    # -- writing
+# --  ----------------------------------------------------------------------------------------------
 
     @_locked
     def add(
@@ -203,17 +213,20 @@ class ReplayBuffer(Windows):
     ) -> None:
         """One step of every env, arrays or tensors with leading axis num_envs.
 
-        An env whose `obs` is not its last `next_obs` starts a new episode, also when the last one never ended.
+        An env whose `obs` is not its last `next_obs` starts a new episode, also when the last one
+        never ended.
 
         Args:
-            obs, next_obs: observations before and after the step. Where an episode ends, `next_obs` is its true last
-                frame (a vector env's `final_obs`), not the next episode's first.
-            action, reward, terminated, truncated: (num_envs, A), (num_envs,), (num_envs,), (num_envs,).
-            mask: (num_envs,) bool, the envs to record. Under gymnasium's next-step autoreset pass the envs that were not
-                done on the step before: the others have only been reset.
+            obs, next_obs: observations before and after the step. Where an episode ends, `next_obs`
+                is its true last frame (a vector env's `final_obs`), not the next episode's first.
+            action, reward, terminated, truncated: (num_envs, A), (num_envs,), (num_envs,),
+                (num_envs,).
+            mask: (num_envs,) bool, the envs to record. Under gymnasium's next-step autoreset pass
+                the envs that were not done on the step before: the others have only been reset.
 
         Raises:
-            ValueError: for a wrong shape or dtype, NaN, or a first frame stack that does not repeat its first frame.
+            ValueError: for a wrong shape or dtype, NaN, or a first frame stack that does not repeat
+                its first frame.
         """
         n = self.num_envs
         o, stacks = self._frames("obs", obs, (n,))
@@ -260,16 +273,19 @@ class ReplayBuffer(Windows):
         Args:
             o: (T+1, *O); with frame_stack > 1 also the single frames (T+1, C, h, w).
             a, r: (T, A) and (T,).
-            terminated, truncated: (T,) bool, true on the last step at most. Neither need be: the recording just stopped.
+            terminated, truncated: (T,) bool, true on the last step at most. Neither need be: the
+                recording just stopped.
 
         Raises:
-            ValueError: as `add`, and for an episode longer than a lane or with an end in its middle.
+            ValueError: as `add`, and for an episode longer than a lane or with an end in its
+                middle.
         """
         a = self._floats("a", a, (None, self.action_dim))
         length = len(a)
         if not 1 <= length <= self._lane_steps:
             raise ValueError(
-                f"an episode of {length} steps does not fit a lane of {self._lane_steps} (capacity {self.capacity} over "
+                f"an episode of {length} steps does not fit a lane of {self._lane_steps} (capacity "
+                f"{self.capacity} over "
                 f"{self.num_envs} envs); expected 1 to {self._lane_steps} steps."
             )
         frames, stacks = self._frames("o", o, (length + 1,))
@@ -329,12 +345,15 @@ class ReplayBuffer(Windows):
         if self._priorities is not None and rows.size:
             self._priorities[rows] = 0
 
-    # -- checks at the edge ----------------------------------------------------------------------------------------
+    # -- checks at the edge
+    # ----------------------------------------------------------------------------------------
 
     def _frames(
         self, what: str, value: Observation, leading: tuple[int]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Newest frames (*leading, numel) by field, and the full stacks (*leading, frame_stack, numel) where given."""
+        """Newest frames (*leading, numel) by field, and the full stacks (*leading, frame_stack,
+        numel) where given.
+        """
         given = value if isinstance(self.observation_space, spaces.Dict) else {"": value}
         if not isinstance(given, Mapping) or set(given) != set(self._fields):
             found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
@@ -356,7 +375,8 @@ class ReplayBuffer(Windows):
                 frames[name] = tensor.reshape(*leading, -1).to(dtype)
             else:
                 raise ValueError(
-                    f"{label} has shape {shape}; expected {(*leading, *box.shape)}, the leading axis being "
+                    f"{label} has shape {shape}; expected {(*leading, *box.shape)}, the leading "
+                    f"axis being "
                     f"{'the observations, one more than the actions' if what == 'o' else 'num_envs'}."
                 )
             if dtype.is_floating_point and frames[name].isnan().any():
@@ -369,7 +389,8 @@ class ReplayBuffer(Windows):
             begun = stack[torch.from_numpy(first).to(self.device)]
             if (begun != begun[:, -1:]).any():
                 raise ValueError(
-                    f"an episode begins with {self.frame_stack} different frames; expected the first frame repeated, so "
+                    f"an episode begins with {self.frame_stack} different frames; expected the "
+                    f"first frame repeated, so "
                     "record from the env's reset on."
                 )
 
@@ -384,7 +405,8 @@ class ReplayBuffer(Windows):
             raise ValueError(f"{what} contains NaN or infinity; expected finite numbers, do not store this step.")
         return tensor
 
-    # -- sampling --------------------------------------------------------------------------------------------------
+    # -- sampling
+# --  ----------------------------------------------------------------------------------------------
 
     @_locked
     def sample(
@@ -395,7 +417,7 @@ class ReplayBuffer(Windows):
         generator: Generator | None = None,
         episodes: int | None = None,
     ) -> Batch:
-        """See `gjwm.replay.windows.Windows.sample`."""
+        """See `gjwm.data.replay.windows.Windows.sample`."""
         return super().sample(batch, length, stride, generator, episodes)
 
     @_locked
@@ -408,13 +430,15 @@ class ReplayBuffer(Windows):
         *,
         beta: float = 0.4,
     ) -> PrioritisedBatch:
-        """Windows drawn in proportion to priority^alpha of their first step (Schaul et al., 2016, equation 1).
+        """Windows drawn in proportion to priority^alpha of their first step (Schaul et al., 2016,
+        equation 1).
 
         New steps have the highest priority given so far, so that each is likely to be seen once.
 
         Args:
             batch, length, stride, generator: as `sample`.
-            beta: of the importance weights (N P(i))^-beta, divided by their largest; 1 undoes the bias fully.
+            beta: of the importance weights (N P(i))^-beta, divided by their largest; 1 undoes the
+                bias fully.
 
         Raises:
             ValueError: as `sample`, and when the buffer keeps no priorities.
@@ -427,7 +451,8 @@ class ReplayBuffer(Windows):
             return draws.uniform((count,), generator, device="cpu", dtype=torch.float64).numpy()
 
         for _ in range(8):
-            # Most rows begin a whole window: drawing among all rows and dropping the others keeps the proportions exact.
+            # Most rows begin a whole window: drawing among all rows and dropping the others keeps
+            # the proportions exact.
             rows = tree.find(share(2 * batch) * tree.total)
             rows = rows[self._begins(rows, length, stride) & (tree[rows] > 0)]
             found = np.concatenate([found, rows])[:batch]
@@ -466,7 +491,9 @@ class ReplayBuffer(Windows):
         return self._priorities
 
     def _begins(self, rows: np.ndarray, length: int, stride: int) -> np.ndarray:
-        """Whether a whole window begins at each of `rows` (n,) -> (n,) bool: `_window_starts` for a few rows."""
+        """Whether a whole window begins at each of `rows` (n,) -> (n,) bool: `_window_starts` for a
+        few rows.
+        """
         lane, row = rows - rows % self._lane_rows, rows % self._lane_rows
         clock, span = self._clock[rows], length * stride
         whole = self._clock[lane + (row + span) % self._lane_rows] == clock + span
@@ -478,7 +505,8 @@ class ReplayBuffer(Windows):
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         return self._o[name].index_select(0, rows.to(self.device))
 
-    # -- files -----------------------------------------------------------------------------------------------------
+    # -- files
+# --  ----------------------------------------------------------------------------------------------
 
     @_locked
     def save(self, path: str | Path) -> None:
@@ -521,7 +549,8 @@ class ReplayBuffer(Windows):
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ReplayBuffer:
-        """The buffer that `save` wrote, with the same windows for the same generator. No code is unpickled.
+        """The buffer that `save` wrote, with the same windows for the same generator. No code is
+        unpickled.
 
         Raises:
             FileNotFoundError, ValueError: when the file is missing, damaged or not a replay buffer.
@@ -580,7 +609,9 @@ def residence(device: torch.device | str, nbytes: int) -> torch.device:
 
 
 def available_memory(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that can be had on the device, or None where nobody says. A container's limit counts as the machine's."""
+    """Bytes that can be had on the device, or None where nobody says. A container's limit counts as
+    the machine's.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

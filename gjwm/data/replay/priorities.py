@@ -1,4 +1,6 @@
-"""A sum tree: numbers that can be changed and drawn from in proportion, both in O(log N) per number (Schaul et al., 2016)."""
+"""A sum tree: numbers that can be changed and drawn from in proportion, both in O(log N) per number
+(Schaul et al., 2016).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import numpy as np
 
 
 class SumTree:
-    """N priorities >= 0, all 0 at first. Every node of a binary tree holds the sum of the leaves below it."""
+    """N priorities >= 0, all 0 at first. Every node of a binary tree holds the sum of the leaves
+    below it.
+    """
 
     def __init__(self, size: int):
         self.depth = max(size - 1, 1).bit_length()

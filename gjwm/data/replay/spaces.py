@@ -1,4 +1,6 @@
-"""Which observations are stored and how: Boxes of a gymnasium space, frame stacks, and spaces as JSON."""
+"""Which observations are stored and how: Boxes of a gymnasium space, frame stacks, and spaces as
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,16 @@ def box_fields(space: spaces.Space) -> dict[str, spaces.Box]:
     for name, box in fields.items():
         if not isinstance(box, spaces.Box) or box.dtype.name not in DTYPES:
             raise ValueError(
-                f"observation {name!r} has the space {box}; expected a Box of {', '.join(DTYPES)}, alone or in a flat Dict."
+                f"observation {name!r} has the space {box}; expected a Box of {', '.join(DTYPES)}, "
+                f"alone or in a flat Dict."
             )
     return fields
 
 
 def stacked_fields(fields: Mapping[str, spaces.Box], frame_stack: int) -> set[str]:
-    """Names of the images, whose channels hold `frame_stack` frames; state vectors are never stacked."""
+    """Names of the images, whose channels hold `frame_stack` frames; state vectors are never
+    stacked.
+    """
     images = {name for name, box in fields.items() if box.dtype == np.uint8 and len(box.shape) == 3}
     if frame_stack < 1:
         raise ValueError(f"frame_stack is {frame_stack}; expected 1 (no stacking) or more.")
@@ -48,18 +53,22 @@ def stacked_fields(fields: Mapping[str, spaces.Box], frame_stack: int) -> set[st
     for name in images:
         if fields[name].shape[0] % frame_stack:
             raise ValueError(
-                f"an observation of shape {fields[name].shape} cannot hold {frame_stack} frames; frame_stack expects the "
+                f"an observation of shape {fields[name].shape} cannot hold {frame_stack} frames; "
+                f"frame_stack expects the "
                 "space of stacked images (frame_stack * C, h, w)."
             )
     if not images:
         raise ValueError(
-            f"frame_stack={frame_stack} needs uint8 images (frame_stack * C, h, w) in the observation space."
+            f"frame_stack={frame_stack} needs uint8 images (frame_stack * C, h, w) in the "
+            f"observation space."
         )
     return images
 
 
 def frame_shapes(fields: Mapping[str, spaces.Box], frame_stack: int) -> dict[str, tuple[int, ...]]:
-    """Shape of what is stored of each field: one frame (C, h, w) of a stack, everything else as it is."""
+    """Shape of what is stored of each field: one frame (C, h, w) of a stack, everything else as it
+    is.
+    """
     stacked = stacked_fields(fields, frame_stack)
     return {
         name: (box.shape[0] // frame_stack, *box.shape[1:]) if name in stacked else box.shape
@@ -68,7 +77,9 @@ def frame_shapes(fields: Mapping[str, spaces.Box], frame_stack: int) -> dict[str
 
 
 def stack_frames(frames: np.ndarray, frame_stack: int) -> np.ndarray:
-    """An episode's frames (T+1, C, h, w) -> (T+1, frame_stack * C, h, w), oldest first, the first frame repeated."""
+    """An episode's frames (T+1, C, h, w) -> (T+1, frame_stack * C, h, w), oldest first, the first
+    frame repeated.
+    """
     steps = np.arange(len(frames))[:, None] - np.arange(frame_stack - 1, -1, -1)
     return frames[steps.clip(min=0)].reshape(len(frames), -1, *frames.shape[2:])
 

@@ -1,9 +1,9 @@
 """Windows of steps from rows in time order: which ones are whole, and how their rows are gathered.
 
-Rows lie in lanes of equal size. A row holds one observation and, unless it is the last of its episode or the newest of its
-lane, the action taken there with its reward. A row's clock is its episode * 2^32 + its step there: it counts on within an
-episode and jumps between episodes, so that one subtraction says whether a window is whole.
-"""
+Rows lie in lanes of equal size. A row holds one observation and, unless it is the last of its
+episode or the newest of its lane, the action taken there with its reward. A row's clock is its
+episode * 2^32 + its step there: it counts on within an episode and jumps between episodes, so that
+one subtraction says whether a window is whole. """
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import torch
 from gymnasium import spaces
 from torch import Generator, Tensor
 
-from gjwm import draws
-from gjwm.types import Batch
+from gjwm._core import draws
+from gjwm._core.types import Batch
 
 EMPTY = -(2**62)  # clock of a row that holds nothing
 
 
 class Windows:
-    """What a replay buffer in memory and a dataset on disk have in common: uniform windows of their rows.
+    """What a replay buffer in memory and a dataset on disk have in common: uniform windows of their
+    rows.
 
-    A subclass sets `observation_space`, `action_space`, `action_dim`, `frame_stack`, `num_envs` (lanes), `device`,
-    `_lane_rows`, `_lane_steps`, `_frame_shapes` and `_stacked` (see `gjwm.replay.spaces`), `_clock` (rows,) int64 numpy, and
-    the tensors `_a`, `_r`, `_terminated` by row; it says how to read observations.
-    """
+    A subclass sets `observation_space`, `action_space`, `action_dim`, `frame_stack`, `num_envs`
+    (lanes), `device`, `_lane_rows`, `_lane_steps`, `_frame_shapes` and `_stacked` (see
+    `gjwm.data.replay.spaces`), `_clock` (rows,) int64 numpy, and the tensors `_a`, `_r`,
+    `_terminated` by row; it says how to read observations. """
 
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         """Frames of the field `name` at rows (n,) int64 on the CPU -> (n, numel) on `device`."""
@@ -38,18 +39,21 @@ class Windows:
         generator: Generator | None = None,
         episodes: int | None = None,
     ) -> Batch:
-        """`batch` windows of `length` steps, uniform over all windows stored, with replacement; none crosses an episode.
+        """`batch` windows of `length` steps, uniform over all windows stored, with replacement;
+        none crosses an episode.
 
-        With stride s a window spans length * s env steps: every s-th observation is kept, the s actions between two of
-        them lie side by side (B, T, s*A) in time order, their rewards are summed, and `terminated` is any of theirs.
-        With `episodes` the windows come from at most that many episodes, drawn in proportion to their windows.
+        With stride s a window spans length * s env steps: every s-th observation is kept, the s
+        actions between two of them lie side by side (B, T, s*A) in time order, their rewards are
+        summed, and `terminated` is any of theirs. With `episodes` the windows come from at most
+        that many episodes, drawn in proportion to their windows.
 
         Raises:
             ValueError: when no stored episode is as long as a window, or the capacity never can be.
         """
         if batch < 1 or length < 1 or stride < 1 or (episodes is not None and episodes < 1):
             raise ValueError(
-                f"expected batch, length, stride and episodes >= 1, got {batch}, {length}, {stride} and {episodes}."
+                f"expected batch, length, stride and episodes >= 1, got {batch}, {length}, "
+                f"{stride} and {episodes}."
             )
         starts = self._window_starts(length, stride)
         count = batch if episodes is None else episodes
@@ -91,7 +95,9 @@ class Windows:
         )
 
     def _spread(self, chosen: Tensor, share: Tensor, starts: Tensor) -> Tensor:
-        """Move each chosen index into `starts` to a share in [0, 1) of the way through its episode's run of starts."""
+        """Move each chosen index into `starts` to a share in [0, 1) of the way through its
+        episode's run of starts.
+        """
         episode = torch.from_numpy(self._clock)[starts] >> 32
         first = torch.cat([torch.zeros(1, dtype=torch.int64), (episode.diff() != 0).nonzero()[:, 0] + 1])
         run = torch.searchsorted(first, chosen, right=True) - 1
@@ -105,11 +111,13 @@ class Windows:
         span = length * stride
         if span > self._lane_steps:
             raise ValueError(
-                f"a window of {length} steps with stride {stride} spans {span} and an env's share of the capacity is "
+                f"a window of {length} steps with stride {stride} spans {span} and an env's share "
+                f"of the capacity is "
                 f"{self._lane_steps}; raise the capacity or shorten the window."
             )
         clock = self._clock.reshape(self.num_envs, self._lane_rows)
-        # Rows of one episode are neighbours, so a window is whole if its last row's clock is `span` ahead of its first's.
+        # Rows of one episode are neighbours, so a window is whole if its last row's clock is `span`
+        # ahead of its first's.
         valid = np.empty(clock.shape, bool)
         np.equal(clock[:, span:] - clock[:, :-span], span, out=valid[:, :-span])
         np.equal(clock[:, :span] - clock[:, -span:], span, out=valid[:, -span:])  # around the end of the ring
@@ -122,8 +130,10 @@ class Windows:
         if not starts.size:
             longest = int((clock[clock != EMPTY] % 2**32).max(initial=0))
             raise ValueError(
-                f"nothing to sample yet: a window spans {span} steps and the longest of the episodes stored has {longest}; "
-                "collect more, shorten the window, or see that each `obs` added is the env's last `next_obs`."
+                f"nothing to sample yet: a window spans {span} steps and the longest of the "
+                f"episodes stored has {longest}; "
+                "collect more, shorten the window, or see that each `obs` added is the env's last "
+                "`next_obs`."
             )
         self._starts[length, stride] = torch.from_numpy(starts)
         return self._starts[length, stride]

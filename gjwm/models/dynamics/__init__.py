@@ -1,4 +1,5 @@
-"""Probabilistic latent dynamics p(z' | z, a): one interface, a distribution as the answer, batched rollouts.
+"""Probabilistic latent dynamics p(z' | z, a): one interface, a distribution as the answer, batched
+rollouts.
 
 prediction.py   the laws: diagonal, low-rank and full Gaussians, mixtures, ensembles
 base.py         rollouts, forecasts and the pieces of training that all dynamics share
@@ -9,12 +10,12 @@ mixture.py      MixtureDynamics
 linear.py       LinearGaussianDynamics
 """
 
-from gjwm.dynamics.base import Dynamics, Past
-from gjwm.dynamics.ensemble import EnsembleDynamics
-from gjwm.dynamics.gaussian import DeterministicDynamics, GaussianDynamics
-from gjwm.dynamics.linear import LinearGaussianDynamics
-from gjwm.dynamics.mixture import MixtureDynamics
-from gjwm.dynamics.prediction import (
+from gjwm.models.dynamics.base import Dynamics, Past
+from gjwm.models.dynamics.ensemble import EnsembleDynamics
+from gjwm.models.dynamics.gaussian import DeterministicDynamics, GaussianDynamics
+from gjwm.models.dynamics.linear import LinearGaussianDynamics
+from gjwm.models.dynamics.mixture import MixtureDynamics
+from gjwm.models.dynamics.prediction import (
     EnsemblePrediction,
     FullPrediction,
     LowRankPrediction,

@@ -1,8 +1,7 @@
 """What all latent dynamics share: checks, rollouts and the pieces of the training loss.
 
-A subclass says how one step's mean and law are computed; this module runs them over a horizon, for many candidates and
-particles at once, in one loop over time.
-"""
+A subclass says how one step's mean and law are computed; this module runs them over a horizon, for
+many candidates and particles at once, in one loop over time."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.dynamics.memory import make_memory
-from gjwm.dynamics.prediction import Prediction
-from gjwm.encoders import mlp
+from gjwm.models.dynamics.memory import make_memory
+from gjwm.models.dynamics.prediction import Prediction
+from gjwm.models.encoders import mlp
 
 ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
 
@@ -23,7 +22,9 @@ Past = tuple[Tensor, Tensor]  # latents (B, L, D) before z0 and the actions (B, 
 def activation_of(owner: str, name: str) -> type[nn.Module]:
     """The module that a setting names; ValueError for another name."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"{owner}'s activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}.")
+        raise ValueError(
+            f"{owner}'s activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}."
+        )
     return ACTIVATIONS[name]
 
 
@@ -31,7 +32,8 @@ def check_static_dim(owner: str, static_dim: int, latent_dim: int) -> None:
     """Raise ValueError unless some latents are left to move."""
     if not (isinstance(static_dim, int) and 0 <= static_dim < latent_dim):
         raise ValueError(
-            f"{owner} expects 0 <= static_dim < latent_dim={latent_dim}, or nothing would move; got {static_dim}."
+            f"{owner} expects 0 <= static_dim < latent_dim={latent_dim}, or nothing would move; "
+            f"got {static_dim}."
         )
 
 
@@ -44,21 +46,26 @@ def moved(z: Tensor, change: Tensor) -> Tensor:
 class Dynamics(nn.Module):
     """Base of all dynamics p(z' | z, a).
 
-    A subclass implements `_inputs` (what an action contributes, for all steps at once), `_step` (the mean) and `_law` (the
-    distribution around it), and `nll`. Without a memory, a `past` is accepted and changes nothing.
-    """
+    A subclass implements `_inputs` (what an action contributes, for all steps at once), `_step`
+    (the mean) and `_law` (the distribution around it), and `nll`. Without a memory, a `past` is
+    accepted and changes nothing."""
 
-    branches = False  # whether the law may have several modes, which particles must not be moved off
+    branches = (
+        False  # whether the law may have several modes, which particles must not be moved off
+    )
     static_dim = 0  # S, the last S latents stay as they are in every rollout
 
     def __init__(self, latent_dim: int, action_dim: int):
         super().__init__()
         if latent_dim < 1 or action_dim < 1:
-            raise ValueError(f"expected latent_dim and action_dim >= 1, got {latent_dim} and {action_dim}.")
+            raise ValueError(
+                f"expected latent_dim and action_dim >= 1, got {latent_dim} and {action_dim}."
+            )
         self.latent_dim, self.action_dim = latent_dim, action_dim
         self.memory: nn.Module | None = None
 
-    # -- what a subclass says ----------------------------------------------------------------------------------------
+    # -- what a subclass says
+    # ----------------------------------------------------------------------------------------
 
     def _inputs(self, a: Tensor) -> Tensor:
         """(..., A) -> (..., F), all that an action contributes to the mean."""
@@ -73,10 +80,13 @@ class Dynamics(nn.Module):
         raise NotImplementedError
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
-        """What the spread learns from: z, z_next (B, T, D) and a (B, T, A), all detached here -> scalar."""
+        """What the spread learns from: z, z_next (B, T, D) and a (B, T, A), all detached here ->
+        scalar.
+        """
         raise NotImplementedError
 
-    # -- predictions -------------------------------------------------------------------------------------------------
+    # -- predictions --
+    # ----------------------------------------------------------------------------------------------
 
     @property
     def has_memory(self) -> bool:
@@ -89,14 +99,16 @@ class Dynamics(nn.Module):
         return self._step(z, self._inputs(a), self._context(z, a))
 
     def predict(self, z: Tensor, a: Tensor, past: Past | None = None) -> Prediction:
-        """p(z' | z, a): (..., D), (..., A) -> Prediction of (..., D). With a past, z is (B, D) and a (B, A)."""
+        """p(z' | z, a): (..., D), (..., A) -> Prediction of (..., D). With a past, z is (B, D) and
+        a (B, A).
+        """
         self._check(z, a)
         context = self._context(z, a, past)
         return self._law(self._step(z, self._inputs(a), context), z, a, context)
 
     def predict_sequence(self, z: Tensor, a: Tensor) -> Prediction:
-        """One step ahead of each latent of trajectories, given all before it: z (B, T, D), a (B, T, A) -> Prediction
-        (B, T, D)."""
+        """One step ahead of each latent of trajectories, given all before it: z (B, T, D), a (B, T,
+        A) -> Prediction (B, T, D)."""
         self._check(z, a)
         context = self._sequence_context(z, a)
         return self._law(self._step(z, self._inputs(a), context), z, a, context)
@@ -114,13 +126,15 @@ class Dynamics(nn.Module):
 
         Args:
             z0: start (B, D).
-            a: actions (B, H, A); axes between B and H, such as candidates (B, N, H, A), share the start.
+            a: actions (B, H, A); axes between B and H, such as candidates (B, N, H, A), share the
+                start.
             particles: None follows the mean; P draws P samples per step.
             generator: draws the particles' noise.
             past: latents (B, L, D) and actions (B, L, A) before z0, for dynamics with a memory.
 
         Returns:
-            (B, H+1, D), or (B, P, H+1, D) with particles; z0 comes first. Candidates keep their axis after B.
+            (B, H+1, D), or (B, P, H+1, D) with particles; z0 comes first. Candidates keep their
+            axis after B.
 
         Raises:
             ValueError: for other shapes or less than one particle.
@@ -142,22 +156,28 @@ class Dynamics(nn.Module):
         generator: Generator | None = None,
         past: Past | None = None,
     ) -> Prediction:
-        """The law of z_1 .. z_H, each given only z0 and the actions: (B, D), (B, H, A) -> Prediction of (B, H, D).
+        """The law of z_1 .. z_H, each given only z0 and the actions: (B, D), (B, H, A) ->
+        Prediction of (B, H, D).
 
-        Here a diagonal Gaussian with the particles' mean and variance at each step (and the exact one-step law's at step 1).
-        """
+        Here a diagonal Gaussian with the particles' mean and variance at each step (and the exact
+        one-step law's at step 1)."""
         if particles < 2:
-            raise ValueError(f"a forecast needs at least two particles to have a variance, got {particles}.")
+            raise ValueError(
+                f"a forecast needs at least two particles to have a variance, got {particles}."
+            )
         path = self.rollout(z0, a, particles, generator, past=past)[:, :, 1:]
         first = self.predict(z0, a[:, 0], past)
         mean = torch.cat([first.mean[:, None], path[:, :, 1:].mean(1)], 1)
         variance = torch.cat([first.variance[:, None], path[:, :, 1:].var(1)], 1)
-        if self.static_dim:  # which particles keep: what differs is the encoder's noise, at every step
+        if (
+            self.static_dim
+        ):  # which particles keep: what differs is the encoder's noise, at every step
             variance[..., -self.static_dim :] = first.variance[:, None, -self.static_dim :]
         return Prediction(mean, variance.clamp(min=1e-12))
 
     def training_means(self, z: Tensor, a: Tensor, truncate: int | None = None) -> Tensor:
-        """Predicted means of z[:, 1:] for the alignment: open loop over the window, and one step from each latent.
+        """Predicted means of z[:, 1:] for the alignment: open loop over the window, and one step
+        from each latent.
 
         Args:
             z: encoded latents (B, T+1, D).
@@ -165,8 +185,8 @@ class Dynamics(nn.Module):
             truncate: steps that a gradient flows back through the open loop; None: all of them.
 
         Returns:
-            (2, ..., B, T, D). With a memory the first half of the window is read, not predicted open loop: a memory
-            that has seen nothing would be trained to guess.
+            (2, ..., B, T, D). With a memory the first half of the window is read, not predicted
+            open loop: a memory that has seen nothing would be trained to guess.
         """
         one_step = self._step(z[:, :-1], self._inputs(a), self._sequence_context(z[:, :-1], a))
         read = a.shape[1] // 2 if self.has_memory else 0
@@ -174,7 +194,8 @@ class Dynamics(nn.Module):
         path = torch.stack(self._path(z[:, read], a[:, read:], state, truncate=truncate)[1:], -2)
         return torch.stack([torch.cat([one_step[..., :read, :], path], -2), one_step])
 
-    # -- shared machinery --------------------------------------------------------------------------------------------
+    # -- shared machinery
+    # --------------------------------------------------------------------------------------------
 
     def _path(
         self,
@@ -186,8 +207,8 @@ class Dynamics(nn.Module):
     ) -> list[Tensor]:
         """z (..., D) and the H latents after it; a (..., H, A) broadcasts against z's leading axes.
 
-        `draw` takes the next latent from each step's law; None follows the mean. Every `truncate` steps the gradient is cut.
-        """
+        `draw` takes the next latent from each step's law; None follows the mean. Every `truncate`
+        steps the gradient is cut."""
         inputs = self._inputs(a)  # all steps at once: only the latent part is left in the loop
         path = [z]
         for h in range(a.shape[-2]):
@@ -197,15 +218,23 @@ class Dynamics(nn.Module):
             action = a[..., h, :]
             context = None
             if state is not None:
-                feature, state = self.memory.read(z.unsqueeze(-2), self._spread(action, z).unsqueeze(-2), state)
+                feature, state = self.memory.read(
+                    z.unsqueeze(-2), self._spread(action, z).unsqueeze(-2), state
+                )
                 context = feature.squeeze(-2)
             mean = self._step(z, inputs[..., h, :], context)
-            z = mean if draw is None else self._kept(z, draw(self._law(mean, z, self._spread(action, z), context)))
+            z = (
+                mean
+                if draw is None
+                else self._kept(z, draw(self._law(mean, z, self._spread(action, z), context)))
+            )
             path.append(z)
         return path
 
     def _kept(self, z: Tensor, drawn: Tensor) -> Tensor:
-        """Drawn latents with the static ones of z: their spread is noise of the encoder, afresh at each step, and no walk."""
+        """Drawn latents with the static ones of z: their spread is noise of the encoder, afresh at
+        each step, and no walk.
+        """
         if not self.static_dim:
             return drawn
         moving = self.latent_dim - self.static_dim
@@ -222,9 +251,15 @@ class Dynamics(nn.Module):
         return self.memory.read(z.unsqueeze(-2), a.unsqueeze(-2), state)[0].squeeze(-2)
 
     def _sequence_context(self, z: Tensor, a: Tensor) -> Tensor | None:
-        return None if self.memory is None else self.memory.read(z, a, self.memory.start(z.shape[:-2], z))[0]
+        return (
+            None
+            if self.memory is None
+            else self.memory.read(z, a, self.memory.start(z.shape[:-2], z))[0]
+        )
 
-    def _remember(self, past: Past | None, z: Tensor, lead: tuple[int, ...]) -> tuple[Tensor, ...] | None:
+    def _remember(
+        self, past: Past | None, z: Tensor, lead: tuple[int, ...]
+    ) -> tuple[Tensor, ...] | None:
         """The memory's state after `past`, with the axes between B and the last shared."""
         if self.memory is None:
             return None
@@ -234,7 +269,10 @@ class Dynamics(nn.Module):
         self._check(*past)
         _, state = self.memory.read(*past, state)
         between = len(lead) - 1
-        return tuple(s.view(s.shape[0], *[1] * between, *s.shape[1:]).expand(*lead, *s.shape[1:]) for s in state)
+        return tuple(
+            s.view(s.shape[0], *[1] * between, *s.shape[1:]).expand(*lead, *s.shape[1:])
+            for s in state
+        )
 
     def _check(self, z: Tensor, a: Tensor) -> None:
         if z.shape[-1] != self.latent_dim or a.shape[-1] != self.action_dim:
@@ -247,26 +285,31 @@ class Dynamics(nn.Module):
         self._check(z0, a)
         if a.dim() < 3 or z0.dim() != 2 or z0.shape[0] != a.shape[0]:
             raise ValueError(
-                f"a rollout expects z0 (B, D) and actions (B, ..., H, A), got {tuple(z0.shape)} and {tuple(a.shape)}."
+                f"a rollout expects z0 (B, D) and actions (B, ..., H, A), got {tuple(z0.shape)} "
+                f"and {tuple(a.shape)}."
             )
         if particles is not None and particles < 1:
             raise ValueError(f"a particle rollout needs at least one particle, got {particles}.")
 
 
 class ResidualDynamics(Dynamics):
-    """Mean z + f(z, a, memory): a residual MLP whose first layer takes the latent, the action and the memory apart.
+    """Mean z + f(z, a, memory): a residual MLP whose first layer takes the latent, the action and
+    the memory apart.
 
     Args:
         latent_dim: D.
         action_dim: A.
         hidden, depth: width and number of hidden layers of the mean.
-        backbone: "mlp" predicts from (z, a) alone; "gru" and "transformer" add a memory of the past.
+        backbone: "mlp" predicts from (z, a) alone; "gru" and "transformer" add a memory of the
+            past.
         memory_width: features of the memory.
         window: steps that a transformer looks back, the present one included.
-        activation: of the mean's hidden layers. "silu", or "relu", whose kinks follow those of contact: where a step ends at a
-            wall, the mean bends as sharply (docs/experiments/2026-11-27-walls-shown-and-felt.md).
-        static_dim: S, the mean leaves the last S latents as they are. They are for what an episode does not change, such as
-            a maze's layout, and are learned by an objective with the same `static_dim`.
+        activation: of the mean's hidden layers. "silu", or "relu", whose kinks follow those of
+            contact: where a step ends at a wall, the mean bends as sharply
+            (docs/experiments/2026-11-27-walls-shown-and-felt.md).
+        static_dim: S, the mean leaves the last S latents as they are. They are for what an episode
+            does not change, such as a maze's layout, and are learned by an objective with the same
+            `static_dim`.
     """
 
     def __init__(
@@ -284,7 +327,9 @@ class ResidualDynamics(Dynamics):
     ):
         super().__init__(latent_dim, action_dim)
         if depth < 1:
-            raise ValueError(f"{type(self).__name__} needs at least one hidden layer, got depth={depth}.")
+            raise ValueError(
+                f"{type(self).__name__} needs at least one hidden layer, got depth={depth}."
+            )
         check_static_dim(type(self).__name__, static_dim, latent_dim)
         self.static_dim = static_dim
         self.from_latent = nn.Linear(latent_dim, hidden)
@@ -310,7 +355,9 @@ class ResidualDynamics(Dynamics):
         parts = [z, a] if context is None else [z, a, context]
         return torch.cat(parts, -1).detach()
 
-    def _residual(self, z: Tensor, a: Tensor, z_next: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _residual(
+        self, z: Tensor, a: Tensor, z_next: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Mean, memory features and z_next - mean of a window, without a graph."""
         with torch.no_grad():
             context = self._sequence_context(z, a)

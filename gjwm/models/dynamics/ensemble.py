@@ -1,9 +1,11 @@
-"""An ensemble of Gaussian dynamics whose members are one batched matrix product (Lakshminarayanan et al., 2017; PETS).
+"""An ensemble of Gaussian dynamics whose members are one batched matrix product (Lakshminarayanan
+et al., 2017; PETS).
 
-Members start from different weights and see the same data; the resampling of PETS is left out, since with neural members random
-initialisation alone gives the disagreement and every member keeps all of the data. A member may be narrow: five of width 128
-hold 1.7 times the weights of one network of width 256, and it is their number, not their width, that makes them disagree.
-"""
+Members start from different weights and see the same data; the resampling of PETS is left out,
+since with neural members random
+initialisation alone gives the disagreement and every member keeps all of the data. A member may be
+narrow: five of width 128 hold 1.7 times the weights of one network of width 256, and it is their
+number, not their width, that makes them disagree."""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm import draws
-from gjwm.dynamics.base import Dynamics, Past, activation_of, check_static_dim, moved
-from gjwm.dynamics.prediction import EnsemblePrediction, Prediction, beta_nll
+from gjwm._core import draws
+from gjwm.models.dynamics.base import Dynamics, Past, activation_of, check_static_dim, moved
+from gjwm.models.dynamics.prediction import EnsemblePrediction, Prediction, beta_nll
 
 
 class BatchedLinear(nn.Module):
@@ -31,13 +33,21 @@ class BatchedLinear(nn.Module):
         super().__init__()
         bound = 1 / math.sqrt(inputs)
         self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound)) if bias else None
+        self.bias = (
+            nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound)) if bias else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+        return (
+            torch.bmm(x, self.weight)
+            if self.bias is None
+            else torch.baddbmm(self.bias, x, self.weight)
+        )
 
 
-def _batched_mlp(members: int, sizes: list[int], activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
+def _batched_mlp(
+    members: int, sizes: list[int], activation: type[nn.Module] = nn.SiLU
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         layers += [activation()] * (i > 0) + [BatchedLinear(members, inputs, outputs)]
@@ -45,11 +55,13 @@ def _batched_mlp(members: int, sizes: list[int], activation: type[nn.Module] = n
 
 
 class EnsembleDynamics(Dynamics):
-    """M residual MLPs, each z' ~ N(z + f_m(z, a), diag s_m^2(z, a)); the prediction is their equal mixture.
+    """M residual MLPs, each z' ~ N(z + f_m(z, a), diag s_m^2(z, a)); the prediction is their equal
+    mixture.
 
-    A mean rollout follows every member along its own path and averages the paths; `rollout_members` returns them apart, and
-    their spread is the epistemic uncertainty over the horizon. Particles keep their member for the whole rollout (TS-inf of
-    PETS), or draw one at each step (`resample=True`, TS-1).
+    A mean rollout follows every member along its own path and averages the paths; `rollout_members`
+    returns them apart, and their spread is the epistemic uncertainty over the horizon. Particles
+    keep their member for the whole rollout (TS-inf of PETS), or draw one at each step
+    (`resample=True`, TS-1).
 
     Args:
         latent_dim, action_dim: D, A.
@@ -80,11 +92,17 @@ class EnsembleDynamics(Dynamics):
     ):
         super().__init__(latent_dim, action_dim)
         if members < 2:
-            raise ValueError(f"an ensemble needs at least two members to disagree, got members={members}.")
+            raise ValueError(
+                f"an ensemble needs at least two members to disagree, got members={members}."
+            )
         if depth < 1:
-            raise ValueError(f"EnsembleDynamics needs at least one hidden layer, got depth={depth}.")
+            raise ValueError(
+                f"EnsembleDynamics needs at least one hidden layer, got depth={depth}."
+            )
         if not 0 < min_std < max_std:
-            raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
+            raise ValueError(
+                f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}."
+            )
         check_static_dim(type(self).__name__, static_dim, latent_dim)
         self.config = dict(
             latent_dim=latent_dim,
@@ -100,18 +118,29 @@ class EnsembleDynamics(Dynamics):
             activation=activation,
             static_dim=static_dim,
         )
-        self.members, self.beta, self.resample, self.static_dim = members, beta, resample, static_dim
+        self.members, self.beta, self.resample, self.static_dim = (
+            members,
+            beta,
+            resample,
+            static_dim,
+        )
         self.log_std_range = (math.log(min_std), math.log(max_std))
         self.from_latent = BatchedLinear(members, latent_dim, hidden)
         self.from_action = BatchedLinear(members, action_dim, hidden, bias=False)
         kind = activation_of(type(self).__name__, activation)
-        self.body = nn.Sequential(kind(), _batched_mlp(members, [hidden] * depth + [latent_dim - static_dim], kind))
-        self.log_std = _batched_mlp(members, [latent_dim + action_dim, std_hidden, std_hidden, latent_dim])
+        self.body = nn.Sequential(
+            kind(), _batched_mlp(members, [hidden] * depth + [latent_dim - static_dim], kind)
+        )
+        self.log_std = _batched_mlp(
+            members, [latent_dim + action_dim, std_hidden, std_hidden, latent_dim]
+        )
 
     # Inside, a member axis comes first: z (M, ..., D), a (M or 1, ..., A).
 
     def _each(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Apply batched layers to (M, ..., in), or to (...) shared by all members when the first axis is 1."""
+        """Apply batched layers to (M, ..., in), or to (...) shared by all members when the first
+        axis is 1.
+        """
         x = x.expand(self.members, *x.shape[1:])
         y = layer(x.reshape(self.members, x.shape[1:-1].numel(), x.shape[-1]))
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -132,13 +161,17 @@ class EnsembleDynamics(Dynamics):
 
     def _mixture(self, members: Prediction) -> EnsemblePrediction:
         means, variances = members.mean.movedim(0, -2), members.variance.movedim(0, -2)
-        return EnsemblePrediction.of(means.new_full(means.shape[:-1], -math.log(self.members)), means, variances)
+        return EnsemblePrediction.of(
+            means.new_full(means.shape[:-1], -math.log(self.members)), means, variances
+        )
 
     def mean(self, z: Tensor, a: Tensor) -> Tensor:
         return self.predict(z, a).mean
 
     def predict(self, z: Tensor, a: Tensor, past: Past | None = None) -> EnsemblePrediction:
-        """The members' mixture, with `aleatoric` and `epistemic` variance: (..., D), (..., A) -> law of (..., D)."""
+        """The members' mixture, with `aleatoric` and `epistemic` variance: (..., D), (..., A) ->
+        law of (..., D).
+        """
         self._check(z, a)
         z, a = z.expand(self.members, *z.shape), a[None]
         return self._mixture(self._law(self._step(z, self._inputs(a), None), z, a, None))
@@ -149,7 +182,9 @@ class EnsembleDynamics(Dynamics):
     def rollout_members(self, z0: Tensor, a: Tensor) -> Tensor:
         """Every member's mean path: z0 (B, D), a (B, [N,] H, A) -> (B, [N,] M, H+1, D)."""
         self._check_rollout(z0, a, None)
-        z = z0.view(z0.shape[0], *[1] * (a.dim() - 3), z0.shape[1]).expand(self.members, *a.shape[:-2], -1)
+        z = z0.view(z0.shape[0], *[1] * (a.dim() - 3), z0.shape[1]).expand(
+            self.members, *a.shape[:-2], -1
+        )
         return torch.stack(self._path(z, a[None], None), -2).movedim(0, -3)
 
     def rollout(
@@ -161,7 +196,9 @@ class EnsembleDynamics(Dynamics):
         *,
         past: Past | None = None,
     ) -> Tensor:
-        """As `Dynamics.rollout`; particle p follows member p mod M, so P = M k weighs the members alike."""
+        """As `Dynamics.rollout`; particle p follows member p mod M, so P = M k weighs the members
+        alike.
+        """
         if particles is None:
             return self.rollout_members(z0, a).mean(-3)
         self._check_rollout(z0, a, particles)
@@ -177,14 +214,18 @@ class EnsembleDynamics(Dynamics):
         return path.movedim(0, -3).flatten(-4, -3)[..., :particles, :, :]
 
     def _resampled_path(self, z: Tensor, a: Tensor, generator: Generator | None) -> list[Tensor]:
-        """TS-1: a particle takes a new member at each step, by shuffling particles among the members."""
+        """TS-1: a particle takes a new member at each step, by shuffling particles among the
+        members.
+        """
         inputs, path = self._inputs(a), [z]
         for h in range(a.shape[-2]):
             law = self._law(self._step(z, inputs[..., h, :], None), z, a[..., h, :], None)
             z = self._kept(z, law.sample(generator))
             path.append(z)
             order = draws.uniform(z.shape[:-1], generator, device=z.device)
-            order = order.movedim(0, -1).flatten(-2).argsort(-1)  # of the M P/M particles of one start
+            order = (
+                order.movedim(0, -1).flatten(-2).argsort(-1)
+            )  # of the M P/M particles of one start
             path = [_shuffled(p, order) for p in path]
             z = path[-1]
         return path

@@ -1,8 +1,8 @@
 """Deterministic and Gaussian latent dynamics on a residual MLP, with or without a memory.
 
-The mean learns from the alignment term together with the encoder. The variance learns by beta-NLL on detached inputs: a
-likelihood that reaches the encoder rewards shrinking the latents without bound, which no bounded discrepancy can stop.
-"""
+The mean learns from the alignment term together with the encoder. The variance learns by beta-NLL
+on detached inputs: a likelihood that reaches the encoder rewards shrinking the latents without
+bound, which no bounded discrepancy can stop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gjwm.dynamics.base import ResidualDynamics
-from gjwm.dynamics.prediction import FullPrediction, LowRankPrediction, Prediction, beta_nll
-from gjwm.encoders import mlp
+from gjwm.models.dynamics.base import ResidualDynamics
+from gjwm.models.dynamics.prediction import FullPrediction, LowRankPrediction, Prediction, beta_nll
+from gjwm.models.encoders import mlp
 
 
 class ResidualMoments(nn.Module):
-    """Running second moments of the residuals z' - mean, as an exponential average over training batches.
+    """Running second moments of the residuals z' - mean, as an exponential average over training
+    batches.
 
     Args:
         latent_dim: D.
@@ -29,12 +30,15 @@ class ResidualMoments(nn.Module):
         super().__init__()
         self.span, self.full = memory, full
         start = torch.eye(latent_dim) if full else torch.ones(latent_dim)
-        self.register_buffer("moment", start)  # N(0, I), the latents' marginal, before anything was seen
+        self.register_buffer(
+            "moment", start
+        )  # N(0, I), the latents' marginal, before anything was seen
         self.register_buffer("batches", torch.tensor(0.0))
 
     @torch.no_grad()
     def update(self, residual: Tensor) -> None:
-        """Count the residuals (..., D) of one batch, in the moments' own precision also under autocast.
+        """Count the residuals (..., D) of one batch, in the moments' own precision also under
+        autocast.
 
         Raises:
             ValueError: for NaN or infinite residuals, which would stay in the average for good.
@@ -43,7 +47,8 @@ class ResidualMoments(nn.Module):
         bad = rows.numel() - int(rows.isfinite().sum())
         if bad or not len(rows):
             raise ValueError(
-                f"the residuals' moments were given {bad} NaN or infinite values in {tuple(residual.shape)}; "
+                f"the residuals' moments were given {bad} NaN or infinite values in "
+                f"{tuple(residual.shape)}; "
                 "check the encoder's latents."
             )
         with torch.autocast(rows.device.type, enabled=False):
@@ -53,12 +58,14 @@ class ResidualMoments(nn.Module):
 
 
 class DeterministicDynamics(ResidualDynamics):
-    """z' = z + f(z, a), reported with the constant variance per dimension that its training residuals had.
+    """z' = z + f(z, a), reported with the constant variance per dimension that its training
+    residuals had.
 
     What most published latent predictors are; the baseline for every law that depends on (z, a).
 
     Args:
-        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation, static_dim: see `ResidualDynamics`.
+        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation,
+            static_dim: see `ResidualDynamics`.
         min_std: floor of the reported standard deviation.
     """
 
@@ -94,7 +101,9 @@ class DeterministicDynamics(ResidualDynamics):
         return Prediction(mean, self.residuals.moment.clamp(min=self.min_std**2).expand_as(mean))
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
-        """The residuals' variance is counted, not learned: nats per dimension of a window, without a graph."""
+        """The residuals' variance is counted, not learned: nats per dimension of a window, without
+        a graph.
+        """
         mean, context, residual = self._residual(z, a, z_next)
         if self.training:
             self.residuals.update(residual)
@@ -104,13 +113,14 @@ class DeterministicDynamics(ResidualDynamics):
 class GaussianDynamics(ResidualDynamics):
     """z' ~ N(z + f(z, a), Sigma): residual MLP for the mean, a separate small MLP for the spread.
 
-    With latents driven to N(0, I) the law of total variance bounds the predictive variance by 1 per dimension, hence
-    max_std only slightly above 1.
+    With latents driven to N(0, I) the law of total variance bounds the predictive variance by 1 per
+    dimension, hence max_std only slightly above 1.
 
     Args:
-        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation, static_dim: see `ResidualDynamics`.
-        covariance: "diagonal": diag s^2(z, a). "low_rank": diag s^2(z, a) + V(z, a) V(z, a)^T. "full": one residual covariance
-            shared by all (z, a), counted over training batches.
+        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation,
+            static_dim: see `ResidualDynamics`.
+        covariance: "diagonal": diag s^2(z, a). "low_rank": diag s^2(z, a) + V(z, a) V(z, a)^T.
+            "full": one residual covariance shared by all (z, a), counted over training batches.
         rank: columns of V.
         std_hidden: width of the spread network's two hidden layers.
         min_std, max_std: bounds of s.
@@ -140,9 +150,13 @@ class GaussianDynamics(ResidualDynamics):
         beta: float = 0.5,
     ):
         if not 0 < min_std < max_std:
-            raise ValueError(f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}.")
+            raise ValueError(
+                f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}."
+            )
         if covariance not in ("diagonal", "low_rank", "full"):
-            raise ValueError(f"covariance must be 'diagonal', 'low_rank' or 'full', got {covariance!r}.")
+            raise ValueError(
+                f"covariance must be 'diagonal', 'low_rank' or 'full', got {covariance!r}."
+            )
         shape = dict(
             hidden=hidden,
             depth=depth,
@@ -170,15 +184,21 @@ class GaussianDynamics(ResidualDynamics):
             self.residuals = ResidualMoments(latent_dim, full=True)
         else:
             outputs = latent_dim * (1 + rank) if covariance == "low_rank" else latent_dim
-            self.log_std = mlp([latent_dim + action_dim + self.context_dim, std_hidden, std_hidden, outputs])
+            self.log_std = mlp(
+                [latent_dim + action_dim + self.context_dim, std_hidden, std_hidden, outputs]
+            )
 
     def variance(self, z: Tensor, a: Tensor) -> Tensor:
-        """Var[z' | z, a] per dimension: (..., D), (..., A) -> (..., D). No gradient reaches z or a."""
+        """Var[z' | z, a] per dimension: (..., D), (..., A) -> (..., D). No gradient reaches z
+        or a.
+        """
         return self.predict(z, a).variance
 
     def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> Prediction:
         if self.covariance == "full":
-            floor = self.min_std**2 * torch.eye(self.latent_dim, dtype=mean.dtype, device=mean.device)
+            floor = self.min_std**2 * torch.eye(
+                self.latent_dim, dtype=mean.dtype, device=mean.device
+            )
             return FullPrediction.of(mean, torch.linalg.cholesky(self.residuals.moment + floor))
         raw = self.log_std(self._spread_inputs(z, a, context))
         low, high = self.log_std_range

@@ -1,31 +1,34 @@
-"""Linear-Gaussian latent dynamics in closed form: the conditional z' | z, a of a joint Gaussian, without a gradient step.
+"""Linear-Gaussian latent dynamics in closed form: the conditional z' | z, a of a joint Gaussian,
+without a gradient step.
 
-With x = [z, a, 1] and running second moments S, K = S_yx (S_xx + ridge)^-1 and Q = S_yy - K S_xy: ridge regression,
-dynamic mode decomposition with control, and the conditional inference of a joint Gaussian embedding (Huang, 2026) are
-the same formula. It is the baseline that a network has to beat, and a calibration reference with exact propagation
-over the horizon.
-"""
+With x = [z, a, 1] and running second moments S, K = S_yx (S_xx + ridge)^-1 and Q = S_yy - K S_xy:
+ridge regression, dynamic mode decomposition with control, and the conditional inference of a joint
+Gaussian embedding (Huang, 2026) are the same formula. It is the baseline that a network has to
+beat, and a calibration reference with exact propagation over the horizon."""
 
 from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor
 
-from gjwm.dynamics.base import Dynamics, Past
-from gjwm.dynamics.prediction import FullPrediction, Prediction
+from gjwm.models.dynamics.base import Dynamics, Past
+from gjwm.models.dynamics.prediction import FullPrediction, Prediction
 
 
 class LinearGaussianDynamics(Dynamics):
-    """z' = F z + G a + c + N(0, Q (1 + x^T P x)), P = (N S_xx + ridge)^-1 for the uncertainty of K = [F G c] itself.
+    """z' = F z + G a + c + N(0, Q (1 + x^T P x)), P = (N S_xx + ridge)^-1 for the uncertainty of K
+    = [F G c] itself.
 
-    `update` counts data and `fit` solves for the parameters; before any data the law is N(0, I), the latents' marginal. In a
-    world model's training the moments follow the moving encoder with exponential forgetting, and `fit` runs at each step.
+    `update` counts data and `fit` solves for the parameters; before any data the law is N(0, I),
+    the latents' marginal. In a world model's training the moments follow the moving encoder with
+    exponential forgetting, and `fit` runs at each step.
 
     Args:
         latent_dim, action_dim: D, A.
         ridge: added to the mean squares of x in the solve, in units of x's.
         shrinkage: pulls Q towards its own diagonal, 0..1.
-        forget: weight kept by old data at each training batch; 1 never forgets. `update` alone forgets nothing.
+        forget: weight kept by old data at each training batch; 1 never forgets. `update` alone
+            forgets nothing.
         min_std: floor of the noise's standard deviation.
 
     Raises:
@@ -45,7 +48,8 @@ class LinearGaussianDynamics(Dynamics):
         super().__init__(latent_dim, action_dim)
         if ridge < 0 or not 0 <= shrinkage <= 1 or not 0 < forget <= 1:
             raise ValueError(
-                f"expected ridge >= 0, shrinkage in [0, 1] and forget in (0, 1], got {ridge}, {shrinkage} and {forget}."
+                f"expected ridge >= 0, shrinkage in [0, 1] and forget in (0, 1], got {ridge}, "
+                f"{shrinkage} and {forget}."
             )
         self.config = dict(
             latent_dim=latent_dim,
@@ -82,7 +86,8 @@ class LinearGaussianDynamics(Dynamics):
 
     @torch.no_grad()
     def update(self, z: Tensor, a: Tensor, z_next: Tensor, *, keep: float = 1.0) -> None:
-        """Count transitions z (..., D), a (..., A) -> z_next (..., D); older data keep the share `keep` of their weight.
+        """Count transitions z (..., D), a (..., A) -> z_next (..., D); older data keep the share
+        `keep` of their weight.
 
         Raises:
             ValueError: for shapes that do not fit, or NaN.
@@ -90,7 +95,8 @@ class LinearGaussianDynamics(Dynamics):
         self._check(z, a)
         if z_next.shape != z.shape or z.shape[:-1] != a.shape[:-1]:
             raise ValueError(
-                f"expected as many latents, actions and next latents, got {tuple(z.shape)}, {tuple(a.shape)} and "
+                f"expected as many latents, actions and next latents, got {tuple(z.shape)}, "
+                f"{tuple(a.shape)} and "
                 f"{tuple(z_next.shape)}."
             )
         x = self._features(z, a).reshape(-1, self.gain.shape[1]).double()
@@ -109,25 +115,36 @@ class LinearGaussianDynamics(Dynamics):
             ValueError: before any data, and for data that do not determine K where ridge is 0.
         """
         if self.count == 0:
-            raise ValueError("a linear-Gaussian model was fitted without data; call update(z, a, z_next) first.")
+            raise ValueError(
+                "a linear-Gaussian model was fitted without data; call update(z, a, z_next) first."
+            )
         n = self.count
         scale = (self.sum_xx / n).diagonal()
         regular = self.sum_xx + n * self.ridge * torch.diag(scale.clamp(min=1e-12))
         factor, failed = torch.linalg.cholesky_ex(regular)
-        # A pivot is the share of a feature's square that those before it do not explain; rounding alone leaves this much.
+        # A pivot is the share of a feature's square that those before it do not explain; rounding
+        # alone leaves this much.
         lost = len(scale) * n.clamp(min=1) ** 0.5 * torch.finfo(torch.float64).eps
         if failed or (factor.diagonal().square() <= lost * regular.diagonal()).any():
             raise ValueError(
-                f"{int(n)} transitions with ridge={self.ridge} do not determine the {len(scale)} columns of K: some latents or "
+                f"{int(n)} transitions with ridge={self.ridge} do not determine the {len(scale)} "
+                f"columns of K: some latents or "
                 "actions are constant or linearly dependent; use ridge > 0."
             )
         inverse = torch.cholesky_inverse(factor)
         gain = self.sum_yx @ inverse
-        # The residuals' own sum of squares, right also when ridge moves K off the least-squares solution.
-        residual = self.sum_yy - gain @ self.sum_yx.T - self.sum_yx @ gain.T + gain @ self.sum_xx @ gain.T
-        noise = residual / (n - len(scale)).clamp(min=1.0)  # unbiased: K took len(x) degrees of freedom
+        # The residuals' own sum of squares, right also when ridge moves K off the least-squares
+        # solution.
+        residual = (
+            self.sum_yy - gain @ self.sum_yx.T - self.sum_yx @ gain.T + gain @ self.sum_xx @ gain.T
+        )
+        noise = residual / (n - len(scale)).clamp(
+            min=1.0
+        )  # unbiased: K took len(x) degrees of freedom
         noise = (1 - self.shrinkage) * noise + self.shrinkage * torch.diag(noise.diagonal())
-        noise = (noise + noise.T) / 2 + self.min_std**2 * torch.eye(len(noise), dtype=noise.dtype, device=noise.device)
+        noise = (noise + noise.T) / 2 + self.min_std**2 * torch.eye(
+            len(noise), dtype=noise.dtype, device=noise.device
+        )
         # New tensors, not new values: a training step's graph may still hold the old ones.
         self.gain, self.Q = gain.to(self.gain.dtype), noise.to(self.Q.dtype)
         self.noise_tril = torch.linalg.cholesky(noise).to(self.noise_tril.dtype)
@@ -135,10 +152,12 @@ class LinearGaussianDynamics(Dynamics):
         return self
 
     def mutual_information(self) -> Tensor:
-        """I(z, a; z') = (log det S_yy - log det Q)/2 in nats of the fitted joint Gaussian, S_yy the covariance of z'
-        -> scalar."""
+        """I(z, a; z') = (log det S_yy - log det Q)/2 in nats of the fitted joint Gaussian, S_yy the
+        covariance of z' -> scalar."""
         if self.count == 0:
-            raise ValueError("mutual information needs data; call update(z, a, z_next) and fit() first.")
+            raise ValueError(
+                "mutual information needs data; call update(z, a, z_next) and fit() first."
+            )
         mean = self.sum_yx[:, -1] / self.count
         covariance = self.sum_yy / self.count - torch.outer(mean, mean)
         floor = self.min_std**2 * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
@@ -158,9 +177,8 @@ class LinearGaussianDynamics(Dynamics):
     def propagate(self, z0: Tensor, a: Tensor) -> FullPrediction:
         """Exact moments of z_1 .. z_H: z0 (B, D), a (B, H, A) -> law of (B, H, D).
 
-        m' = F m + G a + c and S' = F S F^T + Q (1 + x^T P x + tr(P_zz S)): the parameters' uncertainty counts as fresh noise at
-        each step, which is exact at the first.
-        """
+        m' = F m + G a + c and S' = F S F^T + Q (1 + x^T P x + tr(P_zz S)): the parameters'
+        uncertainty counts as fresh noise at each step, which is exact at the first."""
         self._check_rollout(z0, a, None)
         d, inputs = self.latent_dim, self._inputs(a)
         mean, covariance = z0, z0.new_zeros(z0.shape[0], d, d)
@@ -197,15 +215,20 @@ class LinearGaussianDynamics(Dynamics):
             return -self.predict(z, a).log_prob(z_next).mean() / self.latent_dim
 
     def stationary(self, action_covariance: Tensor) -> Tensor:
-        """The covariance that z relaxes to under actions of this covariance: S = F S F^T + G A G^T + Q, (D, D), by doubling.
+        """The covariance that z relaxes to under actions of this covariance: S = F S F^T + G A G^T
+        + Q, (D, D), by doubling.
 
         Raises:
             ValueError: when F is not stable (spectral radius >= 1), so that there is none.
         """
         radius = torch.linalg.eigvals(self.F).abs().max().item()
         if radius >= 1:
-            raise ValueError(f"the fitted F has spectral radius {radius:.4f} >= 1: its latents do not settle.")
+            raise ValueError(
+                f"the fitted F has spectral radius {radius:.4f} >= 1: its latents do not settle."
+            )
         power, total = self.F.double(), (self.G @ action_covariance @ self.G.T + self.Q).double()
-        for _ in range(40):  # F^(2^40) is zero for any radius below 1 that a float32 can tell from it
+        for _ in range(
+            40
+        ):  # F^(2^40) is zero for any radius below 1 that a float32 can tell from it
             total, power = total + power @ total @ power.T, power @ power
         return total.to(self.gain.dtype)

@@ -1,9 +1,10 @@
-"""Memories: what the past adds to (z, a) where one latent does not show the whole state (velocity, a hidden branch).
+"""Memories: what the past adds to (z, a) where one latent does not show the whole state (velocity,
+a hidden branch).
 
-A memory reads latents and actions in time order and gives a feature per step, which the dynamics add to their first hidden
-layer. Read step by step with a carried state, or a whole sequence at once, it gives the same features. Leading axes are free,
-so candidates and particles carry states of their own.
-"""
+A memory reads latents and actions in time order and gives a feature per step, which the dynamics
+add to their first hidden layer. Read step by step with a carried state, or a whole sequence at
+once, it gives the same features. Leading axes are free, so candidates and particles carry states of
+their own."""
 
 from __future__ import annotations
 
@@ -32,19 +33,26 @@ class GRUMemory(nn.Module):
         return (like.new_zeros(*lead, self.features),)
 
     def read(self, z: Tensor, a: Tensor, state: State) -> tuple[Tensor, State]:
-        """z (..., T, D), a (..., T, A), state -> features (..., T, F), state after the last step."""
+        """z (..., T, D), a (..., T, A), state -> features (..., T, F), state after the last
+        step.
+        """
         lead = z.shape[:-2]
         x = torch.cat([z, a], -1).reshape(-1, z.shape[-2], z.shape[-1] + a.shape[-1])
-        beliefs, last = self.gru(x, state[0].reshape(1, -1, self.features).contiguous())  # cuDNN asks for it
-        return beliefs.reshape(*lead, z.shape[-2], self.features), (last.reshape(*lead, self.features),)
+        beliefs, last = self.gru(
+            x, state[0].reshape(1, -1, self.features).contiguous()
+        )  # cuDNN asks for it
+        return beliefs.reshape(*lead, z.shape[-2], self.features), (
+            last.reshape(*lead, self.features),
+        )
 
 
 class TransformerMemory(nn.Module):
-    """A causal transformer over the last `window` latents, each block's normalisation steered by the action
-    (AdaLN-zero, Peebles & Xie, 2023; the predictor of LeWorldModel has this shape).
+    """A causal transformer over the last `window` latents, each block's normalisation steered by
+    the action (AdaLN-zero, Peebles & Xie, 2023; the predictor of LeWorldModel has this shape).
 
-    Keys and values of the window are the carried state, so a rollout step costs one token, not a window. Positions enter as a
-    learned bias per head and distance, so a step does not depend on where its sequence began.
+    Keys and values of the window are the carried state, so a rollout step costs one token, not a
+    window. Positions enter as a learned bias per head and distance, so a step does not depend on
+    where its sequence began.
 
     Args:
         latent_dim, action_dim: D, A.
@@ -54,13 +62,24 @@ class TransformerMemory(nn.Module):
     """
 
     def __init__(
-        self, latent_dim: int, action_dim: int, features: int, *, layers: int = 2, heads: int = 4, window: int = 8
+        self,
+        latent_dim: int,
+        action_dim: int,
+        features: int,
+        *,
+        layers: int = 2,
+        heads: int = 4,
+        window: int = 8,
     ):
         super().__init__()
         if features % heads:
-            raise ValueError(f"a transformer's width must be a multiple of heads={heads}, got {features}.")
+            raise ValueError(
+                f"a transformer's width must be a multiple of heads={heads}, got {features}."
+            )
         if window < 1 or layers < 1:
-            raise ValueError(f"a transformer needs window >= 1 and layers >= 1, got {window} and {layers}.")
+            raise ValueError(
+                f"a transformer needs window >= 1 and layers >= 1, got {window} and {layers}."
+            )
         self.features, self.window = features, window
         self.embed = nn.Linear(latent_dim, features)
         self.condition = nn.Sequential(nn.Linear(action_dim, features), nn.SiLU())
@@ -72,7 +91,9 @@ class TransformerMemory(nn.Module):
         return tuple(like.new_zeros(*lead, 0, 2 * self.features) for _ in self.blocks)
 
     def read(self, z: Tensor, a: Tensor, state: State) -> tuple[Tensor, State]:
-        """z (..., T, D), a (..., T, A), state -> features (..., T, F), state after the last step."""
+        """z (..., T, D), a (..., T, A), state -> features (..., T, F), state after the last
+        step.
+        """
         lead = z.shape[:-2]
         x = self.embed(z.reshape(-1, *z.shape[-2:]))
         condition = self.condition(a.reshape(-1, *a.shape[-2:]))
@@ -84,7 +105,9 @@ class TransformerMemory(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and MLP, each behind an AdaLN whose shift, scale and gate come from the action; gates start at zero."""
+    """Attention and MLP, each behind an AdaLN whose shift, scale and gate come from the action;
+    gates start at zero.
+    """
 
     def __init__(self, features: int, heads: int, window: int):
         super().__init__()
@@ -93,13 +116,20 @@ class _Block(nn.Module):
         self.modulation = nn.Linear(features, 6 * features)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
-        self.query, self.key_value = nn.Linear(features, features), nn.Linear(features, 2 * features)
+        self.query, self.key_value = (
+            nn.Linear(features, features),
+            nn.Linear(features, 2 * features),
+        )
         self.out = nn.Linear(features, features)
-        self.mlp = nn.Sequential(nn.Linear(features, 2 * features), nn.GELU(), nn.Linear(2 * features, features))
+        self.mlp = nn.Sequential(
+            nn.Linear(features, 2 * features), nn.GELU(), nn.Linear(2 * features, features)
+        )
         self.distance_bias = nn.Parameter(torch.zeros(heads, window))
 
     def forward(self, x: Tensor, condition: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """x, condition (N, T, F), past keys and values (N, L, 2F) -> (N, T, F), the last window-1 keys and values."""
+        """x, condition (N, T, F), past keys and values (N, L, 2F) -> (N, T, F), the last window-1
+        keys and values.
+        """
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(condition).chunk(6, -1)
         normed = self.norm(x) * (1 + scale) + shift
         key_value = torch.cat([past, self.key_value(normed)], 1)  # (N, L+T, 2F)
@@ -119,11 +149,15 @@ class _Block(nn.Module):
         bias = self.distance_bias[:, distance.clamp(0, self.window - 1)]
         bias = bias.masked_fill((distance < 0) | (distance >= self.window), -torch.inf)
         key, value = key_value.chunk(2, -1)
-        y = F.scaled_dot_product_attention(split(self.query(x)), split(key), split(value), attn_mask=bias)
+        y = F.scaled_dot_product_attention(
+            split(self.query(x)), split(key), split(value), attn_mask=bias
+        )
         return self.out(y.transpose(1, 2).reshape(n, t, features))
 
 
-def make_memory(kind: str, latent_dim: int, action_dim: int, features: int, window: int) -> nn.Module | None:
+def make_memory(
+    kind: str, latent_dim: int, action_dim: int, features: int, window: int
+) -> nn.Module | None:
     """The memory named by `kind`: "mlp" has none, "gru" or "transformer".
 
     Raises:

@@ -1,9 +1,9 @@
 """Laws of the next latent: one interface from a diagonal Gaussian to a mixture.
 
-Every law has a mean and a variance per dimension, samples, and answers how well a latent agrees with it. Recalibration changes
-laws in two ways. `tempered(s)` widens or narrows by one factor: the law of mean + s (x - mean), or the same about each branch
-of a mixture. `tailed(r)` keeps the variance and gives heavier tails: some draws deviate r times as far as the others.
-"""
+Every law has a mean and a variance per dimension, samples, and answers how well a latent agrees
+with it. Recalibration changes laws in two ways. `tempered(s)` widens or narrows by one factor: the
+law of mean + s (x - mean), or the same about each branch of a mixture. `tailed(r)` keeps the
+variance and gives heavier tails: some draws deviate r times as far as the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gjwm import draws
+from gjwm._core import draws
 
 LOG_TWO_PI = math.log(2 * math.pi)
 HARD = 0.1  # share of draws that deviate further in a law with tails
@@ -29,19 +29,23 @@ def normal_cdf(u: Tensor) -> Tensor:
 def _expected_distance(gap: Tensor, std: Tensor) -> Tensor:
     """E |N(gap, std^2)| = 2 s phi(m/s) + m (2 Phi(m/s) - 1), elementwise."""
     u = gap / std
-    return std * math.sqrt(2 / math.pi) * torch.exp(-u.square() / 2) + gap * torch.erf(u / math.sqrt(2))
+    return std * math.sqrt(2 / math.pi) * torch.exp(-u.square() / 2) + gap * torch.erf(
+        u / math.sqrt(2)
+    )
 
 
 def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
     """CRPS of N(mean, std^2) in the target's units, elementwise.
 
-    E|x - y| - E|x - x'|/2 = s [u (2 Phi(u) - 1) + 2 phi(u) - 1/sqrt(pi)], u = (y - m)/s (Gneiting & Raftery, 2007).
-    """
+    E|x - y| - E|x - x'|/2 = s [u (2 Phi(u) - 1) + 2 phi(u) - 1/sqrt(pi)], u = (y - m)/s (Gneiting &
+    Raftery, 2007)."""
     return _expected_distance(target - mean, std) - std / math.sqrt(math.pi)
 
 
 def _noise(like: Tensor, generator: Generator | None, shape: Any = None) -> Tensor:
-    return draws.normal(like.shape if shape is None else shape, generator, device=like.device, dtype=like.dtype)
+    return draws.normal(
+        like.shape if shape is None else shape, generator, device=like.device, dtype=like.dtype
+    )
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,20 @@ class Prediction:
         return -0.5 * (squared + self.variance.log() + LOG_TWO_PI).sum(-1)
 
     def cdf(self, z: Tensor) -> Tensor:
-        """P(x_d <= z_d) of each dimension's marginal: (..., D) -> (..., D), uniform if z follows this law."""
+        """P(x_d <= z_d) of each dimension's marginal: (..., D) -> (..., D), uniform if z follows
+        this law.
+        """
         return normal_cdf((z - self.mean) / self.variance.sqrt())
 
     def crps(self, z: Tensor) -> Tensor:
-        """Continuous ranked probability score of each dimension's marginal, in z's units: (..., D) -> (..., D)."""
+        """Continuous ranked probability score of each dimension's marginal, in z's units: (..., D)
+        -> (..., D).
+        """
         return gaussian_crps(self.mean, self.variance.sqrt(), z)
 
     def mahalanobis(self, z: Tensor) -> Tensor:
-        """(z - mean)^T Cov^-1 (z - mean): (..., D) -> (...); chi^2 with D degrees of freedom if the law is Gaussian
-        and true."""
+        """(z - mean)^T Cov^-1 (z - mean): (..., D) -> (...); chi^2 with D degrees of freedom if the
+        law is Gaussian and true."""
         return ((z - self.mean).square() / self.variance).sum(-1)
 
     def tempered(self, scale: float | Tensor) -> Prediction:
@@ -78,25 +86,35 @@ class Prediction:
         return replace(self, variance=self.variance * _squared(scale))
 
     def tailed(self, ratio: float) -> Prediction:
-        """Mean and variance as before, and heavier tails: a tenth (`HARD`) of the draws deviate `ratio` times as far from the
-        mean as the others, in all dimensions together. 1 changes nothing.
+        """Mean and variance as before, and heavier tails: a tenth (`HARD`) of the draws deviate
+        `ratio` times as far from the mean as the others, in all dimensions together. 1 changes
+        nothing.
 
         Tukey's contaminated normal: errors of a model are larger in some states than it knows.
 
         Raises:
             ValueError: for a ratio below 1, or of a law that has tails already.
         """
-        return self if _scales(ratio) is None else TailedPrediction(self.mean, self.variance, self, ratio)
+        return (
+            self
+            if _scales(ratio) is None
+            else TailedPrediction(self.mean, self.variance, self, ratio)
+        )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
-        """The same law with `change` applied to each of its tensors, such as one that reshapes leading axes."""
+        """The same law with `change` applied to each of its tensors, such as one that reshapes
+        leading axes.
+        """
         return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
     @staticmethod
     def concatenated(laws: Sequence[Any]) -> Any:
         """Laws of one kind and (B_i, ..., D) as one law of (sum B_i, ..., D)."""
         first = laws[0]
-        return replace(first, **{f.name: torch.cat([getattr(law, f.name) for law in laws]) for f in fields(first)})
+        return replace(
+            first,
+            **{f.name: torch.cat([getattr(law, f.name) for law in laws]) for f in fields(first)},
+        )
 
     def to(self, *args: Any) -> Prediction:
         """The same law on another device or in another dtype, without a graph."""
@@ -112,9 +130,13 @@ def _squared(scale: float | Tensor) -> float | Tensor:
 
 
 def _scales(ratio: float) -> tuple[tuple[float, float], ...] | None:
-    """(share, scale) of ordinary and of hard draws, with mean squared scale 1; None for a ratio of 1."""
+    """(share, scale) of ordinary and of hard draws, with mean squared scale 1; None for a ratio of
+    1.
+    """
     if not ratio >= 1:
-        raise ValueError(f"hard draws deviate at least as far as others: expected a ratio >= 1, got {ratio}.")
+        raise ValueError(
+            f"hard draws deviate at least as far as others: expected a ratio >= 1, got {ratio}."
+        )
     if ratio == 1:
         return None
     unit = math.sqrt(1 - HARD + HARD * ratio * ratio)
@@ -123,7 +145,9 @@ def _scales(ratio: float) -> tuple[tuple[float, float], ...] | None:
 
 @dataclass(frozen=True)
 class TailedPrediction(Prediction):
-    """A Gaussian law with the tails of `Prediction.tailed`: a mixture of two of its temperings, with the same covariance."""
+    """A Gaussian law with the tails of `Prediction.tailed`: a mixture of two of its temperings,
+    with the same covariance.
+    """
 
     base: Prediction
     ratio: float
@@ -140,7 +164,9 @@ class TailedPrediction(Prediction):
     def log_prob(self, z: Tensor) -> Tensor:
         # N(mean, s^2 Cov) at z is N(mean, Cov) at mean + (z - mean) / s, divided by s^D.
         parts = [
-            self.base.log_prob(self.mean + (z - self.mean) / s) + math.log(w) - z.shape[-1] * math.log(s)
+            self.base.log_prob(self.mean + (z - self.mean) / s)
+            + math.log(w)
+            - z.shape[-1] * math.log(s)
             for w, s in self._parts()
         ]
         return torch.stack(parts).logsumexp(0)
@@ -152,7 +178,9 @@ class TailedPrediction(Prediction):
     def crps(self, z: Tensor) -> Tensor:
         std, parts = self.variance.sqrt(), self._parts()
         to_target = sum(w * _expected_distance(z - self.mean, s * std) for w, s in parts)
-        spread = sum(v * w * math.hypot(r, s) for v, r in parts for w, s in parts)  # of E|x - x'| in 2 std / sqrt(2 pi)
+        spread = sum(
+            v * w * math.hypot(r, s) for v, r in parts for w, s in parts
+        )  # of E|x - x'| in 2 std / sqrt(2 pi)
         return to_target - spread * std / math.sqrt(2 * math.pi)
 
     def mahalanobis(self, z: Tensor) -> Tensor:
@@ -163,7 +191,9 @@ class TailedPrediction(Prediction):
 
     def tailed(self, ratio: float) -> Prediction:
         if _scales(ratio) is not None:
-            raise ValueError(f"this law has tails already, of ratio {self.ratio}; got another of {ratio}.")
+            raise ValueError(
+                f"this law has tails already, of ratio {self.ratio}; got another of {ratio}."
+            )
         return self
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
@@ -194,32 +224,46 @@ class FullPrediction(Prediction):
         return -0.5 * (self.mahalanobis(z) + LOG_TWO_PI * z.shape[-1]) - log_det
 
     def mahalanobis(self, z: Tensor) -> Tensor:
-        whitened = torch.linalg.solve_triangular(self.scale_tril, (z - self.mean)[..., None], upper=False)
+        whitened = torch.linalg.solve_triangular(
+            self.scale_tril, (z - self.mean)[..., None], upper=False
+        )
         return whitened[..., 0].square().sum(-1)
 
     def tempered(self, scale: float | Tensor) -> FullPrediction:
         rows = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
-        return replace(self, variance=self.variance * _squared(scale), scale_tril=self.scale_tril * rows)
+        return replace(
+            self, variance=self.variance * _squared(scale), scale_tril=self.scale_tril * rows
+        )
 
 
 @dataclass(frozen=True)
 class LowRankPrediction(Prediction):
-    """N(mean, diag(own) + V V^T), V (..., D, r): `variance` is the covariance's diagonal. O(D r^2) through Woodbury."""
+    """N(mean, diag(own) + V V^T), V (..., D, r): `variance` is the covariance's diagonal. O(D r^2)
+    through Woodbury.
+    """
 
     own: Tensor
     factor: Tensor
 
     @classmethod
     def of(cls, mean: Tensor, own: Tensor, factor: Tensor) -> LowRankPrediction:
-        """From a mean (..., D), the dimensions' own variances (..., D) and shared factors (..., D, r)."""
+        """From a mean (..., D), the dimensions' own variances (..., D) and shared factors (..., D,
+        r).
+        """
         return cls(mean, own + factor.square().sum(-1), own, factor)
 
     def _law(self) -> torch.distributions.LowRankMultivariateNormal:
-        return torch.distributions.LowRankMultivariateNormal(self.mean, self.factor, self.own, validate_args=False)
+        return torch.distributions.LowRankMultivariateNormal(
+            self.mean, self.factor, self.own, validate_args=False
+        )
 
     def sample(self, generator: Generator | None = None) -> Tensor:
         shared = _noise(self.mean, generator, (*self.mean.shape[:-1], self.factor.shape[-1], 1))
-        return self.mean + self.own.sqrt() * _noise(self.mean, generator) + (self.factor @ shared)[..., 0]
+        return (
+            self.mean
+            + self.own.sqrt() * _noise(self.mean, generator)
+            + (self.factor @ shared)[..., 0]
+        )
 
     def log_prob(self, z: Tensor) -> Tensor:
         return self._law().log_prob(z)
@@ -230,7 +274,9 @@ class LowRankPrediction(Prediction):
     def tempered(self, scale: float | Tensor) -> LowRankPrediction:
         rows = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
         square = _squared(scale)
-        return replace(self, variance=self.variance * square, own=self.own * square, factor=self.factor * rows)
+        return replace(
+            self, variance=self.variance * square, own=self.own * square, factor=self.factor * rows
+        )
 
 
 def _low_rank_mahalanobis(x: Tensor, own: Tensor, factor: Tensor) -> Tensor:
@@ -243,10 +289,11 @@ def _low_rank_mahalanobis(x: Tensor, own: Tensor, factor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MixturePrediction(Prediction):
-    """sum_k w_k N(m_k, diag s_k^2): log weights (..., K), means and variances of the components (..., K, D).
+    """sum_k w_k N(m_k, diag s_k^2): log weights (..., K), means and variances of the components
+    (..., K, D).
 
-    `mean` and `variance` are the mixture's own; `within` and `between` are the two parts of its variance.
-    """
+    `mean` and `variance` are the mixture's own; `within` and `between` are the two parts of its
+    variance."""
 
     log_weights: Tensor
     means: Tensor
@@ -268,16 +315,22 @@ class MixturePrediction(Prediction):
     @property
     def between(self) -> Tensor:
         """sum_k w_k (m_k - mean)^2, (..., D)."""
-        return (self.log_weights.exp()[..., None] * (self.means - self.mean[..., None, :]).square()).sum(-2)
+        return (
+            self.log_weights.exp()[..., None] * (self.means - self.mean[..., None, :]).square()
+        ).sum(-2)
 
     def draw_component(self, generator: Generator | None = None) -> Prediction:
         """One component, drawn by its weight: a Gaussian law of (..., D)."""
         # Gumbel's trick: one argmax instead of a multinomial, over any leading axes.
-        uniform = draws.uniform(self.log_weights.shape, generator, device=self.mean.device, dtype=self.mean.dtype)
+        uniform = draws.uniform(
+            self.log_weights.shape, generator, device=self.mean.device, dtype=self.mean.dtype
+        )
         tiny = torch.finfo(uniform.dtype).tiny
         k = (self.log_weights - (-(uniform.clamp(min=tiny)).log()).clamp(min=tiny).log()).argmax(-1)
         k = k[..., None, None].expand(*self.mean.shape[:-1], 1, self.mean.shape[-1])
-        return Prediction(self.means.gather(-2, k)[..., 0, :], self.variances.gather(-2, k)[..., 0, :])
+        return Prediction(
+            self.means.gather(-2, k)[..., 0, :], self.variances.gather(-2, k)[..., 0, :]
+        )
 
     def sample(self, generator: Generator | None = None) -> Tensor:
         return self.draw_component(generator).sample(generator)
@@ -297,9 +350,13 @@ class MixturePrediction(Prediction):
     def crps(self, z: Tensor) -> Tensor:
         """Closed form of Grimit et al. (2006); O(K^2 D)."""
         w = self.log_weights.exp()[..., None]
-        to_target = (w * _expected_distance(z[..., None, :] - self.means, self.variances.sqrt())).sum(-2)
+        to_target = (
+            w * _expected_distance(z[..., None, :] - self.means, self.variances.sqrt())
+        ).sum(-2)
         spread = torch.zeros_like(to_target)
-        for k in range(w.shape[-2]):  # one component against all: K^2 at once would not fit memory for many particles
+        for k in range(
+            w.shape[-2]
+        ):  # one component against all: K^2 at once would not fit memory for many particles
             gap = self.means[..., k : k + 1, :] - self.means
             std = (self.variances[..., k : k + 1, :] + self.variances).sqrt()
             spread = spread + w[..., k, :] * (w * _expected_distance(gap, std)).sum(-2)
@@ -310,8 +367,8 @@ class MixturePrediction(Prediction):
         return _low_rank_mahalanobis(z - self.mean, self.within, factor.mT)
 
     def tempered(self, scale: float | Tensor) -> MixturePrediction:
-        """Each component widened about its own mean: branches stay where they are, unlike under scaling about the
-        mixture's mean."""
+        """Each component widened about its own mean: branches stay where they are, unlike under
+        scaling about the mixture's mean."""
         inner = scale[..., None, :] if isinstance(scale, Tensor) and scale.dim() else scale
         return replace(
             self,
@@ -320,7 +377,9 @@ class MixturePrediction(Prediction):
         )
 
     def tailed(self, ratio: float) -> MixturePrediction:
-        """Each component with the tails of `Prediction.tailed`: two components about its mean, so branches keep their mass."""
+        """Each component with the tails of `Prediction.tailed`: two components about its mean, so
+        branches keep their mass.
+        """
         scales = _scales(ratio)
         if scales is None:
             return self
@@ -336,7 +395,9 @@ class EnsemblePrediction(MixturePrediction):
     """The members' Gaussians, weighted alike (K = M), with the two kinds of uncertainty apart."""
 
     def tempered(self, scale: float | Tensor) -> EnsemblePrediction:
-        """The law of mean + scale (x - mean): disagreement is uncertainty like any other, so it is widened too."""
+        """The law of mean + scale (x - mean): disagreement is uncertainty like any other, so it is
+        widened too.
+        """
         inner = scale[..., None, :] if isinstance(scale, Tensor) and scale.dim() else scale
         centre = self.mean[..., None, :]
         return replace(
@@ -360,7 +421,9 @@ class EnsemblePrediction(MixturePrediction):
 def beta_nll(prediction: Prediction, target: Tensor, beta: float = 0.5) -> Tensor:
     """beta-NLL (Seitzer et al., 2022): mean over elements of sg(variance^beta) * NLL -> scalar.
 
-    beta = 0 is the NLL, whose variance grows on hard samples and then ignores them; beta = 1 weighs all alike.
-    """
-    nll = 0.5 * ((target - prediction.mean).square() / prediction.variance + prediction.variance.log())
+    beta = 0 is the NLL, whose variance grows on hard samples and then ignores them; beta = 1 weighs
+    all alike."""
+    nll = 0.5 * (
+        (target - prediction.mean).square() / prediction.variance + prediction.variance.log()
+    )
     return (prediction.variance.detach() ** beta * nll).mean()

@@ -1,9 +1,11 @@
-"""Claims about ensembles: one batched product is M networks, and what they disagree on is what they have not seen."""
+"""Claims about ensembles: one batched product is M networks, and what they disagree on is what they
+have not seen.
+"""
 
 import pytest
 import torch
 
-from gjwm.dynamics import EnsembleDynamics
+from gjwm.models.dynamics import EnsembleDynamics
 
 
 def randn(*shape, seed=0):
@@ -32,7 +34,11 @@ def member(ensemble, m, z, a):
 
 @pytest.mark.parametrize("resample", [False, True])
 def test_a_rollout_of_no_steps_is_its_start(resample):
-    model, z0, a = EnsembleDynamics(4, 2, members=3, resample=resample), randn(5, 4), torch.zeros(5, 0, 2)
+    model, z0, a = (
+        EnsembleDynamics(4, 2, members=3, resample=resample),
+        randn(5, 4),
+        torch.zeros(5, 0, 2),
+    )
     torch.testing.assert_close(model.rollout(z0, a), z0[:, None])
     torch.testing.assert_close(model.rollout_members(z0, a), z0[:, None, None].expand(5, 3, 1, 4))
     torch.testing.assert_close(model.rollout(z0, a, 6), z0[:, None, None].expand(5, 6, 1, 4))
@@ -62,7 +68,9 @@ def test_mean_paths_follow_each_member_and_candidates_are_independent(ensemble):
 
 
 def test_particles_keep_their_member_unless_resampled():
-    """Without noise of their own, fixed particles fan out to M paths; resampled ones to many more."""
+    """Without noise of their own, fixed particles fan out to M paths; resampled ones to many
+    more.
+    """
     torch.manual_seed(0)
     distinct = {}
     for resample in (False, True):
@@ -70,18 +78,24 @@ def test_particles_keep_their_member_unless_resampled():
         ensemble = EnsembleDynamics(
             4, 2, members=3, hidden=16, std_hidden=8, min_std=1e-6, max_std=2e-6, resample=resample
         )
-        path = ensemble.rollout(randn(1, 4), randn(1, 5, 2, seed=1), 60, torch.Generator().manual_seed(0))
+        path = ensemble.rollout(
+            randn(1, 4), randn(1, 5, 2, seed=1), 60, torch.Generator().manual_seed(0)
+        )
         assert path.shape == (1, 60, 6, 4)
         distinct[resample] = len(torch.unique((path[0, :, -1] * 1e3).round(), dim=0))
         if not resample:
             members = ensemble.rollout_members(randn(1, 4), randn(1, 5, 2, seed=1))
-            torch.testing.assert_close(path[:, ::3], members[:, :1].expand(1, 20, 6, 4), atol=1e-3, rtol=0)
+            torch.testing.assert_close(
+                path[:, ::3], members[:, :1].expand(1, 20, 6, 4), atol=1e-3, rtol=0
+            )
     assert distinct[False] == 3 and distinct[True] > 10
 
 
 def test_resampled_particles_are_continuous_paths():
     torch.manual_seed(0)
-    ensemble = EnsembleDynamics(4, 2, members=3, hidden=16, std_hidden=8, min_std=1e-6, max_std=2e-6, resample=True)
+    ensemble = EnsembleDynamics(
+        4, 2, members=3, hidden=16, std_hidden=8, min_std=1e-6, max_std=2e-6, resample=True
+    )
     a = randn(1, 5, 2, seed=1)
     path = ensemble.rollout(randn(1, 4), a, 9, torch.Generator().manual_seed(0))[0]
     for h in range(5):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gjwm.dynamics import (
+from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
     GaussianDynamics,
@@ -80,7 +80,9 @@ def test_the_variance_learns_the_noise_it_sees():
         beta_nll(Prediction(torch.zeros_like(noise), dynamics.variance(z, a)), noise).backward()
         optimizer.step()
     std = dynamics.variance(torch.zeros(2, 1), torch.tensor([[0.0], [1.0]])).sqrt()
-    assert std[0].item() == pytest.approx(0.1, rel=0.3) and std[1].item() == pytest.approx(0.5, rel=0.2)
+    assert std[0].item() == pytest.approx(0.1, rel=0.3) and std[1].item() == pytest.approx(
+        0.5, rel=0.2
+    )
 
 
 def test_bad_shapes_are_named(dynamics):
@@ -109,7 +111,10 @@ def test_the_likelihood_trains_the_spread_alone(covariance):
 
 def test_counted_residuals_are_the_training_residuals_covariance():
     torch.manual_seed(0)
-    gaussian, deterministic = GaussianDynamics(3, 1, covariance="full", min_std=1e-3), DeterministicDynamics(3, 1)
+    gaussian, deterministic = (
+        GaussianDynamics(3, 1, covariance="full", min_std=1e-3),
+        DeterministicDynamics(3, 1),
+    )
     mix = randn(3, 3, seed=5)
     total = torch.zeros(3, 3)
     for i in range(20):
@@ -120,8 +125,12 @@ def test_counted_residuals_are_the_training_residuals_covariance():
             deterministic.nll(z, a, deterministic.mean(z, a) + noise)
         total += noise.flatten(0, 1).T @ noise.flatten(0, 1) / 128 / 20
     law = gaussian.predict(z, a)
-    torch.testing.assert_close((law.scale_tril @ law.scale_tril.mT)[0, 0], total, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(deterministic.predict(z, a).variance[0, 0], total.diagonal(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        (law.scale_tril @ law.scale_tril.mT)[0, 0], total, atol=1e-3, rtol=1e-3
+    )
+    torch.testing.assert_close(
+        deterministic.predict(z, a).variance[0, 0], total.diagonal(), atol=1e-3, rtol=1e-3
+    )
     before = deterministic.residuals.moment.clone()
     deterministic.eval().nll(z, a, z)
     assert torch.equal(before, deterministic.residuals.moment)
@@ -139,13 +148,18 @@ def test_residuals_are_counted_in_full_precision_under_autocast(kind):
     torch.manual_seed(0)
     dynamics, z, a = kind(), randn(8, 4, 3), randn(8, 4, 2, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for dtype in (torch.float32, torch.bfloat16):  # the encoder's output under autocast is the second
+        for dtype in (
+            torch.float32,
+            torch.bfloat16,
+        ):  # the encoder's output under autocast is the second
             assert dynamics.nll(z.to(dtype), a, (z + 1).to(dtype)).isfinite()
         mean = dynamics.mean(z, a)
     rows = ((z + 1).float() - mean.float()).flatten(0, 1)
     expected = rows.T @ rows / 32
     moment = dynamics.residuals.moment
-    torch.testing.assert_close(moment, expected if moment.dim() == 2 else expected.diagonal(), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(
+        moment, expected if moment.dim() == 2 else expected.diagonal(), atol=0.02, rtol=0.02
+    )
     assert moment.dtype == torch.float32
 
 
@@ -165,19 +179,31 @@ def test_a_low_rank_covariance_learns_correlated_noise_that_a_diagonal_cannot():
     nats = {}
     for covariance in ("diagonal", "low_rank"):
         torch.manual_seed(0)
-        dynamics = GaussianDynamics(4, 1, hidden=16, std_hidden=32, covariance=covariance, rank=1, min_std=0.05)
+        dynamics = GaussianDynamics(
+            4, 1, hidden=16, std_hidden=32, covariance=covariance, rank=1, min_std=0.05
+        )
         for p in dynamics.body.parameters():
             torch.nn.init.zeros_(p)  # the mean is z, the truth
         optimizer = torch.optim.Adam(dynamics.log_std.parameters(), lr=1e-2)
         for i in range(300):
             z, a = randn(256, 1, 4, seed=i), torch.zeros(256, 1, 1)
-            y = z + 0.1 * randn(256, 1, 4, seed=1000 + i) + randn(256, 1, 1, seed=2000 + i) * direction / 2
+            y = (
+                z
+                + 0.1 * randn(256, 1, 4, seed=1000 + i)
+                + randn(256, 1, 1, seed=2000 + i) * direction / 2
+            )
             optimizer.zero_grad()
             dynamics.nll(z, a, y).backward()
             optimizer.step()
         nats[covariance] = -dynamics.predict(z, a).log_prob(y).mean().item() / 4
-    truth = 0.5 * torch.logdet(0.01 * torch.eye(4) + torch.outer(direction, direction) / 4).item() / 4 + 1.4189
-    assert nats["low_rank"] == pytest.approx(truth, abs=0.1) and nats["diagonal"] > nats["low_rank"] + 0.3
+    truth = (
+        0.5 * torch.logdet(0.01 * torch.eye(4) + torch.outer(direction, direction) / 4).item() / 4
+        + 1.4189
+    )
+    assert (
+        nats["low_rank"] == pytest.approx(truth, abs=0.1)
+        and nats["diagonal"] > nats["low_rank"] + 0.3
+    )
 
 
 def test_a_forecast_has_the_exact_first_step_and_the_particles_moments_after(dynamics):
@@ -192,7 +218,9 @@ def test_a_forecast_has_the_exact_first_step_and_the_particles_moments_after(dyn
     torch.testing.assert_close(law.variance[:, 3], path[:, :, 4].var(1))
 
 
-@pytest.mark.parametrize("kind", [GaussianDynamics, DeterministicDynamics, MixtureDynamics, EnsembleDynamics])
+@pytest.mark.parametrize(
+    "kind", [GaussianDynamics, DeterministicDynamics, MixtureDynamics, EnsembleDynamics]
+)
 def test_static_latents_stay_as_they_are_and_are_read(kind):
     torch.manual_seed(0)
     dynamics = kind(5, 2, hidden=16, static_dim=2)
@@ -200,7 +228,9 @@ def test_static_latents_stay_as_they_are_and_are_read(kind):
     path = dynamics.rollout(z, a)
     assert torch.equal(path[..., 3:], z[:, None, 3:].expand(3, 5, 2))
     generator = torch.Generator().manual_seed(2)
-    particles = dynamics.rollout(z, a, 6, generator)  # their spread is noise of the encoder, and no walk
+    particles = dynamics.rollout(
+        z, a, 6, generator
+    )  # their spread is noise of the encoder, and no walk
     assert (
         torch.equal(particles[..., 3:], z[:, None, None, 3:].expand(3, 6, 5, 2))
         and particles[..., :3].std(1).max() > 0.1
@@ -212,7 +242,10 @@ def test_static_latents_stay_as_they_are_and_are_read(kind):
     if kind is not MixtureDynamics:  # whose particles each have a spread of their own
         spread = one_step.variance[:, None, 3:].expand(3, 4, 2)
         torch.testing.assert_close(
-            forecast.variance[:, :, 3:], spread, atol=0, rtol=0.3 if kind is EnsembleDynamics else 1e-5
+            forecast.variance[:, :, 3:],
+            spread,
+            atol=0,
+            rtol=0.3 if kind is EnsembleDynamics else 1e-5,
         )
     other = torch.cat([z[:, :3], z[:, 3:] + 1], -1)
     assert not torch.allclose(dynamics.rollout(other, a)[:, 1:, :3], path[:, 1:, :3])
@@ -229,7 +262,9 @@ def test_the_activation_is_the_means():
     line = z + 1e-3 * torch.arange(3.0)[:, None] * randn(1, 5, seed=2).double()
     curve = bent.double().mean(line, a.expand(3, 2)).detach()
     assert (curve[0] - 2 * curve[1] + curve[2]).abs().max() < 1e-13
-    smooth = GaussianDynamics(5, 2, hidden=16, std_hidden=8).double().mean(line, a.expand(3, 2)).detach()
+    smooth = (
+        GaussianDynamics(5, 2, hidden=16, std_hidden=8).double().mean(line, a.expand(3, 2)).detach()
+    )
     assert (smooth[0] - 2 * smooth[1] + smooth[2]).abs().max() > 1e-9
     assert bent.config["activation"] == "relu"
     with pytest.raises(ValueError, match="activation must be one of silu, relu, got 'tanh'"):

@@ -1,11 +1,13 @@
-"""Claims about the closed-form linear-Gaussian model: exact algebra, recovery of a known system, exact propagation."""
+"""Claims about the closed-form linear-Gaussian model: exact algebra, recovery of a known system,
+exact propagation.
+"""
 
 import numpy as np
 import pytest
 import torch
 from scipy import linalg
 
-from gjwm.dynamics import LinearGaussianDynamics
+from gjwm.models.dynamics import LinearGaussianDynamics
 
 D, A = 4, 2
 
@@ -48,19 +50,27 @@ def test_the_solution_is_that_of_plain_algebra():
     # The conditional of the joint Gaussian of (z, a) and z' is the same map.
     joint = np.cov(np.hstack([z, a, y]).T, bias=True)
     k = D + A
-    np.testing.assert_allclose(model.gain[:, :k], joint[k:, :k] @ linalg.inv(joint[:k, :k]), atol=1e-5)
+    np.testing.assert_allclose(
+        model.gain[:, :k], joint[k:, :k] @ linalg.inv(joint[:k, :k]), atol=1e-5
+    )
     # Predictive covariance with the parameters' uncertainty.
     law = model.predict(z[:5].float(), a[:5].float())
     expected = residual.T @ residual / (300 - x.shape[1])
     for i in range(5):
         inflation = 1 + x[i] @ linalg.inv(x.T @ x) @ x[i]
-        np.testing.assert_allclose(law.scale_tril[i] @ law.scale_tril[i].T, expected * inflation, atol=1e-5)
-    information = 0.5 * (np.linalg.slogdet(np.cov(y.T, bias=True))[1] - np.linalg.slogdet(expected)[1])
+        np.testing.assert_allclose(
+            law.scale_tril[i] @ law.scale_tril[i].T, expected * inflation, atol=1e-5
+        )
+    information = 0.5 * (
+        np.linalg.slogdet(np.cov(y.T, bias=True))[1] - np.linalg.slogdet(expected)[1]
+    )
     assert model.mutual_information().item() == pytest.approx(information, abs=1e-5)
 
 
 def test_little_data_is_predicted_with_more_doubt():
-    """Standardised squared errors average 1 out of sample only because the parameters' uncertainty is counted."""
+    """Standardised squared errors average 1 out of sample only because the parameters' uncertainty
+    is counted.
+    """
     honest, plain = [], []
     for seed in range(40):
         data, *_ = system(24, seed=seed + 1)
@@ -71,7 +81,8 @@ def test_little_data_is_predicted_with_more_doubt():
         honest.append((law.mahalanobis(y.float()) / D).mean().item())
         gap = y.float() - law.mean
         plain.append(((gap @ torch.linalg.inv(model.Q)) * gap).sum(-1).mean().item() / D)
-    # Student's t with the degrees of freedom left: the mean of M^2 / D is n / (n - 2) for n = 24 - 7 - (D - 1).
+    # Student's t with the degrees of freedom left: the mean of M^2 / D is n / (n - 2) for n = 24 -
+    # 7 - (D - 1).
     assert np.mean(honest) < 0.8 * np.mean(plain)
     assert np.mean(honest) == pytest.approx(17 / (17 - D - 1), rel=0.15)
 

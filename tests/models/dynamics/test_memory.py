@@ -1,10 +1,12 @@
-"""Claims about memories: read at once or step by step they say the same, and they see what one latent does not show."""
+"""Claims about memories: read at once or step by step they say the same, and they see what one
+latent does not show.
+"""
 
 import pytest
 import torch
 
-from gjwm.dynamics import GaussianDynamics, MixtureDynamics
-from gjwm.dynamics.memory import GRUMemory, TransformerMemory
+from gjwm.models.dynamics import GaussianDynamics, MixtureDynamics
+from gjwm.models.dynamics.memory import GRUMemory, TransformerMemory
 
 both = pytest.mark.parametrize("backbone", ["gru", "transformer"])
 
@@ -58,7 +60,10 @@ def test_a_transformer_forgets_what_left_its_window_and_not_sooner():
     z, a = randn(1, 6, 3), randn(1, 6, 2, seed=1)
     changed = z.clone()
     changed[:, 2] += 1
-    gap = memory.read(z, a, memory.start((1,), z))[0] - memory.read(changed, a, memory.start((1,), z))[0]
+    gap = (
+        memory.read(z, a, memory.start((1,), z))[0]
+        - memory.read(changed, a, memory.start((1,), z))[0]
+    )
     moved = gap.abs().amax(-1)[0] > 1e-6
     assert moved.tolist() == [False, False, True, True, True, False]
 
@@ -86,19 +91,33 @@ def test_candidates_and_particles_carry_memories_of_their_own(backbone, kind):
     past = (z[:, :3], randn(2, 3, 2, seed=2))
     together = model.rollout(z[:, 3], a, past=past)
     for n in range(5):
-        torch.testing.assert_close(together[:, n], model.rollout(z[:, 3], a[:, n], past=past), atol=1e-5, rtol=1e-5)
-    assert model.rollout(z[:, 3], a, 4, torch.Generator().manual_seed(0), past=past).shape == (2, 5, 4, 7, 3)
-    law = model.forecast(z[:, 3], a[:, 0], particles=4, generator=torch.Generator().manual_seed(0), past=past)
+        torch.testing.assert_close(
+            together[:, n], model.rollout(z[:, 3], a[:, n], past=past), atol=1e-5, rtol=1e-5
+        )
+    assert model.rollout(z[:, 3], a, 4, torch.Generator().manual_seed(0), past=past).shape == (
+        2,
+        5,
+        4,
+        7,
+        3,
+    )
+    law = model.forecast(
+        z[:, 3], a[:, 0], particles=4, generator=torch.Generator().manual_seed(0), past=past
+    )
     assert law.mean.shape == (2, 6, 3)
 
 
 @both
 def test_velocity_is_learned_from_the_past(backbone):
-    """A point drifts at a constant velocity that no single latent shows: only a memory can say where it goes."""
+    """A point drifts at a constant velocity that no single latent shows: only a memory can say
+    where it goes.
+    """
     r2 = {}
     for kind in ("mlp", backbone):
         torch.manual_seed(0)
-        model = GaussianDynamics(1, 1, hidden=32, std_hidden=8, backbone=kind, memory_width=16, window=4)
+        model = GaussianDynamics(
+            1, 1, hidden=32, std_hidden=8, backbone=kind, memory_width=16, window=4
+        )
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
 
         def window(seed):
@@ -108,7 +127,10 @@ def test_velocity_is_learned_from_the_past(backbone):
         for i in range(250):
             z, a = window(10 * i)
             optimizer.zero_grad()
-            ((model.training_means(z, a) - z[:, 1:]).square().mean() + model.nll(z[:, :-1], a, z[:, 1:])).backward()
+            (
+                (model.training_means(z, a) - z[:, 1:]).square().mean()
+                + model.nll(z[:, :-1], a, z[:, 1:])
+            ).backward()
             optimizer.step()
         z, a = window(10**6)
         with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Claims about the laws of the next latent, against torch.distributions, closed forms and samples."""
+"""Claims about the laws of the next latent, against torch.distributions, closed forms and
+samples.
+"""
 
 import math
 
@@ -6,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from gjwm.dynamics import (
+from gjwm.models.dynamics import (
     EnsemblePrediction,
     FullPrediction,
     LowRankPrediction,
@@ -27,22 +29,30 @@ def diagonal(*lead):
 
 
 def full(*lead):
-    tril = torch.tril(randn(*lead, D, D, seed=2), -1) + torch.diag_embed(randn(*lead, D, seed=1).exp())
+    tril = torch.tril(randn(*lead, D, D, seed=2), -1) + torch.diag_embed(
+        randn(*lead, D, seed=1).exp()
+    )
     return FullPrediction.of(randn(*lead, D), tril)
 
 
 def low_rank(*lead):
-    return LowRankPrediction.of(randn(*lead, D), randn(*lead, D, seed=1).exp(), randn(*lead, D, 2, seed=2))
+    return LowRankPrediction.of(
+        randn(*lead, D), randn(*lead, D, seed=1).exp(), randn(*lead, D, 2, seed=2)
+    )
 
 
 def mixture(*lead):
     log_weights = randn(*lead, 3).log_softmax(-1)
-    return MixturePrediction.of(log_weights, 2 * randn(*lead, 3, D, seed=1), randn(*lead, 3, D, seed=2).exp() / 2)
+    return MixturePrediction.of(
+        log_weights, 2 * randn(*lead, 3, D, seed=1), randn(*lead, 3, D, seed=2).exp() / 2
+    )
 
 
 def ensemble(*lead):
     log_weights = torch.full((*lead, 3), -math.log(3), dtype=torch.float64)
-    return EnsemblePrediction.of(log_weights, randn(*lead, 3, D, seed=1), randn(*lead, 3, D, seed=2).exp())
+    return EnsemblePrediction.of(
+        log_weights, randn(*lead, 3, D, seed=1), randn(*lead, 3, D, seed=2).exp()
+    )
 
 
 LAWS = {"diagonal": diagonal, "full": full, "low_rank": low_rank, "mixture": mixture}
@@ -79,13 +89,16 @@ def test_gaussian_log_prob_and_mahalanobis_are_those_of_their_covariance(law):
         reference = MultivariateNormal(p.mean[i], covariance(p[i]))
         torch.testing.assert_close(p.log_prob(z)[i], reference.log_prob(z[i]))
         gap = z[i] - p.mean[i]
-        torch.testing.assert_close(p.mahalanobis(z)[i], gap @ torch.linalg.solve(covariance(p[i]), gap))
+        torch.testing.assert_close(
+            p.mahalanobis(z)[i], gap @ torch.linalg.solve(covariance(p[i]), gap)
+        )
 
 
 def test_mixture_log_prob_is_the_weighted_sum_of_its_components():
     p, z = mixture(5), randn(5, D, seed=9)
     density = sum(
-        p.log_weights[:, k].exp() * Prediction(p.means[:, k], p.variances[:, k]).log_prob(z).exp() for k in range(3)
+        p.log_weights[:, k].exp() * Prediction(p.means[:, k], p.variances[:, k]).log_prob(z).exp()
+        for k in range(3)
     )
     torch.testing.assert_close(p.log_prob(z), density.log())
     gap = z[0] - p.mean[0]
@@ -102,7 +115,9 @@ def test_cdf_is_the_share_of_samples_below_and_crps_the_sample_formula(law):
     torch.testing.assert_close(p.crps(z), expected, atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("law", [diagonal, full, low_rank, ensemble], ids=["diagonal", "full", "low_rank", "ensemble"])
+@pytest.mark.parametrize(
+    "law", [diagonal, full, low_rank, ensemble], ids=["diagonal", "full", "low_rank", "ensemble"]
+)
 def test_tempering_scales_deviations_and_keeps_the_mean(law):
     p, scale = law(6), torch.full((6, 1), 1.7, dtype=torch.float64)
     tempered = p.tempered(scale)
@@ -126,7 +141,9 @@ def test_tempering_a_mixture_leaves_its_branches_where_they_are():
     torch.testing.assert_close(p.tempered(1.7).variance, tempered.variance)
 
 
-@pytest.mark.parametrize("law", [diagonal, full, low_rank, ensemble], ids=["diagonal", "full", "low_rank", "ensemble"])
+@pytest.mark.parametrize(
+    "law", [diagonal, full, low_rank, ensemble], ids=["diagonal", "full", "low_rank", "ensemble"]
+)
 def test_tails_keep_mean_and_variance_and_are_a_mixture_of_two_scales(law):
     p, z = law(6), randn(6, D, seed=9)
     heavy = p.tailed(3.0)
@@ -141,7 +158,9 @@ def test_tails_keep_mean_and_variance_and_are_a_mixture_of_two_scales(law):
     far = p.mean + 8 * p.variance.sqrt()
     assert (heavy.log_prob(far) > p.log_prob(far)).all()
     # It stays one law whatever is done to it.
-    torch.testing.assert_close(heavy.tempered(1.7).log_prob(z), p.tempered(1.7).tailed(3.0).log_prob(z))
+    torch.testing.assert_close(
+        heavy.tempered(1.7).log_prob(z), p.tempered(1.7).tailed(3.0).log_prob(z)
+    )
     torch.testing.assert_close(heavy[2:].log_prob(z[2:]), heavy.log_prob(z)[2:])
     both = heavy.concatenated([heavy[:2], heavy[2:]])
     assert type(both) is type(heavy)
@@ -179,4 +198,6 @@ def test_crps_has_its_closed_form_values():
     one = torch.ones((), dtype=torch.float64)
     assert gaussian_crps(0 * one, one, 0 * one).item() == pytest.approx(0.233695, abs=1e-6)
     y = randn(200_000)
-    assert gaussian_crps(0 * y, torch.ones_like(y), y).mean().item() == pytest.approx(1 / math.sqrt(math.pi), abs=3e-3)
+    assert gaussian_crps(0 * y, torch.ones_like(y), y).mean().item() == pytest.approx(
+        1 / math.sqrt(math.pi), abs=3e-3
+    )

@@ -1,0 +1,1 @@
+"""What every room uses: types, random draws, files, films, drawing."""

@@ -1,0 +1,1 @@
+"""How a model is judged: prediction, geometry, probes, calibration, surprise, goals, verdict."""

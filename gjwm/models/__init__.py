@@ -1,0 +1,1 @@
+"""Everything with weights: encoders, dynamics, heads, decoder, world model."""

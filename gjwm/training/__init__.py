@@ -1,0 +1,1 @@
+"""Training of a world model, and what it needs to go on after an interruption."""
