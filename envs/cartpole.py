@@ -34,9 +34,8 @@ def _capsule_inertia(mass: float, length: float, radius: float) -> float:
     )
 
 
-INERTIA = (
-    _capsule_inertia(POLE_MASS, POLE_LENGTH, POLE_RADIUS) + POLE_MASS * CENTRE**2
-)  # kg m^2, about the hinge
+# kg m^2, about the hinge
+INERTIA = _capsule_inertia(POLE_MASS, POLE_LENGTH, POLE_RADIUS) + POLE_MASS * CENTRE**2
 MASS = CART_MASS + POLE_MASS
 COUPLING = POLE_MASS * CENTRE  # kg m
 
@@ -110,8 +109,8 @@ class CartpoleWorld(World):
     )
     actions, draws, limit = 1, 8, 1000
     invalid = (
-        f"has the cart more than 1 m beyond the rail's end, a velocity above "
-        f"{FASTEST}, or holds NaN"
+        f"has the cart more than 1 m beyond the rail's end, a velocity above {FASTEST}, or holds "
+        "NaN"
     )
 
     def __init__(self, *, reward: str = "smooth", success_radius: float = SUCCESS_RADIUS, **common):
@@ -203,8 +202,7 @@ class CartpoleWorld(World):
             ),
         )
 
-    # -- pictures --
-    # ----------------------------------------------------------------------------------------------
+    # -- pictures ----------------------------------------------------------------------------------
 
     def backdrop(self, size: int) -> Tensor:
         """(3, size, size) uint8: the floor, and the rail with its ends."""

@@ -186,10 +186,8 @@ class ControlSuiteEnv(gym.Env):
         if max_episode_steps < 1 or self.action_repeat * (max_episode_steps - 1) >= self._limit:
             raise ValueError(
                 f"{self.domain}-{self.task_name} ends after {self._limit:g} control steps, so "
-                f"max_episode_steps must be 1 to "
-                f"{math.ceil(self._limit / self.action_repeat)} with "
-                f"action_repeat={self.action_repeat}, got "
-                f"{max_episode_steps}."
+                f"max_episode_steps must be 1 to {math.ceil(self._limit / self.action_repeat)} "
+                f"with action_repeat={self.action_repeat}, got {max_episode_steps}."
             )
 
     def _space(self, size: int) -> spaces.Space:
@@ -383,9 +381,8 @@ class ControlSuiteEnv(gym.Env):
         position = np.asarray(position, np.float64)
         point = np.concatenate([position, np.full_like(position[..., :1], height)], -1)
         seen = (point - self._data.cam_xpos[camera]) @ self._data.cam_xmat[camera].reshape(3, 3)
-        half = -seen[..., 2:] * np.tan(
-            np.radians(self._model.cam_fovy[camera]) / 2
-        )  # a camera looks along its -z
+        # a camera looks along its -z
+        half = -seen[..., 2:] * np.tan(np.radians(self._model.cam_fovy[camera]) / 2)
         return 0.5 + 0.5 * seen[..., :2] * [1.0, -1.0] / half
 
     def true_state(self) -> dict[str, np.ndarray]:
@@ -481,8 +478,7 @@ class _Simulator:
         if type(env._task).before_step not in (base.Task.before_step, control.Task.before_step):
             raise ValueError(
                 f"{env.domain}-{env.task_name} turns actions into controls in its own way, which "
-                f"the batched simulator "
-                "does not know; step environments instead."
+                "the batched simulator does not know; step environments instead."
             )
         self.env, self.model = env, copy.copy(env._model)
         self.pool, self.data = None, []
@@ -523,9 +519,8 @@ class _Simulator:
             else np.split(np.arange(envs), envs)
         )
         qpos = np.empty((envs, candidates, horizon + 1, self.model.nq))
-        qpos[:, :, 0] = start[
-            :, None, 1 : 1 + self.model.nq
-        ]  # FULLPHYSICS begins with time, then qpos
+        # FULLPHYSICS begins with time, then qpos
+        qpos[:, :, 0] = start[:, None, 1 : 1 + self.model.nq]
         for group in groups:
             if masses:
                 env._variation.apply(self.model, int(states[group[0], -WORDS - 1]))

@@ -135,8 +135,7 @@ class ForkEnv(gym.Env):
         if not 0 <= up_probability <= 1 or noise < 0 or sway < 0 or speed <= 0:
             raise ValueError(
                 f"up_probability is {up_probability}, noise {noise}, sway {sway} and speed "
-                f"{speed}; pass a probability, "
-                "two numbers >= 0 and one > 0"
+                f"{speed}; pass a probability, two numbers >= 0 and one > 0"
             )
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}; pass None or 'rgb_array'")
@@ -232,8 +231,7 @@ class ForkEnv(gym.Env):
         ):
             raise ValueError(
                 f"state is {state.tolist()}; expected progress in [0, 1], a branch: 0 up to "
-                f"{JUNCTION}, else -1 or 1, and "
-                "the sway across the road"
+                f"{JUNCTION}, else -1 or 1, and the sway across the road"
             )
         if state[0] > JUNCTION and state[1] == 0:
             raise ValueError(
@@ -270,8 +268,7 @@ class ForkEnv(gym.Env):
     def _picture(self) -> np.ndarray:
         x, y = self.position
         distance = np.hypot(self._pixels[None] - x, self._pixels[:, None] - y)
-        dot = np.clip(
-            (RADIUS - distance) * self.size / 2 + 0.5, 0, 1
-        )  # fades over two pixels: seen below the grid
+        # fades over two pixels: seen below the grid
+        dot = np.clip((RADIUS - distance) * self.size / 2 + 0.5, 0, 1)
         colour = np.array(AGENT_COLOUR, float)[:, None, None]
         return (self._road + dot * (colour - self._road) + 0.5).astype(np.uint8)

@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from gjwm.envs.generator_words import WORDS, from_words, to_words
 
+# GoalEnv's arguments
 _OWN = (
     "goal",
     "goals",
@@ -20,7 +21,7 @@ _OWN = (
     "reward",
     "success_radius",
     "terminate_on_goal",
-)  # GoalEnv's arguments
+)
 _TRIES = 20  # draws of a goal that is not reached already
 _HOLD = 5  # steps that an action of the walk to a goal lasts, or it would stay near the start
 
@@ -173,7 +174,7 @@ class GoalEnv(gym.Env):
         unknown = set(options) - {"state", "goal_state"}
         if unknown:
             raise ValueError(
-                f"reset's options may hold 'state' and 'goal_state', got also "
+                "reset's options may hold 'state' and 'goal_state', got also "
                 f"{', '.join(sorted(unknown))}."
             )
         self.env.reset(seed=self._draw() if seed is None else seed)
@@ -273,8 +274,7 @@ class GoalEnv(gym.Env):
         reached = np.linalg.norm(a - b, axis=-1) <= self.success_radius
         return reached & self.terminate_on_goal
 
-    # -- states --
-    # ----------------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------
 
     def get_state(self) -> np.ndarray:
         """(2 X + 10,) float64: the environment's state, the goal's, and the generator of goals to

@@ -144,9 +144,8 @@ class GymEnv(gym.Env):
         if draws and _on_mujoco(self._env.unwrapped):
             choose_backend()
         if draws:
-            weakref.finalize(
-                self, self._env.close
-            )  # some take their window down only after its library has gone
+            # some take their window down only after its library has gone
+            weakref.finalize(self, self._env.close)
         self.action_space, self.action_groups = self._actions(self._env.action_space)
         self._sees_pictures = _is_picture(self._env.observation_space)
         if self._sees_pictures and obs != "pixels":
@@ -294,8 +293,7 @@ class GymEnv(gym.Env):
             return None
         return np.ascontiguousarray(np.moveaxis(self._picture(self.render_size), 0, -1))
 
-    # -- states --
-    # ----------------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------
 
     def get_state(self) -> np.ndarray:
         """(X,) float64, everything the future depends on but the time limit; see the class for
@@ -401,10 +399,8 @@ def _read(world: gym.Env, name: str) -> np.ndarray:
     if state is None or np.asarray(state).dtype.kind not in "fiu":
         raise ValueError(
             f"{name} does not say its state, which planning towards goals needs: only classic "
-            f"control and MuJoCo environments "
-            "do so of themselves. Give it get_state, set_state, position, success_radius, observe "
-            "and true_state, as "
-            "docs/environments.md tells."
+            "control and MuJoCo environments do so of themselves. Give it get_state, set_state, "
+            "position, success_radius, observe and true_state, as docs/environments.md tells."
         )
     return np.concatenate(
         [np.asarray(state, np.float64).ravel(), *(_optional(world, name) for name in _BESIDE)]
@@ -426,9 +422,8 @@ def _write(world: gym.Env, state: np.ndarray) -> None:
         physics = np.ascontiguousarray(state[:count])
         mujoco.mj_setState(world.model, world.data, physics, kind)
         mujoco.mj_forward(world.model, world.data)
-        mujoco.mj_setState(
-            world.model, world.data, physics, kind
-        )  # mj_forward leaves traces in the solver's warm start
+        # mj_forward leaves traces in the solver's warm start
+        mujoco.mj_setState(world.model, world.data, physics, kind)
         for name in _DERIVED:
             field = getattr(world.data, name)
             field[...] = state[count : count + field.size].reshape(field.shape)

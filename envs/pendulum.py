@@ -99,17 +99,15 @@ class PendulumWorld(World):
         """
         angle, velocity = state
         wrapped = torch.atan2(torch.sin(angle), torch.cos(angle))
-        energy = 0.5 * INERTIA * velocity**2 + MASS * GRAVITY * LENGTH * (
-            torch.cos(angle) - 1
-        )  # J, 0 upright at rest
+        # J, 0 upright at rest
+        energy = 0.5 * INERTIA * velocity**2 + MASS * GRAVITY * LENGTH * (torch.cos(angle) - 1)
         pump = -10.0 * energy * torch.where(velocity >= 0, 1.0, -1.0)
         hold = -self._gains[0] * wrapped - self._gains[1] * velocity
         return (
             torch.where((hold.abs() < 2.0) & (wrapped.abs() < 0.4), hold, pump).clamp(-1.0, 1.0),
         )
 
-    # -- pictures --
-    # ----------------------------------------------------------------------------------------------
+    # -- pictures ----------------------------------------------------------------------------------
 
     def backdrop(self, size: int) -> Tensor:
         return (

@@ -122,8 +122,7 @@ class PointMazeWorld(World):
                 table[cell, nearer] = cell + way
         return table.ravel()
 
-    # -- rules --
-    # ----------------------------------------------------------------------------------------------
+    # -- rules -------------------------------------------------------------------------------------
 
     def _index(self, x: Tensor, y: Tensor) -> Tensor:
         """The cell at (x, y), int64."""
@@ -173,9 +172,8 @@ class PointMazeWorld(World):
         # The wall's near face: the side of the cell that the leading edge is in.
         cell = (edge / self.cell).floor() + (sign < 0)
         stop = cell * self.cell - sign * (RADIUS + GAP)
-        ahead = torch.maximum(
-            sign * (stop - along), torch.zeros_like(stop)
-        )  # never backwards, by rounding
+        # never backwards, by rounding
+        ahead = torch.maximum(sign * (stop - along), torch.zeros_like(stop))
         return torch.where(hit, along + sign * ahead, along + step), hit
 
     def advance(self, state: Planes, action: Planes, noise: Planes | None = None) -> Planes:
@@ -236,8 +234,7 @@ class PointMazeWorld(World):
             for at, v, target in ((x, vx, target_x), (y, vy, target_y))
         )
 
-    # -- pictures --
-    # ----------------------------------------------------------------------------------------------
+    # -- pictures ----------------------------------------------------------------------------------
 
     def backdrop(self, size: int) -> Tensor:
         """Floor and walls, each pixel mixed by the share of it that wall covers."""

@@ -48,10 +48,11 @@ MOMENT_ARM = DIAGONAL / 3 + (
 
 FLOOR_COLOUR = (236, 236, 228)
 DISC_COLOUR = (222, 44, 40)
+# the block, and the end that its angle points to
 BLOCK_COLOUR, HEAD_COLOUR = (
     (58, 90, 150),
     (28, 40, 70),
-)  # the block, and the end that its angle points to
+)
 GOAL_COLOUR, GOAL_HEAD_COLOUR = (150, 210, 170), (38, 150, 84)
 
 
@@ -72,9 +73,8 @@ def nearest(
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
     p, q = u.clamp(-HALF_LENGTH, HALF_LENGTH), v.clamp(-HALF_WIDTH, HALF_WIDTH)
     gap_u, gap_v = p - u, q - v
-    gap = torch.sqrt(
-        gap_u * gap_u + gap_v * gap_v + 1e-20
-    )  # the disc's centre is never inside the block
+    # the disc's centre is never inside the block
+    gap = torch.sqrt(gap_u * gap_u + gap_v * gap_v + 1e-20)
     return p, q, gap_u / gap, gap_v / gap, RADIUS - gap
 
 
@@ -268,8 +268,7 @@ class PushWorld(World):
             fits = fits & (at >= 0) & (at <= 1)
         return fits & (nearest(x, y, bx, by, cos, sin)[-1] <= 2 * OVERLAP)
 
-    # -- the scripted policy
-    # ---------------------------------------------------------------------------------------------
+    # -- the scripted policy -----------------------------------------------------------------------
 
     def expert(self, state: Planes) -> Planes:
         """Of 24 places to push at, straight on, take the one that brings the pose nearest to the
@@ -307,14 +306,16 @@ class PushWorld(World):
         u, v, nx, ny, length = pick(p), pick(q), pick(nx), pick(ny), pick(best_length)
 
         x, y, bx, by, cos, sin = (plane[..., 0] for plane in (x, y, bx, by, cos, sin))
+        # the disc, in the block's frame
         at_u, at_v = (
             (x - bx) * cos + (y - by) * sin,
             (y - by) * cos - (x - bx) * sin,
-        )  # the disc, in the block's frame
+        )
+        # to where it touches the block
         off_u, off_v = (
             u - RADIUS * nx - at_u,
             v - RADIUS * ny - at_v,
-        )  # to where it touches the block
+        )
         sideways, gap = off_v * nx - off_u * ny, off_u * nx + off_v * ny
         ready = (sideways.abs() < 0.012) & (gap < 0.02)
         push_u, push_v = (
@@ -341,8 +342,7 @@ class PushWorld(World):
         longest = torch.maximum(want_x.abs(), want_y.abs()).clamp(min=SPEED)
         return want_x / longest, want_y / longest
 
-    # -- pictures --
-    # ----------------------------------------------------------------------------------------------
+    # -- pictures ----------------------------------------------------------------------------------
 
     def backdrop(self, size: int) -> Tensor:
         return (

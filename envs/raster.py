@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 Colour = tuple[int, int, int]  # RGB, 0..255
-Shapes = Callable[
-    ..., Iterable[tuple[Tensor, Tensor]]
-]  # (dx, dy, *planes) -> (coverage (n, P, P), ink (3,)), back to front
+# (dx, dy, *planes) -> (coverage (n, P, P), ink (3,)), back to front
+Shapes = Callable[..., Iterable[tuple[Tensor, Tensor]]]
 
 CHUNK = 65536  # pixels that a CPU blends at a time: more would leave the cache
 
@@ -39,9 +38,8 @@ def share(
     """Share of each of `size` pixels in a line that lies within [low, high] (...) -> (...,
     size).
     """
-    pixel = torch.arange(
-        size, device=device, dtype=torch.float32
-    )  # left or upper edge of each pixel
+    # left or upper edge of each pixel
+    pixel = torch.arange(size, device=device, dtype=torch.float32)
     low, high = (torch.as_tensor(edge, device=device)[..., None] for edge in (low, high))
     return (torch.minimum(pixel + 1, high) - torch.maximum(pixel, low)).clamp(min=0.0)
 

@@ -193,9 +193,8 @@ class FastRenderer:
         )
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
-        return np.ascontiguousarray(
-            self._pixels[::-1].transpose(2, 0, 1)
-        )  # OpenGL's first row is the lowest
+        # OpenGL's first row is the lowest
+        return np.ascontiguousarray(self._pixels[::-1].transpose(2, 0, 1))
 
 
 class FaithfulRenderer:
@@ -222,9 +221,8 @@ class FaithfulRenderer:
         choose_backend()
         import mujoco
 
-        screen = (
-            physics.model.vis.global_
-        )  # read when the context is made, which is at the first `physics.contexts`
+        # read when the context is made, which is at the first `physics.contexts`
+        screen = physics.model.vis.global_
         screen.offwidth, screen.offheight = (
             max(screen.offwidth, self.size),
             max(screen.offheight, self.size),

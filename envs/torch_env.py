@@ -374,9 +374,8 @@ class TorchVectorEnv(VectorEnv):
             else:
                 infos["final_obs"] = observations
             worlds.begin(ended)
-            if (
-                rows is None
-            ):  # every first observation is drawn, so that nobody asks how many are needed
+            # every first observation is drawn, so that nobody asks how many are needed
+            if rows is None:
                 observations = _choose(ended, worlds.observe(), observations)
             else:
                 observations = observations if self._numpy else _each(observations, Tensor.clone)

@@ -147,15 +147,13 @@ class World:
         self.key = torch.zeros(self.worlds, dtype=torch.int64, device=self.device)
         self.episode = torch.zeros_like(self.key)  # how many each world has begun since its seed
         self.luck = torch.zeros_like(self.key)  # counts the steps' noise
-        self.elapsed = torch.zeros_like(
-            self.key, dtype=torch.int32
-        )  # control steps in this episode
+        # control steps in this episode
+        self.elapsed = torch.zeros_like(self.key, dtype=torch.int32)
         self._planes: Planes | None = None
         self.history: list[Planes] = []  # states of the stacked frames, oldest first
         self._backdrops: dict[int, Tensor] = {}
 
-    # -- what a kind of world says
-    # ---------------------------------------------------------------------------------------
+    # -- what a kind of world says -----------------------------------------------------------------
 
     def draw(self, u: Planes) -> Planes:
         """An episode's first state from uniform numbers: `draws` planes in [0, 1) -> X planes."""
@@ -250,8 +248,7 @@ class World:
             self._put(self.draw(uniforms(self.key, self.episode, self.draws)), None, drawn=True)
         return self._planes
 
-    # -- episodes --
-    # ----------------------------------------------------------------------------------------------
+    # -- episodes ----------------------------------------------------------------------------------
 
     def seed(self, seed: Seed) -> None:
         """Seed world i with `seed + i`, or with `seed[i]`; None goes on, and the first time seeds
@@ -355,8 +352,7 @@ class World:
         gaps = ((p - g).square() for p, g in zip(self.position_of(state), self.goal_of(state)))
         return sum(gaps) < self.success_radius**2
 
-    # -- what can be seen --
-    # ----------------------------------------------------------------------------------------------
+    # -- what can be seen --------------------------------------------------------------------------
 
     def observe(self, rows: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Fresh observations of all worlds, or of the worlds `rows (n,)`: never a view of anything
@@ -369,9 +365,8 @@ class World:
         return {"pixels": self._pixels(rows), "state": self._vectors(rows)}
 
     def _pixels(self, rows: Tensor | None) -> Tensor:
-        history = (
-            self.history if self.planes else []
-        )  # asking for the planes begins an episode where none has begun
+        # asking for the planes begins an episode where none has begun
+        history = self.history if self.planes else []
         if rows is not None:
             history = [tuple(plane[rows] for plane in state) for state in history]
         stacked = tuple(torch.stack(planes, 1) for planes in zip(*history))  # X planes (n, K)
@@ -409,8 +404,7 @@ class World:
             for name, planes in self.shown_by(self.planes).items()
         }
 
-    # -- policies and rollouts
-    # -------------------------------------------------------------------------------------------
+    # -- policies and rollouts ---------------------------------------------------------------------
 
     def expert_action(self, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """(B, A) scripted actions plus `noise` times a standard normal (CPU draw), clipped to [-1,
@@ -501,8 +495,7 @@ class World:
                 state = after
             yield state, total.expand(shape), shape
 
-    # -- checks --
-    # ----------------------------------------------------------------------------------------------
+    # -- checks ------------------------------------------------------------------------------------
 
     def check_actions(self, actions: Any, shape: tuple[int, ...]) -> Tensor:
         """`actions` as a float32 tensor of `shape` on the device; ValueError if its shape or a NaN
@@ -535,8 +528,7 @@ class World:
             bad = states[int((~fits).nonzero()[0, 0]), :count].tolist()
             raise ValueError(
                 f"state {[round(v, 4) for v in bad]} {self.invalid}; pass one that get_state could "
-                f"return: "
-                f"{', '.join(self.state_names)}"
+                f"return: {', '.join(self.state_names)}"
             )
         luck = (
             states[:, count].double().nan_to_num().long() & ((1 << _LUCK_BITS) - 1)

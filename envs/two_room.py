@@ -22,9 +22,8 @@ class TwoRoomWorld(World):
     vector_bounds = (0.0, 1.0)
     actions, draws, limit = 2, layout.EPISODE_DRAWS, 100
     invalid = (
-        f"puts the agent into a wall, the goal outside the unit square, wall_x outside "
-        f"{layout.WALL_RANGE} or door_y outside "
-        f"{layout.DOOR_RANGE}"
+        "puts the agent into a wall, the goal outside the unit square, wall_x outside "
+        f"{layout.WALL_RANGE} or door_y outside {layout.DOOR_RANGE}"
     )
 
     def __init__(
@@ -63,8 +62,7 @@ class TwoRoomWorld(World):
         if corridor is not None and (shortcut is not None or not 0.0 < corridor <= 0.5):
             raise ValueError(
                 f"corridor is {corridor!r} and shortcut {shortcut!r}; pass a half width above 0 "
-                f"and at most 0.5, or None, and "
-                "one of the two at most"
+                "and at most 0.5, or None, and one of the two at most"
             )
         self.slip, self.corridor, self.wind = float(slip), corridor, float(wind)
         self.noises = 2 if (shortcut is not None and slip) or (corridor is not None and wind) else 0
@@ -139,8 +137,7 @@ class TwoRoomWorld(World):
             torch.stack(state[0:2], -1), state[4], state[5], torch.stack(u, -1)
         ).unbind(-1)
 
-    # -- pictures --
-    # ----------------------------------------------------------------------------------------------
+    # -- pictures ----------------------------------------------------------------------------------
 
     def background(self, wall_x: Tensor, door_y: Tensor, size: int) -> Tensor:
         """Layouts (...) without the agent -> uint8 (..., 3, size, size)."""

@@ -42,9 +42,8 @@ AGENT_RADIUS = 0.035  # also the radius at which the drawn dot is half transpare
 
 # What is left for the agent's centre.
 LOW, HIGH = BORDER + AGENT_RADIUS, 1.0 - BORDER - AGENT_RADIUS
-WALL_REACH = (
-    WALL_THICKNESS / 2 + AGENT_RADIUS
-)  # half width of the slab around wall_x that only the doorway crosses
+# half width of the slab around wall_x that only the doorway crosses
+WALL_REACH = WALL_THICKNESS / 2 + AGENT_RADIUS
 DOOR_CLEARANCE = DOOR_HALF_WIDTH - AGENT_RADIUS  # half width of the doorway
 
 BRIDGE_HALF_WIDTH = 0.04  # for the agent's centre, around y = shortcut
@@ -60,6 +59,7 @@ DOOR_RANGE = (0.2, 0.8)  # of door_y when it is drawn per episode
 
 ERRAND_DEPTH, ERRAND_MISS = 0.15, 0.15  # world units, see `errand`
 
+# what get_state, set_state and simulate mean by X
 STATE = (
     "x",
     "y",
@@ -67,7 +67,7 @@ STATE = (
     "goal_y",
     "wall_x",
     "door_y",
-)  # what get_state, set_state and simulate mean by X
+)
 SUCCESS_RADIUS = 0.05
 
 # RGB, 0..255: a red dot and dark walls on a light floor; goals, where people look at them, are
@@ -189,9 +189,8 @@ def sweep(
     sign = torch.where(dx >= 0, 1.0, -1.0)
     start, end = sign * x, sign * (x + dx).clamp(LOW, HIGH)
     near, far = torch.minimum(sign * left, sign * right), torch.maximum(sign * left, sign * right)
-    run = dx.abs().clamp(
-        min=1e-12
-    )  # never zero, so that times below stay finite (and gradients too)
+    # never zero, so that times below stay finite (and gradients too)
+    run = dx.abs().clamp(min=1e-12)
     y_end = (y + dy).clamp(LOW, HIGH)
 
     # At the wall's near face: through the door, or x is blocked and y goes on.
@@ -287,9 +286,8 @@ def expert_action(
         door_y = torch.where(over, shortcut, door_y)
         clearance = torch.where(over, BRIDGE_HALF_WIDTH, clearance)
     goal_is_right = goal[..., 0] > wall_x
-    near = torch.where(
-        goal_is_right, left - ahead, right + ahead
-    )  # the waypoints before and after the door
+    # the waypoints before and after the door
+    near = torch.where(goal_is_right, left - ahead, right + ahead)
     far = torch.where(goal_is_right, right + ahead, left - ahead)
 
     arrived = torch.where(goal_is_right, x >= right, x <= left)
@@ -359,10 +357,11 @@ def draw_episode(
         """(n, k, 2) uniforms within the room named by `in_left (n, k)` -> (n, k, 2) positions."""
         x_left = LOW + u[..., 0] * left_length[:, None]
         x_right = right[:, None] + u[..., 0] * right_length[:, None]
+        # against rounding
         x_left, x_right = (
             torch.minimum(x_left, left[:, None]),
             x_right.clamp(max=HIGH),
-        )  # against rounding
+        )
         return torch.stack(
             [torch.where(in_left, x_left, x_right), LOW + u[..., 1] * (HIGH - LOW)], dim=-1
         )
@@ -409,9 +408,8 @@ def background(
         """Share of each pixel's extent within [low, high], world units."""
         return raster.share(low * size, high * size, size, device)
 
-    across = share(
-        wall_x - WALL_THICKNESS / 2, wall_x + WALL_THICKNESS / 2
-    )  # (..., size) over columns
+    # (..., size) over columns
+    across = share(wall_x - WALL_THICKNESS / 2, wall_x + WALL_THICKNESS / 2)
     gap = share(door_y - DOOR_HALF_WIDTH, door_y + DOOR_HALF_WIDTH)  # (..., size) over rows
     inner = share(BORDER, 1.0 - BORDER)  # (size,)
     wall = across[..., None, :] * (1.0 - gap[..., :, None])
@@ -463,9 +461,10 @@ def draw_dot(
     alpha = alpha.flatten(1)[:, None]  # (n, 1, P*P)
 
     index = index.to(torch.int64)
+    # (n, 3, P*P)
     pixels = (
         (index[:, 1, :, None] * size + index[:, 0, None, :]).flatten(1)[:, None].expand(-1, 3, -1)
-    )  # (n, 3, P*P)
+    )
     under = pictures.gather(2, pixels).float()
     ink = raster.ink(colour, frames.device)[:, None]
     pictures.scatter_(2, pixels, (under + alpha * (ink - under)).add_(0.5).to(torch.uint8))
@@ -535,7 +534,6 @@ def checked_shortcut(shortcut: float | None, door: float | None) -> float | None
     if not low <= shortcut <= high or door is None or abs(shortcut - door) < apart:
         raise ValueError(
             f"shortcut is {shortcut!r}; pass None or a number in [{low}, {high}] at least "
-            f"{apart:.3f} from a door that is not "
-            "'random'"
+            f"{apart:.3f} from a door that is not 'random'"
         )
     return float(np.float32(shortcut))

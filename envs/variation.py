@@ -96,9 +96,8 @@ class Variation:
             base = self._base[name]
             colour = (1 - strength) * base[:, :3] + strength * rng.uniform(0.1, 1.0, (len(base), 3))
             own = np.ones(len(base), bool)
-            if (
-                name != "mat_rgba"
-            ):  # MuJoCo draws a material's colour only while the geom's or site's is the default
+            # MuJoCo draws a material's colour only while the geom's or site's is the default
+            if name != "mat_rgba":
                 material = getattr(model, name.replace("rgba", "matid")) >= 0
                 own = ~(material & (base == np.float32([0.5, 0.5, 0.5, 1])).all(1))
             getattr(model, name)[own, :3] = colour[own]
@@ -149,10 +148,11 @@ class Variation:
         if strength is None:
             return picture
         rng, size = self._draws("distractors", word), picture.shape[-1]
+        # sides of the picture, per second
         start, velocity = (
             rng.uniform(0, 1, (6, 2)),
             rng.uniform(-0.5, 0.5, (6, 2)),
-        )  # sides of the picture, per second
+        )
         radius, colour = rng.uniform(0.02, 0.06, 6), rng.uniform(0, 255, (6, 3))
         path = (start + velocity * time) % 2
         centre = np.where(path > 1, 2 - path, path)

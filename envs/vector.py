@@ -147,9 +147,8 @@ class BatchedEnv(VectorEnv):
             single.observation_space,
             single.action_space,
         )
-        self.action_groups = tuple(
-            getattr(single.unwrapped, "action_groups", ())
-        )  # sizes of one-hot actions
+        # sizes of one-hot actions
+        self.action_groups = tuple(getattr(single.unwrapped, "action_groups", ()))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -180,8 +179,7 @@ class BatchedEnv(VectorEnv):
         if actions.shape != (self.num_envs, *space.shape):
             raise ValueError(
                 f"{self.name} expects actions {(self.num_envs, *space.shape)}, one for each of "
-                f"{self.num_envs} envs, "
-                f"got {actions.shape}."
+                f"{self.num_envs} envs, got {actions.shape}."
             )
         if not np.isfinite(actions).all():
             i = int(np.argwhere(~np.isfinite(actions))[0, 0])
@@ -196,8 +194,7 @@ class BatchedEnv(VectorEnv):
         if columns.shape != (self.num_envs, len(self.action_groups)):
             raise ValueError(
                 f"{self.name} expects actions {(self.num_envs, len(self.action_groups))}, or "
-                f"one-hot "
-                f"{(self.num_envs, *self.single_action_space.shape)}, got {numbers.shape}."
+                f"one-hot {(self.num_envs, *self.single_action_space.shape)}, got {numbers.shape}."
             )
         for i, row in enumerate(columns):
             if not all(0 <= number < size for number, size in zip(row, self.action_groups)):
@@ -268,8 +265,7 @@ def write(observations: Any, rows: Any, values: Any) -> None:
         observations[rows] = values
 
 
-# -- one environment after the other, here or in worker processes
-# ------------------------------------------------------
+# -- one environment after the other, here or in worker processes ----------------------------------
 
 
 class EnvVector(BatchedEnv):
@@ -306,9 +302,8 @@ class EnvVector(BatchedEnv):
         workers: int = 0,
     ):
         super().__init__(first, n, device)
-        self.name = env_id.rpartition(":")[
-            2
-        ]  # Gymnasium's own are all "gjwm/gym-v0" to `first.spec`
+        # Gymnasium's own are all "gjwm/gym-v0" to `first.spec`
+        self.name = env_id.rpartition(":")[2]
         self._make = (env_id, dict(kwargs))
         self._blocks = [
             block.tolist()
@@ -677,8 +672,7 @@ class _Here:
         self._group.close()
 
 
-# -- memory for observations
-# -------------------------------------------------------------------------------------------
+# -- memory for observations -----------------------------------------------------------------------
 
 
 def _empty(space: spaces.Space, n: int) -> Observations:

@@ -89,9 +89,8 @@ class WarpVectorEnv(BatchedEnv):
             )
         if obs not in ("state", "pixels", "both") or min(size, frame_stack) < 1:
             raise ValueError(
-                f"expected obs 'state', 'pixels' or 'both', size >= 1 and frame_stack >= 1, got "
-                f"{obs!r}, {size} and "
-                f"{frame_stack}."
+                "expected obs 'state', 'pixels' or 'both', size >= 1 and frame_stack >= 1, got "
+                f"{obs!r}, {size} and {frame_stack}."
             )
         # The environment whose model is simulated, and which draws where episodes begin.
         self._single = ControlSuiteEnv(
@@ -114,9 +113,8 @@ class WarpVectorEnv(BatchedEnv):
         self._formula = FORMULAS[domain, task]
         self._single.reset(seed=0)  # what a task sets in its model at every reset is now set
         self._mjw, self._wp = mujoco_warp, warp
-        warp.config.log_level = max(
-            warp.config.log_level, warp.LOG_WARNING
-        )  # else a line for every kernel
+        # else a line for every kernel
+        warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)
         warp.init()
         self._where = torch.device("cpu") if device is None else torch.device(device)
         self._stream = torch.cuda.Stream(self._where) if self._where.type == "cuda" else None
@@ -332,9 +330,8 @@ class WarpVectorEnv(BatchedEnv):
                 self._frames = torch.cat([self._frames[:, 1:], frame], 1)
             else:
                 self._frames[at] = frame[at].expand(-1, self.frame_stack, -1, -1, -1)
-            found["pixels"] = (
-                self._frames[at].flatten(1, 2).clone()
-            )  # not a view of what the next reset writes into
+            # not a view of what the next reset writes into
+            found["pixels"] = self._frames[at].flatten(1, 2).clone()
         return found if self.obs == "both" else found[self.obs]
 
     def _check_physics(self, rows: np.ndarray) -> None:

@@ -67,17 +67,15 @@ def batch(law: str, samples: int, dim: int, generator: Generator) -> Tensor:
         return torch.cat([half, half], 1)
     if law == "anisotropic":  # standard deviations from 0.5 to 1.5
         return z * torch.linspace(0.5, 1.5, dim)
-    if (
-        law == "heavy-tailed"
-    ):  # Student's t with 5 degrees of freedom, one scale for all dimensions; identity covariance
+    # Student's t with 5 degrees of freedom, one scale for all dimensions; identity covariance
+    if law == "heavy-tailed":
         chi2 = gaussian(samples, 5).square().sum(1, keepdim=True)
         return z * (3 / chi2).sqrt()
     if law == "mixture":  # two clusters along one diagonal of the cube
         sign = gaussian(samples, 1).sign()
         return 0.6 * z + 0.8 * sign
-    if (
-        law == "whitened mixture"
-    ):  # two clusters along every axis, with mean zero and identity covariance
+    # two clusters along every axis, with mean zero and identity covariance
+    if law == "whitened mixture":
         sign = gaussian(samples, dim).sign()
         return 0.3 * z + (1 - 0.09) ** 0.5 * sign
     if law == "shifted":  # mean 0.3 in every dimension, identity covariance

@@ -129,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             and command is not None
         ):
             told = (
-                f"{cause.filename}: {cause.strerror}; set dataset=... or run_dir=... to "
-                f"a folder that can be written."
+                f"{cause.filename}: {cause.strerror}; set dataset=... or run_dir=... to a folder "
+                "that can be written."
             )
         print(f"gjwm {arguments[0]}: {told}", file=sys.stderr)
         return 1

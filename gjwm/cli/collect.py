@@ -44,9 +44,8 @@ def _collect(cfg: DictConfig, episodes: int) -> None:
     repeat = cfg.env.get("action_repeat", 1)
     print(
         f"{cfg.dataset}: {result['episodes']} episodes, {result['frames']} frames in "
-        f"{result['seconds']:.1f} s "
-        f"({result['frames_per_second']:.0f} frames/s, {repeat * result['frames_per_second']:.0f} "
-        f"env steps/s)"
+        f"{result['seconds']:.1f} s ({result['frames_per_second']:.0f} frames/s, "
+        f"{repeat * result['frames_per_second']:.0f} env steps/s)"
     )
     seen = result["coverage"]
     print(

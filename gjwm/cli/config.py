@@ -83,12 +83,10 @@ def prepare(cfg: DictConfig) -> None:
     torch.set_num_threads(threads)
     _check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
-        torch.cuda.set_device(
-            torch.device(cfg.device).index or 0
-        )  # what "auto" means to a replay buffer
-    torch.manual_seed(
-        cfg.seed
-    )  # weights of new networks; everything else has a generator of its own
+        # what "auto" means to a replay buffer
+        torch.cuda.set_device(torch.device(cfg.device).index or 0)
+    # weights of new networks; everything else has a generator of its own
+    torch.manual_seed(cfg.seed)
 
 
 def _check_device(name: str) -> None:
@@ -180,14 +178,12 @@ def check_refine_dynamics(cfg: DictConfig) -> None:
     if not isinstance(others, DictConfig) or "_target_" not in others:
         raise ValueError(
             "refine.dynamics must be null or the settings of dynamics, such as "
-            "+dynamics@refine.dynamics=ensemble, got "
-            f"{others!r}."
+            f"+dynamics@refine.dynamics=ensemble, got {others!r}."
         )
     if not cfg.refine.steps:
         raise ValueError(
-            "refine.dynamics would never be trained, as refine.steps is 0: set refine.steps=10000, "
-            "say, or "
-            "refine.dynamics=null."
+            "refine.dynamics would never be trained, as refine.steps is 0: set "
+            "refine.steps=10000, say, or refine.dynamics=null."
         )
     with torch.random.fork_rng(devices=[]):  # the weights of what is trained are drawn later
         try:
@@ -204,8 +200,7 @@ def check_refine_dynamics(cfg: DictConfig) -> None:
         if found != asked:
             raise ValueError(
                 f"refine.dynamics has {name} {found} and the latents {asked}: set "
-                f"refine.dynamics.{name}={asked}, with "
-                "dynamics that know it."
+                f"refine.dynamics.{name}={asked}, with dynamics that know it."
             )
 
 

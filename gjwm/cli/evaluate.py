@@ -60,9 +60,8 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
                 seed=options["seed"],
             )
         except ValueError as error:
-            print(
-                f"no films: {error}", file=sys.stderr
-            )  # what was measured is worth more than its pictures
+            # what was measured is worth more than its pictures
+            print(f"no films: {error}", file=sys.stderr)
         else:
             shown = dict(worst=cfg.report.worst, typical=cfg.report.typical, fps=cfg.video.fps)
             report["gallery"] = gallery(run / GALLERY, films, **shown)
@@ -125,9 +124,8 @@ def evaluate_arguments(cfg: DictConfig) -> dict[str, Any]:
     episodes, length = cfg.evaluate.episodes, cfg.evaluate.length
     if not isinstance(episodes, int) or not isinstance(length, int) or episodes < 8 or length < 1:
         raise ValueError(
-            f"expected evaluate.episodes >= 8, half of which fit the probes, and evaluate.length "
-            f">= 1, got {episodes!r} and "
-            f"{length!r}."
+            "expected evaluate.episodes >= 8, half of which fit the probes, and evaluate.length "
+            f">= 1, got {episodes!r} and {length!r}."
         )
     known = inspect.signature(check_protocol).parameters
     check_protocol(**{name: value for name, value in options.items() if name in known})
@@ -145,15 +143,13 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         f"prediction   R2 at {p['horizon']} steps {p['r2_by_horizon'][-1]:.3f} (copy-last "
         f"{p['copy_last_r2_by_horizon'][-1]:.3f}), skill {p['skill_nats_per_dim']:.2f} nats/dim "
-        f"(copy-last "
-        f"{p['skill_copy_last_nats_per_dim']:.2f}), rank accuracy {p['rank_accuracy']:.3f}",
+        f"(copy-last {p['skill_copy_last_nats_per_dim']:.2f}), rank accuracy "
+        f"{p['rank_accuracy']:.3f}",
         f"probe R2     linear {report['probe']['linear_r2']:.3f}, kNN "
-        f"{report['probe']['knn_r2']:.3f}, "
-        f"MLP {report['probe']['mlp_r2']:.3f}",
+        f"{report['probe']['knn_r2']:.3f}, MLP {report['probe']['mlp_r2']:.3f}",
         f"gaussianity  effective rank {g['effective_rank']:.1f} (ideal "
-        f"{g['effective_rank_ideal']:.1f}), Epps-Pulley "
-        f"{g['epps_pulley']:.2f} (ideal {g['epps_pulley_null']:.2f}), variance "
-        f"{p['variance_per_dim']:.3f} (ideal 1)",
+        f"{g['effective_rank_ideal']:.1f}), Epps-Pulley {g['epps_pulley']:.2f} (ideal "
+        f"{g['epps_pulley_null']:.2f}), variance {p['variance_per_dim']:.3f} (ideal 1)",
         f"calibration  50/80/90/95% intervals cover {c['coverage_50']:.2f} {c['coverage_80']:.2f} "
         f"{c['coverage_90']:.2f} {c['coverage_95']:.2f}, ECE {c['ece']:.3f}",
     ]
@@ -161,9 +157,8 @@ def summary(report: dict[str, Any]) -> str:
         v = report["surprise"]
         lines.append(
             f"surprise     AUROC teleport {v['teleport']['auroc']:.3f}, colour "
-            f"{v['colour']['auroc']:.3f}, frozen "
-            f"{v['frozen']['auroc']:.3f}; false alarms {v['false_alarm_rate']:.2%} at "
-            f"{v['level']:.0%}"
+            f"{v['colour']['auroc']:.3f}, frozen {v['frozen']['auroc']:.3f}; false alarms "
+            f"{v['false_alarm_rate']:.2%} at {v['level']:.0%}"
         )
     for name in ("model", "random", "hold", "oracle"):
         row = s if name == "model" else s.get(name)
@@ -171,8 +166,7 @@ def summary(report: dict[str, Any]) -> str:
             low, high = row["ci95"]
             lines.append(
                 f"planning     {name:7s} success {row['success_rate']:.1%} [{low:.1%}, {high:.1%}] "
-                f"of {row['episodes']}, "
-                f"{1e3 * row['seconds_per_step']:.1f} ms per step"
+                f"of {row['episodes']}, {1e3 * row['seconds_per_step']:.1f} ms per step"
             )
     return "\n".join(lines)
 

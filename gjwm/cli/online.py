@@ -79,8 +79,7 @@ def online_command(cfg: DictConfig, command: str) -> None:
     if own.capacity is not None and own.capacity < own.lanes * (own.length + 1):
         raise ValueError(
             f"online.capacity={own.capacity} has no room for a window in each lane: expected at "
-            f"least lanes * (length + 1) = "
-            f"{own.lanes * (own.length + 1)}."
+            f"least lanes * (length + 1) = {own.lanes * (own.length + 1)}."
         )
     names = (
         "aimless_steps",
@@ -259,8 +258,7 @@ def _learn_online(
         low, high = row["ci95"]
         print(
             f"{name:8s} return {row['return_mean']:.1f} [{low:.1f}, {high:.1f}] of "
-            f"{row['episodes']} episodes, "
-            f"{1e3 * row['seconds_per_step']:.1f} ms per step"
+            f"{row['episodes']} episodes, {1e3 * row['seconds_per_step']:.1f} ms per step"
         )
     print(f"{run}: checkpoint.pt, returns.csv, returns.json, metrics.jsonl")
 
@@ -303,8 +301,8 @@ def _announce_replay(arguments: dict[str, Any], device: str) -> None:
     if available is not None and needed > available:
         raise MemoryError(
             f"a replay of {arguments['capacity']} steps takes {needed / 2**30:.1f} GiB and "
-            f"{available / 2**30:.1f} GiB are "
-            "available; set online.capacity to fewer, or lower env.size."
+            f"{available / 2**30:.1f} GiB are available; set online.capacity to fewer, or lower "
+            "env.size."
         )
 
 

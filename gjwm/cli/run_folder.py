@@ -85,8 +85,7 @@ def begin(
     if unfinished:
         raise ValueError(
             f"{run} holds a training that stopped after step {found.step}: go on with resume=true, "
-            f"or remove "
-            f"{checkpoints.folder} to start anew."
+            f"or remove {checkpoints.folder} to start anew."
         )
     dataset = cfg.online.data if last == RETURNS else cfg.dataset
     episodes = 0 if dataset is None else dataset_info(dataset)["episodes"]

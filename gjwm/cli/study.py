@@ -23,10 +23,11 @@ def study_command(cfg: DictConfig, command: str) -> None:
     axes, fixed = split_sweep(overrides)
     settings = OmegaConf.to_container(cfg.study, resolve=False)  # interpolations are each run's own
     settings["grid"] |= axes
+    # as many as submitit's arrays run by default
     several = {
         "local": cores() if has_joblib() else 1,
         "slurm": 256,
-    }  # as many as submitit's arrays run by default
+    }
     if settings["launcher"] not in several:
         raise ValueError(f"study.launcher must be local or slurm, got {settings['launcher']!r}.")
     at_once = several[settings["launcher"]] if settings["jobs"] is None else settings["jobs"]

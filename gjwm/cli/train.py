@@ -59,9 +59,8 @@ def train_command(cfg: DictConfig, command: str) -> None:
         check_refining(**refining)
     if cfg.calibrate.horizon < 1 or cfg.calibrate.episodes < 0:
         raise ValueError(
-            f"expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got "
-            f"{cfg.calibrate.horizon} and "
-            f"{cfg.calibrate.episodes}."
+            "expected calibrate.horizon >= 1 and calibrate.episodes >= 0, got "
+            f"{cfg.calibrate.horizon} and {cfg.calibrate.episodes}."
         )
     check_kept(cfg)
     checkpoints = Checkpoints(run / "state")
@@ -73,16 +72,14 @@ def train_command(cfg: DictConfig, command: str) -> None:
         if refining["steps"] and 0 < longest < refining["length"]:
             raise ValueError(
                 f"refine.length={refining['length']} is longer than the longest episode of "
-                f"{cfg.dataset}, {longest} steps; "
-                "shorten the windows, or collect longer episodes."
+                f"{cfg.dataset}, {longest} steps; shorten the windows, or collect longer episodes."
             )
 
     stays = cfg.dynamics.get("static_dim", 0)
     if stays != cfg.objective.static_dim:
         raise ValueError(
             f"objective.static_dim is {cfg.objective.static_dim} and that of the dynamics {stays}: "
-            f"set both to the same, with "
-            "dynamics that have one."
+            "set both to the same, with dynamics that have one."
         )
     # Before anything in the run's folder is touched.
     own = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k != "lam"])

@@ -30,9 +30,8 @@ def video_command(cfg: DictConfig, command: str) -> None:
     count = max(cfg.video.episodes, cfg.video.grid)
     if count < 1 or cfg.video.episodes < 0 or cfg.video.grid < 0:
         raise ValueError(
-            f"a video shows video.episodes attempts in detail and video.grid at once, one of them "
-            f"at least 1, got "
-            f"{cfg.video.episodes} and {cfg.video.grid}."
+            "a video shows video.episodes attempts in detail and video.grid at once, one of them "
+            f"at least 1, got {cfg.video.episodes} and {cfg.video.grid}."
         )
     if options["kappa"] is not None:
         check_members(model.dynamics)

@@ -166,9 +166,9 @@ class Wandering:
             position = _array(world.position).reshape(len(rngs), -1)
             if position.shape[1] != action_dim:
                 raise ValueError(
-                    f"wandering expects actions along the axes of the position; "
-                    f"{type(world).__name__} has {action_dim} "
-                    f"actions and {position.shape[1]} coordinates: choose another behaviour."
+                    "wandering expects actions along the axes of the position; "
+                    f"{type(world).__name__} has {action_dim} actions and {position.shape[1]} "
+                    "coordinates: choose another behaviour."
                 )
             due = (left <= 0) | (np.abs(places - position).max(1) < self.near)
             if due.any():

@@ -232,8 +232,7 @@ def _collect(job: _Job, episodes: int, workers: int | None, first_episode: int) 
     return _collect_in_processes(job, chunks, workers) if workers else _collect_here(job, numbers)
 
 
-# -- one env, one episode at a time
-# ------------------------------------------------------------------------------------
+# -- one env, one episode at a time ----------------------------------------------------------------
 
 
 class _Recorder:
@@ -336,8 +335,7 @@ def _failed(job: _Job, number: int, error: Exception) -> RuntimeError:
     return RuntimeError(f"episode {number} of {job.env_id} failed: {type(error).__name__}: {error}")
 
 
-# -- worker processes
-# --------------------------------------------------------------------------------------------------
+# -- worker processes ------------------------------------------------------------------------------
 
 
 def _collect_in_processes(job: _Job, chunks: list[range], workers: int) -> Iterator[Episode]:
@@ -405,8 +403,7 @@ class _Recording:
             self.recorder.env.close()
 
 
-# -- torch-native worlds
-# -----------------------------------------------------------------------------------------------
+# -- torch-native worlds ---------------------------------------------------------------------------
 
 
 def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[Episode]:
@@ -473,9 +470,8 @@ def _record_batch(
             if (_numpy(terminated) | _numpy(truncated)).any():
                 raise ValueError(
                     f"an episode ended on step {t + 1} of {length}; a torch-native world is "
-                    f"collected at fixed length, so let "
-                    "it accept terminate_on_goal and max_episode_steps, and leave "
-                    "terminate_on_goal out of env_kwargs."
+                    "collected at fixed length, so let it accept terminate_on_goal and "
+                    "max_episode_steps, and leave terminate_on_goal out of env_kwargs."
                 )
             _write(o, t + 1, frames(observation))
             a.append(action)

@@ -413,8 +413,7 @@ def check_members(dynamics: Any) -> None:
         name = dynamics.__name__ if isinstance(dynamics, type) else type(dynamics).__name__
         raise ValueError(
             f"kappa weighs what an ensemble's members disagree on, and these dynamics are {name}: "
-            f"set evaluate.kappa=null, or "
-            "train with dynamics=ensemble, or with refine.steps and "
+            "set evaluate.kappa=null, or train with dynamics=ensemble, or with refine.steps and "
             "+dynamics@refine.dynamics=ensemble."
         )
 
@@ -519,12 +518,10 @@ class Details:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)  # plain and small, for one .npz
     pairs: GoalPairs | None = None
     attempts: GoalEpisodes | None = None  # the model's
-    plans: list[tuple[int, np.ndarray]] = field(
-        default_factory=list
-    )  # the model's, see `ModelPolicy`
-    readouts: dict[str, Readout] = field(
-        default_factory=dict
-    )  # z -> each true state variable, the MLP probes
+    # the model's, see `ModelPolicy`
+    plans: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    # z -> each true state variable, the MLP probes
+    readouts: dict[str, Readout] = field(default_factory=dict)
 
 
 def check_protocol(
@@ -568,9 +565,8 @@ def check_equal_length(episodes: Sequence[Episode]) -> None:
     if len(lengths) != 1:
         raise ValueError(
             f"held-out episodes must have one length, and these have {lengths[0]} to {lengths[-1]} "
-            f"steps: shorten "
-            "evaluate.length, or keep the env from ending them (terminate: false for a Gymnasium "
-            "environment)."
+            "steps: shorten evaluate.length, or keep the env from ending them (terminate: false "
+            "for a Gymnasium environment)."
         )
 
 
@@ -591,8 +587,7 @@ def _check_planner(planner: Planner, action_groups: Sequence[int], env_id: str) 
     if tuple(planner.groups or (sum(action_groups),)) != tuple(action_groups):
         raise ValueError(
             f"the actions of {env_id} are one-hot vectors of sizes {list(action_groups)}: set "
-            f"planner.groups to these, got "
-            f"{planner.groups}."
+            f"planner.groups to these, got {planner.groups}."
         )
 
 

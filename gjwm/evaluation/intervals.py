@@ -94,7 +94,7 @@ def stratified_interquartile_mean(
     scores = {task: np.asarray(values, np.float64).ravel() for task, values in runs.items()}
     if not scores or any(not len(values) for values in scores.values()):
         raise ValueError(
-            f"an interquartile mean needs runs of each task, got "
+            "an interquartile mean needs runs of each task, got "
             f"{ ({k: len(v) for k, v in scores.items()}) }."
         )
     if not all(np.isfinite(values).all() for values in scores.values()):

@@ -72,9 +72,8 @@ def spoil(
         # A moment that looks like this one, as where an agent rests, would be no jump.
         source = first + int(rng.choice(np.flatnonzero(change >= 0.9 * change.max())))
         frames = np.concatenate([frames[: step + 1], frames[source:]])
-        a = np.concatenate(
-            [a[: step + 1], a[source:]]
-        )  # a[step] leads to the jump, then what was done there
+        # a[step] leads to the jump, then what was done there
+        a = np.concatenate([a[: step + 1], a[source:]])
     elif kind == "colour":
         frames = np.concatenate([frames[: step + 1], frames[step + 1 :, [1, 2, 0]]])
     else:

@@ -81,8 +81,8 @@ def judge(report: Report) -> Verdict:
         why, change = _strengths(report), _HARDER
     else:
         why = (
-            f"{_strengths(report)} So the loss lies between prediction and "
-            f"planning: distances in latent space mislead."
+            f"{_strengths(report)} So the loss lies between prediction and planning: distances in "
+            "latent space mislead."
         )
         change = (
             "Look at the failures below, then try the planner (samples, horizon, "
@@ -92,12 +92,12 @@ def judge(report: Report) -> Verdict:
 
 
 _SEARCH = (
-    "Make the planner solve the task on the simulator first: "
-    "planner.samples, planner.iterations, evaluate.horizon."
+    "Make the planner solve the task on the simulator first: planner.samples, planner.iterations, "
+    "evaluate.horizon."
 )
 _HARDER = (
-    "Ask for goals that chance does not reach: evaluate.goal_offset "
-    "further ahead, or fewer evaluate.steps."
+    "Ask for goals that chance does not reach: evaluate.goal_offset further ahead, or fewer "
+    "evaluate.steps."
 )
 
 
@@ -135,9 +135,8 @@ def _strengths(report: Report) -> str:
         beside = f"linear {linear['r2_by_horizon'][-1]:.2f}, {beside}"
     return (
         f"It predicts {prediction['horizon']} steps with R² {prediction['r2_by_horizon'][-1]:.2f} "
-        f"({beside}), its 90% "
-        f"intervals hold {calibration['coverage_90']:.0%}, and the position is read from z with R² "
-        f"{_best_probe(probe):.2f}."
+        f"({beside}), its 90% intervals hold {calibration['coverage_90']:.0%}, and the position is "
+        f"read from z with R² {_best_probe(probe):.2f}."
     )
 
 
@@ -176,8 +175,7 @@ def _representation(report: Report) -> Finding | None:
         f"The position cannot be read from z: the best probe has R² {best:.2f} (needed: "
         f"{READABLE}).",
         "Let latents show what moves: more varied data, train.episodes (few per batch, against "
-        "constant layouts), more "
-        "train.steps, or a larger latent_dim.",
+        "constant layouts), more train.steps, or a larger latent_dim.",
     )
 
 
@@ -187,23 +185,22 @@ def _prediction(report: Report) -> Finding | None:
     linear = prediction.get("linear_gaussian", {}).get("r2_by_horizon", [float("-inf")])[-1]
     change = (
         "Refine the dynamics (refine.steps), train longer (train.steps), on longer windows "
-        "(train.length), with wider "
-        "dynamics.hidden, or collect more."
+        "(train.length), with wider dynamics.hidden, or collect more."
     )
     if ours < PREDICTABLE:
         why = (
-            f"Prediction fades: R² {ours:.2f} after {prediction['horizon']} steps "
-            f"(needed: {PREDICTABLE})."
+            f"Prediction fades: R² {ours:.2f} after {prediction['horizon']} steps (needed: "
+            f"{PREDICTABLE})."
         )
     elif ours <= copied:
         why = (
-            f"Prediction is no better than copying the last latent: R² {ours:.2f} "
-            f"against {copied:.2f}."
+            f"Prediction is no better than copying the last latent: R² {ours:.2f} against "
+            f"{copied:.2f}."
         )
     elif ours <= linear:
         why = (
-            f"The dynamics predict no better than a linear law of the same latents: "
-            f"R² {ours:.2f} against {linear:.2f}."
+            f"The dynamics predict no better than a linear law of the same latents: R² {ours:.2f} "
+            f"against {linear:.2f}."
         )
     else:
         return None
@@ -227,8 +224,7 @@ def _uncertainty(report: Report) -> Finding | None:
         f"The model is {side}: 90% intervals {steps} step{'s' * (steps > 1)} ahead hold "
         f"{coverage:.0%}.",
         "Calibrate on more held-out episodes (calibrate.episodes, calibrate.horizon), and do not "
-        "plan with particles until "
-        "it holds.",
+        "plan with particles until it holds.",
     )
 
 

@@ -32,9 +32,9 @@ __all__ = [
 ]
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-UNIT_GAUSSIAN_NATS = 0.5 * math.log(
-    2 * math.pi * math.e
-)  # per dimension, of N(0, I) about itself: the baseline of "skill"
+# per dimension, of N(0, I) about itself: the baseline of "skill"
+UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)
+# of hard to ordinary deviations that `fit_tail` chooses from
 RATIOS = (
     1.0,
     1.5,
@@ -42,7 +42,7 @@ RATIOS = (
     2.5,
     3.0,
     3.5,
-)  # of hard to ordinary deviations that `fit_tail` chooses from
+)
 _ECE_LEVELS = torch.arange(0.05, 0.951, 0.05, dtype=torch.float64)
 
 
@@ -68,8 +68,7 @@ def _check(prediction: Prediction, target: Tensor) -> None:
     if prediction.mean.shape != target.shape or prediction.variance.shape != target.shape:
         raise ValueError(
             f"expected a prediction of the target's shape {tuple(target.shape)}, got mean "
-            f"{tuple(prediction.mean.shape)} and "
-            f"variance {tuple(prediction.variance.shape)}."
+            f"{tuple(prediction.mean.shape)} and variance {tuple(prediction.variance.shape)}."
         )
     values = (prediction.mean, prediction.variance, target)
     bad = sum(x.numel() - int(x.isfinite().sum()) for x in values)
@@ -89,9 +88,8 @@ def expected_calibration_error(pit: Tensor) -> float:
     """Mean over the levels .05 to .95 of |share of central intervals that hold the target - level|,
     from PIT values.
     """
-    inside = (
-        2 * (pit.flatten().double() - 0.5).abs()
-    )  # the smallest central interval that holds the target
+    # the smallest central interval that holds the target
+    inside = 2 * (pit.flatten().double() - 0.5).abs()
     return (
         torch.stack([((inside <= level).double().mean() - level).abs() for level in _ECE_LEVELS])
         .mean()

@@ -58,9 +58,8 @@ class Encoder(nn.Module):
         axes = len(self.observation_shape)
         if o.dim() < axes or tuple(o.shape[o.dim() - axes :]) != self.observation_shape:
             raise ValueError(
-                f"this encoder was built for observations (..., "
-                f"{', '.join(map(str, self.observation_shape))}), "
-                f"got {tuple(o.shape)}."
+                "this encoder was built for observations (..., "
+                f"{', '.join(map(str, self.observation_shape))}), got {tuple(o.shape)}."
             )
         lead = o.shape[: o.dim() - axes]
         z = self.features(o.reshape(-1, *self.observation_shape))

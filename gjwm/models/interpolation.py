@@ -18,8 +18,7 @@ def _ends(z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if z0.shape != z1.shape or t.dim() != 1:
         raise ValueError(
             f"expected two latents of one shape (..., D) and times (S,), got {tuple(z0.shape)}, "
-            f"{tuple(z1.shape)} and "
-            f"{tuple(t.shape)}."
+            f"{tuple(z1.shape)} and {tuple(t.shape)}."
         )
     return z0.unsqueeze(-2), z1.unsqueeze(-2), t.to(z0)[:, None]
 

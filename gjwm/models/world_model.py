@@ -47,8 +47,7 @@ class WorldModel(nn.Module):
         if encoder.latent_dim != dynamics.latent_dim:
             raise ValueError(
                 f"the encoder's latents have {encoder.latent_dim} dimensions and the dynamics "
-                f"expect "
-                f"{dynamics.latent_dim}: set both to the same latent_dim."
+                f"expect {dynamics.latent_dim}: set both to the same latent_dim."
             )
         self.encoder, self.dynamics = encoder, dynamics
         self.heads = nn.ModuleDict(heads or {})
@@ -194,23 +193,21 @@ class WorldModel(nn.Module):
         if objective.static_dim != self.dynamics.static_dim:
             raise ValueError(
                 f"the objective's static_dim is {objective.static_dim} and that of "
-                f"{type(self.dynamics).__name__} is "
-                f"{self.dynamics.static_dim}: set both to the same, with dynamics that have one."
+                f"{type(self.dynamics).__name__} is {self.dynamics.static_dim}: set both to the "
+                "same, with dynamics that have one."
             )
         z = self.encode(batch.o)  # (B, T+1, D)
         z_next = z[:, 1:]
         z_hat = self.dynamics.training_means(z, batch.a, truncate)
         losses = objective(z_hat, z_next, z, clusters=batch.episode, generator=generator)
         losses["nll"] = self.dynamics.nll(z[:, :-1], batch.a, z_next)
-        losses["loss"] = (
-            losses["loss"] + losses["nll"]
-        )  # disjoint parameters: no weight to choose between them
+        # disjoint parameters: no weight to choose between them
+        losses["loss"] = losses["loss"] + losses["nll"]
         for name, head in self.heads.items():
             if not hasattr(head, "loss"):
                 raise ValueError(
                     f"the head {name!r} learns by temporal differences and not from single "
-                    f"windows: use `gjwm online`, or "
-                    "gjwm.rl.RewardLearner."
+                    "windows: use `gjwm online`, or gjwm.rl.RewardLearner."
                 )
             losses[name] = head.loss(z.detach(), batch)
             losses["loss"] = losses["loss"] + losses[name]

@@ -88,8 +88,8 @@ class Discrepancy(nn.Module):
         if not value.isfinite():
             raise NonFiniteLatentsError(
                 f"{type(self).__name__} is {value.item()} for finite latents as large as "
-                f"{z.detach().abs().max().item():.3g} "
-                f"in z of shape {tuple(z.shape)}: normalise the encoder's output."
+                f"{z.detach().abs().max().item():.3g} in z of shape {tuple(z.shape)}: normalise "
+                "the encoder's output."
             )
         return value
 

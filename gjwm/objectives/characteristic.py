@@ -205,9 +205,8 @@ class _SlicedClusters(torch.autograd.Function):
         needed = ctx.needs_input_grad[0]
         batch, length, dim = z.shape
         slices = directions.shape[1]
-        steps = z.transpose(0, 1).reshape(
-            length * batch, dim
-        )  # time first: sums over time then run along memory
+        # time first: sums over time then run along memory
+        steps = z.transpose(0, 1).reshape(length * batch, dim)
         mask = None if layout.mask is None else layout.mask.T.unsqueeze(-1).to(z.dtype)  # (T, B, 1)
         total, gradient = z.new_zeros(()), torch.zeros_like(steps) if needed else None
         kernel = (Compiled if compiled else Factored)(q.knots)

@@ -220,8 +220,7 @@ def _series(theta: Tensor, mask: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 def _compiled(device: str):
     _log.warning(
         "SIGReg(compile=True): compiling for %s, tens of seconds once per process and kind of "
-        "shape; "
-        "the code is cached on disk (TORCHINDUCTOR_CACHE_DIR), so later runs start faster.",
+        "shape; the code is cached on disk (TORCHINDUCTOR_CACHE_DIR), so later runs start faster.",
         device,
     )
     return torch.compile(_sums, dynamic=True), torch.compile(_series, dynamic=True)

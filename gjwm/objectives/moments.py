@@ -93,16 +93,14 @@ class GaussianKL(_Moments):
         d = len(mean)
         eye = torch.eye(d, dtype=torch.float64, device=mean.device)
         covariance = (1 - self.shrinkage) * scatter.double() / n + self.shrinkage * eye
-        if (
-            not covariance.isfinite().all()
-        ):  # float32 overflowed in the sums: one error for that, not "singular"
+        # float32 overflowed in the sums: one error for that, not "singular"
+        if not covariance.isfinite().all():
             return mean.new_tensor(torch.inf)
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if failed:
             raise ValueError(
                 f"GaussianKL met a singular covariance ({n} samples in {d} dimensions, shrinkage "
-                f"{self.shrinkage}); "
-                "use shrinkage > 0 or more samples."
+                f"{self.shrinkage}); use shrinkage > 0 or more samples."
             )
         log_det = 2 * factor.diagonal().log().sum()
         kl = 0.5 * (covariance.trace() + mean.double().square().sum() - d - log_det)

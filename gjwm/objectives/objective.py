@@ -96,8 +96,7 @@ class JointEmbeddingObjective(nn.Module):
         if not (isinstance(static_dim, int) and static_dim >= 0 and 0 <= static_weight < math.inf):
             raise ValueError(
                 "JointEmbeddingObjective expects a whole static_dim >= 0 and static_weight >= 0, "
-                "got "
-                f"{static_dim} and {static_weight}."
+                f"got {static_dim} and {static_weight}."
             )
         self.static_dim, self.static_weight = static_dim, static_weight
         self.discrepancy, self.lam = SIGReg() if discrepancy is None else discrepancy, lam
@@ -105,8 +104,7 @@ class JointEmbeddingObjective(nn.Module):
             if getattr(self.discrepancy, "target", None) is not None:
                 raise ValueError(
                     "static latents are matched to N(0, I) of their own dimension: use a "
-                    "discrepancy without a target, or "
-                    "static_dim=0."
+                    "discrepancy without a target, or static_dim=0."
                 )
             # A copy: what a discrepancy keeps between calls (subspaces, running moments) is of one
             # space.
@@ -171,15 +169,13 @@ class JointEmbeddingObjective(nn.Module):
         """
         if z.shape[-1] != z_next.shape[-1] or not z.shape[-1]:
             raise ValueError(
-                f"expected latents z and targets z_next of one dimension D >= 1, got "
-                f"{tuple(z.shape)} and "
-                f"{tuple(z_next.shape)}."
+                "expected latents z and targets z_next of one dimension D >= 1, got "
+                f"{tuple(z.shape)} and {tuple(z_next.shape)}."
             )
         if z_hat.shape[-z_next.dim() :] != z_next.shape:
             raise ValueError(
                 f"expected predictions (..., {', '.join(map(str, z_next.shape))}) for those "
-                f"targets, "
-                f"got {tuple(z_hat.shape)}."
+                f"targets, got {tuple(z_hat.shape)}."
             )
         if self.static_dim >= z.shape[-1]:
             raise ValueError(
@@ -208,9 +204,8 @@ class JointEmbeddingObjective(nn.Module):
                 f"the mask {tuple(mask.shape)} leaves no latent with its match in another window "
                 f"of its episode."
             )
-        losses["static_alignment"] = (
-            2 * apart.square().mean()
-        )  # |z_i - z_j|^2, as contrasts are divided by sqrt(2)
+        # |z_i - z_j|^2, as contrasts are divided by sqrt(2)
+        losses["static_alignment"] = 2 * apart.square().mean()
         losses["static_discrepancy"] = self._judge(
             self.static_discrepancy,
             z[..., static],
@@ -254,8 +249,7 @@ class JointEmbeddingObjective(nn.Module):
             if given.get("mask") is not None and "mask" not in accepted:
                 raise ValueError(
                     f"{type(discrepancy).__name__}.forward takes no mask, and masked latents must "
-                    f"not count: give it one, "
-                    "or leave the mask out."
+                    "not count: give it one, or leave the mask out."
                 )
             given = {name: value for name, value in given.items() if name in accepted}
         return discrepancy(z, **{name: value for name, value in given.items() if value is not None})
@@ -272,16 +266,14 @@ class JointEmbeddingObjective(nn.Module):
             if z_next.dim() != 3 or z_next.shape[1] != len(self.step_weights):
                 raise ValueError(
                     f"step_weights has {len(self.step_weights)} entries, for targets (B, "
-                    f"{len(self.step_weights)}, D); "
-                    f"got {tuple(z_next.shape)}."
+                    f"{len(self.step_weights)}, D); got {tuple(z_next.shape)}."
                 )
             weights = z_next.new_tensor(self.step_weights)[None]
         if mask is not None:
             if z_next.dim() != 3 or mask.shape != (z_next.shape[0], z_next.shape[1] + 1):
                 raise ValueError(
                     f"expected a mask (B, T+1) = {(z_next.shape[0], z_next.shape[1] + 1)} for "
-                    f"targets "
-                    f"{tuple(z_next.shape)}, got {tuple(mask.shape)}."
+                    f"targets {tuple(z_next.shape)}, got {tuple(mask.shape)}."
                 )
             valid = mask.cumprod(1)[:, 1:].to(z_next.dtype)
             if not valid.any():
@@ -360,21 +352,20 @@ def within_episodes(
     """
     if z.dim() != 3 or clusters is None or clusters.shape != z.shape[:1]:
         raise ValueError(
-            f"law='within' and static latents compare windows z (B, T, D) of one episode and need "
-            f"their episode ids (B,), got "
-            f"{tuple(z.shape)} and {None if clusters is None else tuple(clusters.shape)}."
+            "law='within' and static latents compare windows z (B, T, D) of one episode and need "
+            f"their episode ids (B,), got {tuple(z.shape)} and "
+            f"{None if clusters is None else tuple(clusters.shape)}."
         )
     order = clusters.argsort(stable=True)
     ids = clusters[order]
-    place = torch.arange(len(ids), device=ids.device) - torch.searchsorted(
-        ids, ids
-    )  # within the episode
+    # within the episode
+    place = torch.arange(len(ids), device=ids.device) - torch.searchsorted(ids, ids)
     first = ((place[:-1] % 2 == 0) & (ids[:-1] == ids[1:])).nonzero()[:, 0]
     if not len(first):
         raise ValueError(
-            f"law='within' and static latents compare two windows of one episode, and these "
-            f"{len(z)} come from as many "
-            "episodes: draw each batch from half as many (`train.episodes`)."
+            "law='within' and static latents compare two windows of one episode, and these "
+            f"{len(z)} come from as many episodes: draw each batch from half as many "
+            "(`train.episodes`)."
         )
     i, j = order[first], order[first + 1]
     return (z[i] - z[j]) / math.sqrt(2), None if mask is None else mask[i] & mask[j], ids[first]

@@ -43,9 +43,8 @@ def energy_1d(x: Tensor, group: Tensor | None = None, *, unbiased: bool = False)
         unbiased: without groups, leave out the pairs (i, i).
     """
     n = x.shape[0]
-    cross = x * torch.erf(x / math.sqrt(2)) + math.sqrt(2 / math.pi) * torch.exp(
-        -x.square() / 2
-    )  # E|x - Y|
+    # E|x - Y|
+    cross = x * torch.erf(x / math.sqrt(2)) + math.sqrt(2 / math.pi) * torch.exp(-x.square() / 2)
     order = x.argsort(0)
     rank = torch.arange(1, n + 1, dtype=x.dtype, device=x.device)
     # sum_ij |x_i - x_j| = 2 sum_r (2r - n - 1) x_(r)

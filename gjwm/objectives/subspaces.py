@@ -51,8 +51,7 @@ class Subspaces(Discrepancy):
         if kind in ("shrunk", "learned"):
             raise ValueError(
                 f"Subspaces cannot use a base with a {kind} target: subspaces of different bases "
-                f"would share one covariance; "
-                "use an isotropic target."
+                "would share one covariance; use an isotropic target."
             )
         self.base = base
         self.dim, self.count, self.mode, self.seed = dim, count, mode, seed
@@ -85,8 +84,7 @@ class Subspaces(Discrepancy):
         if self.projections.shape[1] != total:
             raise ValueError(
                 f"these subspaces lie in R^{self.projections.shape[1]}, got latents of shape "
-                f"{tuple(z.shape)}; "
-                "use one Subspaces per latent dimension."
+                f"{tuple(z.shape)}; use one Subspaces per latent dimension."
             )
         return self.projections.to(z)
 

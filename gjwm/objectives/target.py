@@ -49,8 +49,7 @@ class GaussianTarget(nn.Module):
         if not 0 < min_eig <= 1:
             raise ValueError(
                 f"GaussianTarget needs a floor 0 < min_eig <= 1, got {min_eig}: with a free "
-                f"covariance a collapsed encoder "
-                "would match a collapsed target at no cost."
+                "covariance a collapsed encoder would match a collapsed target at no cost."
             )
         self.kind, self.min_eig, self.momentum = kind, min_eig, momentum
         self.dim = dim
@@ -70,8 +69,8 @@ class GaussianTarget(nn.Module):
                 least = int(values.argmin())
                 raise ValueError(
                     f"variance {list(variances)[least]} of dimension {least} is "
-                    f"{values[least]:.3g} once their mean is 1, "
-                    f"below the floor min_eig={min_eig}: raise it or lower min_eig."
+                    f"{values[least]:.3g} once their mean is 1, below the floor min_eig={min_eig}: "
+                    "raise it or lower min_eig."
                 )
             self.dim = len(values)
             self.register_buffer("variances", values)

@@ -336,9 +336,9 @@ class MPCAgent:
         expected = getattr(self.model.encoder, "observation_shape", None)
         if o.dim() == 0 or (expected is not None and o.dim() != 1 + len(expected)):
             raise ValueError(
-                f"the agent acts in a batch of envs and expects observations (B, "
-                f"{', '.join(map(str, expected or ['...']))}), "
-                f"got {tuple(o.shape)}: add the axis B with o[None]."
+                "the agent acts in a batch of envs and expects observations (B, "
+                f"{', '.join(map(str, expected or ['...']))}), got {tuple(o.shape)}: add the axis "
+                "B with o[None]."
             )
         # A planner may differentiate the rollout, which tensors made in inference mode forbid.
         with torch.inference_mode(False), torch.no_grad():
@@ -422,8 +422,7 @@ class MPCAgent:
             if a.shape != (*z.shape[:-1], self.model.action_dim):
                 raise ValueError(
                     f"expected the policy to map latents {tuple(z.shape)} to actions (..., "
-                    f"{self.model.action_dim}), "
-                    f"got {tuple(a.shape)}."
+                    f"{self.model.action_dim}), got {tuple(a.shape)}."
                 )
             actions.append(a)
             z = self.model.predict(z, a).mean
@@ -447,12 +446,10 @@ def _check_particles(model: WorldModel) -> None:
         reason = f"predict a {type(law).__name__}"
     if reason is not None:
         raise ValueError(
-            f"MPCAgent(particles=...) samples independent Gaussians per latent dimension, and "
-            f"these "
-            f"{type(model.dynamics).__name__} {reason}: pass rollout=lambda z0, a: "
-            f"model.rollout(z0, a, particles=P) (with a "
-            f"memory lambda z0, a, past: ... past=past), or for an ensemble "
-            f"rollout=model.dynamics.rollout_members, instead."
+            "MPCAgent(particles=...) samples independent Gaussians per latent dimension, and "
+            f"these {type(model.dynamics).__name__} {reason}: pass rollout=lambda z0, a: "
+            "model.rollout(z0, a, particles=P) (with a memory lambda z0, a, past: ... past=past), "
+            "or for an ensemble rollout=model.dynamics.rollout_members, instead."
         )
 
 

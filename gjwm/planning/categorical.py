@@ -48,9 +48,8 @@ class CategoricalCEM:
     ):
         if not 1 <= elites <= samples or iterations < 1:
             raise ValueError(
-                f"CategoricalCEM expects 1 <= elites <= samples and iterations >= 1, got "
-                f"elites={elites}, "
-                f"samples={samples}, iterations={iterations}."
+                "CategoricalCEM expects 1 <= elites <= samples and iterations >= 1, got "
+                f"elites={elites}, samples={samples}, iterations={iterations}."
             )
         if not 0 < smoothing <= 1 or not 0 <= momentum < 1:
             raise ValueError(

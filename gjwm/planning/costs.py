@@ -50,9 +50,8 @@ class GoalCost:
                 f"{type(self).__name__} with goals {tuple(self.goal.shape)} expects trajectories "
                 f"({self.goal.shape[0]}, N, [P,] H+1, {self.goal.shape[1]}), got {tuple(z.shape)}."
             )
-        d = self.distance(
-            z[..., 1:, :], self.goal.view(len(z), *[1] * (z.dim() - 2), -1)
-        )  # (B, N, [P,] H)
+        # (B, N, [P,] H)
+        d = self.distance(z[..., 1:, :], self.goal.view(len(z), *[1] * (z.dim() - 2), -1))
         cost = self.nearest * d.amin(-1) + self.mean * d.mean(-1)
         if self.final:
             cost = cost + self.final * d[..., -1]
@@ -141,8 +140,8 @@ class MahalanobisGoalCost(GoalCost):
         if z.dim() != 5 or z.shape[2] < 2:
             raise ValueError(
                 "MahalanobisGoalCost without a variance needs at least two particles to estimate "
-                "it from, got "
-                f"trajectories {tuple(z.shape)}: plan with particles=..., or pass variance."
+                f"it from, got trajectories {tuple(z.shape)}: plan with particles=..., or pass "
+                "variance."
             )
         mu, v = z.mean(2), z.var(2).clamp(min=self.min_variance)
         return ((mu - goal.squeeze(2)).square() / v + v.log()).mean(-1)
@@ -238,9 +237,8 @@ def _per_particle(cost: Cost, z: Tensor, a: Tensor) -> Tensor:
     """`cost` of every particle's own trajectory: z (B, N, P, H+1, D) -> (B, N, P)."""
     if z.dim() != 5:
         raise ValueError(
-            f"a risk cost looks at the spread of particles (B, N, P, H+1, D), got trajectories "
-            f"{tuple(z.shape)}: "
-            "plan with particles=..."
+            "a risk cost looks at the spread of particles (B, N, P, H+1, D), got trajectories "
+            f"{tuple(z.shape)}: plan with particles=..."
         )
     particles = z.shape[2]
     spread = a[:, :, None].expand(-1, -1, particles, -1, -1).flatten(1, 2)

@@ -14,10 +14,11 @@ from gjwm.planning.noise import coloured_noise
 from gjwm.planning.sampling import CEM
 from gjwm.planning.search import BoxPlanner, Clock, Judge
 
+# of Adam; tens of steps are made, so the second moment must settle sooner than in training
 BETAS = (
     0.9,
     0.99,
-)  # of Adam; tens of steps are made, so the second moment must settle sooner than in training
+)
 
 
 class GradientPlanner(BoxPlanner):
@@ -56,9 +57,8 @@ class GradientPlanner(BoxPlanner):
         super().__init__(**box)
         if starts < 1 or iterations < 1 or not lr > 0 or not init_std > 0:
             raise ValueError(
-                f"GradientPlanner expects starts, iterations >= 1 and lr, init_std > 0, got "
-                f"starts={starts}, "
-                f"iterations={iterations}, lr={lr}, init_std={init_std}."
+                "GradientPlanner expects starts, iterations >= 1 and lr, init_std > 0, got "
+                f"starts={starts}, iterations={iterations}, lr={lr}, init_std={init_std}."
             )
         if survivors is not None and not 1 <= survivors:
             raise ValueError(
@@ -128,9 +128,8 @@ class HybridPlanner(BoxPlanner):
         super().__init__(**box)
         if not 1 <= refined <= elites or gradient_steps < 1 or not lr > 0:
             raise ValueError(
-                f"HybridPlanner expects 1 <= refined <= elites, gradient_steps >= 1 and lr > 0, "
-                f"got refined={refined}, "
-                f"elites={elites}, gradient_steps={gradient_steps}, lr={lr}."
+                "HybridPlanner expects 1 <= refined <= elites, gradient_steps >= 1 and lr > 0, "
+                f"got refined={refined}, elites={elites}, gradient_steps={gradient_steps}, lr={lr}."
             )
         self.refined, self.gradient_steps, self.lr = refined, gradient_steps, lr
         self._cem = CEM(
@@ -193,8 +192,8 @@ def descend(
             if not cost.requires_grad:
                 raise ValueError(
                     "this planner needs a score that is differentiable in the actions, and this "
-                    "one is not (a simulator, or "
-                    "torch.no_grad inside?): use a sampling planner such as CEM."
+                    "one is not (a simulator, or torch.no_grad inside?): use a sampling planner "
+                    "such as CEM."
                 )
             (gradient,) = torch.autograd.grad(cost.sum(), x, allow_unused=True)
         if gradient is None:

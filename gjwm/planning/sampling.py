@@ -103,8 +103,7 @@ class _Refitting(BoxPlanner):
         if not 0 <= momentum < 1 or not 0 <= memory <= 1 or tolerance < 0:
             raise ValueError(
                 f"{name} expects 0 <= momentum < 1, 0 <= memory <= 1 and tolerance >= 0, got "
-                f"momentum={momentum}, "
-                f"memory={memory}, tolerance={tolerance}."
+                f"momentum={momentum}, memory={memory}, tolerance={tolerance}."
             )
         if covariance not in _SPREADS:
             raise ValueError(
@@ -397,8 +396,7 @@ def _check_sampling(
     if not 1 <= elites <= samples or iterations < 1:
         raise ValueError(
             f"{name} expects 1 <= elites <= samples and iterations >= 1, got elites={elites}, "
-            f"samples={samples}, "
-            f"iterations={iterations}."
+            f"samples={samples}, iterations={iterations}."
         )
     if not init_std > 0 or min_std < 0:
         raise ValueError(

@@ -210,8 +210,7 @@ class BoxPlanner:
         if len(self._centre) not in (1, action_dim) or len(self._half) not in (1, action_dim):
             raise ValueError(
                 f"this planner's bounds are for {max(len(self._centre), len(self._half))} actions "
-                f"and the warm start has "
-                f"{action_dim}: give one bound, or one per action."
+                f"and the warm start has {action_dim}: give one bound, or one per action."
             )
         if proposals is not None and (proposals.dim() != 4 or proposals[:, 0].shape != mean.shape):
             raise ValueError(

@@ -39,7 +39,7 @@ def _counted(last: int) -> list[tuple[float, str]]:
     ]
 
 
-# --  ----------------------------------------------------------------------------------------------
+# -- planning --------------------------------------------------------------------------------------
 # planning
 
 
@@ -155,7 +155,7 @@ def _distances(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found if "model" in found else {}
 
 
-# --  ----------------------------------------------------------------------------------------------
+# -- prediction ------------------------------------------------------------------------------------
 # prediction
 
 
@@ -191,8 +191,8 @@ def prediction_figure(prediction: Mapping[str, Any]) -> Figure:
         told = "This world cannot be played again, so its noise floor is unknown."
     elif floor["deterministic"]:
         told = (
-            "Played again from the same state, the world does the same: a perfect "
-            "model would reach 1."
+            "Played again from the same state, the world does the same: a perfect model would "
+            "reach 1."
         )
     else:
         told = (
@@ -222,8 +222,8 @@ def rank_figure(prediction: Mapping[str, Any]) -> Figure:
     plot.line(steps, prediction["rank_accuracy_by_horizon"], "model", "model", dots=True)
     plot.level(prediction["rank_chance"], "chance", "chance")
     note = (
-        f"How often the prediction is nearer to what happened than to {others} "
-        f"other moments. It needs no scale."
+        f"How often the prediction is nearer to what happened than to {others} other moments. It "
+        "needs no scale."
     )
     return Figure("prediction-rank", "Telling moments apart", plot, note)
 
@@ -257,12 +257,11 @@ def skill_figure(prediction: Mapping[str, Any]) -> Figure:
         "Skill of one step",
         plot,
         "Likelihood gained on knowing only that z is N(0, I). The linear law has a full "
-        "covariance, so where latents move "
-        "together it can lead and still predict worse.",
+        "covariance, so where latents move together it can lead and still predict worse.",
     )
 
 
-# --  ----------------------------------------------------------------------------------------------
+# -- calibration -----------------------------------------------------------------------------------
 # calibration
 
 
@@ -348,7 +347,7 @@ def temperature_figure(calibration: Mapping[str, Any]) -> Figure | None:
     return Figure("calibration-temperature", "What calibration corrected", plot, note)
 
 
-# --  ----------------------------------------------------------------------------------------------
+# -- geometry --------------------------------------------------------------------------------------
 # geometry
 
 
@@ -362,8 +361,8 @@ def spectrum_figure(arrays: Mapping[str, np.ndarray]) -> Figure:
         x_label="principal direction",
         y_label="variance",
         describe=(
-            f"Variance along the {len(ours)} principal directions, from "
-            f"{ours[0]:.2g} to {ours[-1]:.2g}."
+            f"Variance along the {len(ours)} principal directions, from {ours[0]:.2g} to "
+            f"{ours[-1]:.2g}."
         ),
         log_y=True,
         x_ticks=_counted(len(ours)),
@@ -402,8 +401,8 @@ def quantile_figure(arrays: Mapping[str, np.ndarray]) -> Figure:
         plot.line(at, slices[:, k].tolist(), "model", "slices" if k == 0 else None, faint=True)
     plot.line(at, slices.mean(1).tolist(), "model", "their mean")
     note = (
-        "Random directions of z, one step of each episode. Inside the band "
-        "they are as Gaussian as can be told."
+        "Random directions of z, one step of each episode. Inside the band they are as Gaussian "
+        "as can be told."
     )
     return Figure("geometry-slices", "Quantiles of slices", plot, note)
 
@@ -424,8 +423,8 @@ def norm_figure(arrays: Mapping[str, np.ndarray]) -> Figure:
         x_label="|z|",
         y_label="density",
         describe=(
-            f"Norms of the latents, mean {norms.mean():.2f}; a Gaussian's would "
-            f"have mean {law.mean():.2f}."
+            f"Norms of the latents, mean {norms.mean():.2f}; a Gaussian's would have mean "
+            f"{law.mean():.2f}."
         ),
     )
     plot.bars(edges.tolist(), heights.tolist(), "model", "latents")
@@ -459,13 +458,12 @@ def memory_figure(trajectory: Mapping[str, Any]) -> Figure:
     known = f"{time:.1f} steps" if time is not None else f"more than {len(rho) - 1} steps"
     note = (
         f"Correlation time {known}. Straightness {straight:.2f} (1: straight lines; a Gaussian "
-        f"Markov chain "
-        f"{trajectory['straightness_markov']:.2f}, white noise -0.5)."
+        f"Markov chain {trajectory['straightness_markov']:.2f}, white noise -0.5)."
     )
     return Figure("geometry-memory", "How latents move", plot, note)
 
 
-# --  ----------------------------------------------------------------------------------------------
+# -- probes ----------------------------------------------------------------------------------------
 # probes
 
 PROBES = (
@@ -503,13 +501,13 @@ def probe_figure(probe: Mapping[str, Any]) -> Figure:
             plot.dot(x, value, role, f"{name}: {value:.3f}", radius=3.6)
         plot.legend.append((role, "dot", name))
     note = (
-        "What can be read from z. What only the MLP reads is there, but "
-        "folded. Whiskers: 95% over episodes."
+        "What can be read from z. What only the MLP reads is there, but folded. Whiskers: 95% "
+        "over episodes."
     )
     return Figure("probe-r2", "R² of probes", plot, note)
 
 
-# --  ----------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 # training
 
 # Metrics that share a plot: title, keys, logarithmic?

@@ -137,9 +137,8 @@ class Filming:
         generator = torch.Generator(device).manual_seed(self.seed)
         s = min(self.imagined_from, len(a) - 1)
         past = past_of(z[None], a[None], s) if self.model.dynamics.has_memory else None
-        mean = torch.cat(
-            [z[:s], self.model.rollout(z[s : s + 1], a[None, s:], past=past)[0]]
-        )  # (T+1, D)
+        # (T+1, D)
+        mean = torch.cat([z[:s], self.model.rollout(z[s : s + 1], a[None, s:], past=past)[0]])
         samples = self.model.rollout(
             z[s : s + 1], a[None, s:], self.particles, generator, past=past
         )[0]

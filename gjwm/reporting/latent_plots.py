@@ -43,9 +43,8 @@ def gaussianity_figure(
     Figure = _figure_class()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(
-        figsize=(12, 3.8), dpi=100, layout="constrained"
-    )  # without pyplot: no state shared by callers
+    # without pyplot: no state shared by callers
+    figure = Figure(figsize=(12, 3.8), dpi=100, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
 
     rank = np.arange(1, len(spectrum) + 1)

@@ -121,7 +121,7 @@ def page(title: str, body: str, *, refresh: int | None = None) -> str:
     )
 
 
-# --  ----------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------
 # parts
 
 
@@ -414,8 +414,7 @@ def _gallery(folder: Path, gallery: Sequence[Mapping[str, Any]]) -> str:
         )
     note = (
         "Blue: the plan and where it is thought to lead. Grey and orange: what the model imagined "
-        "from the first picture and "
-        "the actions alone, and where its samples differ."
+        "from the first picture and the actions alone, and where its samples differ."
     )
     return f'<p class="note">{note}</p><div class="grid films">{"".join(cards)}</div>'
 

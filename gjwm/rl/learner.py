@@ -109,8 +109,7 @@ class RewardLearner:
         if "reward" not in model.heads or ("value" in model.heads) != ("policy" in model.heads):
             raise ValueError(
                 "learning from reward needs a model with a reward head, and with value and policy "
-                "both or neither; it has "
-                f"{', '.join(model.heads) or 'none'}."
+                f"both or neither; it has {', '.join(model.heads) or 'none'}."
             )
         self._acts = "policy" in model.heads
         if (clone or expansion) and not self._acts:
@@ -121,14 +120,13 @@ class RewardLearner:
         if not 0 < discount <= 1 or not 0 <= lam <= 1 or not 0 < target_rate <= 1 or expansion < 0:
             raise ValueError(
                 "expected 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and expansion >= "
-                "0, got "
-                f"{discount}, {lam}, {target_rate} and {expansion}."
+                f"0, got {discount}, {lam}, {target_rate} and {expansion}."
             )
         if objective.pairs_windows or model.dynamics.static_dim:
             raise ValueError(
                 "law='within' and static latents compare two windows of one episode, which the "
-                "windows of acting need not "
-                "hold: learn from reward with objective.law=marginal and objective.static_dim=0."
+                "windows of acting need not hold: learn from reward with objective.law=marginal "
+                "and objective.static_dim=0."
             )
         rates = dict(lr=lr, value_lr=value_lr, policy_lr=policy_lr, encoder_rate=encoder_rate)
         if min(rates.values()) < 0 or not clip > 0 or not 0 < rho <= 1:
@@ -174,9 +172,8 @@ class RewardLearner:
             )
         for group in self._rates():
             group["initial_lr"] = group["lr"]
-        self.spread = torch.ones(
-            (), device=model.device
-        )  # of the values from 5% to 95% of states: a running average
+        # of the values from 5% to 95% of states: a running average
+        self.spread = torch.ones((), device=model.device)
         self._tails = torch.tensor([0.05, 0.95], device=model.device)
         self._read, self._ascend = self._read_window, self._ascend_values
         if compile:
@@ -195,9 +192,8 @@ class RewardLearner:
                 then not changed.
         """
         for name, given in (("observations", batch.o), ("actions", batch.a), ("rewards", batch.r)):
-            if (
-                given.is_floating_point() and not given.isfinite().all()
-            ):  # before they enter running statistics
+            # before they enter running statistics
+            if given.is_floating_point() and not given.isfinite().all():
                 raise FloatingPointError(
                     f"the windows hold NaN or infinite {name}; look for them in the data."
                 )
@@ -219,8 +215,7 @@ class RewardLearner:
         if not (loss + norm).isfinite():
             raise FloatingPointError(
                 f"the loss became {loss.item()} and its gradient {norm.item()}; lower the learning "
-                f"rate or look for NaN in the "
-                "observations and rewards."
+                "rate or look for NaN in the observations and rewards."
             )
         self._optimizers["optimizer"].step()
         scalars = {**losses, **heads, "loss": loss, "nll": nll, "grad_norm": norm}
@@ -281,9 +276,8 @@ class RewardLearner:
                 f"one latent."
             )
         nll = model.dynamics.nll(z[:, :-1], a, z[:, 1:])
-        path = torch.cat(
-            [z[:, :1], z_hat[0, :, :-1]], 1
-        )  # where each step of the window starts from
+        # where each step of the window starts from
+        path = torch.cat([z[:, :1], z_hat[0, :, :-1]], 1)
         weight = self.rho ** torch.arange(a.shape[1], device=z.device)
         weight = weight / weight.sum()
 

@@ -312,9 +312,9 @@ def check_schedule(
     _check_cooldown(cooldown)
     if update_ratio <= 0 or not lanes * (length + 1) <= aimless_steps < steps:
         raise ValueError(
-            f"expected update_ratio > 0, and aimless_steps from lanes * (length + 1) = "
-            f"{lanes * (length + 1)} to below steps, "
-            f"got update_ratio={update_ratio}, aimless_steps={aimless_steps} and steps={steps}."
+            "expected update_ratio > 0, and aimless_steps from lanes * (length + 1) = "
+            f"{lanes * (length + 1)} to below steps, got update_ratio={update_ratio}, "
+            f"aimless_steps={aimless_steps} and steps={steps}."
         )
 
 

@@ -78,17 +78,15 @@ class _Planning:
         for value in shown.values():
             if tuple(value.shape[1:]) == wanted:
                 return value
-        if len(wanted) == 1 and hasattr(
-            env.unwrapped, "state_vector"
-        ):  # a player of states makes data of pixels
+        # a player of states makes data of pixels
+        if len(wanted) == 1 and hasattr(env.unwrapped, "state_vector"):
             state = env.unwrapped.state_vector()[None]
             if state.shape[1:] == wanted:
                 return state
         found = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in shown.items())
         raise ValueError(
             f"{self.run} was trained on observations {wanted} and the env gives {found}; set "
-            f"obs=pixels or obs=state, as in "
-            "training."
+            "obs=pixels or obs=state, as in training."
         )
 
     def _player(self, model: WorldModel, rng: np.random.Generator) -> Any:

@@ -60,8 +60,7 @@ def play_returns(
             if steps > limit * episodes:
                 raise ValueError(
                     f"an episode of {env_id} goes on after {limit} steps; returns need episodes "
-                    f"that end: set "
-                    "env.max_episode_steps."
+                    "that end: set env.max_episode_steps."
                 )
             o, r, terminated, truncated, infos = envs.step(a)
             if np.any(infos.get("worker_died", False)):

@@ -73,8 +73,7 @@ class Stream:
             self.envs.close()
             raise ValueError(
                 f"a learner acts on one array of observations and {env_id} gives "
-                f"{self.observation_space}; set obs=state or "
-                "obs=pixels."
+                f"{self.observation_space}; set obs=state or obs=pixels."
             )
         if getattr(self.envs, "action_groups", ()):
             self.envs.close()

@@ -278,8 +278,7 @@ def _markdown(
         ]
         told = (
             f"Success less that of {compared['reference']} with the same task and seed, mean over "
-            f"tasks, bootstrap over pairs "
-            "within tasks (95%). With few seeds it is too narrow."
+            "tasks, bootstrap over pairs within tasks (95%). With few seeds it is too narrow."
         )
         lines += [
             "",
@@ -298,8 +297,7 @@ def _markdown(
         ]
         told = (
             "Spearman's correlation with planning success over all runs, within tasks; 95% "
-            "bootstrap that draws recipes with "
-            "all their seeds. (n: runs, recipes.)"
+            "bootstrap that draws recipes with all their seeds. (n: runs, recipes.)"
         )
         lines += ["", "## Which figure ranks runs", "", told, "", *_table(["figure", *tasks], rows)]
     for name in pictures:
@@ -368,8 +366,8 @@ def _ranking_picture(content: Mapping[str, Any]) -> Plot | None:
         x_label="figure",
         y_label="rank correlation with success",
         describe=(
-            "Spearman's correlation of each label-free figure with planning "
-            "success, with 95% intervals."
+            "Spearman's correlation of each label-free figure with planning success, with 95% "
+            "intervals."
         ),
         x_ticks=[(i, _TICKS.get(name, name)) for i, name in enumerate(rows)],
         width=max(360, 70 * len(rows)),

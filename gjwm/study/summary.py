@@ -15,9 +15,8 @@ from gjwm.evaluation.geometry import wilson_interval
 from gjwm.evaluation.intervals import mean_interval, stratified_interquartile_mean
 
 Report = Mapping[str, Any]
-Interval = tuple[
-    float, float | None, float | None
-]  # mean, and the ends where there are two values or more
+# mean, and the ends where there are two values or more
+Interval = tuple[float, float | None, float | None]
 
 
 def _ms_per_step(r: Report) -> float:

@@ -116,8 +116,7 @@ class Sweep:
         self.cells = expand(self.grid, self.overrides, self.where)
         self._known: dict[Path, tuple[tuple[str, ...], Config]] = {}
 
-    # -- which runs there are
-    # ------------------------------------------------------------------------------------------
+    # -- which runs there are ----------------------------------------------------------------------
 
     @cached_property
     def tuning_runs(self) -> dict[Cell, dict[Any, Run]]:
@@ -209,8 +208,7 @@ class Sweep:
             )
         return self._known[run.folder]
 
-    # -- what became of them
-    # -------------------------------------------------------------------------------------------
+    # -- what became of them -----------------------------------------------------------------------
 
     def report(self, run: Run) -> Config | None:
         """The evaluation of a run that is done, or None."""
@@ -253,8 +251,7 @@ class Sweep:
         """Task and method as tables call them, with a name for what is no axis."""
         return cell.task or self.name, cell.method or "as configured"
 
-    # -- running --
-    # ----------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------
 
     def execute(self, launch: Launch, notify: Callable[[str], None]) -> None:
         """Run what is not done: tuning, then the rest; what fails is noted in its folder and tried
@@ -279,9 +276,8 @@ class Sweep:
             if any(before.parent.glob("state-*.pt")):  # without one, training begins anew
                 made, wanted = json.loads(before.read_text())["config"], self.config(run)
                 if not (run.folder / "checkpoint.pt").is_file():
-                    made["refine"] = wanted.get(
-                        "refine"
-                    )  # comes after the last state, so it may still change
+                    # comes after the last state, so it may still change
+                    made["refine"] = wanted.get("refine")
                 require_same_training(made, wanted, run.folder)
         data = self._datasets(runs)
         todo = [run for run in runs if self.report(run) is None]

@@ -15,10 +15,11 @@ AFTER_TRAINING = (
     *("resume", "storage", "compress", "checkpoint"),
 )
 OFFLINE = ("refine",)  # that only `gjwm train` reads
+# groups that only `gjwm online` reads, for which the planner belongs to training
 ONLINE = (
     "online",
     "learner",
-)  # groups that only `gjwm online` reads, for which the planner belongs to training
+)
 
 
 def changed_training(

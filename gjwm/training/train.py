@@ -51,10 +51,9 @@ def check_pairs(objective: JointEmbeddingObjective, batch: int, episodes: int | 
     """
     if objective.pairs_windows and (episodes is None or episodes >= batch):
         raise ValueError(
-            f"law='within' and static latents compare two windows of one episode, and batches of "
-            f"{batch} from "
-            f"{'all' if episodes is None else episodes} episodes may hold none: set train.episodes "
-            f"to half the batch."
+            "law='within' and static latents compare two windows of one episode, and batches of "
+            f"{batch} from {'all' if episodes is None else episodes} episodes may hold none: set "
+            "train.episodes to half the batch."
         )
 
 
@@ -166,8 +165,7 @@ def train(
             if not losses["loss"].isfinite():
                 raise FloatingPointError(
                     f"the loss became {losses['loss'].item()} at step {step}; lower the learning "
-                    f"rate (now {lr}) "
-                    "or look for NaN in the data."
+                    f"rate (now {lr}) or look for NaN in the data."
                 )
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
@@ -236,8 +234,7 @@ def train_dynamics(
     if length > a.shape[1] or z.shape[:2] != (a.shape[0], a.shape[1] + 1):
         raise ValueError(
             f"expected latents (E, T+1, D) and actions (E, T, A) with T >= length={length}, got "
-            f"{tuple(z.shape)} and "
-            f"{tuple(a.shape)}."
+            f"{tuple(z.shape)} and {tuple(a.shape)}."
         )
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -295,9 +292,8 @@ def check_refining(
     """Raise ValueError unless `refine` can work with these numbers."""
     if min(steps, batch, length) < 1 or not (lr > 0 and clip > 0 and weight_decay >= 0):
         raise ValueError(
-            "refining expects steps, batch and length >= 1, lr and clip > 0 and weight_decay >= 0, "
-            "got "
-            f"steps={steps}, batch={batch}, length={length}, lr={lr}, clip={clip} and "
+            "refining expects steps, batch and length >= 1, lr and clip > 0 and weight_decay >= "
+            f"0, got steps={steps}, batch={batch}, length={length}, lr={lr}, clip={clip} and "
             f"weight_decay={weight_decay}."
         )
     if truncate is not None and truncate < 1:
@@ -370,9 +366,8 @@ def _fit_dynamics(
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, lr, total_steps=steps + 1, pct_start=0.1
         )
-    moving = slice(
-        dynamics.latent_dim - dynamics.static_dim
-    )  # nothing can be learned of how static latents go on
+    # nothing can be learned of how static latents go on
+    moving = slice(dynamics.latent_dim - dynamics.static_dim)
     dynamics.train()
     for step in range(1, steps + 1):
         z, a = draw()
@@ -388,8 +383,7 @@ def _fit_dynamics(
             dynamics.eval()
             raise FloatingPointError(
                 f"the dynamics' loss became {loss.item()} (gradient norm {norm.item()}) at step "
-                f"{step}; lower the learning "
-                f"rate (now {lr}) or look for NaN in the latents."
+                f"{step}; lower the learning rate (now {lr}) or look for NaN in the latents."
             )
         if parameters:
             optimizer.step()

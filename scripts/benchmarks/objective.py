@@ -72,9 +72,8 @@ def _peak_mb(call: Callable[[], Any]) -> float | None:
     """
     try:
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(
-            0
-        )  # freed memory that is still resident would hide what the call takes
+        # freed memory that is still resident would hide what the call takes
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         call()

@@ -95,9 +95,8 @@ def test_collect_train_evaluate_and_video_leave_one_run_folder(folder, capsys):
     film = iio.imread(made / "videos" / "goals.mp4")
     assert len(film) == 2 * 7 and film[0].std() > 0  # two attempts of 6 steps and their starts
     grid = iio.imread(made / "videos" / "grid.mp4")
-    assert (
-        len(grid) == 7 and grid.shape[1] == grid.shape[2]
-    )  # three attempts at once, in two rows of two
+    # three attempts at once, in two rows of two
+    assert len(grid) == 7 and grid.shape[1] == grid.shape[2]
     shown = capsys.readouterr().out
     assert "env steps/s" in shown and "success" in shown and "report.html" in shown
     assert [row["kind"] for row in report["gallery"]] == ["worst", "typical"]
@@ -406,9 +405,8 @@ def test_a_study_of_seeds_summarises_them_and_does_nothing_twice(folder, here, c
     assert cell["figures"]["random"]["values"] == [
         r["planning"]["random"]["success_rate"] for r in reports
     ]
-    assert (
-        "oracle" not in cell["figures"] and cell["pooled_success"][1] == 8
-    )  # two seeds of four attempts
+    # two seeds of four attempts
+    assert "oracle" not in cell["figures"] and cell["pooled_success"][1] == 8
     assert cell["figures"]["peak MB"]["mean"] > 100 and "| success |" in capsys.readouterr().out
     written = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("seed-*/*")}
     assert (
@@ -419,9 +417,8 @@ def test_a_study_of_seeds_summarises_them_and_does_nothing_twice(folder, here, c
     shards = sorted((folder / "data").rglob("*.h5"))
     assert run("study", *study, "objective.lam=0", "collect.episodes=20") == 1
     assert "trained with other settings of collect, objective" in capsys.readouterr().err
-    assert (
-        sorted((folder / "data").rglob("*.h5")) == shards
-    )  # refused before anything was collected
+    # refused before anything was collected
+    assert sorted((folder / "data").rglob("*.h5")) == shards
 
 
 def _own(path, seed):
@@ -540,9 +537,8 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
             json.loads((folder / "runs" / "small" / "evaluation.json").read_text())["planning"]
         )
     assert [report["protocol"]["kappa"] for report in reports] == [0, 5.0]
-    assert (
-        reports[0]["closest_distance_mean"] != reports[1]["closest_distance_mean"]
-    )  # what the members disagree on changes plans
+    # what the members disagree on changes plans
+    assert reports[0]["closest_distance_mean"] != reports[1]["closest_distance_mean"]
     assert run("video", *ENSEMBLE, "evaluate.kappa=5.0") == 0
     capsys.readouterr()
     assert run("evaluate", *ENSEMBLE, "evaluate.kappa=much") == 1

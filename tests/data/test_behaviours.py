@@ -115,9 +115,10 @@ def test_wandering_walks_straight_into_the_wall_and_through_the_door():
         at_wall = np.abs(before[:, 0] - wall_x) < 0.1
         blocked += at_wall & (np.abs(o[:, 0] - before[:, 0] - 0.04 * a[:, 0]) > 1e-3)
         crossed += (o[:, 0] > wall_x) != (before[:, 0] > wall_x)
+    # of 50 steps; aimless noise is blocked on 10 and crosses less than once
     assert (
         blocked.mean() > 15 and crossed.mean() > 1
-    )  # of 50 steps; aimless noise is blocked on 10 and crosses less than once
+    )
 
 
 def test_wandering_says_what_it_lacks():

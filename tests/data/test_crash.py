@@ -26,9 +26,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="need
 KILLS = int(os.environ.get("GJWM_KILLS", 2))
 
 EPISODES = 300 + 60 * KILLS
+# a seal every 14 episodes
 DATA = dict(
     env_id="Pendulum-v1", length=6, seed=5, workers=0, shard_bytes=4000, progress=False
-)  # a seal every 14 episodes
+)
 COLLECT = f"""
     import sys
     from gjwm.data.collect import collect_dataset

@@ -81,8 +81,7 @@ def contents(path):
 LENGTHS = (6, 3, 9, 5)
 
 
-# -- what goes in comes out
-# ----------------------------------------------------------------------------------------------
+# -- what goes in comes out ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -274,8 +273,7 @@ def test_a_full_disk_is_an_error_that_keeps_what_was_finished(tmp_path):
     assert verify(tmp_path / "d") == []
 
 
-# -- what is wrong is named
-# ----------------------------------------------------------------------------------------------
+# -- what is wrong is named ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "empty", "foreign", "another"])
@@ -400,8 +398,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "not a folder" and os.listdir(tmp_path / "notes") == ["a.txt"]
 
 
-# -- larger than memory
-# --------------------------------------------------------------------------------------------------
+# -- larger than memory ----------------------------------------------------------------------------
 
 
 def test_what_memory_cannot_hold_is_read_from_disk(tmp_path, monkeypatch, caplog):

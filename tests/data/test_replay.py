@@ -319,8 +319,7 @@ def test_spaces_survive_json():
     assert rebuild_space(json.loads(text)) == space
 
 
-# -- priorities, threads, devices
-# ----------------------------------------------------------------------------------------
+# -- priorities, threads, devices ------------------------------------------------------------------
 
 
 def test_a_sum_tree_finds_every_number_in_proportion_to_its_priority():

@@ -41,9 +41,8 @@ def test_every_task_has_goals_that_a_walk_leads_to(domain):
     env = make(f"{domain}-{task}", offset=10)
     base = gym.make(f"gjwm/{domain}-{task}-v0").unwrapped
     o, info = env.reset(seed=3)
-    np.testing.assert_array_equal(
-        o["observation"], base.reset(seed=3)[0]
-    )  # the start is the task's own
+    # the start is the task's own
+    np.testing.assert_array_equal(o["observation"], base.reset(seed=3)[0])
     assert not info["is_success"] and info["distance"] > env.success_radius
     base.set_state(info["goal_state"])
     np.testing.assert_array_equal(base.position, o["desired_goal"])

@@ -47,9 +47,8 @@ def test_the_ball_never_enters_a_wall(maze):
         assert max(np.abs(vx).max(), np.abs(vy).max()) < ACCELERATION / DRAG + 1e-6
         stopped += (vx == 0).sum()
     assert stopped > 1000  # walls were met
-    env.simulate(
-        env.get_state(), np.zeros((300, 1, 1, 2))
-    )  # every state is one that set_state accepts
+    # every state is one that set_state accepts
+    env.simulate(env.get_state(), np.zeros((300, 1, 1, 2)))
 
 
 def test_a_free_ball_obeys_its_equation_and_coasts():

@@ -65,9 +65,8 @@ def test_disc_and_block_never_overlap_and_stay_inside():
         if t % 15 == 0:
             wander = rng.uniform(-1.5, 1.5, (n, 2))
         state = env.get_state()
-        chase = (
-            3 * (state[:, 2:4] - state[:, :2]) / 0.1
-        )  # into the block, and with it into walls and corners
+        # into the block, and with it into walls and corners
+        chase = 3 * (state[:, 2:4] - state[:, :2]) / 0.1
         env.step(np.where((t // 20) % 2, chase, wander).astype(np.float32))
         after = env.get_state()
         moved += (np.abs(after[:, 2:5] - state[:, 2:5]).max(1) > 0).sum()
@@ -87,9 +86,8 @@ def test_disc_and_block_never_overlap_and_stay_inside():
             torch.stack([x, y]) < 1 - RADIUS + 1e-6
         ).all()
     assert worst <= 2 * OVERLAP and moved > 20_000
-    env.simulate(
-        env.get_state(), np.zeros((n, 1, 1, 2))
-    )  # every state is one that set_state accepts
+    # every state is one that set_state accepts
+    env.simulate(env.get_state(), np.zeros((n, 1, 1, 2)))
 
 
 def test_without_contact_the_block_rests_and_the_disc_goes_where_it_is_told():
@@ -132,9 +130,8 @@ def test_the_motion_is_normal_to_the_limit_surface_and_the_force_within_the_cone
     normal, tangent = vx * nx + vy * ny, vy * nx - vx * ny
     assert (normal > 0).all() and (tangent.abs() <= FRICTION * normal + 1e-12).all()
     point_x, point_y = vx - w * q, vy + w * p  # how the contact moves
-    assert torch.allclose(
-        point_x * nx + point_y * ny, depth, atol=1e-12
-    )  # exactly out of the disc's way
+    # exactly out of the disc's way
+    assert torch.allclose(point_x * nx + point_y * ny, depth, atol=1e-12)
     slip = (point_y * nx - point_x * ny) - along
     sticks = tangent.abs() < FRICTION * normal - 1e-9
     assert torch.allclose(slip[sticks], torch.zeros(1, dtype=torch.float64), atol=1e-12)

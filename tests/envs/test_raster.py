@@ -82,9 +82,8 @@ def test_coverage_agrees_with_supersampling(kind):
 
         true = supersampled(size, inside)
         error = np.abs(got.numpy() - true)
-        assert (
-            error.max() < 0.1 and error.mean() < 0.002
-        )  # a pixel on an edge at 45 degrees is the worst
+        # a pixel on an edge at 45 degrees is the worst
+        assert error.max() < 0.1 and error.mean() < 0.002
         assert got.sum().item() == pytest.approx(true.sum(), rel=0.02)  # the area, in pixels
 
 
@@ -114,9 +113,8 @@ def test_a_shape_moved_by_a_fraction_of_a_pixel_moves_its_centroid_by_as_much(ki
     mass = weight.sum((1, 2))
     seen_x, seen_y = (weight.sum(1) * grid).sum(1) / mass, (weight.sum(2) * grid).sum(1) / mass
     assert (seen_x - x).abs().max() < 0.03 and (seen_y - y).abs().max() < 0.03
-    assert all(
-        (frames[k] != frames[k + 1]).any() for k in range(30)
-    )  # a twentieth of a pixel shows
+    # a twentieth of a pixel shows
+    assert all((frames[k] != frames[k + 1]).any() for k in range(30))
 
 
 def test_patches_are_cut_off_at_the_edge_and_order_is_back_to_front():

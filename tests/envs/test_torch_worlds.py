@@ -236,9 +236,8 @@ def test_simulate_equals_stepping_and_changes_nothing(name):
         env = vector(name, 5, obs="state", terminate_on_goal=False, slip=0.0, wind=0.0)
     env.reset(seed=0)
     states = env.get_state()
-    actions = np.stack([actions_of(k, env, 12, 5) for k in range(3)], 0).transpose(
-        2, 0, 1, 3
-    )  # (B, N, H, A)
+    # (B, N, H, A)
+    actions = np.stack([actions_of(k, env, 12, 5) for k in range(3)], 0).transpose(2, 0, 1, 3)
     positions, returns = env.simulate(states, actions), env.simulate_return(states, actions)
     assert (
         positions.shape[:3] == (5, 3, 13)

@@ -193,10 +193,11 @@ def test_patch_renderer_equals_a_brute_force_rasteriser(size):
         other_room=False,
         separation=0.1,
     )
+    # half outside: clipped, not wrapped
     position[0], position[1] = (
         torch.tensor([0.0, 0.3]),
         torch.tensor([1.0, 1.0]),
-    )  # half outside: clipped, not wrapped
+    )
     pictures = layout.render(position, wall_x, door_y, size).numpy().astype(float)
     for i in range(len(pictures)):
         x, y, wall, door = (float(v) for v in (*position[i], wall_x[i], door_y[i]))
@@ -207,14 +208,12 @@ def test_patch_renderer_equals_a_brute_force_rasteriser(size):
 
 def test_dot_centroid_is_the_position_within_a_twentieth_of_a_pixel():
     g = torch.Generator().manual_seed(0)
-    position = (
-        torch.rand(200, 2, generator=g) * torch.tensor([0.3, 0.8]) + 0.1
-    )  # left room, off the walls
+    # left room, off the walls
+    position = torch.rand(200, 2, generator=g) * torch.tensor([0.3, 0.8]) + 0.1
     wall_x, door_y = torch.full((200,), 0.5), torch.full((200,), 0.5)
     red = layout.render(position, wall_x, door_y, 64)[:, 1].double()
-    mass = (
-        layout.background(wall_x, door_y, 64)[:, 1].double() - red
-    )  # green falls from floor to dot
+    # green falls from floor to dot
+    mass = layout.background(wall_x, door_y, 64)[:, 1].double() - red
     centre = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
     x = (mass.sum(1) * centre).sum(-1) / mass.sum((1, 2))
     y = (mass.sum(2) * centre).sum(-1) / mass.sum((1, 2))
@@ -243,8 +242,7 @@ def test_the_goal_is_in_the_goal_image_and_not_in_the_observation():
     assert env.render().shape == (96, 96, 3)
 
 
-# -- the Gymnasium edge
-# ------------------------------------------------------------------------------------------------
+# -- the Gymnasium edge ----------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("error")
@@ -265,9 +263,8 @@ def test_same_seed_same_episode_and_later_episodes_differ():
     first, second = (play(TwoRoomEnv(wall="random", door="random")) for _ in range(2))
     assert np.array_equal(first, second)
     assert not np.array_equal(first[0], first[-1])
-    assert not np.array_equal(
-        TwoRoomEnv().reset()[0], TwoRoomEnv().reset()[0]
-    )  # unseeded: from entropy
+    # unseeded: from entropy
+    assert not np.array_equal(TwoRoomEnv().reset()[0], TwoRoomEnv().reset()[0])
 
 
 @pytest.mark.parametrize("walls", ["fixed", "random"])
@@ -397,8 +394,7 @@ def test_observations_are_never_overwritten_by_later_steps():
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(kept, copies) for name in a)
 
 
-# -- policies and rollouts
-# ---------------------------------------------------------------------------------------------
+# -- policies and rollouts -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("walls", ["fixed", "random"])
@@ -476,9 +472,8 @@ def test_a_device_gives_tensors_with_the_same_numbers():
         assert all(isinstance(value, torch.Tensor) for value in (got, *rest))
         assert np.array_equal(got.numpy(), expected)
         assert all(np.array_equal(a.numpy(), b) for a, b in zip(rest, expected_rest))
-        if (
-            "final_obs" in info
-        ):  # a whole batch here: true next observations, also of the environments that go on
+        # a whole batch here: true next observations, also of the environments that go on
+        if "final_obs" in info:
             for i in range(4):
                 last = expected_info["final_obs"][i]
                 assert np.array_equal(
@@ -554,8 +549,7 @@ def test_steps_and_states_refuse_what_has_no_meaning():
         vector.reset(options={"reset_mask": np.ones(2, bool)})
 
 
-# -- the slippery shortcut
-# ---------------------------------------------------------------------------------------------
+# -- the slippery shortcut -------------------------------------------------------------------------
 
 
 SLIPPERY = "gjwm.envs:gjwm/two-room-slippery-v0"
@@ -589,9 +583,8 @@ def test_the_bridge_is_crossed_and_the_water_holds():
     env.reset(seed=0, options={"state": [0.4, 0.55, 0.9, 0.9, 0.5, 0.8]})
     for _ in range(8):
         env.step(east)
-    assert env.position[0] == pytest.approx(
-        0.5 - layout.WALL_REACH
-    )  # the wall between the openings stands
+    # the wall between the openings stands
+    assert env.position[0] == pytest.approx(0.5 - layout.WALL_REACH)
 
 
 def test_agents_of_the_slippery_world_stay_in_free_space():
@@ -608,9 +601,8 @@ def test_agents_of_the_slippery_world_stay_in_free_space():
         assert layout.is_free(
             position, torch.tensor(0.5), torch.tensor(0.8), np.float32(0.35).item()
         ).all()
-        env.simulate(
-            env.get_state(), np.zeros((300, 1, 1, 2))
-        )  # every state is one that set_state accepts
+        # every state is one that set_state accepts
+        env.simulate(env.get_state(), np.zeros((300, 1, 1, 2)))
     assert env.sunk.any()
 
 
@@ -700,8 +692,7 @@ def test_a_shortcut_needs_wall_around_it(kwargs):
         TwoRoomEnv(slip=-0.1)
 
 
-# -- the noisy corridor
-# ------------------------------------------------------------------------------------------------
+# -- the noisy corridor ----------------------------------------------------------------------------
 
 
 def test_wind_blows_in_the_corridor_and_nowhere_else():

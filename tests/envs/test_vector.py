@@ -299,10 +299,11 @@ def test_a_discrete_env_is_what_gymnasiums_own_vector_env_makes_of_it(workers):
     ended = 0
     for t in range(60):
         a = rng.integers(2, size=3)
+        # one-hot, or whole numbers
         mine, other = (
             ours.step(np.eye(2)[a] if t % 2 else a),
             theirs.step(a),
-        )  # one-hot, or whole numbers
+        )
         for x, y in zip(mine[:4], other[:4]):
             np.testing.assert_array_equal(x, y)
         assert ("final_obs" in mine[4]) == ("final_obs" in other[4])
@@ -325,8 +326,7 @@ def test_bounded_actions_are_rescaled_from_the_unit_box():
     )
 
 
-# -- what step and reset return
-# --------------------------------------------------------------------------------------
+# -- what step and reset return --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -401,8 +401,7 @@ def test_states_are_taken_out_and_put_back(kwargs):
     env.close()
 
 
-# -- processes that die
-# ----------------------------------------------------------------------------------------------
+# -- processes that die ----------------------------------------------------------------------------
 
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on():

@@ -299,14 +299,12 @@ def test_details_are_what_the_figures_were_made_of(evaluated):
     assert distance.shape == (4, 7) and details.attempts.actions.shape == (4, 6, 2)
     assert (distance[:, 1:].min(1) <= 0.05).mean() == report["planning"]["success_rate"]
     assert {"distance_random", "distance_hold", "distance_oracle"} <= set(details.arrays)
-    np.testing.assert_array_equal(
-        np.diff(details.arrays["distance_hold"]), 0
-    )  # the dot stays where it is
+    # the dot stays where it is
+    np.testing.assert_array_equal(np.diff(details.arrays["distance_hold"]), 0)
     assert [step for step, _ in details.plans] == list(range(6))  # replan_every=1
     assert details.plans[0][1].shape == (4, 6, 2)
-    np.testing.assert_allclose(
-        details.attempts.actions[:, 0], details.plans[0][1][:, 0]
-    )  # the first action of the plan
+    # the first action of the plan
+    np.testing.assert_allclose(details.attempts.actions[:, 0], details.plans[0][1][:, 0])
     assert set(report["timings"]) >= {"prediction", "representation", "planning with the model"}
 
 

@@ -28,9 +28,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         x = rng.exponential(2.0, 60)
         low, high = ratio_interval(x, np.ones_like(x), level=0.9, draws=500, seed=k)
         held += low <= 2.0 <= high
-    assert (
-        0.83 <= held / 300 <= 0.94
-    )  # a percentile bootstrap of a skewed law falls a little short of 0.9
+    # a percentile bootstrap of a skewed law falls a little short of 0.9
+    assert 0.83 <= held / 300 <= 0.94
 
 
 def test_axes_behind_the_first_are_ratios_of_their_own():

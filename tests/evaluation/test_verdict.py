@@ -89,9 +89,8 @@ def test_above_chance_means_intervals_that_do_not_meet():
     assert judge(model_reaches(above, planning__random=chance)).grade == "partly"
     below = judge(model_reaches(above - 1, planning__random=chance))
     assert below.grade == "poor" and "not clearly above chance" in below.lines[0]
-    assert (
-        judge(model_reaches(above - 1, planning__hold=chance)).grade == "poor"
-    )  # standing still is chance too
+    # standing still is chance too
+    assert judge(model_reaches(above - 1, planning__hold=chance)).grade == "poor"
 
 
 def test_a_planner_that_fails_on_the_simulator_leaves_the_model_undecided():

@@ -37,9 +37,8 @@ def test_the_variance_on_the_way(path):
 def test_only_the_variance_preserving_path_keeps_the_law_of_the_norm():
     z0, z1 = ends(40_000, 4)
     midway = torch.tensor([0.5])
-    spread = {
-        path: path(z0, z1, midway).square().sum(-1).var().item() / 8 for path in PATHS
-    }  # over chi-squared's
+    # over chi-squared's
+    spread = {path: path(z0, z1, midway).square().sum(-1).var().item() / 8 for path in PATHS}
     assert spread[variance_preserving] == pytest.approx(1, abs=0.05)
     assert spread[slerp] == pytest.approx(0.46, abs=0.03)
     radii = torch.stack([z0.norm(dim=-1), z1.norm(dim=-1)])

@@ -73,9 +73,8 @@ def test_the_likelihood_never_reaches_encoder_or_mean():
 
 def test_a_saved_model_predicts_the_same_bit_for_bit(tmp_path):
     model = world_model()
-    model.loss(
-        LinearSystem(3).sample(16, 4, g()), JointEmbeddingObjective(SIGReg(16))
-    )  # moves the BatchNorm statistics
+    # moves the BatchNorm statistics
+    model.loss(LinearSystem(3).sample(16, 4, g()), JointEmbeddingObjective(SIGReg(16)))
     model.eval().save(tmp_path / "model.pt", note={"seed": 3})
     loaded = WorldModel.load(tmp_path / "model.pt")
     o, a = torch.randn(5, 3), torch.randn(5, 7, 2)
@@ -377,9 +376,8 @@ def test_training_asks_for_few_episodes_and_tells_the_discrepancy_which_windows_
 
     class Clusters(SIGReg):
         def forward(self, z, *, clusters=None, generator=None):
-            assert z.shape == (4, 4, 2) and torch.equal(
-                clusters, torch.arange(4)
-            )  # one contrast per episode
+            # one contrast per episode
+            assert z.shape == (4, 4, 2) and torch.equal(clusters, torch.arange(4))
             return super().forward(z, clusters=clusters, generator=generator)
 
     buffer = Watched()

@@ -193,9 +193,8 @@ def test_gaussian_kl_has_its_closed_form():
     n, d = 4000, 5
     z = randn(n, d)
     z = z - z.mean(0)
-    z = (
-        z @ torch.linalg.inv(torch.linalg.cholesky(z.T @ z / n)).T
-    )  # mean 0 and covariance I exactly
+    # mean 0 and covariance I exactly
+    z = z @ torch.linalg.inv(torch.linalg.cholesky(z.T @ z / n)).T
     assert GaussianKL(shrinkage=0)(2 * z).item() == pytest.approx(
         d / 2 * (3 - math.log(4)), abs=1e-9
     )
@@ -205,9 +204,8 @@ def test_gaussian_kl_has_its_closed_form():
     )
     assert GaussianKL()(z + 2).item() == pytest.approx(0.5 * 4 * d, abs=1e-6)
     assert GaussianKL(per_dimension=True)(z + 2).item() == pytest.approx(2, abs=1e-6)
-    assert (
-        GaussianKL(shrinkage=1e-8)(z * 1e-6) > 40
-    )  # unbounded as the batch collapses, unlike SIGReg
+    # unbounded as the batch collapses, unlike SIGReg
+    assert GaussianKL(shrinkage=1e-8)(z * 1e-6) > 40
     with pytest.raises(ValueError, match="shrinkage > 0"):
         GaussianKL(shrinkage=0)(z[:4])
 

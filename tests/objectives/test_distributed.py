@@ -131,9 +131,8 @@ def test_two_processes_equal_one(tmp_path):
     assert [process.wait(timeout=120) for process in workers] == [0, 0]
     (_, ours), (_, theirs) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     expected, target = edges(0), theirs.pop("target")
-    torch.testing.assert_close(
-        ours.pop("target"), expected.pop("target")
-    )  # distributed=False sees its own samples only
+    # distributed=False sees its own samples only
+    torch.testing.assert_close(ours.pop("target"), expected.pop("target"))
     torch.testing.assert_close(target, edges(1)["target"])
     assert ours == theirs
     for case, value in ours.items():

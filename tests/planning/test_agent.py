@@ -313,9 +313,8 @@ def test_with_a_memory_each_env_is_planned_with_the_past_since_its_own_reset(bac
         with torch.no_grad():
             path = agent.imagine(z[t], candidates)
         for env in range(3):
-            since = max(
-                7 if env == 1 and t >= 7 else 0, t - 5
-            )  # the last reset, or as long ago as is kept
+            # the last reset, or as long ago as is kept
+            since = max(7 if env == 1 and t >= 7 else 0, t - 5)
             past = None
             if since < t:
                 past = (
@@ -325,9 +324,8 @@ def test_with_a_memory_each_env_is_planned_with_the_past_since_its_own_reset(bac
             with torch.no_grad():
                 expected = world_model.rollout(z[t, env][None], candidates[env][None], past=past)
             torch.testing.assert_close(path[env][None], expected, atol=1e-5, rtol=1e-5)
-        assert len(seen) == (
-            2 if t >= 7 else 1
-        )  # envs with pasts of one length are planned together
+        # envs with pasts of one length are planned together
+        assert len(seen) == (2 if t >= 7 else 1)
     agent.reset()
     agent.act(o[0])
     seen.clear()

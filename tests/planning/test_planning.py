@@ -133,9 +133,8 @@ def test_coloured_noise_has_unit_variance_and_drifts():
         return (x[:, 1:] * x[:, :-1]).mean().item()
 
     assert abs(neighbours(white)) < 0.02 and neighbours(red) > 0.6
-    assert (
-        abs((red[:, 0] * red[:, -1]).mean().item()) < neighbours(red) - 0.3
-    )  # the last action is no neighbour of the first
+    # the last action is no neighbour of the first
+    assert abs((red[:, 0] * red[:, -1]).mean().item()) < neighbours(red) - 0.3
 
 
 # -- known optima
@@ -440,8 +439,7 @@ def test_a_planner_made_in_inference_mode_differentiates(planner):
     assert made.plan(bowl(target), torch.zeros(2, 4, 1), g()).cost.max() < 1e-1
 
 
-# -- discrete actions
-# --------------------------------------------------------------------------------------------------
+# -- discrete actions ------------------------------------------------------------------------------
 
 
 def shortest_path_cost(a):

@@ -285,9 +285,8 @@ def test_nan_breaks_a_line_and_a_logarithm_needs_positive_values():
     svg = plot.line(range(6), [1, 10, None, math.nan, 10, 100], "model", "a").svg()
     first, second = re.findall(r'class="line model " d="M([^"]+)"', svg)
     points = [[float(p.split()[1]) for p in path.split("L")] for path in (first, second)]
-    assert points[0][0] - points[0][1] == pytest.approx(
-        points[1][0] - points[1][1], abs=0.11
-    )  # a decade is a decade
+    # a decade is a decade
+    assert points[0][0] - points[0][1] == pytest.approx(points[1][0] - points[1][1], abs=0.11)
     assert "nan" not in svg
     with pytest.raises(ValueError, match="positive"):
         Plot(x=(0, 1), y=(0, 1), x_label="", y_label="", describe="", log_y=True)
@@ -320,9 +319,8 @@ def test_training_curves_group_what_belongs_together():
         for figure in training_figures(rows)
     }
     assert found["Prediction error in training"] == ["train/one_step", "train/open_loop"]
-    assert found["Loss, and the spread's part"] == [
-        "loss"
-    ]  # a metric that was never finite has no curve
+    # a metric that was never finite has no curve
+    assert found["Loss, and the spread's part"] == ["loss"]
     assert training_figures([]) == []
 
 

@@ -84,9 +84,8 @@ def test_a_film_grows_with_what_can_be_shown(attempted):
     readout = position_readout(latents, episodes, generator=torch.Generator().manual_seed(0))
     filming = films(attempted, position=readout)
     traced, picture = filming.film(0), (slice(18, 82), slice(0, 64))
-    assert all(
-        (traced[t][picture] != bare[t][picture]).any() for t in (0, 2, 4)
-    )  # where plans begin
+    # where plans begin
+    assert all((traced[t][picture] != bare[t][picture]).any() for t in (0, 2, 4))
     z = model.encode(
         torch.from_numpy(
             play_again(filming.env, details.pairs, details.attempts.actions, 0).observations

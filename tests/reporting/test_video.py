@@ -39,9 +39,8 @@ def test_a_written_video_has_all_its_frames(tmp_path, suffix):
 
 def test_a_gif_keeps_the_colour_of_a_small_moving_body_and_a_still_background(tmp_path):
     film = np.full((8, 32, 48, 3), (236, 236, 228), np.uint8)
-    film[:, 20:] = np.random.default_rng(0).integers(
-        0, 256, (8, 12, 48, 3)
-    )  # more colours than a palette holds
+    # more colours than a palette holds
+    film[:, 20:] = np.random.default_rng(0).integers(0, 256, (8, 12, 48, 3))
     for t in range(8):
         film[t, 4:6, 5 * t : 5 * t + 2] = (222, 44, 40)
     back = iio.imread(write_video(tmp_path / "film.gif", film))[..., :3].astype(int)

@@ -104,8 +104,7 @@ def planner():
     )
 
 
-# -- targets, values, policy
-# ---------------------------------------------------------------------------------------------
+# -- targets, values, policy -----------------------------------------------------------------------
 
 
 def test_lambda_returns_are_one_step_targets_at_0_and_the_windows_return_at_1():
@@ -141,9 +140,8 @@ def test_an_ensembles_members_are_networks_of_their_own_and_start_at_0(bins):
     z, a = torch.randn(5, 4, 3, generator=generator()), torch.rand(5, 4, 2, generator=generator())
     assert q(z, a).shape == (3, 5, 4)
     torch.testing.assert_close(q(z, a), torch.zeros(3, 5, 4), atol=1e-5, rtol=0)
-    above = QEnsemble(3, 2, hidden=16, bins=51, low=-2.0, high=7.0)(
-        z, a
-    )  # the middle of its bins is 2.5 in symlog
+    # the middle of its bins is 2.5 in symlog
+    above = QEnsemble(3, 2, hidden=16, bins=51, low=-2.0, high=7.0)(z, a)
     torch.testing.assert_close(above, torch.full((2, 5, 4), math.expm1(2.5)))
     for layer in q.layers:
         torch.nn.init.normal_(layer.weight, generator=generator(1))
@@ -344,9 +342,8 @@ def test_what_a_learner_cannot_use_is_one_sentence():
         getattr(broken, name)[0, 0] = math.inf
         with pytest.raises(FloatingPointError, match="look for them in the data"):
             subject.update(broken)
-    assert all(
-        torch.equal(x, kept[name]) for name, x in subject.model.state_dict().items()
-    )  # running statistics too
+    # running statistics too
+    assert all(torch.equal(x, kept[name]) for name, x in subject.model.state_dict().items())
     subject = learner(entropy=math.nan)
     kept = [p.clone() for p in subject.policy.parameters()]
     with pytest.raises(FloatingPointError, match="the policy's loss"):
@@ -678,17 +675,15 @@ def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
     (first, second), a = neighbours()
     assert abs(first) < 0.15 and second > 0.9
     planned = torch.stack([explorer.disturb(torch.zeros(2, 1), step) for step in range(3)])
-    assert (
-        planned.abs().max() <= 1 and (planned[:, 0] == 0).all() and planned[:, 1].std() > 0
-    )  # one lane is undisturbed
+    # one lane is undisturbed
+    assert planned.abs().max() <= 1 and (planned[:, 0] == 0).all() and planned[:, 1].std() > 0
     other = Explorer(explorer.exploration, 2, 1, generator(1))
     other.load_state_dict(explorer.state_dict())
     assert torch.equal(explorer.disturb(torch.zeros(2, 1), 9), other.disturb(torch.zeros(2, 1), 9))
     with pytest.raises(ValueError, match="block >= 2"):
         Exploration(block=1)
-    alone = Explorer(
-        Exploration(block=400), 1, 1, generator(2)
-    )  # the first 2,000 steps are five blocks of a single lane
+    # the first 2,000 steps are five blocks of a single lane
+    alone = Explorer(Exploration(block=400), 1, 1, generator(2))
     a = torch.stack([alone.aimless() for _ in range(2400)])[:, 0, 0]
     assert (a[:2000].abs() > 0.999).float().mean() < 0.01 and (
         a[2000:].abs() > 0.999
@@ -1096,9 +1091,8 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     steps = [row["step"] for row in rows]
     assert steps[:3] == [10, 20, 30] and steps == sorted(steps) and steps[-1] == 30 + 480
     last = sorted((tmp_path / "runs/both/state").glob("*-replay.pt"))[-1]
-    assert (
-        len(ReplayBuffer.load(last)) == 3 * 40 + 480
-    )  # two episodes in one lane, one in the other: nothing is forgotten
+    # two episodes in one lane, one in the other: nothing is forgotten
+    assert len(ReplayBuffer.load(last)) == 3 * 40 + 480
     for wrong, told in [
         ("heads=[reward,value]", "value and policy both or neither; it has reward, value"),
         ("online.pretrain=30", "online.data names none"),

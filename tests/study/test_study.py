@@ -437,9 +437,8 @@ def test_the_interquartile_mean_is_over_runs_of_all_tasks():
     found = over_tasks(records([*easy, *hard, ("easy", "lost", 0, 0.9, {})]), draws=2000)
     assert list(found) == ["m"]  # the other method has no run of one task
     row = found["m"]["success"]
-    assert (
-        row["mean"] == pytest.approx((0.4 + 0.5 + 0.9 + 0.95) / 4) and row["runs"] == 8
-    )  # the middle half of eight
+    # the middle half of eight
+    assert row["mean"] == pytest.approx((0.4 + 0.5 + 0.9 + 0.95) / 4) and row["runs"] == 8
     assert row["low"] < row["mean"] < row["high"] and "hold" not in found["m"]
     assert over_tasks(records(easy)) == {}
 
@@ -450,9 +449,8 @@ def test_differences_are_between_runs_of_one_task_and_seed():
     found = differences(records(rows), "ref")
     assert list(found) == ["m"] and found["m"]["pairs"] == 3
     assert found["m"]["mean"] == pytest.approx((0.1 + 0.3) / 2)
-    assert found["m"]["low"] == pytest.approx(0.2) and found["m"]["high"] == pytest.approx(
-        0.2
-    )  # each task agrees with itself
+    # each task agrees with itself
+    assert found["m"]["low"] == pytest.approx(0.2) and found["m"]["high"] == pytest.approx(0.2)
     with pytest.raises(ValueError, match="no method of the study: ref, m"):
         differences(records(rows), "vicreg")
 
@@ -500,9 +498,8 @@ def test_the_ranking_puts_the_figure_first_that_says_most():
         "all",
     }
     assert abs(found["effective rank, share of ideal"]["all"]["rho"]) < 0.9
-    assert (
-        "R2, 1 step" not in found and ranking(runs[:4]) == {}
-    )  # the one does not vary, the others are too few
+    # the one does not vary, the others are too few
+    assert "R2, 1 step" not in found and ranking(runs[:4]) == {}
 
 
 def test_a_study_leaves_tables_pictures_and_the_names_of_what_failed(tmp_path):

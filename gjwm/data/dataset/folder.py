@@ -131,8 +131,7 @@ class DatasetWriter:
                 if info[name] != value:
                     raise ValueError(
                         f"{path} holds episodes with {name}={info[name]!r} and cannot be extended "
-                        f"with {name}={value!r}; "
-                        "choose another folder."
+                        f"with {name}={value!r}; choose another folder."
                     )
         # A writer killed at its very start leaves these two and nothing to lose.
         elif self.path.is_dir() and (
@@ -264,8 +263,7 @@ def _finish(path: Path) -> None:
             if shard.first_episode != info["episodes"]:
                 raise ValueError(
                     f"{file} begins with episode {shard.first_episode}, metadata.json knows "
-                    f"{info['episodes']} episodes; "
-                    "it belongs to another dataset: move it away."
+                    f"{info['episodes']} episodes; it belongs to another dataset: move it away."
                 )
             info = _list(path, info, file, shard.episodes, int(shard.rows.sum()) - shard.episodes)
     journal = path / JOURNAL
@@ -357,10 +355,9 @@ def open_shards(path: str | Path, info: Mapping[str, Any]) -> Iterator[Shard]:
             if (shard.first_episode, shard.episodes, steps) != (first, entry["episodes"], entry["steps"]):
                 raise ValueError(
                     f"{shard.path} holds {shard.episodes} episodes from number "
-                    f"{shard.first_episode} and {steps} steps, "
-                    f"metadata.json says {entry['episodes']}, {first} and {entry['steps']}; "
-                    f"restore the file or collect the "
-                    "dataset again."
+                    f"{shard.first_episode} and {steps} steps, metadata.json says "
+                    f"{entry['episodes']}, {first} and {entry['steps']}; restore the file or "
+                    "collect the dataset again."
                 )
             yield shard
         first += entry["episodes"]

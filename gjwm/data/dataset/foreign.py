@@ -390,8 +390,7 @@ def _rescale(a: np.ndarray, low: Any, high: Any) -> np.ndarray:
     if np.abs(a).max(initial=0) > 1 + 1e-3:
         raise ValueError(
             f"an action is {np.abs(a).max():.3g} after rescaling and must lie in [-1, 1]; give the "
-            f"bounds, as "
-            "action_low=... action_high=..."
+            "bounds, as action_low=... action_high=..."
         )
     return a.clip(-1, 1).astype(np.float32)
 

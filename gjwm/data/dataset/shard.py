@@ -104,8 +104,7 @@ class Shard:
             if attributes.get("format") != FORMAT:
                 raise ValueError(
                     f"{path} has dataset format {attributes.get('format')!r}, this version reads "
-                    f"{FORMAT}; convert or "
-                    "collect it again."
+                    f"{FORMAT}; convert or collect it again."
                 )
             self.header = {
                 name: value if name in PLAIN or name == "first_episode" else json.loads(value)

@@ -40,8 +40,8 @@ def verify(path: str | Path) -> list[str]:
             if (shard.first_episode, shard.episodes, steps) != (first, entry["episodes"], entry["steps"]):
                 problems.append(
                     f"{entry['file']} holds {shard.episodes} episodes from number "
-                    f"{shard.first_episode} and {steps} steps; "
-                    f"metadata.json says {entry['episodes']}, {first} and {entry['steps']}."
+                    f"{shard.first_episode} and {steps} steps; metadata.json says "
+                    f"{entry['episodes']}, {first} and {entry['steps']}."
                 )
             different = [k for k, v in shard.header.items() if k not in ("versions", "renderer") and info[k] != v]
             if different:
@@ -70,8 +70,7 @@ def verify(path: str | Path) -> list[str]:
         whole, torn = sum(not isinstance(item, int) for item in found), any(isinstance(item, int) for item in found)
         problems.append(
             f"the journal holds {whole} finished episodes{' and an unfinished one' * torn}: a "
-            f"collection is running or was "
-            "interrupted; the next open moves them into a shard."
+            "collection is running or was interrupted; the next open moves them into a shard."
         )
     return problems
 

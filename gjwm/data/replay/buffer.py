@@ -192,8 +192,8 @@ class ReplayBuffer(Windows):
         if available is not None and needed > available:
             raise MemoryError(
                 f"a replay buffer of {self.capacity} steps takes {needed / 2**30:.1f} GiB and "
-                f"{available / 2**30:.1f} GiB are "
-                f"available on {self.device}; lower the capacity or the image size."
+                f"{available / 2**30:.1f} GiB are available on {self.device}; lower the capacity "
+                "or the image size."
             )
 
     # -- writing
@@ -285,8 +285,8 @@ class ReplayBuffer(Windows):
         if not 1 <= length <= self._lane_steps:
             raise ValueError(
                 f"an episode of {length} steps does not fit a lane of {self._lane_steps} (capacity "
-                f"{self.capacity} over "
-                f"{self.num_envs} envs); expected 1 to {self._lane_steps} steps."
+                f"{self.capacity} over {self.num_envs} envs); expected 1 to {self._lane_steps} "
+                "steps."
             )
         frames, stacks = self._frames("o", o, (length + 1,))
         r = self._floats("r", r, (length,))
@@ -345,8 +345,7 @@ class ReplayBuffer(Windows):
         if self._priorities is not None and rows.size:
             self._priorities[rows] = 0
 
-    # -- checks at the edge
-    # ----------------------------------------------------------------------------------------
+    # -- checks at the edge ------------------------------------------------------------------------
 
     def _frames(
         self, what: str, value: Observation, leading: tuple[int]
@@ -376,7 +375,7 @@ class ReplayBuffer(Windows):
             else:
                 raise ValueError(
                     f"{label} has shape {shape}; expected {(*leading, *box.shape)}, the leading "
-                    f"axis being "
+                    "axis being "
                     f"{'the observations, one more than the actions' if what == 'o' else 'num_envs'}."
                 )
             if dtype.is_floating_point and frames[name].isnan().any():
@@ -390,8 +389,7 @@ class ReplayBuffer(Windows):
             if (begun != begun[:, -1:]).any():
                 raise ValueError(
                     f"an episode begins with {self.frame_stack} different frames; expected the "
-                    f"first frame repeated, so "
-                    "record from the env's reset on."
+                    "first frame repeated, so record from the env's reset on."
                 )
 
     def _floats(self, what: str, value: ArrayLike | Tensor, shape: tuple[int | None, ...]) -> Tensor:

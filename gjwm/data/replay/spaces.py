@@ -54,8 +54,7 @@ def stacked_fields(fields: Mapping[str, spaces.Box], frame_stack: int) -> set[st
         if fields[name].shape[0] % frame_stack:
             raise ValueError(
                 f"an observation of shape {fields[name].shape} cannot hold {frame_stack} frames; "
-                f"frame_stack expects the "
-                "space of stacked images (frame_stack * C, h, w)."
+                "frame_stack expects the space of stacked images (frame_stack * C, h, w)."
             )
     if not images:
         raise ValueError(

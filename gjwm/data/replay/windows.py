@@ -112,8 +112,7 @@ class Windows:
         if span > self._lane_steps:
             raise ValueError(
                 f"a window of {length} steps with stride {stride} spans {span} and an env's share "
-                f"of the capacity is "
-                f"{self._lane_steps}; raise the capacity or shorten the window."
+                f"of the capacity is {self._lane_steps}; raise the capacity or shorten the window."
             )
         clock = self._clock.reshape(self.num_envs, self._lane_rows)
         # Rows of one episode are neighbours, so a window is whole if its last row's clock is `span`
@@ -131,9 +130,8 @@ class Windows:
             longest = int((clock[clock != EMPTY] % 2**32).max(initial=0))
             raise ValueError(
                 f"nothing to sample yet: a window spans {span} steps and the longest of the "
-                f"episodes stored has {longest}; "
-                "collect more, shorten the window, or see that each `obs` added is the env's last "
-                "`next_obs`."
+                f"episodes stored has {longest}; collect more, shorten the window, or see that "
+                "each `obs` added is the env's last `next_obs`."
             )
         self._starts[length, stride] = torch.from_numpy(starts)
         return self._starts[length, stride]

@@ -64,8 +64,7 @@ class Dynamics(nn.Module):
         self.latent_dim, self.action_dim = latent_dim, action_dim
         self.memory: nn.Module | None = None
 
-    # -- what a subclass says
-    # ----------------------------------------------------------------------------------------
+    # -- what a subclass says ----------------------------------------------------------------------
 
     def _inputs(self, a: Tensor) -> Tensor:
         """(..., A) -> (..., F), all that an action contributes to the mean."""
@@ -85,8 +84,7 @@ class Dynamics(nn.Module):
         """
         raise NotImplementedError
 
-    # -- predictions --
-    # ----------------------------------------------------------------------------------------------
+    # -- predictions -------------------------------------------------------------------------------
 
     @property
     def has_memory(self) -> bool:
@@ -169,9 +167,8 @@ class Dynamics(nn.Module):
         first = self.predict(z0, a[:, 0], past)
         mean = torch.cat([first.mean[:, None], path[:, :, 1:].mean(1)], 1)
         variance = torch.cat([first.variance[:, None], path[:, :, 1:].var(1)], 1)
-        if (
-            self.static_dim
-        ):  # which particles keep: what differs is the encoder's noise, at every step
+        # which particles keep: what differs is the encoder's noise, at every step
+        if self.static_dim:
             variance[..., -self.static_dim :] = first.variance[:, None, -self.static_dim :]
         return Prediction(mean, variance.clamp(min=1e-12))
 
@@ -194,8 +191,7 @@ class Dynamics(nn.Module):
         path = torch.stack(self._path(z[:, read], a[:, read:], state, truncate=truncate)[1:], -2)
         return torch.stack([torch.cat([one_step[..., :read, :], path], -2), one_step])
 
-    # -- shared machinery
-    # --------------------------------------------------------------------------------------------
+    # -- shared machinery --------------------------------------------------------------------------
 
     def _path(
         self,

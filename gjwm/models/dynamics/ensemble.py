@@ -223,9 +223,8 @@ class EnsembleDynamics(Dynamics):
             z = self._kept(z, law.sample(generator))
             path.append(z)
             order = draws.uniform(z.shape[:-1], generator, device=z.device)
-            order = (
-                order.movedim(0, -1).flatten(-2).argsort(-1)
-            )  # of the M P/M particles of one start
+            # of the M P/M particles of one start
+            order = order.movedim(0, -1).flatten(-2).argsort(-1)
             path = [_shuffled(p, order) for p in path]
             z = path[-1]
         return path

@@ -30,9 +30,8 @@ class ResidualMoments(nn.Module):
         super().__init__()
         self.span, self.full = memory, full
         start = torch.eye(latent_dim) if full else torch.ones(latent_dim)
-        self.register_buffer(
-            "moment", start
-        )  # N(0, I), the latents' marginal, before anything was seen
+        # N(0, I), the latents' marginal, before anything was seen
+        self.register_buffer("moment", start)
         self.register_buffer("batches", torch.tensor(0.0))
 
     @torch.no_grad()
@@ -48,8 +47,7 @@ class ResidualMoments(nn.Module):
         if bad or not len(rows):
             raise ValueError(
                 f"the residuals' moments were given {bad} NaN or infinite values in "
-                f"{tuple(residual.shape)}; "
-                "check the encoder's latents."
+                f"{tuple(residual.shape)}; check the encoder's latents."
             )
         with torch.autocast(rows.device.type, enabled=False):
             new = rows.T @ rows / len(rows) if self.full else rows.square().mean(0)

@@ -96,8 +96,7 @@ class LinearGaussianDynamics(Dynamics):
         if z_next.shape != z.shape or z.shape[:-1] != a.shape[:-1]:
             raise ValueError(
                 f"expected as many latents, actions and next latents, got {tuple(z.shape)}, "
-                f"{tuple(a.shape)} and "
-                f"{tuple(z_next.shape)}."
+                f"{tuple(a.shape)} and {tuple(z_next.shape)}."
             )
         x = self._features(z, a).reshape(-1, self.gain.shape[1]).double()
         y = z_next.reshape(-1, self.latent_dim).double()
@@ -128,8 +127,8 @@ class LinearGaussianDynamics(Dynamics):
         if failed or (factor.diagonal().square() <= lost * regular.diagonal()).any():
             raise ValueError(
                 f"{int(n)} transitions with ridge={self.ridge} do not determine the {len(scale)} "
-                f"columns of K: some latents or "
-                "actions are constant or linearly dependent; use ridge > 0."
+                "columns of K: some latents or actions are constant or linearly dependent; use "
+                "ridge > 0."
             )
         inverse = torch.cholesky_inverse(factor)
         gain = self.sum_yx @ inverse
@@ -138,9 +137,8 @@ class LinearGaussianDynamics(Dynamics):
         residual = (
             self.sum_yy - gain @ self.sum_yx.T - self.sum_yx @ gain.T + gain @ self.sum_xx @ gain.T
         )
-        noise = residual / (n - len(scale)).clamp(
-            min=1.0
-        )  # unbiased: K took len(x) degrees of freedom
+        # unbiased: K took len(x) degrees of freedom
+        noise = residual / (n - len(scale)).clamp(min=1.0)
         noise = (1 - self.shrinkage) * noise + self.shrinkage * torch.diag(noise.diagonal())
         noise = (noise + noise.T) / 2 + self.min_std**2 * torch.eye(
             len(noise), dtype=noise.dtype, device=noise.device

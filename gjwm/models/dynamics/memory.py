@@ -38,9 +38,8 @@ class GRUMemory(nn.Module):
         """
         lead = z.shape[:-2]
         x = torch.cat([z, a], -1).reshape(-1, z.shape[-2], z.shape[-1] + a.shape[-1])
-        beliefs, last = self.gru(
-            x, state[0].reshape(1, -1, self.features).contiguous()
-        )  # cuDNN asks for it
+        # cuDNN asks for it
+        beliefs, last = self.gru(x, state[0].reshape(1, -1, self.features).contiguous())
         return beliefs.reshape(*lead, z.shape[-2], self.features), (
             last.reshape(*lead, self.features),
         )

@@ -178,9 +178,8 @@ class TailedPrediction(Prediction):
     def crps(self, z: Tensor) -> Tensor:
         std, parts = self.variance.sqrt(), self._parts()
         to_target = sum(w * _expected_distance(z - self.mean, s * std) for w, s in parts)
-        spread = sum(
-            v * w * math.hypot(r, s) for v, r in parts for w, s in parts
-        )  # of E|x - x'| in 2 std / sqrt(2 pi)
+        # of E|x - x'| in 2 std / sqrt(2 pi)
+        spread = sum(v * w * math.hypot(r, s) for v, r in parts for w, s in parts)
         return to_target - spread * std / math.sqrt(2 * math.pi)
 
     def mahalanobis(self, z: Tensor) -> Tensor:

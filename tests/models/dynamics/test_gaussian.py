@@ -228,9 +228,8 @@ def test_static_latents_stay_as_they_are_and_are_read(kind):
     path = dynamics.rollout(z, a)
     assert torch.equal(path[..., 3:], z[:, None, 3:].expand(3, 5, 2))
     generator = torch.Generator().manual_seed(2)
-    particles = dynamics.rollout(
-        z, a, 6, generator
-    )  # their spread is noise of the encoder, and no walk
+    # their spread is noise of the encoder, and no walk
+    particles = dynamics.rollout(z, a, 6, generator)
     assert (
         torch.equal(particles[..., 3:], z[:, None, None, 3:].expand(3, 6, 5, 2))
         and particles[..., :3].std(1).max() > 0.1
