@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,24 @@ class Surprise(NamedTuple):
     p_value: Tensor  # (B, T)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a model comes from, in plain data: enough to collect more of the same, and to judge it.
+
+    Args:
+        env_id, env_kwargs: of `gymnasium.make`; an env_id of None is data of unknown origin.
+        behaviour: who acted, as name -> weight or {"weight": ..., argument: ...}.
+        length: steps of the episodes.
+        recipe: the training's settings.
+    """
+
+    env_id: str | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    behaviour: dict[str, Any] | None = None
+    length: int | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
 class WorldModel(nn.Module):
     """Encoder o -> z and dynamics p(z' | z, a).
 
@@ -38,7 +57,8 @@ class WorldModel(nn.Module):
 
     `calibration` is None until `calibrate` has seen held-out episodes; then predictions, forecasts
     and particles are widened or narrowed by its factors, and predictions and forecasts have its
-    tails."""
+    tails. `origin` says where the model comes from, None where nobody said it.
+    """
 
     def __init__(
         self, encoder: nn.Module, dynamics: Dynamics, heads: Mapping[str, nn.Module] | None = None
@@ -52,6 +72,7 @@ class WorldModel(nn.Module):
         self.encoder, self.dynamics = encoder, dynamics
         self.heads = nn.ModuleDict(heads or {})
         self.calibration: Calibration | None = None
+        self.origin: Origin | None = None
 
     @property
     def latent_dim(self) -> int:
@@ -229,6 +250,7 @@ class WorldModel(nn.Module):
             "dynamics": _describe(self.dynamics),
             "heads": {name: _describe(head) for name, head in self.heads.items()},
             "state": self.state_dict(),
+            "origin": None if self.origin is None else asdict(self.origin),
             "extra": extra,
         }
         partial = path.with_name(path.name + ".partial")
@@ -259,6 +281,8 @@ class WorldModel(nn.Module):
                     *(state[f"calibration.{x}"] for x in ("temperature", "scores", "tail"))
                 )
             model.load_state_dict(state)
+            origin = payload.get("origin")  # older files have none
+            model.origin = None if origin is None else Origin(**origin)
         except (AttributeError, KeyError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"{path} is a gjwm checkpoint whose contents do not fit ({type(error).__name__}: "

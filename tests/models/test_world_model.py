@@ -17,7 +17,7 @@ from gjwm.models.dynamics import (
     MixtureDynamics,
 )
 from gjwm.models.encoders import MLPEncoder
-from gjwm.models.world_model import WorldModel
+from gjwm.models.world_model import Origin, WorldModel
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg
 from gjwm.training.train import encode_dataset, refine, train
 
@@ -75,8 +75,10 @@ def test_a_saved_model_predicts_the_same_bit_for_bit(tmp_path):
     model = world_model()
     # moves the BatchNorm statistics
     model.loss(LinearSystem(3).sample(16, 4, g()), JointEmbeddingObjective(SIGReg(16)))
+    model.origin = Origin(env_id="Pendulum-v1", behaviour={"coloured": 1.0}, recipe={"seed": 3})
     model.eval().save(tmp_path / "model.pt", note={"seed": 3})
     loaded = WorldModel.load(tmp_path / "model.pt")
+    assert loaded.origin == model.origin
     o, a = torch.randn(5, 3), torch.randn(5, 7, 2)
     assert torch.equal(loaded.encode(o), model.encode(o))
     assert torch.equal(loaded.rollout(loaded.encode(o), a), model.rollout(model.encode(o), a))
