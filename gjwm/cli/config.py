@@ -17,8 +17,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from gjwm._core.machine import cores
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
-from gjwm.envs.workers import cores
 from gjwm.rl.planned_behaviours import BEHAVIOURS
 
 # Seeds end where held-out episodes begin, so that these never meet training data; those that

@@ -14,10 +14,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm import __version__
+from gjwm._core.machine import cores
 from gjwm.cli.config import HELD_OUT, behaviour_of, env_kwargs, keyword_arguments
 from gjwm.cli.run_folder import decoder_of, write_json
 from gjwm.data.collect import Episode, collect_episodes
-from gjwm.envs.workers import cores
 from gjwm.evaluation.evaluate import Details, check_members, check_protocol, evaluate
 from gjwm.models.world_model import WorldModel, load_payload
 from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, judge, save_arrays, write_report

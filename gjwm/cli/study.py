@@ -9,8 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.files import holding
+from gjwm._core.machine import cores
 from gjwm.cli.config import load_config, split_sweep, with_experiment
-from gjwm.envs.workers import cores
 from gjwm.study import Job, Sweep, has_joblib, run_local, run_slurm, settings_of, write_study
 from gjwm.study.launch import Done
 

@@ -17,19 +17,17 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.training.checkpoint import Checkpoints
 from gjwm.cli.app import main
 from gjwm.data.collect import collect_dataset
 from gjwm.data.dataset import dataset_info, read_episodes, verify
+from gjwm.training.checkpoint import Checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")]
 KILLS = int(os.environ.get("GJWM_KILLS", 2))
 
 EPISODES = 300 + 60 * KILLS
 # a seal every 14 episodes
-DATA = dict(
-    env_id="Pendulum-v1", length=6, seed=5, workers=0, shard_bytes=4000, progress=False
-)
+DATA = dict(env_id="Pendulum-v1", length=6, seed=5, workers=0, shard_bytes=4000, progress=False)
 COLLECT = f"""
     import sys
     from gjwm.data.collect import collect_dataset
@@ -55,7 +53,9 @@ COLLECT = f"""
 
 def killed(command, begun, seconds, rng):
     """Run a command and kill it up to `seconds` after `begun()` -> whether it was still running."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     while not begun() and process.poll() is None:
         time.sleep(0.002)
     time.sleep(rng.uniform(0, seconds))
@@ -105,7 +105,14 @@ def test_a_killed_collection_loses_at_most_the_unfinished_episode(tmp_path):
 
 STEPS = 60 + 12 * KILLS
 TRAIN = [
-    *("experiment=two_room", "env.size=16", "threads=1", "dataset=data", "latent_dim=4", "logger.wandb=disabled"),
+    *(
+        "experiment=two_room",
+        "env.size=16",
+        "threads=1",
+        "dataset=data",
+        "latent_dim=4",
+        "logger.wandb=disabled",
+    ),
     *("encoder.channels=[8,8]", "encoder.hidden=16", "dynamics.hidden=16", "dynamics.std_hidden=8"),
     *("collect.episodes=16", "collect.length=20", "collect.behaviour=uniform"),
     *("calibrate.episodes=8", "calibrate.horizon=4", "calibrate.particles=8"),
@@ -125,12 +132,17 @@ def results(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("frames_per_second", None)
-    weights = [torch.load(run / name, weights_only=True)["state"] for name in ("checkpoint.pt", "decoder.pt")]
+    weights = [
+        torch.load(run / name, weights_only=True)["state"]
+        for name in ("checkpoint.pt", "decoder.pt")
+    ]
     return rows, weights
 
 
 @pytest.mark.parametrize("storage", ["memory", "disk"] if KILLS > 2 else ["disk"])
-def test_a_killed_training_resumes_to_the_same_metrics_and_weights(tmp_path, monkeypatch, caplog, storage):
+def test_a_killed_training_resumes_to_the_same_metrics_and_weights(
+    tmp_path, monkeypatch, caplog, storage
+):
     monkeypatch.chdir(tmp_path)
     assert main(["collect", *TRAIN]) == 0
     since = time.monotonic()
@@ -146,7 +158,10 @@ def test_a_killed_training_resumes_to_the_same_metrics_and_weights(tmp_path, mon
         if kills < KILLS:
             stamp = _newest(run)
             kills += killed(
-                [sys.executable, "-c", code], lambda run=run, stamp=stamp: _newest(run) != stamp, seconds / 2, rng
+                [sys.executable, "-c", code],
+                lambda run=run, stamp=stamp: _newest(run) != stamp,
+                seconds / 2,
+                rng,
             )
             found = Checkpoints(run / "state").latest()
             assert found is None or found.step % 5 == 0 or found.step == STEPS
@@ -171,12 +186,44 @@ def _newest(run):
 
 
 ONLINE = [
-    *("experiment=suite", "task=pendulum-swingup", "threads=1", "logger.wandb=disabled", "latent_dim=4"),
-    *("encoder.hidden=[16]", "dynamics.hidden=16", "dynamics.std_hidden=8", "heads.reward.hidden=[16]"),
-    *("heads.value.hidden=16", "heads.policy.hidden=[16]", "discrepancy.num_slices=8", "planner.samples=16"),
-    *("planner.iterations=2", "planner.elites=4", "online.horizon=3", "online.batch=16", "+env.max_episode_steps=50"),
-    *(f"online.steps={200 + 40 * KILLS}", "online.aimless_steps=100", "online.aimless_limit=100", "online.lanes=2"),
-    *("online.log_every=20", "online.evaluate_every=120", "online.checkpoint_every=40", "online.episodes=2"),
+    *(
+        "experiment=suite",
+        "task=pendulum-swingup",
+        "threads=1",
+        "logger.wandb=disabled",
+        "latent_dim=4",
+    ),
+    *(
+        "encoder.hidden=[16]",
+        "dynamics.hidden=16",
+        "dynamics.std_hidden=8",
+        "heads.reward.hidden=[16]",
+    ),
+    *(
+        "heads.value.hidden=16",
+        "heads.policy.hidden=[16]",
+        "discrepancy.num_slices=8",
+        "planner.samples=16",
+    ),
+    *(
+        "planner.iterations=2",
+        "planner.elites=4",
+        "online.horizon=3",
+        "online.batch=16",
+        "+env.max_episode_steps=50",
+    ),
+    *(
+        f"online.steps={200 + 40 * KILLS}",
+        "online.aimless_steps=100",
+        "online.aimless_limit=100",
+        "online.lanes=2",
+    ),
+    *(
+        "online.log_every=20",
+        "online.evaluate_every=120",
+        "online.checkpoint_every=40",
+        "online.episodes=2",
+    ),
 ]
 
 
@@ -207,7 +254,10 @@ def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, m
         if kills < KILLS:
             stamp = _newest(run)
             kills += killed(
-                [sys.executable, "-c", code], lambda run=run, stamp=stamp: _newest(run) != stamp, 0.8 * seconds, rng
+                [sys.executable, "-c", code],
+                lambda run=run, stamp=stamp: _newest(run) != stamp,
+                0.8 * seconds,
+                rng,
             )
             found = Checkpoints(run / "state").latest()
             assert found is None or found.step % 40 == 0 or found.step == 200 + 40 * KILLS

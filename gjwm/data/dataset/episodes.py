@@ -38,7 +38,12 @@ NAMES = {
     "position": "position",
     "true_state": "true_state",
 }
-PER_STEP = ("action", "reward", "terminated", "truncated")  # a value per step; the last row holds NaN, or false
+PER_STEP = (
+    "action",
+    "reward",
+    "terminated",
+    "truncated",
+)  # a value per step; the last row holds NaN, or false
 
 
 def newest_frames(o: Arrays, observation_space: spaces.Space, frame_stack: int) -> Arrays:
@@ -51,14 +56,21 @@ def newest_frames(o: Arrays, observation_space: spaces.Space, frame_stack: int) 
     def newest(name: str, values: np.ndarray) -> np.ndarray:
         return values[:, -(fields[name].shape[0] // frame_stack) :] if name in images else values
 
-    return {name: newest(name, values) for name, values in o.items()} if isinstance(o, dict) else newest("", o)
+    return (
+        {name: newest(name, values) for name, values in o.items()}
+        if isinstance(o, dict)
+        else newest("", o)
+    )
 
 
 def restack(o: Arrays, observation_space: spaces.Space, frame_stack: int) -> Arrays:
     """The inverse of `newest_frames`, for the observations of one whole episode."""
     images = stacked_fields(box_fields(observation_space), frame_stack)
     if isinstance(o, dict):
-        return {name: stack_frames(values, frame_stack) if name in images else values for name, values in o.items()}
+        return {
+            name: stack_frames(values, frame_stack) if name in images else values
+            for name, values in o.items()
+        }
     return stack_frames(o, frame_stack) if images else o
 
 
@@ -78,7 +90,9 @@ def to_columns(
     fields = box_fields(observation_space)
     o = episode.o if isinstance(episode.o, dict) else {"": episode.o}
     if set(o) != set(fields):
-        raise ValueError(f"the observations have the keys {sorted(o)}; the space says {sorted(fields)}.")
+        raise ValueError(
+            f"the observations have the keys {sorted(o)}; the space says {sorted(fields)}."
+        )
     # Single frames have fewer channels than the space says.
     if all(np.shape(o[name])[1:] == box.shape for name, box in fields.items()):
         given = newest_frames(episode.o, observation_space, frame_stack)
@@ -87,7 +101,9 @@ def to_columns(
     for name, shape in frame_shapes(fields, frame_stack).items():
         values, dtype = np.asarray(o[name]), fields[name].dtype
         if values.dtype != dtype and not (values.dtype.kind == dtype.kind == "f"):
-            raise ValueError(f"observation {name!r} is {values.dtype}; the space says {dtype}, convert it first.")
+            raise ValueError(
+                f"observation {name!r} is {values.dtype}; the space says {dtype}, convert it first."
+            )
         columns[f"observation/{name}" if name else "observation"] = _fitting(
             name or "observation", values, (steps + 1, *shape), dtype
         )
@@ -106,19 +122,28 @@ def to_columns(
             columns[name] = _fitting(name, values, (steps + 1, *values.shape[1:]), np.float64)
     for name, values in (episode.true_state or {}).items():
         values = np.asarray(values)
-        columns[f"true_state/{name}"] = _fitting(name, values, (steps + 1, *values.shape[1:]), values.dtype)
+        columns[f"true_state/{name}"] = _fitting(
+            name, values, (steps + 1, *values.shape[1:]), values.dtype
+        )
     for name in PER_STEP:
         values = columns[name]
-        last = np.full((1, *values.shape[1:]), np.nan if values.dtype.kind == "f" else False, values.dtype)
+        last = np.full(
+            (1, *values.shape[1:]), np.nan if values.dtype.kind == "f" else False, values.dtype
+        )
         columns[name] = np.concatenate([values, last])
     # Copies: the caller may use its arrays again before these are on disk.
-    return {name: np.array(columns[name], _little(columns[name].dtype), order="C") for name in sorted(columns)}
+    return {
+        name: np.array(columns[name], _little(columns[name].dtype), order="C")
+        for name in sorted(columns)
+    }
 
 
 def _fitting(name: str, values: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != shape or shape[0] < 1:
-        raise ValueError(f"{name} has shape {values.shape}; an episode of T >= 1 steps needs {shape}.")
+        raise ValueError(
+            f"{name} has shape {values.shape}; an episode of T >= 1 steps needs {shape}."
+        )
     if not_finite(values):
         raise ValueError(f"{name} contains NaN or infinity; the simulation has diverged.")
     return values.astype(dtype, copy=False)

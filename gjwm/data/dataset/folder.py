@@ -10,7 +10,7 @@ it.
 An episode is in the journal as soon as it is finished. When enough have come, they are written as a
 shard, the shard is listed, and the journal is cleared, each step complete on disk before the next;
 whoever opens the folder after a crash takes up where it stopped. Readers need no lock: what is
-listed never changes. """
+listed never changes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,24 @@ from typing import Any
 import torch
 from gymnasium import spaces
 
+from gjwm._core.files import acquire, replacing
 from gjwm.data.dataset.episodes import Episode, checksum, from_columns, restack, to_columns
 from gjwm.data.dataset.journal import MAGIC, Journal, Record, read_journal
 from gjwm.data.dataset.shard import FORMAT, Shard, write_shard
-from gjwm._core.files import acquire, replacing
 from gjwm.data.replay import ReplayBuffer, box_fields, describe_space, rebuild_space
 
 log = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
 JOURNAL = "journal"
-HEADER = ("env_id", "env_kwargs", "observation_space", "action_space", "frame_stack", "record_state")
+HEADER = (
+    "env_id",
+    "env_kwargs",
+    "observation_space",
+    "action_space",
+    "frame_stack",
+    "record_state",
+)
 
 
 def dataset_info(path: str | Path) -> dict[str, Any]:
@@ -59,17 +66,27 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
                 f"{path} holds shards and no metadata.json; restore that file, or convert the "
                 f"shards one by one."
             )
-        raise FileNotFoundError(f"no dataset at {path} (it has no metadata.json); collect one with `gjwm collect`.")
+        raise FileNotFoundError(
+            f"no dataset at {path} (it has no metadata.json); collect one with `gjwm collect`."
+        )
     try:
         info = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); restore it or collect the dataset again.") from error
+        raise ValueError(
+            f"{file} is not valid JSON ({error}); restore it or collect the dataset again."
+        ) from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         found = info.get("format") if isinstance(info, dict) else type(info).__name__
-        raise ValueError(f"{file} has dataset format {found!r}, this version reads {FORMAT}; collect it again.")
-    missing = [name for name in (*HEADER, "versions", "episodes", "steps", "shards") if name not in info]
+        raise ValueError(
+            f"{file} has dataset format {found!r}, this version reads {FORMAT}; collect it again."
+        )
+    missing = [
+        name for name in (*HEADER, "versions", "episodes", "steps", "shards") if name not in info
+    ]
     if missing:
-        raise ValueError(f"{file} lacks {', '.join(missing)}; restore it or collect the dataset again.")
+        raise ValueError(
+            f"{file} lacks {', '.join(missing)}; restore it or collect the dataset again."
+        )
     return info
 
 
@@ -108,7 +125,11 @@ class DatasetWriter:
         shard_bytes: int = SHARD_BYTES,
     ):
         self.path, self.shard_bytes = Path(path), shard_bytes
-        self._space, self._action_space, self._frame_stack = observation_space, action_space, frame_stack
+        self._space, self._action_space, self._frame_stack = (
+            observation_space,
+            action_space,
+            frame_stack,
+        )
         box_fields(observation_space)
         header = {
             "env_id": env_id,
@@ -135,9 +156,15 @@ class DatasetWriter:
                     )
         # A writer killed at its very start leaves these two and nothing to lose.
         elif self.path.is_dir() and (
-            found := sorted(p.name for p in self.path.iterdir() if p.name not in ("lock", "metadata.json.partial"))
+            found := sorted(
+                p.name
+                for p in self.path.iterdir()
+                if p.name not in ("lock", "metadata.json.partial")
+            )
         ):
-            raise ValueError(f"{path} is no dataset and not empty (it has {found[0]}); choose another folder.")
+            raise ValueError(
+                f"{path} is no dataset and not empty (it has {found[0]}); choose another folder."
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _acquire(self.path)
         try:
@@ -275,7 +302,9 @@ def _finish(path: Path) -> None:
             lost = item
         elif item.episode >= info["episodes"]:
             records.append(item)
-    if records and [r.episode for r in records] != list(range(info["episodes"], info["episodes"] + len(records))):
+    if records and [r.episode for r in records] != list(
+        range(info["episodes"], info["episodes"] + len(records))
+    ):
         raise ValueError(
             f"{journal} begins with episode {records[0].episode} and {info['episodes']} are "
             f"sealed; shards are missing."
@@ -301,7 +330,9 @@ def _set_aside(journal: Path, lost: int) -> None:
         while copy.exists():
             copy = copy.with_name(copy.name + "-")
         copy.write_bytes(rest)
-        log.warning(f"{journal} was damaged in its middle; the part that could not be read is kept as {copy}.")
+        log.warning(
+            f"{journal} was damaged in its middle; the part that could not be read is kept as {copy}."
+        )
 
 
 def _seal(path: Path, info: dict[str, Any], records: list[Record]) -> dict[str, Any]:
@@ -312,7 +343,9 @@ def _seal(path: Path, info: dict[str, Any], records: list[Record]) -> dict[str, 
     return _list(path, info, file, len(records), rows - len(records))
 
 
-def _list(path: Path, info: dict[str, Any], file: Path, episodes: int, steps: int) -> dict[str, Any]:
+def _list(
+    path: Path, info: dict[str, Any], file: Path, episodes: int, steps: int
+) -> dict[str, Any]:
     """The metadata with one shard more, on disk."""
     info = info | {
         "episodes": info["episodes"] + episodes,
@@ -352,7 +385,11 @@ def open_shards(path: str | Path, info: Mapping[str, Any]) -> Iterator[Shard]:
     for entry in info["shards"]:
         with Shard(Path(path) / entry["file"]) as shard:
             steps = int(shard.rows.sum()) - shard.episodes
-            if (shard.first_episode, shard.episodes, steps) != (first, entry["episodes"], entry["steps"]):
+            if (shard.first_episode, shard.episodes, steps) != (
+                first,
+                entry["episodes"],
+                entry["steps"],
+            ):
                 raise ValueError(
                     f"{shard.path} holds {shard.episodes} episodes from number "
                     f"{shard.first_episode} and {steps} steps, metadata.json says "
@@ -386,7 +423,9 @@ def episode_lengths(path: str | Path) -> list[int]:
     return [int(rows) - 1 for shard in open_shards(path, info) for rows in shard.rows]
 
 
-def load_buffer(path: str | Path, device: torch.device | str = "cpu", *, episodes: int | None = None) -> ReplayBuffer:
+def load_buffer(
+    path: str | Path, device: torch.device | str = "cpu", *, episodes: int | None = None
+) -> ReplayBuffer:
     """A replay buffer that holds the dataset, or its first `episodes`, and no more.
 
     Raises:
@@ -409,14 +448,18 @@ def load_buffer(path: str | Path, device: torch.device | str = "cpu", *, episode
             episodes=count,
         )
     except MemoryError as error:
-        raise MemoryError(f"{path}: {error} Or read it from disk: storage=disk, gjwm.data.dataset.DiskWindows.") from error
+        raise MemoryError(
+            f"{path}: {error} Or read it from disk: storage=disk, gjwm.data.dataset.DiskWindows."
+        ) from error
     for shard in open_shards(path, info):
         for k in range(min(shard.episodes, count - shard.first_episode)):
             episode = from_columns(shard.read_checked(k))
             try:
                 buffer.add_episode(*episode[:5])
             except ValueError as error:
-                raise ValueError(f"episode {shard.first_episode + k} in {shard.path}: {error}") from error
+                raise ValueError(
+                    f"episode {shard.first_episode + k} in {shard.path}: {error}"
+                ) from error
         if shard.first_episode + shard.episodes >= count:
             break
     return buffer
@@ -428,7 +471,9 @@ def require_episodes(path: str | Path, episodes: int | None = None) -> dict[str,
     if not info["episodes"]:
         raise ValueError(f"the dataset {path} holds no episodes yet; collect some.")
     if episodes is not None and not 1 <= episodes <= info["episodes"]:
-        raise ValueError(f"the dataset {path} holds {info['episodes']} episodes; {episodes} were asked for.")
+        raise ValueError(
+            f"the dataset {path} holds {info['episodes']} episodes; {episodes} were asked for."
+        )
     return info
 
 

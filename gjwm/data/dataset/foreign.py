@@ -35,7 +35,9 @@ class Source(NamedTuple):
     renderer: str = ""
 
 
-def convert(source: str | Path, target: str | Path, kind: str | None = None, **options: str) -> dict[str, Any]:
+def convert(
+    source: str | Path, target: str | Path, kind: str | None = None, **options: str
+) -> dict[str, Any]:
     """Write the dataset at `source` as a new dataset folder `target`.
 
     Args:
@@ -63,12 +65,17 @@ def convert(source: str | Path, target: str | Path, kind: str | None = None, **o
     try:
         opened = FORMATS[kind](source, **options)
     except TypeError as error:
-        raise ValueError(f"the {kind} reader does not take {', '.join(options)}: {error}.") from error
+        raise ValueError(
+            f"the {kind} reader does not take {', '.join(options)}: {error}."
+        ) from error
     writer: DatasetWriter | None = None
     try:
         for episode in opened.episodes:
             if writer is None:
-                space, action_space = opened.spaces or (_space(episode.o), _unit_box(episode.a.shape[1]))
+                space, action_space = opened.spaces or (
+                    _space(episode.o),
+                    _unit_box(episode.a.shape[1]),
+                )
                 writer = DatasetWriter(
                     target,
                     env_id=opened.env_id,
@@ -142,14 +149,22 @@ def read_minari(source: Path) -> Source:
     if "action_space" in metadata:
         described = json.loads(metadata["action_space"])
         if described.get("type") != "Box":
-            raise ValueError(f"{source} has actions of type {described.get('type')}; expected a Box (A,).")
+            raise ValueError(
+                f"{source} has actions of type {described.get('type')}; expected a Box (A,)."
+            )
         box = rebuild_space(described)
         low, high = box.low, box.high
-    env_id, kwargs = spec.get("id") or metadata.get("dataset_id", source.name), spec.get("kwargs") or {}
+    env_id, kwargs = (
+        spec.get("id") or metadata.get("dataset_id", source.name),
+        spec.get("kwargs") or {},
+    )
 
     def episodes() -> Iterator[Episode]:
         with _open(folder / "main_data.hdf5") as file:
-            names = sorted((name for name in file if name.startswith("episode_")), key=lambda n: int(n.split("_")[1]))
+            names = sorted(
+                (name for name in file if name.startswith("episode_")),
+                key=lambda n: int(n.split("_")[1]),
+            )
             for name in names:
                 group = file[name]
                 try:
@@ -190,24 +205,34 @@ def read_swm(
     def episodes() -> Iterator[Episode]:
         with _open(source) as file:
             known = [name for name in file if name not in ("ep_len", "ep_offset")]
-            guesses = [name for name in ("pixels", "observation", "proprio", "state") if name in file]
+            guesses = [
+                name for name in ("pixels", "observation", "proprio", "state") if name in file
+            ]
             wanted = observation.split(",") if observation else guesses[:1]
-            missing = [name for name in (*wanted, "action", "ep_len", "ep_offset") if name not in file]
+            missing = [
+                name for name in (*wanted, "action", "ep_len", "ep_offset") if name not in file
+            ]
             if missing or not wanted:
                 raise ValueError(
                     f"{source} has no column {', '.join(missing) or 'to observe'}; its columns are "
                     f"{', '.join(known)}."
                 )
-            for number, (length, offset) in enumerate(zip(file["ep_len"][()].tolist(), file["ep_offset"][()].tolist())):
+            for number, (length, offset) in enumerate(
+                zip(file["ep_len"][()].tolist(), file["ep_offset"][()].tolist())
+            ):
                 rows, steps = slice(offset, offset + length), slice(offset + 1, offset + length)
                 try:
                     o = _images_first({name: file[name][rows] for name in wanted})
                     a = np.asarray(file["action"][rows.start : rows.stop - 1], np.float32)
                     if len(a) != length - 1 or length < 2:
-                        raise ValueError(f"it has {len(a) + 1} of {length} rows; an episode needs two or more.")
+                        raise ValueError(
+                            f"it has {len(a) + 1} of {length} rows; an episode needs two or more."
+                        )
                     r = file["reward"][steps] if "reward" in file else np.zeros(length - 1)
                     flags = [
-                        file[name][steps].astype(bool).reshape(-1) if name in file else np.zeros(length - 1, bool)
+                        file[name][steps].astype(bool).reshape(-1)
+                        if name in file
+                        else np.zeros(length - 1, bool)
                         for name in ("terminated", "truncated")
                     ]
                     yield Episode(
@@ -217,7 +242,9 @@ def read_swm(
                         *_ends(*flags),
                     )
                 except (OSError, ValueError) as error:
-                    raise ValueError(f"episode {number} of {source} cannot be read: {error}") from error
+                    raise ValueError(
+                        f"episode {number} of {source} cannot be read: {error}"
+                    ) from error
 
     return Source(env_id or source.stem, {}, episodes(), renderer="unknown")
 
@@ -237,7 +264,9 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ValueError("LeRobot datasets are parquet files: pip install pyarrow, or gjwm[lerobot].") from error
+        raise ValueError(
+            "LeRobot datasets are parquet files: pip install pyarrow, or gjwm[lerobot]."
+        ) from error
     info = json.loads((source / "meta" / "info.json").read_text())
     version, features = str(info.get("codebase_version")), info["features"]
     if not version.startswith("v3."):
@@ -249,22 +278,37 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
     wanted = observation.split(",") if observation else [*cameras, "observation.state"][:1]
     missing = [name for name in (*wanted, "action") if name not in features]
     if missing:
-        raise ValueError(f"{source} has no feature {', '.join(missing)}; its features are {', '.join(features)}.")
+        raise ValueError(
+            f"{source} has no feature {', '.join(missing)}; its features are {', '.join(features)}."
+        )
     stats = json.loads((source / "meta" / "stats.json").read_text())["action"]
     low, high = (np.asarray(stats[bound], np.float32) for bound in ("min", "max"))
-    low, high = np.where(high > low, low, low - 1), np.where(high > low, high, high + 1)  # a constant action becomes 0
+    low, high = (
+        np.where(high > low, low, low - 1),
+        np.where(high > low, high, high + 1),
+    )  # a constant action becomes 0
     side = int(size) if size else None
 
     def episodes() -> Iterator[Episode]:
         table: dict[str, Any] = {}
-        films = {name: _Film(source, info, name, side) for name in wanted if features[name]["dtype"] == "video"}
+        films = {
+            name: _Film(source, info, name, side)
+            for name in wanted
+            if features[name]["dtype"] == "video"
+        }
         for file in sorted((source / "meta" / "episodes").rglob("*.parquet")):
             for entry in parquet.read_table(file).to_pylist():
                 number = entry["episode_index"]
                 try:
-                    place = {"chunk_index": entry["data/chunk_index"], "file_index": entry["data/file_index"]}
+                    place = {
+                        "chunk_index": entry["data/chunk_index"],
+                        "file_index": entry["data/file_index"],
+                    }
                     if table.get("place") != place:
-                        table = {"place": place, "rows": parquet.read_table(source / info["data_path"].format(**place))}
+                        table = {
+                            "place": place,
+                            "rows": parquet.read_table(source / info["data_path"].format(**place)),
+                        }
                     rows = table["rows"].filter(_equals(table["rows"]["episode_index"], number))
                     if rows.num_rows != entry["length"] or rows.num_rows < 2:
                         raise ValueError(
@@ -279,9 +323,13 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
                         else np.array(rows[name].to_pylist(), np.float32)
                         for name in wanted
                     }
-                    a = np.array(rows["action"].to_pylist(), np.float32).reshape(rows.num_rows, -1)[:-1]
+                    a = np.array(rows["action"].to_pylist(), np.float32).reshape(rows.num_rows, -1)[
+                        :-1
+                    ]
                     rewards = (
-                        rows["next.reward"].to_pylist()[:-1] if "next.reward" in rows.column_names else [0.0] * len(a)
+                        rows["next.reward"].to_pylist()[:-1]
+                        if "next.reward" in rows.column_names
+                        else [0.0] * len(a)
                     )
                     none = np.zeros(len(a), bool)
                     yield Episode(
@@ -291,7 +339,9 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
                         *_ends(none, none),
                     )
                 except (KeyError, OSError, ValueError) as error:
-                    raise ValueError(f"episode {number} of {source} cannot be read: {error}") from error
+                    raise ValueError(
+                        f"episode {number} of {source} cannot be read: {error}"
+                    ) from error
 
     return Source(source.name, {}, episodes(), renderer="camera")
 
@@ -325,7 +375,10 @@ class _Film:
 
 def _pictures(encoded: list[dict[str, Any]], side: int | None) -> np.ndarray:
     """Pictures as parquet keeps them, {"bytes": PNG} -> (T, 3, h, w)."""
-    images = [_resized(np.asarray(Image.open(io.BytesIO(one["bytes"])).convert("RGB")), side) for one in encoded]
+    images = [
+        _resized(np.asarray(Image.open(io.BytesIO(one["bytes"])).convert("RGB")), side)
+        for one in encoded
+    ]
     return np.stack(images).transpose(0, 3, 1, 2)
 
 
@@ -368,7 +421,9 @@ def _arrays(item: h5py.Dataset | h5py.Group) -> Arrays:
         return item[()]
     nested = [name for name, value in item.items() if not isinstance(value, h5py.Dataset)]
     if nested:
-        raise ValueError(f"observations {', '.join(nested)} are nested; expected arrays, or one level of named arrays.")
+        raise ValueError(
+            f"observations {', '.join(nested)} are nested; expected arrays, or one level of named arrays."
+        )
     return {name: value[()] for name, value in item.items()}
 
 
@@ -376,7 +431,12 @@ def _images_first(o: Arrays) -> Arrays:
     """uint8 images (T+1, h, w, C) as (T+1, C, h, w)."""
     if isinstance(o, dict):
         return {name: _images_first(values) for name, values in o.items()}
-    if o.dtype == np.uint8 and o.ndim == 4 and o.shape[-1] in (1, 3, 4) and o.shape[1] not in (1, 3, 4):
+    if (
+        o.dtype == np.uint8
+        and o.ndim == 4
+        and o.shape[-1] in (1, 3, 4)
+        and o.shape[1] not in (1, 3, 4)
+    ):
         return np.ascontiguousarray(o.transpose(0, 3, 1, 2))
     return o
 
@@ -385,7 +445,9 @@ def _rescale(a: np.ndarray, low: Any, high: Any) -> np.ndarray:
     """Actions (T, A) from [low, high] to [-1, 1]."""
     if low is not None:
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
-            raise ValueError(f"its actions have the bounds {low} and {high}; finite ones are needed to rescale them.")
+            raise ValueError(
+                f"its actions have the bounds {low} and {high}; finite ones are needed to rescale them."
+            )
         a = 2 * (a - low) / (high - low) - 1
     if np.abs(a).max(initial=0) > 1 + 1e-3:
         raise ValueError(

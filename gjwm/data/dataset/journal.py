@@ -65,13 +65,22 @@ class Journal:
                 "episode": record.episode,
                 "source": record.source,
                 "crc32": record.crc32,
-                "columns": [[name, values.dtype.str, list(values.shape)] for name, values in record.columns.items()],
+                "columns": [
+                    [name, values.dtype.str, list(values.shape)]
+                    for name, values in record.columns.items()
+                ],
             }
         ).encode()
         before = os.fstat(self._file.fileno()).st_size
         try:
-            for part in (_PREFIX.pack(MAGIC, len(head), zlib.crc32(head)), head, *record.columns.values()):
-                view = memoryview(part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8))
+            for part in (
+                _PREFIX.pack(MAGIC, len(head), zlib.crc32(head)),
+                head,
+                *record.columns.values(),
+            ):
+                view = memoryview(
+                    part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8)
+                )
                 while view:
                     view = view[self._file.write(view) :]
         except BaseException:  # Ctrl-C too: nothing may follow half a record

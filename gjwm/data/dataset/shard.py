@@ -5,7 +5,7 @@ Columns whose rows are at least 1 kB (images) have one chunk per row, so that a 
 the frames it needs.
 Uncompressed chunks are laid out when the file is made, one after another: row i lies at a fixed
 distance from row 0, and `Column` reads it there without asking the HDF5 library, from any number of
-threads. """
+threads."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gjwm._core.files import replacing
 from gjwm.data.dataset.episodes import Columns, checksum
 from gjwm.data.dataset.journal import Record
-from gjwm._core.files import replacing
 
 FORMAT = 2  # of shards and of the folder that holds them
 PAGE = 4096
 CHUNKED_BYTES = 1024  # rows of this size or more are chunks of their own
-PLAIN = ("format", "env_id", "frame_stack", "renderer", "record_state")  # header entries that are no JSON in attributes
+PLAIN = (
+    "format",
+    "env_id",
+    "frame_stack",
+    "renderer",
+    "record_state",
+)  # header entries that are no JSON in attributes
 
 
-def write_shard(path: Path, header: Mapping[str, Any], records: Sequence[Record], *, compress: bool = False) -> None:
+def write_shard(
+    path: Path, header: Mapping[str, Any], records: Sequence[Record], *, compress: bool = False
+) -> None:
     """Write episodes as one shard that appears under its name only when it is whole and on disk.
 
     Args:
@@ -46,7 +54,10 @@ def write_shard(path: Path, header: Mapping[str, Any], records: Sequence[Record]
         source.append(sources.index(record.source))
     # Large columns begin on a page: a row of 12 kB then lies on three pages and not on four.
     alignment = {"alignment_threshold": PAGE, "alignment_interval": PAGE}
-    with replacing(path) as partial, h5py.File(partial, "w", libver=("v110", "v110"), **alignment) as file:
+    with (
+        replacing(path) as partial,
+        h5py.File(partial, "w", libver=("v110", "v110"), **alignment) as file,
+    ):
         for name, value in header.items():
             file.attrs[name] = value if name in PLAIN else json.dumps(value)
         file.attrs["first_episode"] = records[0].episode
@@ -56,7 +67,9 @@ def write_shard(path: Path, header: Mapping[str, Any], records: Sequence[Record]
         file["ep_crc32"] = np.array([record.crc32 for record in records], "<u4")
         file["ep_source"] = np.array(source, "<i4")
         for name, first in records[0].columns.items():
-            dataset = _create(file, name, (int(rows.sum()), *first.shape[1:]), first.dtype, compress)
+            dataset = _create(
+                file, name, (int(rows.sum()), *first.shape[1:]), first.dtype, compress
+            )
             row = 0
             for record in records:
                 values = record.columns[name]
@@ -64,12 +77,16 @@ def write_shard(path: Path, header: Mapping[str, Any], records: Sequence[Record]
                 row += len(values)
 
 
-def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, compress: bool) -> h5py.Dataset:
+def _create(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, compress: bool
+) -> h5py.Dataset:
     row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
     if row_bytes < CHUNKED_BYTES:
         return file.create_dataset(name, shape, dtype)
     if compress:
-        return file.create_dataset(name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=4)
+        return file.create_dataset(
+            name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=4
+        )
     # Early allocation without a filter needs no index: HDF5 computes where a chunk lies, and so can
     # anyone.
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -80,7 +97,9 @@ def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype,
     links.set_create_intermediate_group(True)
     space = h5py.h5s.create_simple(shape)
     return h5py.Dataset(
-        h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties, lcpl=links)
+        h5py.h5d.create(
+            file.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties, lcpl=links
+        )
     )
 
 
@@ -96,7 +115,9 @@ class Shard:
         try:
             self._file = h5py.File(path, "r")
         except FileNotFoundError as error:
-            raise ValueError(f"the shard {path} is missing; restore it or collect the dataset again.") from error
+            raise ValueError(
+                f"the shard {path} is missing; restore it or collect the dataset again."
+            ) from error
         except OSError as error:
             raise damaged(path, error) from error
         try:
@@ -206,10 +227,14 @@ class Column:
             corner = (0,) * len(self.shape)
             first = dataset.id.get_chunk_info_by_coord((0, *corner)).byte_offset
             last = dataset.id.get_chunk_info_by_coord((count - 1, *corner)).byte_offset
-            regular = dataset.chunks == (1, *self.shape) and last - first == (count - 1) * self.row_bytes
+            regular = (
+                dataset.chunks == (1, *self.shape) and last - first == (count - 1) * self.row_bytes
+            )
             self.offsets = first + self.row_bytes * np.arange(count) if regular else None
         if self.offsets is None:
-            raise ValueError(f"{path} has been rewritten by another program; run `gjwm data convert` on the dataset.")
+            raise ValueError(
+                f"{path} has been rewritten by another program; run `gjwm data convert` on the dataset."
+            )
 
     def want(self, descriptor: int, rows: np.ndarray) -> None:
         """Ask the system to fetch rows (n,) from disk meanwhile, all at once: a disk answers many
@@ -232,7 +257,9 @@ class Column:
                     raise damaged(self.path, "it ends too soon")
                 continue
             try:
-                out[k] = np.frombuffer(zlib.decompress(os.pread(descriptor, int(self.sizes[row]), offset)), np.uint8)
+                out[k] = np.frombuffer(
+                    zlib.decompress(os.pread(descriptor, int(self.sizes[row]), offset)), np.uint8
+                )
             except (zlib.error, ValueError) as error:
                 raise damaged(self.path, error) from error
 
@@ -255,4 +282,6 @@ def damaged(path: Path, reason: object, episode: int | None = None) -> ValueErro
     """The error that names a damaged file and, where known, the episode."""
     where = f"{path}" if episode is None else f"episode {episode} in {path}"
     kind = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
-    return ValueError(f"{where} is damaged ({kind}{reason}); restore the file or collect the dataset again.")
+    return ValueError(
+        f"{where} is damaged ({kind}{reason}); restore the file or collect the dataset again."
+    )

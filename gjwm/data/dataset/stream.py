@@ -75,8 +75,14 @@ class DiskWindows(Windows):
         for shard in open_shards(path, info):
             rows = shard.rows[: count - shard.first_episode]
             total = int(rows.sum())
-            small = {name: shard.all(column)[:total] for name, column in names.items() if name not in on_disk}
-            small |= {f"/{name}": shard.all(name)[:total] for name in ("action", "reward", "terminated")}
+            small = {
+                name: shard.all(column)[:total]
+                for name, column in names.items()
+                if name not in on_disk
+            }
+            small |= {
+                f"/{name}": shard.all(name)[:total] for name in ("action", "reward", "terminated")
+            }
             last = rows.cumsum() - 1
             for name in ("/action", "/reward"):
                 small[name][last] = 0  # NaN: nothing is done in an episode's last frame
@@ -100,7 +106,9 @@ class DiskWindows(Windows):
         self._r = torch.from_numpy(np.concatenate(parts.pop("/reward")))
         self._terminated = torch.from_numpy(np.concatenate(parts.pop("/terminated")))
         self._small = {
-            name: torch.from_numpy(np.concatenate(values).reshape(self._lane_rows, -1)).to(self._dtype(name))
+            name: torch.from_numpy(np.concatenate(values).reshape(self._lane_rows, -1)).to(
+                self._dtype(name)
+            )
             for name, values in parts.items()
         }
         self._starts: dict[tuple[int, int], Tensor] = {}
@@ -129,7 +137,9 @@ class DiskWindows(Windows):
         with self._opened([k for k, _, _ in jobs]) as descriptors:
             for k, _, inside in jobs:
                 columns[k].want(descriptors[k], np.unique(inside))
-            shares = self._readers if columns[0].packed else 1  # reading takes one thread no time, unpacking does
+            shares = (
+                self._readers if columns[0].packed else 1
+            )  # reading takes one thread no time, unpacking does
             parts = [
                 (columns[k], descriptors[k], inside[i::shares], where[i::shares])
                 for k, where, inside in jobs
@@ -143,7 +153,9 @@ class DiskWindows(Windows):
             list((self._pool.map if shares > 1 else map)(read, parts))
         values = out.view(columns[0].dtype)
         if self._fields[name].dtype != np.uint8 and not_finite(values):
-            raise ValueError(f"observation {name!r} contains NaN or infinity; `gjwm data verify` names the episode.")
+            raise ValueError(
+                f"observation {name!r} contains NaN or infinity; `gjwm data verify` names the episode."
+            )
         return torch.from_numpy(values).to(self._dtype(name))
 
     @contextmanager
@@ -194,7 +206,9 @@ def _open(file: Path) -> int:
             f"the shard {file} cannot be opened ({error}); restore it or collect the dataset again."
         ) from error
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # neighbours of a frame are rarely wanted
+        os.posix_fadvise(
+            descriptor, 0, 0, os.POSIX_FADV_RANDOM
+        )  # neighbours of a frame are rarely wanted
     return descriptor
 
 
@@ -235,4 +249,8 @@ def open_windows(
     free = "" if available is None else f" of {available / 2**30:.1f} GiB available"
     where = "they are kept in memory" if storage == "memory" else "windows are read from disk"
     notify(f"{path}: {info['steps']} steps would take {needed / 2**20:,.1f} MiB{free}; {where}.")
-    return load_buffer(path, device, episodes=episodes) if storage == "memory" else DiskWindows(path, episodes=episodes)
+    return (
+        load_buffer(path, device, episodes=episodes)
+        if storage == "memory"
+        else DiskWindows(path, episodes=episodes)
+    )

@@ -1,5 +1,4 @@
-"""Reading every byte of a dataset and saying what is wrong with which episode. Nothing is changed.
-"""
+"""Reading every byte of a dataset and saying what is wrong with which episode. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -24,7 +23,10 @@ def verify(path: str | Path) -> list[str]:
     """
     path = Path(path)
     info = read_metadata(path)
-    space, action_space = rebuild_space(info["observation_space"]), rebuild_space(info["action_space"])
+    space, action_space = (
+        rebuild_space(info["observation_space"]),
+        rebuild_space(info["action_space"]),
+    )
     problems, first, columns = [], 0, None
     for entry in info["shards"]:
         try:
@@ -37,15 +39,25 @@ def verify(path: str | Path) -> list[str]:
             continue
         with shard:
             steps = int(shard.rows.sum()) - shard.episodes
-            if (shard.first_episode, shard.episodes, steps) != (first, entry["episodes"], entry["steps"]):
+            if (shard.first_episode, shard.episodes, steps) != (
+                first,
+                entry["episodes"],
+                entry["steps"],
+            ):
                 problems.append(
                     f"{entry['file']} holds {shard.episodes} episodes from number "
                     f"{shard.first_episode} and {steps} steps; metadata.json says "
                     f"{entry['episodes']}, {first} and {entry['steps']}."
                 )
-            different = [k for k, v in shard.header.items() if k not in ("versions", "renderer") and info[k] != v]
+            different = [
+                k
+                for k, v in shard.header.items()
+                if k not in ("versions", "renderer") and info[k] != v
+            ]
             if different:
-                problems.append(f"{entry['file']} is of another dataset: it differs in {', '.join(different)}.")
+                problems.append(
+                    f"{entry['file']} is of another dataset: it differs in {', '.join(different)}."
+                )
             columns = columns or shard.columns
             if shard.columns != columns:
                 problems.append(
@@ -67,7 +79,10 @@ def verify(path: str | Path) -> list[str]:
         )
     if (path / JOURNAL).exists():
         found = list(read_journal(path / JOURNAL))
-        whole, torn = sum(not isinstance(item, int) for item in found), any(isinstance(item, int) for item in found)
+        whole, torn = (
+            sum(not isinstance(item, int) for item in found),
+            any(isinstance(item, int) for item in found),
+        )
         problems.append(
             f"the journal holds {whole} finished episodes{' and an unfinished one' * torn}: a "
             "collection is running or was interrupted; the next open moves them into a shard."
@@ -75,7 +90,9 @@ def verify(path: str | Path) -> list[str]:
     return problems
 
 
-def _episode_problem(shard: Shard, k: int, space: object, action_space: object, frame_stack: int) -> str | None:
+def _episode_problem(
+    shard: Shard, k: int, space: object, action_space: object, frame_stack: int
+) -> str | None:
     try:
         columns = shard.read(k)
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 An episode of T steps is T+1 rows (see `gjwm.data.replay.windows`), so the true last frame is kept,
 every image is stored once (frame stacks are rebuilt when sampling), and a window of T steps is T+1
-neighbouring rows. This module knows gymnasium's spaces and no environments. """
+neighbouring rows. This module knows gymnasium's spaces and no environments."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ from torch import Generator, Tensor
 
 from gjwm._core import draws
 from gjwm._core.files import replacing
-from gjwm.data.replay.priorities import SumTree
-from gjwm.data.replay.spaces import DTYPES, box_fields, describe_space, frame_shapes, rebuild_space, stacked_fields
-from gjwm.data.replay.windows import EMPTY, Windows
 from gjwm._core.types import Batch
+from gjwm.data.replay.priorities import SumTree
+from gjwm.data.replay.spaces import (
+    DTYPES,
+    box_fields,
+    describe_space,
+    frame_shapes,
+    rebuild_space,
+    stacked_fields,
+)
+from gjwm.data.replay.windows import EMPTY, Windows
 
 _ROW_COLUMNS = ("a", "r", "terminated", "clock", "acted")  # saved besides the observations
 _LANE_COLUMNS = ("head", "rows", "steps", "open")
@@ -35,10 +42,15 @@ FORMAT = 2  # of the file that `ReplayBuffer.save` writes
 Observation = Any  # one array or tensor, or a dict of them, as the space says
 
 
-def row_bytes(fields: Mapping[str, spaces.Box], shapes: Mapping[str, tuple[int, ...]], action_dim: int) -> int:
+def row_bytes(
+    fields: Mapping[str, spaces.Box], shapes: Mapping[str, tuple[int, ...]], action_dim: int
+) -> int:
     """Bytes of one row of a buffer: fields and frame shapes as in `gjwm.data.replay.spaces`."""
     bookkeeping = 8 + 1  # clock, acted
-    frames = sum(math.prod(shape) * DTYPES[fields[name].dtype.name].itemsize for name, shape in shapes.items())
+    frames = sum(
+        math.prod(shape) * DTYPES[fields[name].dtype.name].itemsize
+        for name, shape in shapes.items()
+    )
     return frames + 4 * action_dim + 4 + 1 + bookkeeping
 
 
@@ -56,7 +68,9 @@ def buffer_bytes(
     fields = box_fields(observation_space)
     shapes = frame_shapes(fields, frame_stack)
     rows = num_envs * _lane_rows(capacity, num_envs, episodes)
-    tree = 0 if priority_exponent is None else 32 * rows  # two nodes per leaf, up to twice as many leaves as rows
+    tree = (
+        0 if priority_exponent is None else 32 * rows
+    )  # two nodes per leaf, up to twice as many leaves as rows
     return rows * row_bytes(fields, shapes, action_space.shape[0]) + tree
 
 
@@ -128,11 +142,15 @@ class ReplayBuffer(Windows):
         priority_exponent: float | None = None,
     ):
         if num_envs < 1 or capacity < num_envs:
-            raise ValueError(f"expected 1 <= num_envs <= capacity, got num_envs={num_envs} and capacity={capacity}.")
+            raise ValueError(
+                f"expected 1 <= num_envs <= capacity, got num_envs={num_envs} and capacity={capacity}."
+            )
         if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
             raise ValueError(f"expected a Box (A,) as action space, got {action_space}.")
         if priority_exponent is not None and not 0 <= priority_exponent <= 1:
-            raise ValueError(f"expected 0 <= priority_exponent <= 1 or None, got {priority_exponent}.")
+            raise ValueError(
+                f"expected 0 <= priority_exponent <= 1 or None, got {priority_exponent}."
+            )
         self.capacity, self.num_envs = int(capacity), int(num_envs)
         self.observation_space, self.action_space = observation_space, action_space
         self.frame_stack, self.action_dim = int(frame_stack), action_space.shape[0]
@@ -149,7 +167,12 @@ class ReplayBuffer(Windows):
         self._require_memory()
         self._lock = threading.RLock()
         self._o = {
-            name: torch.empty(rows, math.prod(shape), dtype=DTYPES[self._fields[name].dtype.name], device=self.device)
+            name: torch.empty(
+                rows,
+                math.prod(shape),
+                dtype=DTYPES[self._fields[name].dtype.name],
+                device=self.device,
+            )
             for name, shape in self._frame_shapes.items()
         }
         self._a = torch.zeros(rows, self.action_dim, device=self.device)
@@ -158,7 +181,9 @@ class ReplayBuffer(Windows):
         # Bookkeeping stays on the CPU: it decides which rows to touch. The row's episode * 2^32 +
         # its step there: it counts on within an episode and jumps between episodes.
         self._clock = np.full(rows, EMPTY, np.int64)
-        self._acted = np.zeros(rows, bool)  # whether the row holds an action, and so the next row its outcome
+        self._acted = np.zeros(
+            rows, bool
+        )  # whether the row holds an action, and so the next row its outcome
         self._head = np.zeros(self.num_envs, np.int64)  # next row of the lane to write
         self._rows = np.zeros(self.num_envs, np.int64)  # rows stored
         self._steps = np.zeros(self.num_envs, np.int64)  # of these, rows with an action
@@ -197,7 +222,7 @@ class ReplayBuffer(Windows):
             )
 
     # -- writing
-# --  ----------------------------------------------------------------------------------------------
+    # --  ----------------------------------------------------------------------------------------------
 
     @_locked
     def add(
@@ -240,7 +265,12 @@ class ReplayBuffer(Windows):
         newest = np.arange(n) * self._lane_rows + (self._head - 1) % self._lane_rows
         continues = self._open.copy()
         for name, frames in o.items():
-            continues &= (self._o[name][torch.from_numpy(newest).to(self.device)] == frames).all(-1).cpu().numpy()
+            continues &= (
+                (self._o[name][torch.from_numpy(newest).to(self.device)] == frames)
+                .all(-1)
+                .cpu()
+                .numpy()
+            )
         first = chosen & ~continues
         self._check_first_stacks(stacks, first)
 
@@ -293,20 +323,30 @@ class ReplayBuffer(Windows):
         terminated = _flags("terminated", terminated, (length,))
         done = terminated | _flags("truncated", truncated, (length,))
         if done[:-1].any():
-            raise ValueError(f"the episode ends on step {done.argmax()} of {length}; pass each episode by itself.")
+            raise ValueError(
+                f"the episode ends on step {done.argmax()} of {length}; pass each episode by itself."
+            )
         self._check_first_stacks(stacks, np.arange(length + 1) == 0)
         closed = np.flatnonzero(~self._open)
         if not closed.size:
-            raise ValueError("every env is in the middle of an episode; end one before adding a whole episode.")
+            raise ValueError(
+                "every env is in the middle of an episode; end one before adding a whole episode."
+            )
 
         lane = closed[self._steps[closed].argmin(keepdims=True)]  # (1,)
-        while self._steps[lane] + length > self._lane_steps or self._rows[lane] + length + 1 > self._lane_rows:
+        while (
+            self._steps[lane] + length > self._lane_steps
+            or self._rows[lane] + length + 1 > self._lane_rows
+        ):
             self._drop_oldest(lane)
         rows = lane * self._lane_rows + (self._head[lane] + np.arange(length + 1)) % self._lane_rows
         index = torch.from_numpy(rows).to(self.device)
         for name, values in frames.items():
             self._o[name].index_copy_(0, index, values)
-        self._clock[rows], self._acted[rows] = (self._next_episode << 32) + np.arange(length + 1), False
+        self._clock[rows], self._acted[rows] = (
+            (self._next_episode << 32) + np.arange(length + 1),
+            False,
+        )
         self._write_actions(rows[:-1], np.arange(length), a, r, terminated)
         self._head[lane] = (self._head[lane] + length + 1) % self._lane_rows
         self._rows[lane] += length + 1
@@ -318,7 +358,10 @@ class ReplayBuffer(Windows):
         """Write one new row into each of `lanes`, taking frames (num_envs, ...) of these lanes."""
         self._drop_oldest(lanes[self._rows[lanes] == self._lane_rows])
         rows = lanes * self._lane_rows + self._head[lanes]
-        index, source = torch.from_numpy(rows).to(self.device), torch.from_numpy(lanes).to(self.device)
+        index, source = (
+            torch.from_numpy(rows).to(self.device),
+            torch.from_numpy(lanes).to(self.device),
+        )
         for name, values in frames.items():
             self._o[name].index_copy_(0, index, values[source])
         self._clock[rows], self._acted[rows] = clock, False
@@ -328,7 +371,10 @@ class ReplayBuffer(Windows):
     def _write_actions(
         self, rows: np.ndarray, source: np.ndarray, a: Tensor, r: Tensor, terminated: np.ndarray
     ) -> None:
-        index, chosen = torch.from_numpy(rows).to(self.device), torch.from_numpy(source).to(self.device)
+        index, chosen = (
+            torch.from_numpy(rows).to(self.device),
+            torch.from_numpy(source).to(self.device),
+        )
         self._a.index_copy_(0, index, a[chosen])
         self._r.index_copy_(0, index, r[chosen])
         self._terminated.index_copy_(0, index, torch.from_numpy(terminated).to(self.device)[chosen])
@@ -356,13 +402,19 @@ class ReplayBuffer(Windows):
         given = value if isinstance(self.observation_space, spaces.Dict) else {"": value}
         if not isinstance(given, Mapping) or set(given) != set(self._fields):
             found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
-            raise ValueError(f"{what} is {found}; expected a dict with the keys {sorted(self._fields)}.")
+            raise ValueError(
+                f"{what} is {found}; expected a dict with the keys {sorted(self._fields)}."
+            )
         frames, stacks = {}, {}
         for name, box in self._fields.items():
             label, dtype = f"{what}[{name!r}]" if name else what, DTYPES[box.dtype.name]
             tensor = _tensor(label, given[name]).to(self.device)
-            if tensor.dtype != dtype and not (dtype.is_floating_point and not tensor.dtype.is_complex):
-                raise ValueError(f"{label} is {tensor.dtype}; the observation space says {dtype}, convert it first.")
+            if tensor.dtype != dtype and not (
+                dtype.is_floating_point and not tensor.dtype.is_complex
+            ):
+                raise ValueError(
+                    f"{label} is {tensor.dtype}; the observation space says {dtype}, convert it first."
+                )
             shape = tuple(tensor.shape)
             if shape == (*leading, *box.shape):
                 if name in self._stacked:
@@ -379,7 +431,9 @@ class ReplayBuffer(Windows):
                     f"{'the observations, one more than the actions' if what == 'o' else 'num_envs'}."
                 )
             if dtype.is_floating_point and frames[name].isnan().any():
-                raise ValueError(f"{label} contains NaN; the simulation has diverged, do not store this step.")
+                raise ValueError(
+                    f"{label} contains NaN; the simulation has diverged, do not store this step."
+                )
         return frames, stacks
 
     def _check_first_stacks(self, stacks: dict[str, Tensor], first: np.ndarray) -> None:
@@ -392,19 +446,25 @@ class ReplayBuffer(Windows):
                     "first frame repeated, so record from the env's reset on."
                 )
 
-    def _floats(self, what: str, value: ArrayLike | Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    def _floats(
+        self, what: str, value: ArrayLike | Tensor, shape: tuple[int | None, ...]
+    ) -> Tensor:
         tensor = _tensor(what, value).to(self.device)
         found = tuple(tensor.shape)
         if len(found) != len(shape) or any(s is not None and s != f for s, f in zip(shape, found)):
-            expected = ", ".join("T" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "")
+            expected = ", ".join("T" if s is None else str(s) for s in shape) + (
+                "," if len(shape) == 1 else ""
+            )
             raise ValueError(f"{what} has shape {found}; expected ({expected}).")
         tensor = tensor.float()
         if not tensor.isfinite().all():
-            raise ValueError(f"{what} contains NaN or infinity; expected finite numbers, do not store this step.")
+            raise ValueError(
+                f"{what} contains NaN or infinity; expected finite numbers, do not store this step."
+            )
         return tensor
 
     # -- sampling
-# --  ----------------------------------------------------------------------------------------------
+    # --  ----------------------------------------------------------------------------------------------
 
     @_locked
     def sample(
@@ -459,14 +519,18 @@ class ReplayBuffer(Windows):
         else:
             cumulative = tree[starts].cumsum()
             if not cumulative[-1] > 0:
-                raise ValueError("every window that could be drawn has priority 0; give some a higher one.")
+                raise ValueError(
+                    "every window that could be drawn has priority 0; give some a higher one."
+                )
             at = share(batch - len(found)) * cumulative[-1]
             chosen = np.searchsorted(cumulative, at, side="right").clip(max=len(starts) - 1)
             found = np.concatenate([found, starts[chosen]])
         priority = tree[found]
         weights = torch.from_numpy((priority / priority.min()) ** -beta).float()
         index = torch.from_numpy(np.stack([found, self._clock[found]], 1))
-        return PrioritisedBatch(self._gather(torch.from_numpy(found), length, stride), weights, index)
+        return PrioritisedBatch(
+            self._gather(torch.from_numpy(found), length, stride), weights, index
+        )
 
     @_locked
     def update_priorities(self, index: Tensor, priority: ArrayLike | Tensor) -> None:
@@ -477,7 +541,9 @@ class ReplayBuffer(Windows):
         tree = self._require_priorities()
         priority = _tensor("priority", priority).double().cpu().numpy()
         if priority.shape != (len(index),) or not (np.isfinite(priority) & (priority > 0)).all():
-            raise ValueError(f"expected finite priorities ({len(index)},) > 0, got {priority.shape}: {priority}.")
+            raise ValueError(
+                f"expected finite priorities ({len(index)},) > 0, got {priority.shape}: {priority}."
+            )
         rows, clock = index.cpu().numpy().T
         still = self._clock[rows] == clock
         tree[rows[still]] = priority[still] ** self.priority_exponent
@@ -485,7 +551,9 @@ class ReplayBuffer(Windows):
 
     def _require_priorities(self) -> SumTree:
         if self._priorities is None:
-            raise ValueError("this buffer keeps no priorities; make it with priority_exponent=0.6, say.")
+            raise ValueError(
+                "this buffer keeps no priorities; make it with priority_exponent=0.6, say."
+            )
         return self._priorities
 
     def _begins(self, rows: np.ndarray, length: int, stride: int) -> np.ndarray:
@@ -504,7 +572,7 @@ class ReplayBuffer(Windows):
         return self._o[name].index_select(0, rows.to(self.device))
 
     # -- files
-# --  ----------------------------------------------------------------------------------------------
+    # --  ----------------------------------------------------------------------------------------------
 
     @_locked
     def save(self, path: str | Path) -> None:
@@ -516,7 +584,11 @@ class ReplayBuffer(Windows):
 
         def rows(values: Tensor | np.ndarray) -> Tensor:
             tensor = torch.as_tensor(values)
-            return tensor.view(self.num_envs, self._lane_rows, *tensor.shape[1:])[:, :used].cpu().contiguous()
+            return (
+                tensor.view(self.num_envs, self._lane_rows, *tensor.shape[1:])[:, :used]
+                .cpu()
+                .contiguous()
+            )
 
         payload = {
             "format": FORMAT,
@@ -558,19 +630,30 @@ class ReplayBuffer(Windows):
             raise FileNotFoundError(f"no replay buffer at {path}.")
         try:
             payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the reader
+        except (
+            Exception
+        ) as error:  # torch raises many kinds for a damaged file; all mean the same to the reader
             raise ValueError(
                 f"{path} is not a readable replay buffer ({type(error).__name__}); write it again."
             ) from error
-        if not isinstance(payload, dict) or payload.get("format") != FORMAT or "lanes" not in payload:
+        if (
+            not isinstance(payload, dict)
+            or payload.get("format") != FORMAT
+            or "lanes" not in payload
+        ):
             raise ValueError(f"{path} is not a replay buffer of format {FORMAT}; write it again.")
-        spaces_ = (rebuild_space(json.loads(payload[name])) for name in ("observation_space", "action_space"))
+        spaces_ = (
+            rebuild_space(json.loads(payload[name]))
+            for name in ("observation_space", "action_space")
+        )
         config = dict(payload["config"])
         buffer = cls(config.pop("capacity"), *spaces_, config.pop("num_envs"), device, **config)
         shape = (buffer.num_envs, buffer._lane_rows)
         columns = [(values, payload["o"][name]) for name, values in buffer._o.items()]
         row_columns = buffer._row_columns()
-        columns += [(torch.as_tensor(values), payload["rows"][name]) for name, values in row_columns.items()]
+        columns += [
+            (torch.as_tensor(values), payload["rows"][name]) for name, values in row_columns.items()
+        ]
         for values, saved in columns:
             values.view(*shape, *values.shape[1:])[:, : saved.shape[1]] = saved.to(values.device)
         for name in _LANE_COLUMNS:
@@ -586,14 +669,20 @@ def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
         return value.detach()
     array = np.asarray(value)
     if array.dtype == object:
-        raise ValueError(f"{what} is an array of objects; expected numbers of one shape for every env or step.")
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch takes no read-only or reversed arrays
+        raise ValueError(
+            f"{what} is an array of objects; expected numbers of one shape for every env or step."
+        )
+    return torch.from_numpy(
+        np.require(array, requirements=["C", "W"])
+    )  # torch takes no read-only or reversed arrays
 
 
 def _flags(what: str, value: ArrayLike | Tensor, shape: tuple[int]) -> np.ndarray:
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if array.shape != shape or not (array.dtype == bool or np.isin(array, (0, 1)).all()):
-        raise ValueError(f"{what} has shape {array.shape} and dtype {array.dtype}; expected bool {shape}.")
+        raise ValueError(
+            f"{what} has shape {array.shape} and dtype {array.dtype}; expected bool {shape}."
+        )
     return np.array(array, bool)
 
 
@@ -629,7 +718,9 @@ def available_memory(device: torch.device | str = "cpu") -> int | None:
     ):
         try:
             ceiling, taken = (int(Path(folder, name).read_text()) for name in (limit, used))
-            pages = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+            pages = dict(
+                line.split() for line in Path(folder, "memory.stat").read_text().splitlines()
+            )
         except (OSError, ValueError):
             continue  # no such file, or "max"
         # Cached files give way when memory is asked for.

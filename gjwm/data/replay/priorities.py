@@ -15,7 +15,9 @@ class SumTree:
     def __init__(self, size: int):
         self.depth = max(size - 1, 1).bit_length()
         self.leaves = 1 << self.depth
-        self._nodes = np.zeros(2 * self.leaves)  # node 1 is the root, n's children are 2n and 2n + 1
+        self._nodes = np.zeros(
+            2 * self.leaves
+        )  # node 1 is the root, n's children are 2n and 2n + 1
         self.size = size
 
     @property

@@ -86,13 +86,18 @@ def stack_frames(frames: np.ndarray, frame_stack: int) -> np.ndarray:
 def describe_space(space: spaces.Space) -> dict[str, Any]:
     """A Box, or a Dict of Boxes, as plain JSON; see `rebuild_space`."""
     if isinstance(space, spaces.Dict):
-        return {"type": "Dict", "spaces": {name: describe_space(box) for name, box in space.spaces.items()}}
+        return {
+            "type": "Dict",
+            "spaces": {name: describe_space(box) for name, box in space.spaces.items()},
+        }
     if not isinstance(space, spaces.Box):
         raise ValueError(f"cannot store the space {space}; expected a Box or a Dict of Boxes.")
 
     def bound(values: np.ndarray) -> Any:
         # Strings, because JSON has no infinity; one number where all are equal, as for images.
-        plain = [str(x) if isinstance(x, float) and math.isinf(x) else x for x in values.ravel().tolist()]
+        plain = [
+            str(x) if isinstance(x, float) and math.isinf(x) else x for x in values.ravel().tolist()
+        ]
         return plain[0] if len(set(plain)) == 1 else plain
 
     return {
@@ -107,11 +112,15 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
 def rebuild_space(description: Mapping[str, Any]) -> spaces.Space:
     """The inverse of `describe_space`."""
     if description["type"] == "Dict":
-        return spaces.Dict({name: rebuild_space(box) for name, box in description["spaces"].items()})
+        return spaces.Dict(
+            {name: rebuild_space(box) for name, box in description["spaces"].items()}
+        )
     shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
 
     def bound(values: Any) -> np.ndarray:
-        flat = np.array([float(x) if isinstance(x, str) else x for x in np.ravel(values).tolist()], dtype)
+        flat = np.array(
+            [float(x) if isinstance(x, str) else x for x in np.ravel(values).tolist()], dtype
+        )
         return np.broadcast_to(flat, shape) if flat.size == 1 else flat.reshape(shape)
 
     return spaces.Box(bound(description["low"]), bound(description["high"]), shape, dtype)

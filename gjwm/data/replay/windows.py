@@ -3,7 +3,7 @@
 Rows lie in lanes of equal size. A row holds one observation and, unless it is the last of its
 episode or the newest of its lane, the action taken there with its reward. A row's clock is its
 episode * 2^32 + its step there: it counts on within an episode and jumps between episodes, so that
-one subtraction says whether a window is whole. """
+one subtraction says whether a window is whole."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Windows:
     A subclass sets `observation_space`, `action_space`, `action_dim`, `frame_stack`, `num_envs`
     (lanes), `device`, `_lane_rows`, `_lane_steps`, `_frame_shapes` and `_stacked` (see
     `gjwm.data.replay.spaces`), `_clock` (rows,) int64 numpy, and the tensors `_a`, `_r`,
-    `_terminated` by row; it says how to read observations. """
+    `_terminated` by row; it says how to read observations."""
 
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         """Frames of the field `name` at rows (n,) int64 on the CPU -> (n, numel) on `device`."""
@@ -99,7 +99,9 @@ class Windows:
         episode's run of starts.
         """
         episode = torch.from_numpy(self._clock)[starts] >> 32
-        first = torch.cat([torch.zeros(1, dtype=torch.int64), (episode.diff() != 0).nonzero()[:, 0] + 1])
+        first = torch.cat(
+            [torch.zeros(1, dtype=torch.int64), (episode.diff() != 0).nonzero()[:, 0] + 1]
+        )
         run = torch.searchsorted(first, chosen, right=True) - 1
         low, high = first[run], torch.cat([first[1:], torch.tensor([len(starts)])])[run]
         return low + (share * (high - low)).long()
@@ -119,7 +121,9 @@ class Windows:
         # ahead of its first's.
         valid = np.empty(clock.shape, bool)
         np.equal(clock[:, span:] - clock[:, :-span], span, out=valid[:, :-span])
-        np.equal(clock[:, :span] - clock[:, -span:], span, out=valid[:, -span:])  # around the end of the ring
+        np.equal(
+            clock[:, :span] - clock[:, -span:], span, out=valid[:, -span:]
+        )  # around the end of the ring
         if self._stacked:
             # The ring may have dropped frames that the first stack shows.
             back = np.minimum(clock % 2**32, self.frame_stack - 1)
