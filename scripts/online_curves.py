@@ -18,7 +18,6 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from gjwm.evaluation.intervals import mean_interval
-from gjwm.reporting.latent_plots import curves_figure
 from gjwm.rl import return_report
 
 # Published means at 100,000 frames from state vectors, three seeds or more (result files of
@@ -59,6 +58,32 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     return rows
 
 
+def draw(path: Path, curves: dict[str, dict[int, np.ndarray]]) -> None:
+    """A panel per task: a line and band per run, rows (R, 4) of frames, mean return and the ends
+    of its interval; published returns as levels. Needs matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(curves))
+    lines = -(-len(curves) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.0 * lines), dpi=80, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    for axes, (task, runs) in zip(panels, curves.items()):
+        for k, rows in enumerate(runs.values()):
+            frames, mean, low, high = rows.T
+            label = None if k else "gjwm, per run"
+            axes.plot(frames / 1e3, mean, color="#1f6fb2", lw=1.4, label=label)
+            axes.fill_between(frames / 1e3, low, high, color="#1f6fb2", alpha=0.12, lw=0)
+        for (name, value), dash in zip(PUBLISHED[task].items(), ("--", ":", "-.")):
+            axes.axhline(value, color="#333333", lw=0.9, ls=dash, label=name)
+        axes.set(title=task, ylim=(0, 1000), xlabel="1,000 frames", ylabel="return")
+        axes.legend(frameon=False, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    figure.savefig(path)
+
+
 def main() -> None:
     """Read the runs, write the table and the picture."""
     parser = argparse.ArgumentParser(
@@ -92,11 +117,9 @@ def main() -> None:
             f"{minutes} minutes; {last}"
         )
     if options.picture is not None:
-        levels = {task: PUBLISHED[task] for task in curves}
-        curves_figure(
+        draw(
             options.picture,
             {t: {s: np.array(p) for s, p in runs.items()} for t, runs in curves.items()},
-            levels,
         )
 
 

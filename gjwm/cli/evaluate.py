@@ -19,8 +19,9 @@ from gjwm.cli.config import HELD_OUT, behaviour_of, env_kwargs, keyword_argument
 from gjwm.cli.run_folder import decoder_of, write_json
 from gjwm.data.collect import Episode, collect_episodes
 from gjwm.evaluation.evaluate import Details, check_members, check_protocol, evaluate
+from gjwm.evaluation.verdict import judge
 from gjwm.models.world_model import WorldModel, load_payload
-from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, judge, save_arrays, write_report
+from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, save_arrays, write_report
 from gjwm.reporting.films import films_of, gallery
 from gjwm.reporting.logging import log_results
 

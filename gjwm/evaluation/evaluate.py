@@ -31,9 +31,8 @@ from gjwm.evaluation.geometry import (
     embedding_report,
     gaussianity_curves,
     trajectory_report,
-    wilson_interval,
 )
-from gjwm.evaluation.intervals import ratio_interval
+from gjwm.evaluation.intervals import ratio_interval, wilson_interval
 from gjwm.evaluation.probes import Readout, knn_readout, linear_readout, mlp_readout, r2_score
 from gjwm.evaluation.surprise import violation_report
 from gjwm.models.calibration import calibration_report, concatenate, forecast_windows, past_of

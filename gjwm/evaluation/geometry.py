@@ -6,8 +6,6 @@ of the same size has."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from scipy import stats
@@ -154,12 +152,6 @@ def embedding_report(
     }
 
 
-def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a success rate."""
-    interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def gaussianity_curves(
     z: Tensor, *, slices: int = 48, quantiles: int = 100, generator: Generator | None = None
 ) -> dict[str, np.ndarray]:
@@ -238,31 +230,3 @@ def trajectory_report(z: Tensor, *, lags: int = 40) -> dict[str, float | list[fl
         "straightness_markov": -(1 - rho[1]) / 2,
         "displacement": (size.square().mean() / power).sqrt().item(),
     }
-
-
-def draw_embedding_report(
-    z: Tensor, path: str | Path, *, slices: int = 256, generator: Generator | None = None
-) -> Path:
-    """Draw spectrum, quantiles of random slices and norms of z beside a Gaussian batch of the same
-    size -> one PNG at `path`.
-
-    Args:
-        z: (N, D) or (B, T, D), as for `embedding_report`.
-
-    Raises:
-        ImportError: without matplotlib (`pip install 'gjwm[plots]'`).
-        ValueError: as `embedding_report`.
-    """
-    from gjwm.reporting.latent_plots import gaussianity_figure  # matplotlib is optional
-
-    generator = report_generator(generator)
-    samples, independent = _samples(z, generator)
-    ideal = torch.randn(samples.shape, generator=generator, dtype=torch.float64)
-    directions = random_directions(samples.shape[1], slices, generator, like=independent)
-    return gaussianity_figure(
-        path,
-        spectrum=_spectrum(samples).numpy(),
-        ideal_spectrum=_spectrum(ideal).numpy(),
-        slices=(independent @ directions).sort(0).values.numpy(),
-        norms=independent.norm(dim=1).numpy(),
-    )

@@ -1,13 +1,41 @@
-"""Intervals over episodes, which are independent where their steps are not, and over runs, task by
-task.
+"""Every interval of the package: of a share, a mean, a ratio over episodes (which are independent
+where their steps are not), a statistic over runs drawn task by task, and a rank correlation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
+
+Sample = np.ndarray | Sequence[float]
+
+
+def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a success rate."""
+    interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mean_interval(
+    values: Sample, *, level: float = 0.95
+) -> tuple[float, float | None, float | None]:
+    """(mean, low, high) by Student's t, right for a few independent normal values (R,); the ends
+    are None for a single one.
+
+    Raises:
+        ValueError: without values.
+    """
+    values = np.asarray(values, np.float64).ravel()
+    if not len(values):
+        raise ValueError("a mean needs at least one value, got none.")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, None, None
+    t = stats.t.ppf(0.5 + level / 2, len(values) - 1)
+    room = float(t * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - room, mean + room
 
 
 def ratio_interval(
@@ -33,12 +61,8 @@ def ratio_interval(
             f"{whole.shape}."
         )
     rows = len(part)
-    # How often each episode is drawn: a matrix product then sums all draws at once.
-    weight = (
-        np.random.default_rng(seed)
-        .multinomial(rows, np.full(rows, 1 / rows), draws)
-        .astype(np.float64)
-    )
+    # A matrix product sums all draws at once.
+    weight = _counts(np.random.default_rng(seed), rows, draws)
     flat, total = weight @ part.reshape(rows, -1), weight @ whole.reshape(rows, -1)
     ratio = (flat / np.where(total == 0, np.nan, total)).reshape(draws, *part.shape[1:])
     tail = 50 * (1 - level)
@@ -46,66 +70,127 @@ def ratio_interval(
     return low, high
 
 
-def mean_interval(
-    values: np.ndarray, *, level: float = 0.95
-) -> tuple[float, float | None, float | None]:
-    """(mean, low, high) by Student's t, right for a few independent normal values (R,); the ends
-    are None for a single one.
-
-    Raises:
-        ValueError: without values.
-    """
-    values = np.asarray(values, np.float64).ravel()
-    if not len(values):
-        raise ValueError("a mean needs at least one value, got none.")
-    mean = float(values.mean())
-    if len(values) == 1:
-        return mean, None, None
-    room = float(
-        stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    )
-    return mean, mean - room, mean + room
+def _counts(rng: np.random.Generator, rows: int, draws: int) -> np.ndarray:
+    """How often each row is drawn, (draws, rows)."""
+    return rng.multinomial(rows, np.full(rows, 1 / rows), draws).astype(np.float64)
 
 
-def interquartile_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+# -- over runs -------------------------------------------------------------------------------------
+
+
+def interquartile_mean(values: Sample, axis: int | None = None) -> np.ndarray:
     """Mean of the middle half of the values: a quarter is cut from each end (Agarwal et al.,
     2021).
     """
     return stats.trim_mean(np.asarray(values, np.float64), 0.25, axis=axis)
 
 
-def stratified_interquartile_mean(
-    runs: Mapping[str, np.ndarray], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+def stratified_interval(
+    runs: Mapping[str, Sample],
+    statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
+    *,
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Interquartile mean over the runs of all tasks together, with its stratified bootstrap
-    interval.
+    """(value, low, high) of a statistic over the runs of several tasks, by a bootstrap that draws
+    runs anew within each task, so that no draw loses a task (Agarwal et al., 2021, "Deep
+    reinforcement learning at the edge of the statistical precipice").
 
     Args:
-        runs: task -> scores of its runs (R_task,). Runs are drawn anew within each task, so that no
-            draw loses a task (Agarwal et al., 2021, "Deep reinforcement learning at the edge of the
-            statistical precipice").
-
-    Returns:
-        (mean, low, high).
+        runs: task -> scores of its runs (R_task,).
+        statistic: one (draws, R_task) per task -> (draws,).
 
     Raises:
-        ValueError: without runs, or with NaN among the scores.
+        ValueError: for a task without runs, or with NaN among the scores.
     """
-    scores = {task: np.asarray(values, np.float64).ravel() for task, values in runs.items()}
-    if not scores or any(not len(values) for values in scores.values()):
+    scores = [np.asarray(values, np.float64).ravel() for values in runs.values()]
+    if not scores or not all(map(len, scores)):
+        counts = {task: len(values) for task, values in runs.items()}
+        raise ValueError(f"an interval over tasks needs runs of each task, got {counts}.")
+    if not all(np.isfinite(values).all() for values in scores):
         raise ValueError(
-            "an interquartile mean needs runs of each task, got "
-            f"{ ({k: len(v) for k, v in scores.items()}) }."
-        )
-    if not all(np.isfinite(values).all() for values in scores.values()):
-        raise ValueError(
-            "an interquartile mean was given NaN or infinity; leave failed runs out and say so."
+            "an interval over tasks was given NaN or infinity; leave failed runs out and say so."
         )
     rng = np.random.default_rng(seed)
-    drawn = [
-        values[rng.integers(0, len(values), (draws, len(values)))] for values in scores.values()
-    ]
-    means = interquartile_mean(np.concatenate(drawn, 1), axis=1)
+    drawn = [row[rng.integers(0, len(row), (draws, len(row)))] for row in scores]
     tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(interquartile_mean(np.concatenate(list(scores.values())))), float(low), float(high)
+    low, high = np.percentile(statistic(drawn), [tail, 100 - tail])
+    return float(statistic([row[None] for row in scores])[0]), float(low), float(high)
+
+
+def pooled_interquartile_mean(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """A statistic: the interquartile mean over the runs of all tasks together."""
+    return interquartile_mean(np.concatenate(scores, 1), axis=1)
+
+
+def mean_over_tasks(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """A statistic: the mean over tasks of the mean over runs."""
+    return np.mean([row.mean(1) for row in scores], 0)
+
+
+# -- rank correlation ------------------------------------------------------------------------------
+
+
+def rank_correlation(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> float | None:
+    """Spearman's correlation within groups, pooled.
+
+    Ranks are taken within each group and centred there, so that a group's level has no say; one
+    group gives Spearman's rho. The groups weigh as their ranks vary.
+
+    Args:
+        x, y: one array (N_g,) per group.
+
+    Returns:
+        the correlation, None where either does not vary within any group.
+    """
+    rho = _correlations([(a, b, np.ones((1, len(a)))) for a, b in zip(x, y)])[0]
+    return None if np.isnan(rho) else float(rho)
+
+
+def rank_correlation_interval(
+    groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], *, draws: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95% bootstrap of `rank_correlation`: within each group clusters are drawn anew, with all
+    their runs.
+
+    Args:
+        groups: (x, y, cluster) of each group, (N_g,) each. Runs of one cluster (the seeds of one
+            recipe) are not independent evidence about a figure.
+
+    Returns:
+        (low, high), None where fewer than half of the draws have a correlation.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for x, y, cluster in groups:
+        _, member = np.unique(cluster, return_inverse=True)
+        drawn.append((x, y, _counts(rng, member.max() + 1, draws)[:, member]))
+    rho = _correlations(drawn)
+    known = rho[np.isfinite(rho)]
+    if len(known) < draws / 2:
+        return None
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _correlations(groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The correlation of many draws at once: groups of x, y (N_g,) and how often each run was
+    drawn (R, N_g) -> (R,), NaN where there is none.
+    """
+    total = 0.0
+    for x, y, weight in groups:
+        a, b = (_centred_ranks(np.asarray(values, np.float64), weight) for values in (x, y))
+        total = total + np.stack([(weight * p).sum(1) for p in (a * b, a * a, b * b)])
+    both, ours, theirs = total
+    scale = np.sqrt(ours * theirs)
+    return np.where(scale > 1e-9, both / np.maximum(scale, 1e-9), np.nan)
+
+
+def _centred_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Mid-ranks less their mean of samples that hold value i as often as weight (R, N) says -> (R,
+    N).
+    """
+    below = (values[None] < values[:, None]) + 0.5 * (values[None] == values[:, None])
+    ranks = weight @ below.T
+    return ranks - (weight * ranks).sum(1, keepdims=True) / weight.sum(1, keepdims=True)

@@ -18,10 +18,10 @@ from typing import Any
 
 Report = Mapping[str, Any]
 
-GOOD_SHARE = 0.9  # of the oracle's success: the model costs the planner little
-ORACLE_FLOOR = (
-    0.8  # below, the planner fails with a perfect model and success says little about this one
-)
+# Of the oracle's success (the model costs the planner little), or of all goals without an oracle.
+GOOD_SHARE = 0.9
+# Below, the planner fails with a perfect model and success says little about this one.
+ORACLE_FLOOR = 0.8
 EASY = 0.5  # success of chance above which reaching a goal proves little
 COLLAPSED_VARIANCE = 0.1  # of z per dimension, where 1 is asked for
 COLLAPSED_RANK = 0.1  # effective rank over that of a Gaussian batch
@@ -63,8 +63,8 @@ def judge(report: Report) -> Verdict:
     Raises:
         KeyError: when the report lacks prediction, probe, gaussianity, calibration or planning.
     """
-    broken = tuple(found for check in _CHAIN if (found := check(report)) is not None)
-    remarks = tuple(found for check in _REMARKS if (found := check(report)) is not None)
+    broken = tuple(finding for check in _CHAIN if (finding := check(report)) is not None)
+    remarks = tuple(finding for check in _REMARKS if (finding := check(report)) is not None)
     grade, first = _grade(report, broken)
     if grade == "good":
         why = _strengths(report)
@@ -79,6 +79,12 @@ def judge(report: Report) -> Verdict:
         why, change = broken[0].why, broken[0].change
     elif grade == "undecided":
         why, change = _strengths(report), _HARDER
+    elif report["planning"].get("oracle") is None:
+        why = f"{_strengths(report)} Whether the planner or the model falls short was not measured."
+        change = (
+            "Set evaluate.oracle=true, where the world allows it: the same planner on the true "
+            "simulator tells the model's loss from the planner's."
+        )
     else:
         why = (
             f"{_strengths(report)} So the loss lies between prediction and planning: distances in "
@@ -106,25 +112,26 @@ def _grade(report: Report, broken: tuple[Finding, ...]) -> tuple[str, str]:
     rate, (low, _) = planning["success_rate"], planning["ci95"]
     chance = max((planning[k] for k in ("random", "hold")), key=lambda row: row["success_rate"])
     oracle = planning.get("oracle")
-    told = (
-        f"reaches {rate:.0%} of {planning['episodes']} goals (chance {chance['success_rate']:.0%}"
-    )
-    told += ")" if oracle is None else f", true simulator {oracle['success_rate']:.0%})"
-    if any(found.name == "collapse" for found in broken):
-        return "poor", f"Not good: the latents have collapsed; the model {told}."
+    beside = f"chance {chance['success_rate']:.0%}"
+    if oracle is not None:
+        beside += f", true simulator {oracle['success_rate']:.0%}"
+    success = f"reaches {rate:.0%} of {planning['episodes']} goals ({beside})"
+    if any(finding.name == "collapse" for finding in broken):
+        return "poor", f"Not good: the latents have collapsed; the model {success}."
     if oracle is not None and oracle["success_rate"] < ORACLE_FLOOR:
         return (
             "undecided",
-            f"Undecided: the planner fails even on the true simulator; the model {told}.",
+            f"Undecided: the planner fails even on the true simulator; the model {success}.",
         )
     if low <= chance["ci95"][1]:
-        return "poor", f"Not good: it {told}, which is not clearly above chance."
-    share = rate if oracle is None else rate / oracle["success_rate"]
-    if share < GOOD_SHARE:
-        return "partly", f"Partly: it {told}, {share:.0%} of what its planner could do."
+        return "poor", f"Not good: it {success}, which is not clearly above chance."
+    if oracle is None and rate < GOOD_SHARE:
+        return "partly", f"Partly: it {success}. What its planner could do was not measured."
+    if oracle is not None and (share := rate / oracle["success_rate"]) < GOOD_SHARE:
+        return "partly", f"Partly: it {success}, {share:.0%} of what its planner could do."
     if chance["success_rate"] >= EASY:
-        return "undecided", f"Undecided: it {told}, but goals this easy prove little."
-    return "good", f"Good: it {told}."
+        return "undecided", f"Undecided: it {success}, but goals this easy prove little."
+    return "good", f"Good: it {success}."
 
 
 def _strengths(report: Report) -> str:
@@ -136,7 +143,7 @@ def _strengths(report: Report) -> str:
     return (
         f"It predicts {prediction['horizon']} steps with R² {prediction['r2_by_horizon'][-1]:.2f} "
         f"({beside}), its 90% intervals hold {calibration['coverage_90']:.0%}, and the position is "
-        f"read from z with R² {_best_probe(probe):.2f}."
+        f"read from z with R² {best_probe(probe):.2f}."
     )
 
 
@@ -144,8 +151,7 @@ def _lower(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
 
 
-# --  ----------------------------------------------------------------------------------------------
-# the chain
+# -- the chain -------------------------------------------------------------------------------------
 
 
 def _collapse(report: Report) -> Finding | None:
@@ -162,12 +168,13 @@ def _collapse(report: Report) -> Finding | None:
     )
 
 
-def _best_probe(probe: Report) -> float:
+def best_probe(probe: Report) -> float:
+    """The highest R² of the linear, nearest-neighbour and MLP probes."""
     return max(probe["knn_r2"], probe["mlp_r2"], probe["linear_r2"])
 
 
 def _representation(report: Report) -> Finding | None:
-    best = _best_probe(report["probe"])
+    best = best_probe(report["probe"])
     if best >= READABLE:
         return None
     return Finding(
@@ -249,8 +256,7 @@ _CHAIN: tuple[Callable[[Report], Finding | None], ...] = (
 )
 
 
-# --  ----------------------------------------------------------------------------------------------
-# remarks
+# -- remarks ---------------------------------------------------------------------------------------
 
 
 def _unused(report: Report) -> Finding | None:

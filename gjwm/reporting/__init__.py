@@ -1,8 +1,5 @@
-"""What a run's folder says, on one page: `write_report` draws report.html, `judge` says whether the
-model is good and why.
-"""
+"""What a run's folder says, on one page: `write_report` draws report.html."""
 
-from gjwm.evaluation.verdict import Verdict, judge
 from gjwm.reporting.live import LiveReport
 from gjwm.reporting.page import write_report
 from gjwm.reporting.run import ARRAYS, EVALUATION, GALLERY, load_run, save_arrays
@@ -12,8 +9,6 @@ __all__ = [
     "EVALUATION",
     "GALLERY",
     "LiveReport",
-    "Verdict",
-    "judge",
     "load_run",
     "save_arrays",
     "write_report",

@@ -1,6 +1,4 @@
-"""The report of a run that has not ended: training curves on a page that reloads itself. The local
-view, without an account.
-"""
+"""The report of a run that has not ended: training curves on a page that reloads itself."""
 
 from __future__ import annotations
 
@@ -50,45 +48,36 @@ class LiveReport:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if not self.seconds or kind is None:
+        if kind is None:
             return
-        if (self.folder / EVALUATION).is_file():
-            with contextlib.suppress(
-                FileNotFoundError, ValueError, KeyError
-            ):  # the error that brought us here is told
+        if self.seconds and (self.folder / EVALUATION).is_file():
+            # Nothing may hide the error that brought us here.
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
                 write_report(self.folder)
                 return
-        self._write(f"stopped at step {self._step} of {self.steps}: {error or kind.__name__}", None)
+        self._write(f"stopped at step {self._step} of {self.steps}: {error or kind.__name__}")
 
     def update(self, step: int) -> None:
         """Call after each logged line; most calls do nothing."""
         now, self._step = self._clock(), step
-        if self.seconds and now - self._last >= self.seconds:
+        if now - self._last >= self.seconds:
             self._last = now
-            self._write(f"step {step} of {self.steps}", max(1, round(self.seconds)))
+            self._write(f"step {step} of {self.steps}", refresh=max(1, round(self.seconds)))
 
-    def finish(self, step: int, told: str = "`gjwm evaluate` writes the full report here") -> None:
-        """The last page, which no longer reloads; an evaluation may then write the full report over
-        it.
-        """
+    def finish(self, step: int, hint: str = "`gjwm evaluate` writes the full report here") -> None:
+        """The last page, which does not reload; an evaluation may write the full report over it."""
         self._step = step
-        if self.seconds:
-            self._write(f"step {step} of {self.steps}, done; {told}", None)
+        self._write(f"step {step} of {self.steps}, done; {hint}")
 
-    def _write(self, told: str, refresh: int | None) -> None:
+    def _write(self, state: str, refresh: int | None = None) -> None:
+        if not self.seconds:
+            return
         # The unfinished log first: an older run's metrics.jsonl may lie beside it.
-        metrics = read_metrics(self.folder, unfinished=True)
-        head = (
-            f'<header><p class="eyebrow">training, {escape(told)}</p><h1>{escape(self.name)}</h1>'
-            f'<progress max="{self.steps}" '
-            f'value="{min(self._step, self.steps)}"></progress></header>'
+        curves = figure_grid(*training_figures(read_metrics(self.folder, unfinished=True)))
+        done = min(self._step, self.steps)
+        body = (
+            f'<header><p class="eyebrow">training, {escape(state)}</p><h1>{escape(self.name)}</h1>'
+            f'<progress max="{self.steps}" value="{done}"></progress></header>'
+            f'<section id="training"><h2>So far</h2>{curves}</section>'
         )
-        curves = figure_grid(training_figures(metrics))
-        save_page(
-            self.folder / REPORT,
-            page(
-                f"{self.name}: training",
-                f'{head}<section id="training"><h2>So far</h2>{curves}</section>',
-                refresh=refresh,
-            ),
-        )
+        save_page(self.folder / REPORT, page(f"{self.name}: training", body, refresh=refresh))

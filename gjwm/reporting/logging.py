@@ -46,21 +46,13 @@ class RunLogger:
         self.path.mkdir(parents=True, exist_ok=True)
         self._partial = self.path / "metrics.jsonl.partial"
         kept = "" if resume_after is None else self._lines_until(resume_after)
-        with replacing(
-            self._partial
-        ) as fresh:  # killed here, the lines of before are all there still
+        with replacing(self._partial) as fresh:  # a kill here leaves all earlier lines
             fresh.write_text(kept, encoding="utf-8")
         self._file = open(self._partial, "a", encoding="utf-8")
         self._wandb = None
         if wandb_mode != "disabled":
             self._wandb = _wandb_run(
-                self.path,
-                wandb_mode,
-                project=project,
-                name=name,
-                group=name,
-                job="train",
-                config=config,
+                self.path, wandb_mode, project, name=name, group=name, job="train", config=config
             )
 
     def _lines_until(self, step: int) -> str:
@@ -68,7 +60,7 @@ class RunLogger:
         and later ones.
         """
         kept = []
-        # A run that had ended its log and is gone on with has no unfinished one.
+        # A run that had ended its log and is continued has no unfinished one.
         source = self._partial if self._partial.exists() else self.path / "metrics.jsonl"
         for line in source.read_text(encoding="utf-8").splitlines() if source.exists() else ():
             try:
@@ -107,13 +99,11 @@ def log_results(
     results: Mapping[str, Any] | None = None,
     videos: Mapping[str, Path] | None = None,
 ) -> None:
-    """What was found about a trained run, as a wandb run of its own in the same group as the
-    training.
+    """Results of a trained run, as a wandb run of its own in the same group as the training.
 
     Args:
         path: the run's folder.
-        results: nested; its numbers become "evaluation/prediction/rank_accuracy" and so on, other
-            things are left out.
+        results: nested; see `flatten`.
         videos: name -> .mp4 or .gif, logged as "videos/<name>".
     """
     check_mode(wandb_mode)
@@ -121,57 +111,35 @@ def log_results(
         return
     import wandb
 
-    run = _wandb_run(
-        Path(path),
-        wandb_mode,
-        project=project,
-        name=f"{group} {job}",
-        group=group,
-        job=job,
-        config=None,
-    )
-    films = {
-        f"videos/{name}": wandb.Video(str(file), format=file.suffix.removeprefix("."))
-        for name, file in (videos or {}).items()
-    }
-    row = {**flatten(results or {}, "evaluation"), **films}
+    run = _wandb_run(Path(path), wandb_mode, project, name=f"{group} {job}", group=group, job=job)
+    row = flatten(results or {}, "evaluation")
+    for name, file in (videos or {}).items():
+        row[f"videos/{name}"] = wandb.Video(str(file), format=file.suffix.removeprefix("."))
     if row:
         run.log(row)
     run.finish()
 
 
-def flatten(results: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The numbers of a nested report by their path; numbers in lists and the configuration are left
-    out.
+def flatten(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The finite numbers of a nested report by their path, such as
+    "evaluation/prediction/rank_accuracy"; lists and the configuration are left out.
     """
-    found: dict[str, float] = {}
+    flat: dict[str, Any] = {}
     for key, value in results.items():
-        name = f"{prefix}/{key}"
         if isinstance(value, Mapping) and key != "config":
-            found |= flatten(value, name)
-        elif (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        ):
-            found[name] = value
-    return found
+            flat |= flatten(value, f"{prefix}/{key}")
+        elif isinstance(value, int | float) and type(value) is not bool and math.isfinite(value):
+            flat[f"{prefix}/{key}"] = value
+    return flat
 
 
 def check_mode(wandb_mode: str) -> None:
-    """Raise ValueError for what is no way to use wandb."""
+    """Raise ValueError for an unknown way to use wandb."""
     if wandb_mode not in MODES:
         raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
 
 
-def _wandb_run(
-    path: Path,
-    mode: str,
-    *,
-    project: str,
-    name: str | None,
-    group: str | None,
-    job: str,
-    config: Any,
-) -> Any:
+def _wandb_run(path: Path, mode: str, project: str, *, job: str, **options: Any) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -179,12 +147,10 @@ def _wandb_run(
     return wandb.init(
         mode=mode,
         project=project,
-        name=name,
-        group=group,
         job_type=job,
-        config=config,
         dir=str(path),
         settings={"console": "off"},
+        **options,
     )
 
 

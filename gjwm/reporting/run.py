@@ -6,35 +6,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-EVALUATION, ARRAYS, METRICS, GALLERY = (
-    "evaluation.json",
-    "evaluation.npz",
-    "metrics.jsonl",
-    "gallery",
-)
+from gjwm._core.files import replacing
+
+EVALUATION, ARRAYS = "evaluation.json", "evaluation.npz"
+METRICS, GALLERY = "metrics.jsonl", "gallery"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder holds.
-
-    Args:
-        folder: where it lies.
-        report: evaluation.json; empty before an evaluation.
-        arrays: evaluation.npz, see `gjwm.evaluation.evaluate.Details`.
-        metrics: rows of metrics.jsonl.
-    """
+    """What a run's folder holds: evaluation.json, evaluation.npz and the rows of metrics.jsonl."""
 
     folder: Path
-    report: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-    metrics: tuple[Mapping[str, Any], ...] = ()
+    report: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+    metrics: tuple[Mapping[str, Any], ...]
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -46,7 +37,7 @@ def load_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: without evaluation.json.
-        ValueError: when it is damaged, or of a version that kept no curves.
+        ValueError: when it or its arrays are damaged.
     """
     folder = Path(folder)
     file = folder / EVALUATION
@@ -62,35 +53,24 @@ def load_run(folder: str | Path) -> Run:
         raise ValueError(
             f"{file} is not a readable evaluation ({error}); write it again with `gjwm evaluate`."
         ) from error
-    return Run(folder, report, read_arrays(folder / ARRAYS), read_metrics(folder))
-
-
-def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as single precision to one compressed .npz, atomically."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        np.savez_compressed(
-            file, **{name: np.asarray(values, np.float32) for name, values in arrays.items()}
-        )
-    partial.replace(path)
-
-
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays that `save_arrays` wrote.
-
-    Raises:
-        ValueError: when the file is missing or damaged.
-    """
+    path = folder / ARRAYS
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with np.load(path, allow_pickle=False) as loaded:
+            arrays = dict(loaded)
     # numpy and zipfile raise many kinds for a damaged file; all mean the same to the reader
     except Exception as error:
         raise ValueError(
             f"{path} is missing or damaged ({type(error).__name__}); write it again with `gjwm "
             f"evaluate`."
         ) from error
+    return Run(folder, report, arrays, read_metrics(folder))
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as single precision to one compressed .npz, atomically."""
+    single = {name: np.asarray(values, np.float32) for name, values in arrays.items()}
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **single)
 
 
 def read_metrics(folder: str | Path, *, unfinished: bool = False) -> tuple[dict[str, Any], ...]:
@@ -98,10 +78,8 @@ def read_metrics(folder: str | Path, *, unfinished: bool = False) -> tuple[dict[
     short is left out.
     """
     file = Path(folder) / (METRICS + ".partial" * unfinished)
-    if not file.is_file():
-        return ()
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gjwm._core.files import replacing
-from gjwm.evaluation.geometry import wilson_interval
-from gjwm.reporting.svg import Plot, extent
+from gjwm.evaluation.intervals import wilson_interval
+from gjwm.reporting.svg import WIDTH, Figure
 from gjwm.study.ranking import ranking
 from gjwm.study.summary import (
     FIGURES,
@@ -112,7 +113,7 @@ def write_study(
         "study.csv": _csv(_cell_rows(content)),
         "runs.csv": _csv(_run_rows(records)),
         "study.md": text,
-        **{name: plot.standalone() for name, plot in pictures.items()},
+        **{name: plot.svg(standalone=True) for name, plot in pictures.items()},
     }
     for name, body in files.items():
         with replacing(folder / name) as partial:
@@ -313,71 +314,63 @@ def _rho(row: Mapping[str, Any]) -> str:
     return f"{row['rho']:.2f}{ends} ({row['runs']}, {row['recipes']})"
 
 
-# -- pictures
-# --  ----------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 _ROLES = ("model", "linear", "oracle", "third", "second", "chance", "plain")
 
 
-def _success_picture(content: Mapping[str, Any]) -> Plot | None:
+def _success_picture(content: Mapping[str, Any]) -> Figure | None:
     """Success of every method, one colour per task, whiskers for the intervals."""
     cells = content["cells"]
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     if len(cells) < 2:
         return None
-    plot = Plot(
-        x=(-0.6, len(methods) - 0.4),
-        y=(0, 1.04),
+    figure = Figure(
+        "success",
+        "Success",
         x_label="method",
         y_label="success",
         describe="Planning success of each method on each task, with 95% intervals.",
-        x_ticks=[(i, method) for i, method in enumerate(methods)],
-        width=max(360, 70 * len(methods)),
+        categories=methods,
+        y=(0, 1.04),
+        width=max(WIDTH, 70 * len(methods)),
     )
-    for k, task in enumerate(tasks):
-        role = _ROLES[k % len(_ROLES)]
-        for cell in (cell for cell in cells if cell["task"] == task):
-            at = methods.index(cell["method"]) + 0.5 * ((k + 0.5) / len(tasks) - 0.5)
-            mean, low, high = _triple(cell["figures"]["success"])
-            plot.interval(at, low, high, role)
-            plot.dot(
-                at,
-                mean,
-                role,
-                f"{task}, {cell['method']}: {mean:.1%} [{low:.1%}, {high:.1%}]",
-                radius=3.4,
-            )
-        plot.legend.append((role, "dot", task))
-    return plot
+    roles = dict(zip(tasks, itertools.cycle(_ROLES)))
+    for cell in cells:
+        task, method, success = cell["task"], cell["method"], cell["figures"]["success"]
+        mean, low, high = (success[key] for key in ("mean", "low", "high"))
+        x = methods.index(method) + 0.5 * ((tasks.index(task) + 0.5) / len(tasks) - 0.5)
+        text = f"{task}, {method}: {mean:.1%} [{low:.1%}, {high:.1%}]"
+        figure.interval(x, low, high, roles[task]).dot(x, mean, roles[task], text, radius=3.4)
+    figure.legend += [(role, "dot", task) for task, role in roles.items()]
+    return figure
 
 
-def _ranking_picture(content: Mapping[str, Any]) -> Plot | None:
+def _ranking_picture(content: Mapping[str, Any]) -> Figure | None:
     """Rank correlation with success of each figure, over all tasks where there are several."""
     rows = {
-        name: row["all"] if "all" in row else next(iter(row.values()))
-        for name, row in content["ranking"].items()
+        name: row.get("all", next(iter(row.values()))) for name, row in content["ranking"].items()
     }
     if not rows:
         return None
-    plot = Plot(
-        x=(-0.6, len(rows) - 0.4),
-        y=extent([-1.0, 1.0], pad=0.02),
+    figure = Figure(
+        "ranking",
+        "Rank correlation",
         x_label="figure",
         y_label="rank correlation with success",
-        describe=(
-            "Spearman's correlation of each label-free figure with planning success, with 95% "
-            "intervals."
-        ),
-        x_ticks=[(i, _TICKS.get(name, name)) for i, name in enumerate(rows)],
-        width=max(360, 70 * len(rows)),
+        describe="Spearman's correlation of each label-free figure with planning success, with 95% "
+        "intervals.",
+        categories=[_TICKS.get(name, name) for name in rows],
+        y=(-1.04, 1.04),
+        width=max(WIDTH, 70 * len(rows)),
     )
-    plot.level(0, "ideal")
+    figure.level(0, "ideal")
     for i, row in enumerate(rows.values()):
         if row["low"] is not None:
-            plot.interval(i, row["low"], row["high"], "model")
-        plot.dot(i, row["rho"], "model", radius=3.4)
-    return plot
+            figure.interval(i, row["low"], row["high"], "model")
+        figure.dot(i, row["rho"], "model", radius=3.4)
+    return figure
 
 
 _TICKS = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gjwm.evaluation.intervals import rank_correlation, rank_correlation_interval
 from gjwm.study.summary import Record, names
 
 # Figures that need no true state; those whose scale depends on the latent dimension are shares of
@@ -24,81 +25,6 @@ LABEL_FREE = (
     ),
 )
 FEWEST = 5  # runs, below which a rank correlation says nothing
-
-
-def rank_correlation(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> float | None:
-    """Spearman's correlation within groups, pooled.
-
-    Ranks are taken within each group and centred there, so that a group's level has no say; one
-    group gives Spearman's rho. The groups weigh as their ranks vary.
-
-    Args:
-        x, y: one array (N_g,) per group.
-
-    Returns:
-        the correlation, None where either does not vary within any group.
-    """
-    rho = _correlations([(a, b, np.ones((1, len(a)))) for a, b in zip(x, y)])[0]
-    return None if np.isnan(rho) else float(rho)
-
-
-def _correlations(groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The same of many draws at once: groups of x, y (N_g,) and how often each run was drawn (R,
-    N_g) -> (R,), or NaN.
-    """
-    total = 0.0
-    for x, y, weight in groups:
-        a, b = (_centred_ranks(np.asarray(values, np.float64), weight) for values in (x, y))
-        total = total + np.stack(
-            [(weight * a * b).sum(1), (weight * a * a).sum(1), (weight * b * b).sum(1)]
-        )
-    both, ours, theirs = total
-    scale = np.sqrt(ours * theirs)
-    return np.where(scale > 1e-9, both / np.maximum(scale, 1e-9), np.nan)
-
-
-def _centred_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Mid-ranks less their mean of samples that hold value i as often as weight (R, N) says -> (R,
-    N).
-    """
-    below = (values[None] < values[:, None]) + 0.5 * (values[None] == values[:, None])
-    ranks = weight @ below.T
-    return ranks - (weight * ranks).sum(1, keepdims=True) / weight.sum(1, keepdims=True)
-
-
-def interval(
-    groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], *, draws: int = 2000, seed: int = 0
-) -> tuple[float, float] | None:
-    """95% bootstrap of `rank_correlation`: within each group clusters are drawn anew, with all
-    their runs.
-
-    Args:
-        groups: (x, y, cluster) of each group, (N_g,) each. Runs of one cluster (the seeds of one
-            recipe) are not independent evidence about a figure.
-
-    Returns:
-        (low, high), None where fewer than half of the draws have a correlation.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for x, y, cluster in groups:
-        _, member = np.unique(cluster, return_inverse=True)
-        count = member.max() + 1
-        drawn.append(
-            (
-                x,
-                y,
-                rng.multinomial(count, np.full(count, 1 / count), draws)[:, member].astype(
-                    np.float64
-                ),
-            )
-        )
-    found = _correlations(drawn)
-    known = found[np.isfinite(found)]
-    if len(known) < draws / 2:
-        return None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def ranking(
@@ -133,7 +59,7 @@ def ranking(
         if len(groups) > 1:
             asked["all"] = list(groups.values())
         for task, chosen in asked.items():
-            ends = interval(chosen, draws=draws)
+            ends = rank_correlation_interval(chosen, draws=draws)
             found.setdefault(title, {})[task] = {
                 "rho": rank_correlation([g[0] for g in chosen], [g[1] for g in chosen]),
                 "low": None if ends is None else ends[0],

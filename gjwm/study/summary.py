@@ -11,8 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from gjwm.evaluation.geometry import wilson_interval
-from gjwm.evaluation.intervals import mean_interval, stratified_interquartile_mean
+from gjwm.evaluation.intervals import (
+    mean_interval,
+    mean_over_tasks,
+    pooled_interquartile_mean,
+    stratified_interval,
+    wilson_interval,
+)
 
 Report = Mapping[str, Any]
 # mean, and the ends where there are two values or more
@@ -179,8 +184,8 @@ def over_tasks(
             }
             if any(value is None for row in values.values() for value in row):
                 continue
-            mean, low, high = stratified_interquartile_mean(
-                {task: np.array(row) for task, row in values.items()}, draws=draws, seed=seed
+            mean, low, high = stratified_interval(
+                values, pooled_interquartile_mean, draws=draws, seed=seed
             )
             found[method][title] = {
                 "mean": mean,
@@ -212,7 +217,6 @@ def differences(
             f"{', '.join(names(records, 'method'))}."
         )
     values = {(r.method, r.task, r.seed): r.figure(title) for r in runs}
-    rng = np.random.default_rng(seed)
     found = {}
     for method in names(runs, "method"):
         gaps: dict[str, list[float]] = {}
@@ -221,16 +225,7 @@ def differences(
             if m == method != reference and value is not None and base is not None:
                 gaps.setdefault(task, []).append(value - base)
         if gaps:
-            rows = [np.array(row) for row in gaps.values()]
-            drawn = np.mean(
-                [row[rng.integers(0, len(row), (draws, len(row)))].mean(1) for row in rows], 0
-            )
-            low, high = np.percentile(drawn, [2.5, 97.5])
-            mean = float(np.mean([row.mean() for row in rows]))
-            found[method] = {
-                "mean": mean,
-                "low": float(low),
-                "high": float(high),
-                "pairs": sum(map(len, rows)),
-            }
+            mean, low, high = stratified_interval(gaps, mean_over_tasks, draws=draws, seed=seed)
+            pairs = sum(map(len, gaps.values()))
+            found[method] = {"mean": mean, "low": low, "high": high, "pairs": pairs}
     return found

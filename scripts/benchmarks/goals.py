@@ -28,7 +28,7 @@ from gjwm.evaluation.evaluate import (
     oracle_policy,
     planning_report,
 )
-from gjwm.evaluation.geometry import wilson_interval
+from gjwm.evaluation.intervals import wilson_interval
 from gjwm.models.world_model import WorldModel
 from gjwm.planning import CEM, ICEM, MPPI, GradientPlanner, HybridPlanner, Planner, RandomShooting
 

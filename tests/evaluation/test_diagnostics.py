@@ -10,12 +10,10 @@ import torch
 
 from gjwm.evaluation.geometry import (
     calibration_report,
-    draw_embedding_report,
     effective_rank,
     embedding_report,
     gaussian_crps,
     rank_me,
-    wilson_interval,
 )
 from gjwm.evaluation.normality import epps_pulley_p_value, henze_zirkler
 from gjwm.models.dynamics import Prediction
@@ -147,25 +145,6 @@ def test_every_figure_has_its_ideal_counterpart():
     assert all(math.isfinite(value) for value in r.values())
 
 
-def test_a_report_is_drawn_as_one_picture(tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    pytest.importorskip("matplotlib")
-    pictures = []
-    for name, z in (("gaussian", randn(300, 8)), ("rank one", randn(300, 1).expand(-1, 8))):
-        path = draw_embedding_report(
-            z, tmp_path / "deep" / f"{name}.png", generator=torch.Generator().manual_seed(0)
-        )
-        with image.open(path) as picture:
-            assert picture.format == "PNG" and picture.size == (1200, 380)
-            pictures.append(np.asarray(picture.convert("L"), dtype=float))
-    third = pictures[0].shape[1] // 3
-    for panel in range(3):  # every panel shows the difference
-        part = slice(panel * third, (panel + 1) * third)
-        assert np.abs(pictures[0][:, part] - pictures[1][:, part]).mean() > 1
-    with pytest.raises(ValueError, match="infinite"):
-        draw_embedding_report(randn(20, 3) * torch.inf, tmp_path / "none.png")
-
-
 def test_constant_trajectories_are_not_mistaken_for_many_samples():
     z = randn(300, 1, 4).expand(-1, 20, -1)
     r = report(z)
@@ -207,11 +186,6 @@ def test_skill_is_zero_for_the_marginal_and_grows_with_information():
     assert calibration_report(Prediction(noisy, torch.full_like(y, 0.01)), y)[
         "skill"
     ] == pytest.approx(-math.log(0.1), abs=0.02)
-
-
-def test_wilson_interval_is_sane_at_the_edges():
-    assert wilson_interval(100, 100)[0] == pytest.approx(0.963, abs=1e-3)
-    assert wilson_interval(0, 100)[0] == 0
 
 
 def test_bad_input_is_named():

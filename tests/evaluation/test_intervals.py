@@ -7,9 +7,15 @@ import pytest
 
 from gjwm.evaluation.intervals import (
     interquartile_mean,
+    pooled_interquartile_mean,
     ratio_interval,
-    stratified_interquartile_mean,
+    stratified_interval,
+    wilson_interval,
 )
+
+
+def iqm_interval(runs, **options):
+    return stratified_interval(runs, pooled_interquartile_mean, **options)
 
 
 def test_the_interval_of_a_mean_is_the_classical_one():
@@ -36,8 +42,8 @@ def test_axes_behind_the_first_are_ratios_of_their_own():
     part = np.random.default_rng(2).random((50, 3))
     low, high = ratio_interval(part, 2 * np.ones_like(part))
     for k in range(3):
-        alone = ratio_interval(part[:, k], 2 * np.ones(50))
-        np.testing.assert_allclose((low[k], high[k]), alone)
+        column = ratio_interval(part[:, k], 2 * np.ones(50))
+        np.testing.assert_allclose((low[k], high[k]), column)
 
 
 def test_the_interquartile_mean_ignores_both_ends():
@@ -48,16 +54,13 @@ def test_a_stratified_draw_keeps_every_task():
     """Two tasks whose scores never vary: any draw within tasks gives the same mean, one over all
     runs would not.
     """
-    mean, low, high = stratified_interquartile_mean({"easy": np.ones(4), "hard": np.zeros(4)})
+    mean, low, high = iqm_interval({"easy": np.ones(4), "hard": np.zeros(4)})
     assert mean == low == high == 0.5
     rng = np.random.default_rng(3)
-    few = {k: rng.normal(size=3) for k in "ab"}
+    three = {k: rng.normal(size=3) for k in "ab"}
     many = {k: rng.normal(size=300) for k in "ab"}
     spread = [
-        high - low
-        for _, low, high in (
-            stratified_interquartile_mean(runs, draws=2000) for runs in (few, many)
-        )
+        high - low for _, low, high in (iqm_interval(runs, draws=2000) for runs in (three, many))
     ]
     assert spread[0] > 4 * spread[1]
 
@@ -66,6 +69,11 @@ def test_what_cannot_be_summarised_is_named():
     with pytest.raises(ValueError, match="at least one"):
         ratio_interval(np.ones(0), np.ones(0))
     with pytest.raises(ValueError, match="runs of each task"):
-        stratified_interquartile_mean({"a": np.ones(0)})
+        iqm_interval({"a": np.ones(0)})
     with pytest.raises(ValueError, match="NaN"):
-        stratified_interquartile_mean({"a": np.array([1.0, np.nan])})
+        iqm_interval({"a": np.array([1.0, np.nan])})
+
+
+def test_wilson_interval_is_sane_at_the_edges():
+    assert wilson_interval(100, 100)[0] == pytest.approx(0.963, abs=1e-3)
+    assert wilson_interval(0, 100)[0] == 0

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 
-from gjwm.evaluation.geometry import wilson_interval
-from gjwm.reporting import judge
-from gjwm.reporting import verdict as rules
+from gjwm.evaluation import verdict as rules
+from gjwm.evaluation.intervals import wilson_interval
+from gjwm.evaluation.verdict import judge
 
 
 def policy(successes, of=100):
@@ -58,7 +58,7 @@ def model_reaches(successes, **changes):
 
 
 def names(report):
-    return [found.name for found in judge(report).broken]
+    return [finding.name for finding in judge(report).broken]
 
 
 def test_a_good_model_is_called_good_and_nothing_is_wrong_with_it():
@@ -75,10 +75,15 @@ def test_good_is_nine_tenths_of_the_oracle():
     assert judge(model_reaches(81, planning__oracle=policy(90))).grade == "good"
 
 
-def test_without_an_oracle_success_itself_is_the_share():
+def test_without_an_oracle_the_verdict_speaks_of_what_was_measured():
     report = model_reaches(89)
     del report["planning"]["oracle"]
-    assert judge(report).grade == "partly"
+    verdict = judge(report)
+    assert verdict.grade == "partly" and not verdict.broken
+    assert "89% of 100 goals (chance 10%)" in verdict.lines[0]
+    for claim in ("of what its planner could do", "true simulator 1", "distances in latent space"):
+        assert claim not in " ".join(verdict.lines)
+    assert "evaluate.oracle=true" in verdict.lines[2]
     report["planning"].update(policy(90))
     assert judge(report).grade == "good" and "true simulator" not in judge(report).lines[0]
 
@@ -140,7 +145,7 @@ def test_easy_goals_prove_little():
 def test_each_link_breaks_at_its_threshold(path, holds, breaks, name, advice):
     assert names(but(**{path: holds})) == []
     verdict = judge(but(**{path: breaks}))
-    assert [found.name for found in verdict.broken] == [name]
+    assert [finding.name for finding in verdict.broken] == [name]
     assert advice in verdict.lines[2]
 
 
@@ -159,7 +164,7 @@ def test_the_first_broken_link_is_the_reason():
         prediction__r2_by_horizon=[0.2, 0.1],
     )
     verdict = judge(report)
-    assert [found.name for found in verdict.broken] == ["representation", "prediction"]
+    assert [finding.name for finding in verdict.broken] == ["representation", "prediction"]
     assert verdict.grade == "partly" and verdict.lines[1] == verdict.broken[0].why
     collapsed = judge(model_reaches(96, prediction__variance_per_dim=1e-6))
     assert collapsed.grade == "poor" and "collapsed" in collapsed.lines[0]  # whatever it reaches
@@ -183,7 +188,7 @@ def test_with_every_link_whole_the_loss_lies_in_the_latent_distance():
 def test_remarks_do_not_change_the_grade(path, plain, odd, name):
     assert judge(but(**{path: plain})).remarks == ()
     verdict = judge(but(**{path: odd}))
-    assert [found.name for found in verdict.remarks] == [name]
+    assert [finding.name for finding in verdict.remarks] == [name]
     assert verdict.grade == "good" and verdict.lines[2] == verdict.remarks[0].change
 
 

@@ -20,7 +20,7 @@ from gjwm.models.calibration import calibration_report
 from gjwm.models.dynamics import Prediction
 from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, LiveReport, save_arrays, write_report
 from gjwm.reporting.figures import coverage_from_pit, training_figures
-from gjwm.reporting.svg import Plot, extent, number, ticks
+from gjwm.reporting.svg import Figure, number, ticks
 
 # Every figure that a run with all the trimmings shows.
 FIGURES = {
@@ -254,8 +254,11 @@ def test_a_folder_without_an_evaluation_or_with_a_damaged_one_is_named(run, tmp_
         write_report(moved)
 
 
-# --  ----------------------------------------------------------------------------------------------
-# plots
+# -- plots -----------------------------------------------------------------------------------------
+
+
+def plot(**options):
+    return Figure("key", "title", **{"x_label": "", "y_label": "", **options})
 
 
 def test_ticks_are_round_and_inside():
@@ -269,32 +272,38 @@ def test_ticks_are_round_and_inside():
 
 
 def test_marks_lie_where_the_axes_say():
-    plot = (
-        Plot(x=(0, 10), y=(0, 2), x_label="x", y_label="y", describe="d")
-        .dot(0, 0, "model")
-        .dot(10, 2, "model")
-    )
-    found = [tuple(map(float, c)) for c in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', plot.svg())]
-    (left, floor), (right, top) = found
-    axis = re.search(r'class="axis" d="M(\d+) (\d+)V(\d+)H(\d+)"', plot.svg()).groups()
+    svg = plot(x=(0, 10), y=(0, 2)).dot(0, 0, "model").dot(10, 2, "model").svg()
+    dots = [tuple(map(float, c)) for c in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    (left, floor), (right, top) = dots
+    axis = re.search(r'class="axis" d="M(\d+) (\d+)V(\d+)H(\d+)"', svg).groups()
     assert [left, top, floor, right] == [float(v) for v in axis]
 
 
 def test_nan_breaks_a_line_and_a_logarithm_needs_positive_values():
-    plot = Plot(x=(0, 5), y=(0.1, 100), x_label="", y_label="", describe="", log_y=True)
-    svg = plot.line(range(6), [1, 10, None, math.nan, 10, 100], "model", "a").svg()
-    first, second = re.findall(r'class="line model " d="M([^"]+)"', svg)
+    curve = range(6), [1, 10, None, math.nan, 10, 100]
+    svg = plot(y=(0.1, 100), log_y=True).line(*curve, "model", "a").svg()
+    first, second = re.findall(r'class="line model" d="M([^"]+)"', svg)
     points = [[float(p.split()[1]) for p in path.split("L")] for path in (first, second)]
     # a decade is a decade
     assert points[0][0] - points[0][1] == pytest.approx(points[1][0] - points[1][1], abs=0.11)
     assert "nan" not in svg
     with pytest.raises(ValueError, match="positive"):
-        Plot(x=(0, 1), y=(0, 1), x_label="", y_label="", describe="", log_y=True)
-    assert extent([1.0, 3.0], least=0.0)[0] == 0 and extent([2.0, 2.0])[0] < 2
+        plot(y=(0, 1), log_y=True)
+
+
+def test_axes_that_are_left_open_hold_all_marks():
+    points = list(zip((1, 5, 9), (-3.0, 40.0, 7.0)))
+    figure = plot()
+    for x, y in points:
+        figure.dot(x, y, "model")
+    dots = [tuple(map(float, c)) for c in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', figure.svg())]
+    assert len(dots) == 3 and len({y for _, y in dots}) == 3
+    assert all(46 <= x <= 348 and 10 < y < 192 for x, y in dots)
+    assert plot().level(2.0, "ideal").svg().count("<path") > 2  # one value is an axis too
 
 
 def test_words_cannot_break_out_of_a_plot():
-    svg = Plot(x=(0, 1), y=(0, 1), x_label="<b>", y_label="&", describe='"><script>').svg()
+    svg = plot(x_label="<b>", y_label="&", describe='"><script>').svg()
     assert "<b>" not in svg and "<script>" not in svg and "&quot;&gt;&lt;script&gt;" in svg
 
 
@@ -315,8 +324,7 @@ def test_training_curves_group_what_belongs_together():
         for k in (1, 2)
     ]
     found = {
-        figure.title: [label for *_, label in figure.plot.legend]
-        for figure in training_figures(rows)
+        figure.title: [label for *_, label in figure.legend] for figure in training_figures(rows)
     }
     assert found["Prediction error in training"] == ["train/one_step", "train/open_loop"]
     # a metric that was never finite has no curve
@@ -324,8 +332,7 @@ def test_training_curves_group_what_belongs_together():
     assert training_figures([]) == []
 
 
-# --  ----------------------------------------------------------------------------------------------
-# live
+# -- live ------------------------------------------------------------------------------------------
 
 
 def test_the_live_page_follows_a_run_and_stops_reloading_at_its_end(tmp_path):
@@ -373,8 +380,7 @@ def test_a_live_page_every_zero_seconds_is_none(tmp_path):
         LiveReport(tmp_path, name="run", steps=2, seconds=-1)
 
 
-# --  ----------------------------------------------------------------------------------------------
-# in a browser
+# -- in a browser ----------------------------------------------------------------------------------
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gjwm.evaluation.intervals import rank_correlation, rank_correlation_interval
 from gjwm.study import (
     Job,
     Record,
@@ -26,7 +27,6 @@ from gjwm.study import (
     written,
 )
 from gjwm.study import launch as launching
-from gjwm.study.ranking import interval, rank_correlation
 from gjwm.study.summary import attempts, cell_figures, differences, over_tasks, policies
 from gjwm.study.sweep import Tune
 
@@ -471,12 +471,14 @@ def test_rank_correlation_is_spearmans_within_groups():
         > 0.4
     )
     noise = np.random.default_rng(0).normal(size=(2, 40))
-    ends = interval([(noise[0], noise[1], np.arange(40))], draws=300)
+    ends = rank_correlation_interval([(noise[0], noise[1], np.arange(40))], draws=300)
     assert ends[0] < 0 < ends[1]
     # Ten copies of four runs are four pieces of evidence, not forty.
     x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 4.0, 3.0])
-    alone = interval([(np.tile(x, 10), np.tile(y, 10), np.arange(40))], draws=300)
-    together = interval([(np.tile(x, 10), np.tile(y, 10), np.tile(np.arange(4), 10))], draws=300)
+    alone = rank_correlation_interval([(np.tile(x, 10), np.tile(y, 10), np.arange(40))], draws=300)
+    together = rank_correlation_interval(
+        [(np.tile(x, 10), np.tile(y, 10), np.tile(np.arange(4), 10))], draws=300
+    )
     assert together[1] - together[0] > 2 * (alone[1] - alone[0])
 
 
