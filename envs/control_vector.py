@@ -81,14 +81,8 @@ class ControlSuiteVectorEnv(BatchedEnv):
             # Copies would all draw what the first one draws.
             seeds = [int(s) for s in np.random.SeedSequence().generate_state(self.num_envs) >> 1]
         self._seeded = True
-        states = None if options is None else options.get("state")
-        if states is not None and len(states) != self.num_envs:
-            raise ValueError(
-                f"expected a state for each of {self.num_envs} envs, got {len(states)}."
-            )
         infos: dict[str, Any] = {}
-        for i, env in enumerate(self.envs):
-            chosen = options if states is None else {**options, "state": states[i]}
+        for i, (env, chosen) in enumerate(zip(self.envs, self._options(options))):
             infos = self._add_info(infos, env.reset(seed=seeds[i], options=chosen)[1], i)
         return self._out(self._observe()), self._out(infos)
 
@@ -151,31 +145,18 @@ class ControlSuiteVectorEnv(BatchedEnv):
         found = [getattr(env, name) for env in self.envs]
         return tuple(x(*args, **kwargs) if callable(x) else x for x in found)
 
-    def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Every environment's attribute."""
-        return self.call(name)
-
-    def get_state(self) -> np.ndarray:
-        """(N, X) float64, as the environments' `get_state`."""
-        return np.stack([env.get_state() for env in self.envs])
-
     def set_state(self, states: Any) -> None:
         """Go to states (N, X) of `get_state`."""
-        if len(states) != self.num_envs:
-            raise ValueError(
-                f"expected a state for each of {self.num_envs} envs, got {len(states)}."
-            )
-        for env, state in zip(self.envs, states):
+        for env, state in zip(self.envs, self._shared_out(states)):
             env.set_state(state)
 
-    @property
-    def position(self) -> np.ndarray:
-        """(N, P) float64: what success is measured on."""
-        return np.stack([env.position for env in self.envs])
+    def observe(self) -> Any:
+        """The observations (N, S) of the current states."""
+        return self._out(self._observe())
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
-        """One picture per environment."""
-        return None if self.render_mode is None else self.call("render")
+    def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """As `ControlSuiteEnv.simulate`, any B."""
+        return self.envs[0].simulate(states, actions)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of threads and OpenGL contexts."""

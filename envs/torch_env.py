@@ -444,7 +444,7 @@ class TorchVectorEnv(VectorEnv):
         """(B, P) float64: where `position` should be."""
         return self._out(self._stacked(self._worlds.goal_of).double())
 
-    def goal_states(self):
+    def goal_state(self):
         """(B, X) float64: the states of having arrived."""
         return self._out(self._worlds.goal_states())
 

@@ -140,6 +140,8 @@ class BatchedEnv(VectorEnv):
         self.num_envs = int(n)
         self.device = None if device is None else torch.device(device)
         self.spec = single.spec
+        # how near to a goal's position counts as there
+        self.success_radius = getattr(single.unwrapped, "success_radius", None)
         self.name = single.spec.id if single.spec is not None else type(single.unwrapped).__name__
         self.render_mode = single.render_mode
         self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -151,6 +153,61 @@ class BatchedEnv(VectorEnv):
         self.action_groups = tuple(getattr(single.unwrapped, "action_groups", ()))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    # -- the lanes: what a single environment offers, of all (`docs/environments.md`) --------------
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Every environment's method `name` called with the arguments, or its attribute -> one
+        result each.
+        """
+        raise NotImplementedError
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Every environment's attribute."""
+        return self.call(name)
+
+    def get_state(self) -> np.ndarray:
+        """(N, X) float64, as the environments' `get_state`."""
+        return np.stack(self.call("get_state"))
+
+    def goal_state(self) -> np.ndarray:
+        """(N, X) float64: the states of having arrived, where environments have goals."""
+        return np.stack(self.call("goal_state"))
+
+    @property
+    def position(self) -> np.ndarray:
+        """(N, P) float64: what success is measured on."""
+        return np.stack(self.call("position"))
+
+    def true_state(self) -> dict[str, np.ndarray]:
+        """The environments' named variables, (N, *) each, for probes."""
+        lanes = self.call("true_state")
+        return {name: np.stack([lane[name] for lane in lanes]) for name in lanes[0]}
+
+    def expert_action(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """(N, A): the scripted policy's, where environments have one."""
+        return np.stack(self.call("expert_action", *args, **kwargs))
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One picture per environment."""
+        return None if self.render_mode is None else self.call("render")
+
+    def _shared_out(self, states: Any) -> Any:
+        """States, one for each environment, or ValueError."""
+        if len(states) != self.num_envs:
+            raise ValueError(
+                f"expected a state for each of {self.num_envs} envs, got {len(states)}."
+            )
+        return states
+
+    # -- seeds, actions, results -------------------------------------------------------------------
+
+    def _options(self, options: Mapping[str, Any] | None) -> list[Any]:
+        """Reset's options of each environment: a "state" (N, X) among them is shared out."""
+        if options is None or options.get("state") is None:
+            return [options] * self.num_envs
+        states = self._shared_out(options["state"])
+        return [{**options, "state": state} for state in states]
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         """One seed per environment."""
@@ -368,15 +425,7 @@ class EnvVector(BatchedEnv):
         else:
             self._resets += 1
         self._origin = [old if new is None else new for old, new in zip(self._origin, seeds)]
-        states = None if options is None else options.get("state")
-        if states is not None and len(states) != self.num_envs:
-            raise ValueError(
-                f"expected a state for each of {self.num_envs} envs, got {len(states)}."
-            )
-        shared_out = [
-            options if states is None else {**options, "state": states[i]}
-            for i in range(self.num_envs)
-        ]
+        shared_out = self._options(options)
         self._turn = 1 - self._turn
         infos: dict[str, Any] = {}
         for k, block in enumerate(self._blocks):
@@ -531,10 +580,6 @@ class EnvVector(BatchedEnv):
             group.ask("call", name, args, kwargs)
         return tuple(x for answer in self._answers() for x in answer)
 
-    def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Every environment's attribute."""
-        return self.call(name)
-
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of every environment, to one value for all or a list with one for
         each.
@@ -546,23 +591,28 @@ class EnvVector(BatchedEnv):
             group.ask("set_attr", name, [values[i] for i in block])
         self._answers()
 
-    def get_state(self) -> np.ndarray:
-        """(N, X) float64, as the environments' `get_state`."""
-        return np.stack(self.call("get_state"))
-
     def set_state(self, states: Any) -> None:
         """Go to states (N, X) of `get_state`."""
-        if len(states) != self.num_envs:
-            raise ValueError(
-                f"expected a state for each of {self.num_envs} envs, got {len(states)}."
-            )
+        states = self._shared_out(states)
         for group, block in zip(self._groups, self._blocks):
             group.ask("set_state", [states[i] for i in block])
         self._answers()
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
-        """One picture per environment."""
-        return None if self.render_mode is None else self.call("render")
+    def observe(self) -> Observations:
+        """The observations of the current states, as `step` returns them."""
+        for group in self._groups:
+            group.ask("observe", self._turn)
+        self._answers()
+        return self._out(each(self._arrays[self._turn], np.copy))
+
+    def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """As the environments' `simulate`: (B, X), (B, N, H, A) -> (B, N, H+1, P), any B.
+
+        Worker processes share the states."""
+        rows = np.array_split(np.arange(len(states)), len(self._groups))
+        for group, part in zip(self._groups, rows):
+            group.ask("simulate", states[part], actions[part])
+        return np.concatenate([found for found in self._answers() if found is not None])
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the worker processes, or close the environments that live here."""
@@ -650,6 +700,12 @@ class _Group:
 
     def set_state(self, states: list[Any]) -> None:
         self._each(lambda i, env, state: env.unwrapped.set_state(state), states)
+
+    def observe(self, turn: int) -> None:
+        self._each(lambda i, env: write(self.arrays[turn], i, env.unwrapped.observe()))
+
+    def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray | None:
+        return self.envs[0].unwrapped.simulate(states, actions) if len(states) else None
 
     def close(self) -> None:
         for env in self.envs:

@@ -211,8 +211,7 @@ class WarpVectorEnv(BatchedEnv):
             self._begin(np.arange(self.num_envs))
             if options and "state" in options:
                 self.set_state(options["state"])
-            observations = self._look(np.arange(self.num_envs))
-        return each(observations, Tensor.numpy) if self.device is None else observations, {}
+        return self.observe(), {}
 
     def step(self, actions: Any):
         """Apply actions (N, A) in [-1, 1] -> (observations, rewards, terminations, truncations,
@@ -389,6 +388,20 @@ class WarpVectorEnv(BatchedEnv):
             return self._single._position_of(
                 self._single._model, self._fields.data("qpos").double().cpu().numpy()
             )
+
+    def true_state(self) -> dict[str, np.ndarray]:
+        """Named variables, (N, *) each: position, and joint positions and velocities."""
+        with self._on_device():
+            joints = {
+                name: self._fields.data(name).double().cpu().numpy() for name in ("qpos", "qvel")
+            }
+        return {"position": self.position, **joints}
+
+    def observe(self) -> Any:
+        """The observations of the current states; frame stacks repeat the current picture."""
+        with self._on_device():
+            observations = self._look(np.arange(self.num_envs))
+        return each(observations, Tensor.numpy) if self.device is None else observations
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the environment that draws episodes."""

@@ -229,7 +229,7 @@ def test_episodes_begin_apart_and_unsolved_with_goals_within_the_turn():
         assert push.nearest(x, y, bx, by, torch.cos(angle), torch.sin(angle))[-1].max() < 0
         assert np.linalg.norm(env.position - env.goal, axis=1).min() > 2 * env.success_radius
         assert np.abs(state[:, 7] - state[:, 4]).max() <= turn + 1e-5
-        env.set_state(env.goal_states())  # is a state, and at the goal
+        env.set_state(env.goal_state())  # is a state, and at the goal
         assert np.linalg.norm(env.position - env.goal, axis=1).max() < 1e-6
 
 

@@ -401,6 +401,47 @@ def test_states_are_taken_out_and_put_back(kwargs):
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("env_id", "kwargs"),
+    [
+        ("gjwm/reacher-easy-v0", {}),
+        ("gjwm/reacher-easy-v0", {"obs": "pixels", "frame_stack": 2, "workers": 0, "size": 32}),
+        ("gjwm/ball_in_cup-catch-v0", {"obs": "both", "workers": 2, "size": 32}),
+        ("Pendulum-v1", {"position": [0, 1]}),
+        ("gjwm/two-room-v0", {"size": 32}),
+    ],
+)
+def test_lanes_offer_what_a_single_environment_offers(env_id, kwargs):
+    if env_id.startswith("gjwm/"):  # Gymnasium's own may lack the library that they draw with
+        kwargs = {**kwargs, "render_mode": "rgb_array"}
+    env = make_vec(env_id, 3, **kwargs)
+    kwargs = {name: value for name, value in kwargs.items() if name != "workers"}
+    singles = [make_env(env_id, **kwargs) for _ in range(3)]
+    states = []
+    for i, single in enumerate(singles):
+        single.reset(seed=i)
+        states.append(single.unwrapped.get_state())
+    worlds = [single.unwrapped for single in singles]
+    env.reset(seed=7)
+    env.step(random_actions(env, 1)[0])
+    env.set_state(np.stack(states))
+    np.testing.assert_array_equal(env.get_state(), states)
+    np.testing.assert_array_equal(env.position, [world.position for world in worlds])
+    assert env.success_radius == worlds[0].success_radius
+    if "render_mode" in kwargs:
+        np.testing.assert_array_equal(env.render(), [world.render() for world in worlds])
+    truth = env.true_state()
+    for name, values in truth.items():
+        np.testing.assert_array_equal(values, [world.true_state()[name] for world in worlds])
+    seen = zip(*(leaves(world.observe()) for world in worlds))
+    for found, expected in zip(leaves(env.observe()), seen, strict=True):
+        np.testing.assert_array_equal(found, np.stack(expected))
+    plans = np.random.default_rng(0).uniform(-1, 1, (3, 2, 3, *env.single_action_space.shape))
+    expected = [w.simulate(s[None], p[None])[0] for w, s, p in zip(worlds, states, plans)]
+    np.testing.assert_array_equal(env.simulate(np.stack(states), plans), expected)
+    env.close()
+
+
 # -- processes that die ----------------------------------------------------------------------------
 
 
