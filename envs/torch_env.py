@@ -206,7 +206,7 @@ class TorchEnv(gym.Env):
         episodes."""
         return self._worlds.expert_action(noise, generator)[0].numpy()
 
-    def errand(self, u: np.ndarray) -> np.ndarray:
+    def random_place(self, u: np.ndarray) -> np.ndarray:
         """Where a wanderer heads next, (P,) float64, drawn by the uniform numbers u (3,): often
         through a narrow place.
 
@@ -214,9 +214,9 @@ class TorchEnv(gym.Env):
         `gjwm.data.behaviours.Wandering`.
 
         Raises:
-            NotImplementedError: in a world without errands.
+            NotImplementedError: in a world that offers none.
         """
-        return self._worlds.errands(np.asarray(u)[None])[0].double().numpy()
+        return self._worlds.random_places(np.asarray(u)[None])[0].double().numpy()
 
     def simulate(
         self,
@@ -462,9 +462,9 @@ class TorchVectorEnv(VectorEnv):
         """
         return self._out(self._worlds.expert_action(noise, generator))
 
-    def errand(self, u):
+    def random_place(self, u):
         """u (B, 3) -> (B, P) float64: as the single environment's."""
-        return self._out(self._worlds.errands(u).double())
+        return self._out(self._worlds.random_places(u).double())
 
     def simulate(
         self,

@@ -231,12 +231,12 @@ class World:
         """The scripted policy's action -> A planes."""
         raise NotImplementedError
 
-    def errand(self, state: Planes, u: Planes) -> Planes:
+    def random_place(self, state: Planes, u: Planes) -> Planes:
         """A position to walk to in a straight line, from three uniform planes -> P planes, see
-        `TorchEnv.errand`.
+        `TorchEnv.random_place`.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} has no errands to wander on; choose another behaviour"
+            f"{type(self).__name__} has no random_place to wander to; choose another behaviour"
         )
 
     @property
@@ -416,9 +416,9 @@ class World:
             actions = (actions + noise * drawn.to(self.device)).clamp(-1.0, 1.0)
         return actions
 
-    def errands(self, u: Any) -> Tensor:
+    def random_places(self, u: Any) -> Tensor:
         """u (B, 3) uniform on [0, 1) -> positions (B, P)."""
-        return torch.stack(self.errand(self.planes, self.tensor(u).unbind(-1)), -1)
+        return torch.stack(self.random_place(self.planes, self.tensor(u).unbind(-1)), -1)
 
     def simulate(
         self,

@@ -132,8 +132,8 @@ class TwoRoomWorld(World):
             position, goal, state[4], state[5], self.speed, self.shortcut
         ).unbind(-1)
 
-    def errand(self, state: Planes, u: Planes) -> Planes:
-        return layout.errand(
+    def random_place(self, state: Planes, u: Planes) -> Planes:
+        return layout.random_place(
             torch.stack(state[0:2], -1), state[4], state[5], torch.stack(u, -1)
         ).unbind(-1)
 

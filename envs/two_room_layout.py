@@ -57,7 +57,7 @@ WIND = 0.04  # world units, standard deviation per step and axis in the corridor
 WALL_RANGE = (0.35, 0.65)  # of wall_x when it is drawn per episode
 DOOR_RANGE = (0.2, 0.8)  # of door_y when it is drawn per episode
 
-ERRAND_DEPTH, ERRAND_MISS = 0.15, 0.15  # world units, see `errand`
+PLACE_DEPTH, PLACE_MISS = 0.15, 0.15  # world units, see `random_place`
 
 # what get_state, set_state and simulate mean by X
 STATE = (
@@ -300,12 +300,12 @@ def expert_action(
     return wanted / wanted.abs().amax(-1, keepdim=True).clamp(min=1.0)
 
 
-def errand(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) -> Tensor:
+def random_place(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) -> Tensor:
     """Where to walk next for a wanderer that is to learn what walls do: half of the time anywhere,
     else at the door.
 
-    The second are places beyond the wall's middle, up to `ERRAND_DEPTH` behind it and up to
-    `ERRAND_MISS` beside the door's: a straight line to them runs into the wall near the door, along
+    The second are places beyond the wall's middle, up to `PLACE_DEPTH` behind it and up to
+    `PLACE_MISS` beside the door's: a straight line to them runs into the wall near the door, along
     a post, or through.
 
     Args:
@@ -320,7 +320,7 @@ def errand(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) -> Tenso
     anywhere = LOW + (HIGH - LOW) * torch.stack([first, second], -1)
     beyond = torch.where(position[..., 0] > wall_x, -1.0, 1.0)
     door = torch.stack(
-        [wall_x + beyond * ERRAND_DEPTH * first, door_y + ERRAND_MISS * (2 * second - 1)], -1
+        [wall_x + beyond * PLACE_DEPTH * first, door_y + PLACE_MISS * (2 * second - 1)], -1
     )
     return torch.where((which < 0.5)[..., None], anywhere, door)
 

@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.machine import cores
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
-from gjwm.rl.planned_behaviours import BEHAVIOURS
 
 # Seeds end where held-out episodes begin, so that these never meet training data; those that
 # calibrate the model's predictions start elsewhere again, so that evaluation never sees them.
@@ -214,9 +213,7 @@ def env_kwargs(cfg: DictConfig) -> dict[str, Any]:
 def behaviour_of(cfg: DictConfig) -> Behaviour:
     """cfg.collect.behaviour: a name alone, or weights and arguments by name."""
     settings = OmegaConf.to_container(cfg.collect, resolve=True)["behaviour"]
-    return behaviour_from_weights(
-        {settings: 1.0} if isinstance(settings, str) else settings, BEHAVIOURS
-    )
+    return behaviour_from_weights(settings)
 
 
 def heads_of(cfg: DictConfig, action_dim: int) -> dict[str, torch.nn.Module]:

@@ -28,6 +28,7 @@ from gjwm.data.dataset import DiskWindows, episode_lengths, open_windows, read_e
 from gjwm.data.replay import ReplayBuffer, available_memory, buffer_bytes, residence
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective
+from gjwm.planning.agent import reward_agent
 from gjwm.reporting.logging import progress
 from gjwm.rl import (
     Act,
@@ -39,7 +40,6 @@ from gjwm.rl import (
     play_returns,
     pretrain,
     return_report,
-    reward_agent,
     simulator_actor,
     train_online,
 )

@@ -1,40 +1,38 @@
 """Behaviours: who acts while data are collected.
 
-A behaviour is started once per episode, for one env or for the N envs of a vector env, with one
+A behaviour makes an `Actor` for one episode, in one env or in the N envs of a vector env, with one
 numpy generator each; all it draws comes from these, so an episode's actions depend on its own
-generator only. Actions are float32 (N, A) in [-1, 1]. Behaviours that plan with a trained model are
-in `gjwm.rl.planned_behaviours`. """
+generator only. Actions are float32 (N, A) in [-1, 1]."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.signal import lfilter
-from torch import Tensor
 
-# (env, t, observations (N, *O) as the env returns them) -> actions (N, A); a single env is N = 1
-Policy = Callable[[Any, int, Any], np.ndarray]
+from gjwm.data.acting import Actor, Memoryless, Moment, RecordedActor, as_array
+from gjwm.data.planned_behaviours import Curious, Planned
 
 
 class Behaviour(Protocol):
     """Who acts while data are collected."""
 
-    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
         """Begin one episode of at most `length` steps in each of N = len(rngs) envs."""
         ...
 
 
-def coloured_noise(length: int, action_dim: int, beta: float, rng: np.random.Generator) -> np.ndarray:
+def noise_sequence(
+    length: int, action_dim: int, beta: float, rng: np.random.Generator
+) -> np.ndarray:
     """Gaussian noise (T, A) with power spectrum 1/f^beta along time and unit variance (Timmer &
     König, 1995).
 
-    beta = 0 is white, 1 pink, 2 drifts like a random walk. Drawn with period 2T and cut, otherwise
-    the first and the last step would be neighbours; below the lowest frequency the spectrum is
-    flat. """
+    The law of `gjwm.planning.coloured_noise`, by FFT from a numpy generator: for the length of an
+    episode. Drawn with period 2T and cut, otherwise the first and the last step would be
+    neighbours; below the lowest frequency the spectrum is flat."""
     period = 2 * length
     frequency = np.fft.rfftfreq(period).clip(min=1 / period)
     amplitude = frequency ** (-beta / 2)
@@ -52,8 +50,8 @@ def coloured_noise(length: int, action_dim: int, beta: float, rng: np.random.Gen
 class Uniform:
     """Independent uniform actions in [-1, 1]."""
 
-    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
-        return _play([rng.uniform(-1, 1, (length, action_dim)) for rng in rngs])
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
+        return _recorded([rng.uniform(-1, 1, (length, action_dim)) for rng in rngs])
 
 
 @dataclass(frozen=True)
@@ -65,37 +63,10 @@ class Coloured:
     beta: float = 2.0
     scale: float = 1.0
 
-    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
-        return _play([self.scale * coloured_noise(length, action_dim, self.beta, rng) for rng in rngs])
-
-
-@dataclass(frozen=True)
-class OrnsteinUhlenbeck:
-    """Noise that forgets exponentially, x' = rho x + sqrt(1 - rho^2) scale * normal with rho =
-    exp(-1/tau), clipped to [-1, 1].
-
-    The discrete Ornstein-Uhlenbeck process, stationary from its first step.
-
-    Args:
-        tau: steps in which the correlation falls to 1/e.
-        scale: standard deviation before clipping.
-    """
-
-    tau: float = 10.0
-    scale: float = 0.7
-
-    def __post_init__(self):
-        if not self.tau > 0 or self.scale < 0:
-            raise ValueError(f"OrnsteinUhlenbeck expects tau > 0 and scale >= 0, got {self.tau} and {self.scale}.")
-
-    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
-        rho = math.exp(-1 / self.tau)
-        sequences = []
-        for rng in rngs:
-            x = rng.standard_normal((length, action_dim))
-            x[1:] *= math.sqrt(1 - rho**2)
-            sequences.append(self.scale * lfilter([1.0], [1.0, -rho], x, axis=0))
-        return _play(sequences)
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
+        return _recorded(
+            [self.scale * noise_sequence(length, action_dim, self.beta, rng) for rng in rngs]
+        )
 
 
 @dataclass(frozen=True)
@@ -109,16 +80,20 @@ class Scripted:
 
     noise: float = 0.3
 
-    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
-        noise = np.stack([self.noise * rng.standard_normal((length, action_dim)) for rng in rngs], 1)
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
+        noise = _white(self.noise, length, action_dim, rngs)
 
-        def act(env: Any, t: int, o: Any) -> np.ndarray:
-            expert = getattr(env.unwrapped, "expert_action", None)
+        def act(o: Any, info: Moment) -> np.ndarray:
+            expert = getattr(info.envs.unwrapped, "expert_action", None)
             if expert is None:
-                raise ValueError(f"{type(env.unwrapped).__name__} has no expert_action; choose another behaviour.")
-            return (_array(expert()).reshape(-1, action_dim) + noise[t]).clip(-1, 1).astype(np.float32)
+                raise ValueError(
+                    f"{type(info.envs.unwrapped).__name__} has no expert_action; choose another "
+                    f"behaviour."
+                )
+            heading = as_array(expert()).reshape(-1, action_dim)
+            return (heading + noise[info.step]).clip(-1, 1).astype(np.float32)
 
-        return act
+        return _Function(act)
 
 
 @dataclass(frozen=True)
@@ -127,9 +102,8 @@ class Wandering:
     noise, clipped to [-1, 1].
 
     A planner whose model does not know a wall walks straight into it, and data of a policy that
-    avoids walls never show what
-    happens then. Places come from the env's `errand`, and actions must be displacements: along the
-    same axes as its `position`.
+    avoids walls never show what happens then. Places come from the env's `random_place`, and
+    actions must be displacements: along the same axes as its `position`.
 
     Args:
         noise: standard deviation.
@@ -139,7 +113,7 @@ class Wandering:
             place.
 
     Raises (on the first action):
-        ValueError: when the env has no errands, or its position other axes than its actions.
+        ValueError: when the env has no random_place, or its position other axes than its actions.
     """
 
     noise: float = 0.3
@@ -153,41 +127,45 @@ class Wandering:
                 f"{self.patience} and {self.near}."
             )
 
-    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
-        noise = np.stack([self.noise * rng.standard_normal((length, action_dim)) for rng in rngs], 1)
-        left = np.zeros(len(rngs))  # steps
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
+        noise = _white(self.noise, length, action_dim, rngs)
+        steps_left = np.zeros(len(rngs))
         places = np.zeros((len(rngs), action_dim))
 
-        def act(env: Any, t: int, o: Any) -> np.ndarray:
-            nonlocal left
-            world = env.unwrapped
-            if not hasattr(world, "errand"):
-                raise ValueError(f"{type(world).__name__} has no errand; choose another behaviour.")
-            position = _array(world.position).reshape(len(rngs), -1)
+        def act(o: Any, info: Moment) -> np.ndarray:
+            nonlocal steps_left
+            world = info.envs.unwrapped
+            if not hasattr(world, "random_place"):
+                raise ValueError(
+                    f"{type(world).__name__} has no random_place; choose another behaviour."
+                )
+            position = as_array(world.position).reshape(len(rngs), -1)
             if position.shape[1] != action_dim:
                 raise ValueError(
                     "wandering expects actions along the axes of the position; "
                     f"{type(world).__name__} has {action_dim} actions and {position.shape[1]} "
                     "coordinates: choose another behaviour."
                 )
-            due = (left <= 0) | (np.abs(places - position).max(1) < self.near)
+            due = (steps_left <= 0) | (np.abs(places - position).max(1) < self.near)
             if due.any():
                 # Only who starts a walk draws, so that an episode's actions do not depend on its
                 # company.
-                u = np.stack([rng.random(4) if starts else np.zeros(4) for rng, starts in zip(rngs, due)])
+                u = np.stack(
+                    [rng.random(4) if starts else np.zeros(4) for rng, starts in zip(rngs, due)]
+                )
                 asked = u[:, :3] if np.ndim(world.position) == 2 else u[0, :3]
                 try:
-                    found = _array(world.errand(asked)).reshape(len(rngs), -1)
+                    drawn = as_array(world.random_place(asked)).reshape(len(rngs), -1)
                 except NotImplementedError as error:
                     raise ValueError(str(error)) from error
-                places[due] = found[due]
-                left = np.where(due, np.ceil(self.patience * u[:, 3]), left)
-            left = left - 1
+                places[due] = drawn[due]
+                steps_left = np.where(due, np.ceil(self.patience * u[:, 3]), steps_left)
+            steps_left = steps_left - 1
             way = places - position
             heading = way / np.abs(way).max(1, keepdims=True).clip(min=1e-9)
-            return (heading + noise[t]).clip(-1, 1).astype(np.float32)
+            return (heading + noise[info.step]).clip(-1, 1).astype(np.float32)
 
-        return act
+        return _Function(act)
 
 
 class Mixture:
@@ -202,75 +180,87 @@ class Mixture:
         self.behaviours = [behaviour for behaviour, _ in pairs]
         total = np.array([weight for _, weight in pairs], float)
         if not pairs or not np.isfinite(total).all() or (total < 0).any() or total.sum() == 0:
-            raise ValueError(f"a mixture expects weights >= 0 with a positive sum, got {total.tolist()}.")
+            raise ValueError(
+                f"a mixture expects weights >= 0 with a positive sum, got {total.tolist()}."
+            )
         self.probabilities = total / total.sum()
 
-    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
         choice = np.array([rng.choice(len(self.behaviours), p=self.probabilities) for rng in rngs])
         # Each behaviour gets generators of its own, so that what it draws does not depend on who
         # else is started.
         children = [rng.spawn(len(self.behaviours)) for rng in rngs]
         # Started in all N envs, because an expert answers for all at once; kept where chosen.
-        policies = {
-            k: self.behaviours[k].start(length, action_dim, [child[k] for child in children]) for k in np.unique(choice)
+        actors = {
+            k: self.behaviours[k].start(length, action_dim, [child[k] for child in children])
+            for k in np.unique(choice)
         }
 
-        def act(env: Any, t: int, o: Any) -> np.ndarray:
+        def act(o: Any, info: Moment) -> np.ndarray:
             actions = np.empty((len(rngs), action_dim), np.float32)
-            for k, policy in policies.items():
-                actions[choice == k] = policy(env, t, o)[choice == k]
+            for k, actor in actors.items():
+                actions[choice == k] = actor.act(o, info)[choice == k]
             return actions
 
-        return act
+        return _Function(act)
 
     def __repr__(self) -> str:
-        parts = (f"{behaviour!r}: {p:g}" for behaviour, p in zip(self.behaviours, self.probabilities))
+        parts = (
+            f"{behaviour!r}: {p:g}" for behaviour, p in zip(self.behaviours, self.probabilities)
+        )
         return f"Mixture({{{', '.join(parts)}}})"
 
 
 BEHAVIOURS: dict[str, type] = {
     "uniform": Uniform,
     "coloured": Coloured,
-    "ornstein_uhlenbeck": OrnsteinUhlenbeck,
     "scripted": Scripted,
     "wandering": Wandering,
+    "planner": Planned,
+    "curiosity": Curious,
 }
 
 
-def behaviour_from_weights(
-    weights: Mapping[str, float | Mapping[str, Any]], names: Mapping[str, type] = BEHAVIOURS
-) -> Behaviour:
-    """A behaviour from plain settings: {"scripted": 0.75, "coloured": 0.25}.
+def behaviour_from_weights(weights: str | Mapping[str, float | Mapping[str, Any]]) -> Behaviour:
+    """A behaviour from plain settings: a name of `BEHAVIOURS`, or weights such as {"scripted":
+    0.75, "coloured": 0.25}.
 
     In place of a weight stands a dict to set arguments too, such as {"coloured": {"weight": 1,
     "beta": 1.0}}.
-
-    Args:
-        names: what there is to choose from, such as `gjwm.rl.planned_behaviours.BEHAVIOURS`, which
-            adds those that plan.
 
     Raises:
         ValueError: for an unknown name or argument, or weights that make no mixture.
     """
     pairs = []
-    for name, value in weights.items():
-        if name not in names:
-            raise ValueError(f"there is no behaviour {name!r}; choose from {', '.join(names)}.")
+    for name, value in ({weights: 1.0} if isinstance(weights, str) else weights).items():
+        if name not in BEHAVIOURS:
+            raise ValueError(
+                f"there is no behaviour {name!r}; choose from {', '.join(BEHAVIOURS)}."
+            )
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
         weight = options.pop("weight", 1.0)
         try:
-            pairs.append((names[name](**options), weight))
+            pairs.append((BEHAVIOURS[name](**options), weight))
         except TypeError as error:
             raise ValueError(f"behaviour {name} does not take {options}: {error}.") from error
     mixture = Mixture(pairs)
     return mixture.behaviours[0] if len(pairs) == 1 else mixture
 
 
-def _array(values: Any) -> np.ndarray:
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+class _Function(Memoryless):
+    """An actor for one episode, made of a function of observations and moment."""
+
+    def __init__(self, act: Callable[[Any, Moment], np.ndarray]):
+        self.act = act
 
 
-def _play(actions: list[np.ndarray]) -> Policy:
-    """A policy that plays back N sequences (T, A)."""
-    clipped = np.stack(actions, 1).clip(-1, 1).astype(np.float32)  # (T, N, A)
-    return lambda env, t, o: clipped[t]
+def _white(
+    scale: float, length: int, action_dim: int, rngs: Sequence[np.random.Generator]
+) -> np.ndarray:
+    """White noise (T, N, A)."""
+    return np.stack([scale * rng.standard_normal((length, action_dim)) for rng in rngs], 1)
+
+
+def _recorded(actions: Sequence[np.ndarray]) -> Actor:
+    """Plays back N sequences (T, A)."""
+    return RecordedActor(np.stack(actions).clip(-1, 1).astype(np.float32))

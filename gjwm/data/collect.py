@@ -3,7 +3,7 @@
 Simulators that run one env at a time (MuJoCo) are spread over processes, each with one env of its
 own; torch-native worlds (ids registered with a `vector_entry_point`) run many episodes as one batch
 of tensors. `collect_episodes` yields episodes, `collect_dataset` writes them into a folder of
-`gjwm.data.dataset`, each as soon as it is finished. """
+`gjwm.data.dataset`, each as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
-from torch import Tensor
 from tqdm import tqdm
 
+from gjwm.data.acting import OneLane, as_array, play
 from gjwm.data.behaviours import Behaviour, Uniform
 from gjwm.data.coverage import Coverage
 from gjwm.data.dataset import SHARD_BYTES, Arrays, DatasetWriter, Episode, newest_frames, restack
 from gjwm.envs.making import importable, is_unit, make_env, spec_of, torch_native
 from gjwm.envs.workers import Worker, WorkerDied, cores
 
-CHUNK = 5  # episodes per message between processes: few enough to balance, many enough to hide the overhead
+CHUNK = 5  # episodes per message between processes: few to balance, many to hide the overhead
 BATCH_BYTES = 512 * 2**20  # of observations that a torch-native world may collect at once
 
 
@@ -48,7 +48,9 @@ class _Job(NamedTuple):
     def seeds(self, episode: int) -> tuple[int, np.random.Generator]:
         """The env's seed and the behaviour's generator of one episode."""
         env, behaviour = np.random.SeedSequence([self.seed, episode]).spawn(2)
-        return int(env.generate_state(1)[0] >> 1), np.random.default_rng(behaviour)  # 31 bits, which every env accepts
+        return int(env.generate_state(1)[0] >> 1), np.random.default_rng(
+            behaviour
+        )  # 31 bits, which every env accepts
 
 
 def collect_episodes(
@@ -150,7 +152,9 @@ def collect_dataset(
             coverage.add(episode)
             done, frames = done + 1, frames + len(episode.a) + 1
             bar.update()
-            bar.set_postfix_str(f"{frames / (time.perf_counter() - begin):.0f} frames/s", refresh=False)
+            bar.set_postfix_str(
+                f"{frames / (time.perf_counter() - begin):.0f} frames/s", refresh=False
+            )
     seconds = time.perf_counter() - begin
     return {
         "episodes": done,
@@ -222,7 +226,9 @@ def _renderer(job: _Job, space: spaces.Space) -> str:
     return "unknown" if chosen is None else f"{chosen} {os.environ.get('MUJOCO_GL', 'unknown')}"
 
 
-def _collect(job: _Job, episodes: int, workers: int | None, first_episode: int) -> Iterator[Episode]:
+def _collect(
+    job: _Job, episodes: int, workers: int | None, first_episode: int
+) -> Iterator[Episode]:
     """Episodes in order, with single frames where the env stacks them."""
     if torch_native(spec_of(job.env_id)):
         return _collect_batched(job, episodes, first_episode)
@@ -247,34 +253,31 @@ class _Recorder:
         """Play episode `number`."""
         job, env = self.job, self.env
         env_seed, rng = job.seeds(number)
-        policy = job.behaviour.start(job.length, env.action_space.shape[0], [rng])
-        observation, _ = env.reset(seed=env_seed)
-        frames, simulator, a, r, terminated, truncated = [observation], [self._simulator()], [], [], [], []
-        for t in range(job.length):
-            action = policy(env, t, _batched(observation))[0]
-            if hasattr(env.unwrapped, "executed"):
-                action = env.unwrapped.executed(action)
-            # The env gets a copy: it may clip or rescale in place.
-            observation, reward, end, cut, _ = env.step(action.copy())
-            frames.append(observation)
+        lane = OneLane(env)
+        actor = job.behaviour.start(job.length, env.action_space.shape[0], [rng])
+        first, _ = lane.reset(seed=env_seed)
+        frames, simulator, steps = [first], [self._simulator()], []
+        for step in play(lane, actor, first, job.length):
+            frames.append(step.following)
             simulator.append(self._simulator())
-            a.append(action)
-            r.append(reward)
-            terminated.append(end)
-            truncated.append(cut)
-            if end or cut:
+            steps.append(step)
+            if step.ended.any():
                 break
+        terminated, truncated = (
+            np.array([getattr(s, name)[0] for s in steps], bool)
+            for name in ("terminated", "truncated")
+        )
         truncated[-1] = truncated[-1] or not terminated[-1]
-        o = newest_frames(_stack(frames), env.observation_space, self.frame_stack)
+        o = newest_frames(_joined(frames), env.observation_space, self.frame_stack)
         return Episode(
             # Not a view: it would carry the whole stacks between processes.
             {name: np.ascontiguousarray(x) for name, x in o.items()}
             if isinstance(o, dict)
             else np.ascontiguousarray(o),
-            np.stack(a).astype(np.float32),
-            np.array(r, np.float32),
-            np.array(terminated, bool),
-            np.array(truncated, bool),
+            np.concatenate([s.a for s in steps]).astype(np.float32),
+            np.concatenate([s.r for s in steps]).astype(np.float32),
+            terminated,
+            truncated,
             **_stack(simulator),
         )
 
@@ -282,25 +285,24 @@ class _Recorder:
         return _simulator(self.env.unwrapped, self.job.record_state)
 
 
-def _batched(observation: Any) -> Any:
-    """One env's observation as that of a batch of one."""
-    if isinstance(observation, Mapping):
-        return {name: value[None] for name, value in observation.items()}
-    return np.asarray(observation)[None]
-
-
 def _simulator(env: Any, record_state: bool) -> dict[str, Any]:
     """sim_state, position and true_state of an env or vector env, copied; without `record_state`
     the position, if any.
     """
     if not record_state:
-        return {"position": np.array(_numpy(env.position), np.float64)} if hasattr(env, "position") else {}
+        return (
+            {"position": np.array(as_array(env.position), np.float64)}
+            if hasattr(env, "position")
+            else {}
+        )
     if not hasattr(env, "get_state"):
-        raise ValueError(f"{type(env).__name__} has no get_state, position and true_state; set record_state=False.")
+        raise ValueError(
+            f"{type(env).__name__} has no get_state, position and true_state; set record_state=False."
+        )
     return {
-        "sim_state": np.array(_numpy(env.get_state()), np.float64),
-        "position": np.array(_numpy(env.position), np.float64),
-        "true_state": {name: np.array(_numpy(value)) for name, value in env.true_state().items()},
+        "sim_state": np.array(as_array(env.get_state()), np.float64),
+        "position": np.array(as_array(env.position), np.float64),
+        "true_state": {name: np.array(as_array(value)) for name, value in env.true_state().items()},
     }
 
 
@@ -311,8 +313,11 @@ def _stack(records: list[Any], axis: int = 0) -> Any:
     return np.stack(records, axis)
 
 
-def _numpy(value: Any) -> np.ndarray:
-    return value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+def _joined(frames: list[Any]) -> Any:
+    """Observations (1, *O) of one lane -> (T+1, *O)."""
+    if isinstance(frames[0], Mapping):
+        return {name: _joined([frame[name] for frame in frames]) for name in frames[0]}
+    return np.concatenate(frames)
 
 
 def _collect_here(job: _Job, numbers: range) -> Iterator[Episode]:
@@ -365,7 +370,7 @@ def _collect_in_processes(job: _Job, chunks: list[range], workers: int) -> Itera
                     f"{again} before episode {chunk[-1]} of {job.env_id} was done, and so did the "
                     f"one before it (for want of "
                     'memory? or the script lacks `if __name__ == "__main__":`); try fewer workers, '
-                    'or workers=0 to see why.'
+                    "or workers=0 to see why."
                 ) from again
         finally:
             idle.put(worker)
@@ -375,7 +380,9 @@ def _collect_in_processes(job: _Job, chunks: list[range], workers: int) -> Itera
     waiting, running = deque(chunks), deque()
     try:
         while waiting or running:
-            while waiting and len(running) < 2 * workers:  # no more: finished episodes wait in memory
+            while (
+                waiting and len(running) < 2 * workers
+            ):  # no more: finished episodes wait in memory
                 running.append(pool.submit(record, waiting.popleft()))
             yield from running.popleft().result()
     finally:
@@ -410,7 +417,9 @@ def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[E
     """Many episodes as one batch, all of the same length, each with its own seed."""
     spec = spec_of(job.env_id)
     creator = (
-        spec.vector_entry_point if callable(spec.vector_entry_point) else load_env_creator(spec.vector_entry_point)
+        spec.vector_entry_point
+        if callable(spec.vector_entry_point)
+        else load_env_creator(spec.vector_entry_point)
     )
     accepted = inspect.signature(creator).parameters
     kwargs = dict(job.env_kwargs)
@@ -426,7 +435,11 @@ def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[E
     observation_space, _, frame_stack = _describe(job)
     frame_bytes = sum(
         box.dtype.itemsize * int(np.prod(box.shape))
-        for box in (observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space])
+        for box in (
+            observation_space.values()
+            if isinstance(observation_space, spaces.Dict)
+            else [observation_space]
+        )
     )
     batch = max(1, min(256, episodes, BATCH_BYTES // ((length + 1) * frame_bytes)))
     for first in range(first_episode, first_episode + episodes, batch):
@@ -441,7 +454,12 @@ def _collect_batched(job: _Job, episodes: int, first_episode: int) -> Iterator[E
 def _record_batch(
     job: _Job, kwargs: dict[str, Any], length: int, numbers: range, frame_stack: int
 ) -> Iterator[Episode]:
-    env = gym.make_vec(importable(job.env_id), num_envs=len(numbers), vectorization_mode="vector_entry_point", **kwargs)
+    env = gym.make_vec(
+        importable(job.env_id),
+        num_envs=len(numbers),
+        vectorization_mode="vector_entry_point",
+        **kwargs,
+    )
     try:
         space = env.single_observation_space
         if not is_unit(env.single_action_space):
@@ -450,32 +468,22 @@ def _record_batch(
                 f"{env.single_action_space}; rescale inside it."
             )
         seeds, rngs = zip(*(job.seeds(number) for number in numbers))
-        policy = job.behaviour.start(length, env.single_action_space.shape[0], rngs)
+        actor = job.behaviour.start(length, env.single_action_space.shape[0], rngs)
         observation, _ = env.reset(seed=list(seeds))
-
-        def frames(observation: Any) -> Any:
-            if isinstance(observation, Mapping):
-                observation = {name: _numpy(value) for name, value in observation.items()}
-            else:
-                observation = _numpy(observation)
-            return newest_frames(observation, space, frame_stack)
-
-        first = frames(observation)
+        first = newest_frames(observation, space, frame_stack)
         o = _allocate(first, length + 1)  # at once, as pixels of a whole batch are large
         _write(o, 0, first)
         simulator, a, r = [_simulator(env.unwrapped, job.record_state)], [], []
-        for t in range(length):
-            action = policy(env, t, observation)
-            observation, reward, terminated, truncated, _ = env.step(action.copy())
-            if (_numpy(terminated) | _numpy(truncated)).any():
+        for t, step in enumerate(play(env, actor, observation, length), 1):
+            if step.ended.any():
                 raise ValueError(
-                    f"an episode ended on step {t + 1} of {length}; a torch-native world is "
+                    f"an episode ended on step {t} of {length}; a torch-native world is "
                     "collected at fixed length, so let it accept terminate_on_goal and "
                     "max_episode_steps, and leave terminate_on_goal out of env_kwargs."
                 )
-            _write(o, t + 1, frames(observation))
-            a.append(action)
-            r.append(np.array(_numpy(reward), np.float32))
+            _write(o, t, newest_frames(step.following, space, frame_stack))
+            a.append(step.a)
+            r.append(step.r.astype(np.float32))
             simulator.append(_simulator(env.unwrapped, job.record_state))
     finally:
         env.close()
@@ -484,7 +492,12 @@ def _record_batch(
     terminated, truncated = np.zeros(length, bool), np.arange(length) == length - 1
     return [
         Episode(
-            _row(o, i), a[i], r[i], terminated.copy(), truncated.copy(), **{k: _row(v, i) for k, v in simulator.items()}
+            _row(o, i),
+            a[i],
+            r[i],
+            terminated.copy(),
+            truncated.copy(),
+            **{k: _row(v, i) for k, v in simulator.items()},
         )
         for i in range(len(numbers))
     ]
@@ -507,4 +520,8 @@ def _write(o: Arrays, t: int, frames: Arrays) -> None:
 
 
 def _row(values: Any, i: int) -> Any:
-    return {name: value[i] for name, value in values.items()} if isinstance(values, dict) else values[i]
+    return (
+        {name: value[i] for name, value in values.items()}
+        if isinstance(values, dict)
+        else values[i]
+    )

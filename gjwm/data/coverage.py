@@ -10,7 +10,10 @@ import numpy as np
 from gjwm.data.dataset import Episode
 
 CELL = 0.05  # side of a cell, in the units of positions and observations
-GRID, LEVELS = 8, 16  # an image without a position counts as GRID x GRID grey blocks of so many levels
+GRID, LEVELS = (
+    8,
+    16,
+)  # an image without a position counts as GRID x GRID grey blocks of so many levels
 
 
 class Coverage:
@@ -41,14 +44,16 @@ class Coverage:
         """{"of", "frames", "cells", "effective_cells"}.
 
         `of` says what was counted ("position", "observation" or "pixels"); effective_cells =
-        exp(entropy of the visits) is as many cells as there would be if all were visited alike. """
+        exp(entropy of the visits) is as many cells as there would be if all were visited alike."""
         counts = np.array(list(self._visits.values()), float)
         share = counts / max(counts.sum(), 1)
         return {
             "of": self.of,
             "frames": int(counts.sum()),
             "cells": len(counts),
-            "effective_cells": float(np.exp(-(share * np.log(share)).sum())) if len(counts) else 0.0,
+            "effective_cells": float(np.exp(-(share * np.log(share)).sum()))
+            if len(counts)
+            else 0.0,
         }
 
 
@@ -64,5 +69,7 @@ def _cells(episode: Episode, cell: float) -> tuple[str, np.ndarray]:
     grey = images.astype(np.float32).mean(1)  # (T+1, h, w)
     bands = [np.linspace(0, size, GRID + 1).astype(int) for size in grey.shape[1:]]
     for axis, edges in enumerate(bands, 1):
-        grey = np.add.reduceat(grey, edges[:-1], axis=axis) / np.diff(edges).reshape(-1, *[1] * (2 - axis))
+        grey = np.add.reduceat(grey, edges[:-1], axis=axis) / np.diff(edges).reshape(
+            -1, *[1] * (2 - axis)
+        )
     return "pixels", np.floor(grey / (256 / LEVELS)).astype(np.int64).reshape(len(grey), -1)

@@ -14,7 +14,7 @@ from gjwm._core import draws
 from gjwm.models.dynamics import Past, Prediction, TailedPrediction
 from gjwm.models.world_model import WorldModel
 from gjwm.planning import Plan, Planner, Score
-from gjwm.planning.costs import Cost
+from gjwm.planning.costs import Cost, RewardCost
 
 
 class RecedingHorizon:
@@ -325,7 +325,7 @@ class MPCAgent:
         if self._history is not None:
             self._history.load_state_dict(moved(state["history"]))
 
-    def act(self, o: ArrayLike) -> Tensor:
+    def act(self, o: ArrayLike, info: Any = None) -> Tensor:
         """Observations of B envs (B, *O), tensor or numpy array -> actions (B, A).
 
         Raises:
@@ -475,3 +475,54 @@ def particle_rollout(model: WorldModel, z0: Tensor, a: Tensor, noise: Tensor) ->
         z = prediction.mean + prediction.variance.sqrt() * noise[..., h, :]
         path.append(z)
     return torch.stack(path, -2)
+
+
+def reward_agent(
+    model: WorldModel,
+    planner: Planner,
+    *,
+    horizon: int,
+    discount: float,
+    replan_every: int = 1,
+    policy_plans: int = 8,
+    generator: Generator | None = None,
+) -> MPCAgent:
+    """An agent that plans for the model's predicted reward.
+
+    Where the model has values, the members' mean at the policy's action stands for all that comes
+    after the horizon; where it has a policy, its rollouts compete in every plan; where it predicts
+    termination, nothing is earned after it.
+
+    Args:
+        model: with a reward head, in evaluation mode.
+        planner: see `gjwm.planning`.
+        horizon, replan_every, generator: see `MPCAgent`.
+        discount: g per step.
+        policy_plans: the policy's rollouts per plan.
+
+    Raises:
+        ValueError: when the model has no reward head.
+    """
+    heads = model.heads
+    if "reward" not in heads:
+        raise ValueError(
+            "planning for reward needs a model with a reward head; train it with heads=[reward]."
+        )
+    policy = heads["policy"] if "policy" in heads else None
+    value = heads["value"] if "value" in heads and policy is not None else None
+    cost = RewardCost(
+        heads["reward"],
+        discount=discount,
+        termination=heads["termination"] if "termination" in heads else None,
+        value=None if value is None else lambda z: value(z, policy(z)).mean(0),
+    )
+    return MPCAgent(
+        model,
+        planner,
+        cost,
+        horizon=horizon,
+        replan_every=replan_every,
+        generator=generator,
+        policy=None if policy is None else lambda z: policy.sample(z, generator)[0],
+        policy_plans=policy_plans,
+    )

@@ -1,13 +1,13 @@
 """Learning from reward: a world model with values and a policy, from data alone or while acting.
 
-learner   one update of everything, and the agent that plans with what was learned
+learner   one update of everything
 stream    environments to act in, which can come back to a given moment
 loop      act, remember, update, evaluate, and go on exactly after an interruption
 returns   what an agent earns in environments of its own
 """
 
 from gjwm.rl.exploration import Exploration, Explorer
-from gjwm.rl.learner import RewardLearner, lambda_returns, reward_agent
+from gjwm.rl.learner import RewardLearner, lambda_returns
 from gjwm.rl.loop import check_schedule, pretrain, train_online
 from gjwm.rl.oracle import simulator_actor
 from gjwm.rl.returns import Act, ReturnCurve, play_returns, return_report
@@ -26,7 +26,6 @@ __all__ = [
     "play_returns",
     "pretrain",
     "return_report",
-    "reward_agent",
     "simulator_actor",
     "train_online",
 ]

@@ -15,8 +15,9 @@ from torch import Generator, Tensor
 from gjwm._core import draws
 from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.planning import Planner
+from gjwm.planning.agent import reward_agent
 from gjwm.rl.exploration import Exploration, Explorer
-from gjwm.rl.learner import RewardLearner, reward_agent
+from gjwm.rl.learner import RewardLearner
 from gjwm.rl.stream import Stream
 from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
 

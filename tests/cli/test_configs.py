@@ -24,7 +24,6 @@ from gjwm.evaluation.evaluate import check_members
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.rl import RewardLearner
-from gjwm.rl.planned_behaviours import BEHAVIOURS
 from gjwm.study import Sweep, settings_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -60,9 +59,7 @@ def test_an_experiment_builds_its_env_model_and_planner(name):
     )
     observation, reward, *_ = env.step(plan.mean[0, 0].numpy())
     assert env.observation_space.contains(observation) and np.isfinite(reward)
-    assert behaviour_from_weights(
-        OmegaConf.to_container(cfg, resolve=True)["collect"]["behaviour"], BEHAVIOURS
-    )
+    assert behaviour_from_weights(OmegaConf.to_container(cfg, resolve=True)["collect"]["behaviour"])
     env.close()
 
 

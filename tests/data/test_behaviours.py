@@ -3,15 +3,15 @@ import types
 import numpy as np
 import pytest
 
+from gjwm.data.acting import Moment
 from gjwm.data.behaviours import (
     Coloured,
     Mixture,
-    OrnsteinUhlenbeck,
     Scripted,
     Uniform,
     Wandering,
     behaviour_from_weights,
-    coloured_noise,
+    noise_sequence,
 )
 from gjwm.envs.point_maze import PointMazeEnv
 from gjwm.envs.push import PushEnv
@@ -25,13 +25,13 @@ def rngs(n, seed=0):
 
 
 def actions(behaviour, generators, env=None, length=T):
-    policy = behaviour.start(length, A, generators)
-    return np.stack([policy(env, t, None) for t in range(length)], 1)  # (N, T, A)
+    actor = behaviour.start(length, A, generators)
+    return np.stack([actor.act(None, Moment(env, t)) for t in range(length)], 1)  # (N, T, A)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
-def test_coloured_noise_has_unit_variance_and_spectrum_slope_minus_beta(beta):
-    noise = np.stack([coloured_noise(512, 3, beta, rng) for rng in rngs(200)])
+def test_noise_sequence_has_unit_variance_and_spectrum_slope_minus_beta(beta):
+    noise = np.stack([noise_sequence(512, 3, beta, rng) for rng in rngs(200)])
     assert noise.var() == pytest.approx(1, abs=0.1)
     # A window keeps the strong low frequencies from leaking into the weak high ones.
     power = (np.abs(np.fft.rfft(noise * np.hanning(512)[:, None], axis=1)) ** 2).mean((0, 2))
@@ -41,7 +41,7 @@ def test_coloured_noise_has_unit_variance_and_spectrum_slope_minus_beta(beta):
 
 
 @pytest.mark.parametrize(
-    "behaviour", [Uniform(), Coloured(), Coloured(beta=1.0, scale=3.0), OrnsteinUhlenbeck(), Mixture({Uniform(): 1})]
+    "behaviour", [Uniform(), Coloured(), Coloured(beta=1.0, scale=3.0), Mixture({Uniform(): 1})]
 )
 def test_actions_are_float32_within_bounds(behaviour):
     a = actions(behaviour, rngs(20))
@@ -50,7 +50,7 @@ def test_actions_are_float32_within_bounds(behaviour):
 
 
 @pytest.mark.parametrize(
-    "behaviour", [Uniform(), Coloured(), OrnsteinUhlenbeck(), Mixture({Uniform(): 1, Coloured(): 1})]
+    "behaviour", [Uniform(), Coloured(), Mixture({Uniform(): 1, Coloured(): 1})]
 )
 def test_an_episode_depends_on_its_generator_and_not_on_its_company(behaviour):
     together = actions(behaviour, rngs(6))
@@ -64,16 +64,6 @@ def test_coloured_actions_drift_and_uniform_ones_do_not():
 
     assert lag_one(actions(Coloured(beta=2.0), rngs(100))) > 0.9
     assert abs(lag_one(actions(Uniform(), rngs(100)))) < 0.05
-
-
-def test_ornstein_uhlenbeck_noise_is_stationary_and_forgets_exponentially():
-    a = actions(OrnsteinUhlenbeck(tau=8.0, scale=0.2), rngs(400), length=200)
-    assert a[:, 0].std() == pytest.approx(0.2, rel=0.06) and a[:, -1].std() == pytest.approx(0.2, rel=0.06)
-    for lag in (1, 8, 16):
-        correlation = np.mean(a[:, lag:] * a[:, :-lag]) / np.mean(a**2)
-        assert correlation == pytest.approx(np.exp(-lag / 8), abs=0.04)
-    with pytest.raises(ValueError, match="tau > 0"):
-        OrnsteinUhlenbeck(tau=0)
 
 
 def test_a_mixture_chooses_one_behaviour_per_episode_in_proportion():
@@ -103,12 +93,14 @@ def test_scripted_follows_the_expert_with_noise_and_stays_in_bounds():
 
 
 def test_wandering_walks_straight_into_the_wall_and_through_the_door():
-    env = TwoRoomVectorEnv(num_envs=200, obs="state", wall="random", door="random", terminate_on_goal=False)
+    env = TwoRoomVectorEnv(
+        num_envs=200, obs="state", wall="random", door="random", terminate_on_goal=False
+    )
     o = env.reset(seed=0)[0]
-    act = Wandering().start(50, 2, rngs(200))
+    actor = Wandering().start(50, 2, rngs(200))
     blocked, crossed = np.zeros(200), np.zeros(200)
     for t in range(50):
-        a = act(env, t, o)
+        a = actor.act(o, Moment(env, t))
         assert a.dtype == np.float32 and np.abs(a).max() <= 1
         before, o = o, env.step(a)[0]
         wall_x = o[:, 4]
@@ -116,17 +108,15 @@ def test_wandering_walks_straight_into_the_wall_and_through_the_door():
         blocked += at_wall & (np.abs(o[:, 0] - before[:, 0] - 0.04 * a[:, 0]) > 1e-3)
         crossed += (o[:, 0] > wall_x) != (before[:, 0] > wall_x)
     # of 50 steps; aimless noise is blocked on 10 and crosses less than once
-    assert (
-        blocked.mean() > 15 and crossed.mean() > 1
-    )
+    assert blocked.mean() > 15 and crossed.mean() > 1
 
 
 def test_wandering_says_what_it_lacks():
     nobody = types.SimpleNamespace()
     nobody.unwrapped = nobody
-    with pytest.raises(ValueError, match="no errand"):
+    with pytest.raises(ValueError, match="no random_place"):
         actions(Wandering(), rngs(1), nobody)
-    with pytest.raises(ValueError, match="PointMazeWorld has no errands"):
+    with pytest.raises(ValueError, match="PointMazeWorld has no random_place"):
         actions(Wandering(), rngs(1), PointMazeEnv(obs="state"))
     with pytest.raises(ValueError, match="2 actions and 4 coordinates"):
         actions(Wandering(), rngs(1), PushEnv(obs="state"))

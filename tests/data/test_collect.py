@@ -88,7 +88,9 @@ def drift(tmp_path_factory):
 
 
 def collect(**changes):
-    arguments = dict(env_id=DRIFT, behaviour=Uniform(), episodes=8, length=12, seed=3, workers=0) | changes
+    arguments = (
+        dict(env_id=DRIFT, behaviour=Uniform(), episodes=8, length=12, seed=3, workers=0) | changes
+    )
     return list(collect_episodes(**arguments))
 
 
@@ -111,12 +113,17 @@ def test_episodes_are_the_same_for_any_number_of_workers_and_any_first_episode()
     assert_same(here[3:], collect(behaviour=mixture, first_episode=3, episodes=5))
     assert len({e.o.tobytes() for e in here}) == 8
     other = collect(behaviour=mixture, seed=4)
-    assert all(not np.array_equal(a.o[0], b.o[0]) or not np.array_equal(a.a, b.a) for a, b in zip(here, other))
+    assert all(
+        not np.array_equal(a.o[0], b.o[0]) or not np.array_equal(a.a, b.a)
+        for a, b in zip(here, other)
+    )
 
 
 def test_an_episode_has_one_observation_more_than_actions_and_ends_once():
     seen = []
-    episodes = collect(behaviour=Coloured(scale=3), length=30, progress=seen.append, record_state=True)
+    episodes = collect(
+        behaviour=Coloured(scale=3), length=30, progress=seen.append, record_state=True
+    )
     for e in episodes:
         steps = len(e.a)
         assert e.o.shape == (steps + 1, 1, 4, 4) and e.a.dtype == e.r.dtype == np.float32
@@ -140,7 +147,9 @@ def test_stacked_observations_are_those_of_the_env(tmp_path):
     seed = int(np.random.SeedSequence([3, 0]).spawn(2)[0].generate_state(1)[0] >> 1)
     o = [env.reset(seed=seed)[0], *(env.step(a)[0] for a in episode.a)]
     np.testing.assert_array_equal(episode.o, np.stack(o))
-    collect_dataset(tmp_path, DRIFT, kwargs, episodes=1, length=12, seed=3, workers=0, progress=False)
+    collect_dataset(
+        tmp_path, DRIFT, kwargs, episodes=1, length=12, seed=3, workers=0, progress=False
+    )
     assert_same([episode], list(read_episodes(tmp_path)))
     buffer = load_buffer(tmp_path)
     np.testing.assert_array_equal(buffer.sample(1, len(episode.a)).o[0].numpy(), episode.o)
@@ -150,7 +159,11 @@ def test_a_dataset_collected_in_parts_is_the_dataset_collected_at_once(tmp_path)
     common = dict(length=12, seed=3, workers=0, progress=False, shard_bytes=800)
     for part in (3, 5):
         report = collect_dataset(tmp_path / "parts", DRIFT, episodes=part, **common)
-        assert report["episodes"] == part and report["frames"] > part and report["frames_per_second"] > 0
+        assert (
+            report["episodes"] == part
+            and report["frames"] > part
+            and report["frames_per_second"] > 0
+        )
     collect_dataset(tmp_path / "once", DRIFT, episodes=8, **common)
     assert_same(list(read_episodes(tmp_path / "parts")), list(read_episodes(tmp_path / "once")))
     info = dataset_info(tmp_path / "parts")
@@ -202,7 +215,9 @@ def test_impossible_requests_are_one_sentence(tmp_path):
 
 
 def test_discrete_actions_are_recorded_one_hot_as_they_were_carried_out():
-    (episode,) = collect(env_id="CartPole-v1", behaviour=Coloured(), episodes=1, length=8, record_state=True)
+    (episode,) = collect(
+        env_id="CartPole-v1", behaviour=Coloured(), episodes=1, length=8, record_state=True
+    )
     assert set(episode.a.ravel().tolist()) == {0.0, 1.0} and (episode.a.sum(1) == 1).all()
     env = gym.make("CartPole-v1").unwrapped
     env.reset(seed=0)
@@ -234,9 +249,13 @@ def test_actions_lie_in_the_unit_box_whatever_the_bounds_of_the_env():
         np.testing.assert_allclose(o, episode.o[t + 1], atol=1e-4)
 
 
-@pytest.mark.parametrize("behaviour", [Uniform(), Mixture({Scripted(noise=0.3): 1, Coloured(): 1}), Wandering()])
+@pytest.mark.parametrize(
+    "behaviour", [Uniform(), Mixture({Scripted(noise=0.3): 1, Coloured(): 1}), Wandering()]
+)
 def test_torch_native_episodes_have_equal_length_and_do_not_depend_on_their_batch(behaviour):
-    arguments = dict(env_id="gjwm/two-room-v0", env_kwargs={"obs": "both", "frame_stack": 2}, behaviour=behaviour)
+    arguments = dict(
+        env_id="gjwm/two-room-v0", env_kwargs={"obs": "both", "frame_stack": 2}, behaviour=behaviour
+    )
     together = collect(**arguments, episodes=6, length=70, record_state=True)
     alone = collect(**arguments, episodes=1, length=70, first_episode=4)
     assert_same(together[4:5], alone)
@@ -245,7 +264,10 @@ def test_torch_native_episodes_have_equal_length_and_do_not_depend_on_their_batc
         assert not e.terminated.any() and e.truncated.tolist() == [False] * 69 + [True]
         np.testing.assert_allclose(e.sim_state[:, :2], e.position)
         # Agent and goal never jump: no autoreset happened on the way.
-        assert np.abs(np.diff(e.position, axis=0)).max() < 0.1 and (e.sim_state[:, 2:4] == e.sim_state[0, 2:4]).all()
+        assert (
+            np.abs(np.diff(e.position, axis=0)).max() < 0.1
+            and (e.sim_state[:, 2:4] == e.sim_state[0, 2:4]).all()
+        )
     assert np.abs(together[0].position - together[1].position).max() > 0.01
 
 

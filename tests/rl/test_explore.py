@@ -8,11 +8,11 @@ from gjwm.data.behaviours import Coloured, Mixture, Scripted, Uniform, behaviour
 from gjwm.data.collect import collect_dataset, collect_episodes
 from gjwm.data.coverage import Coverage
 from gjwm.data.dataset import Episode
+from gjwm.data.planned_behaviours import Curious, Planned
 from gjwm.models.dynamics import EnsembleDynamics, GaussianDynamics
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.heads import RewardHead
 from gjwm.models.world_model import WorldModel
-from gjwm.rl.planned_behaviours import BEHAVIOURS, Curious, Planned
 
 torch.set_num_threads(1)
 SMALL = dict(samples=24, elites=6, iterations=2, horizon=4, replan_every=2)
@@ -125,12 +125,12 @@ def test_what_cannot_be_planned_is_one_sentence(runs):
 
 def test_settings_name_every_behaviour():
     made = behaviour_from_weights(
-        {"planner": {"run": "r", "weight": 2}, "curiosity": {"run": "e", "noise": 0.3}}, BEHAVIOURS
+        {"planner": {"run": "r", "weight": 2}, "curiosity": {"run": "e", "noise": 0.3}}
     )
     assert made.behaviours == [Planned(run="r"), Curious(run="e", noise=0.3)]
-    assert behaviour_from_weights({"ornstein_uhlenbeck": {"tau": 5}}, BEHAVIOURS).tau == 5
+    assert behaviour_from_weights({"coloured": {"beta": 1}}).beta == 1
     with pytest.raises(ValueError, match="planner does not take"):
-        behaviour_from_weights({"planner": 1}, BEHAVIOURS)
+        behaviour_from_weights({"planner": 1})
 
 
 # -- coverage

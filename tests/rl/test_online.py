@@ -26,6 +26,7 @@ from gjwm.models.heads import RewardHead, TerminationHead
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
 from gjwm.planning import ICEM, MPPI
+from gjwm.planning.agent import reward_agent
 from gjwm.reporting.logging import RunLogger
 from gjwm.rl import (
     Exploration,
@@ -37,7 +38,6 @@ from gjwm.rl import (
     play_returns,
     pretrain,
     return_report,
-    reward_agent,
     simulator_actor,
     train_online,
 )

@@ -14,13 +14,11 @@ import torch
 from torch import Generator
 
 from gjwm._core import draws
-from gjwm.data import behaviours
-from gjwm.data.behaviours import Policy
+from gjwm.data.acting import Actor, Memoryless, Moment, as_array
 from gjwm.models.world_model import WorldModel
 from gjwm.planning import ICEM
-from gjwm.planning.agent import MPCAgent
+from gjwm.planning.agent import MPCAgent, reward_agent
 from gjwm.planning.costs import Cost, DisagreementCost, GoalCost, SumCost
-from gjwm.rl import reward_agent
 
 OBJECTIVES = ("auto", "reward", "goal")
 
@@ -44,21 +42,11 @@ class _Planning:
     iterations: int = 3
     noise: float = 0.1
 
-    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Policy:
+    def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
         model = self._load(action_dim)
         # An agent of its own for each env: planned as one batch, an episode's actions would depend
         # on its company.
-        players = [self._player(model, rng) for rng in rngs]
-
-        def act(env: Any, t: int, o: Any) -> np.ndarray:
-            o = self._seen(model, env, o)
-            actions = np.stack(
-                [player(t, torch.as_tensor(o[i : i + 1])) for i, player in enumerate(players)]
-            )
-            noise = np.stack([self.noise * rng.standard_normal(action_dim) for rng in rngs])
-            return (actions + noise).clip(-1, 1).astype(np.float32)
-
-        return act
+        return _Players(self, model, [self._player(model, rng) for rng in rngs], rngs)
 
     def _load(self, action_dim: int) -> WorldModel:
         path = Path(self.run)
@@ -69,28 +57,8 @@ class _Planning:
             )
         return model
 
-    def _seen(self, model: WorldModel, env: Any, o: Any) -> Any:
-        """What the model was trained on (N, *O), of what the env shows or, for a model of states,
-        of what it hides.
-        """
-        wanted = model.encoder.observation_shape
-        shown = o if isinstance(o, Mapping) else {"the observation": o}
-        for value in shown.values():
-            if tuple(value.shape[1:]) == wanted:
-                return value
-        # a player of states makes data of pixels
-        if len(wanted) == 1 and hasattr(env.unwrapped, "state_vector"):
-            state = env.unwrapped.state_vector()[None]
-            if state.shape[1:] == wanted:
-                return state
-        found = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in shown.items())
-        raise ValueError(
-            f"{self.run} was trained on observations {wanted} and the env gives {found}; set "
-            "obs=pixels or obs=state, as in training."
-        )
-
-    def _player(self, model: WorldModel, rng: np.random.Generator) -> Any:
-        """(t, o (1, *O)) -> action (A,), for one episode."""
+    def _player(self, model: WorldModel, rng: np.random.Generator) -> Actor:
+        """Who acts in one episode, on observations (1, *O)."""
         raise NotImplementedError
 
     def _agent(
@@ -130,7 +98,7 @@ class Planned(_Planning):
                 f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}."
             )
 
-    def _player(self, model: WorldModel, rng: np.random.Generator) -> Any:
+    def _player(self, model: WorldModel, rng: np.random.Generator) -> Actor:
         rewarded = "reward" in model.heads
         if self.objective == "reward" and not rewarded:
             raise ValueError(
@@ -138,24 +106,14 @@ class Planned(_Planning):
                 f"objective=goal."
             )
         if rewarded and self.objective != "goal":
-            agent = reward_agent(
+            return reward_agent(
                 model, self._planner(), discount=self.discount, **self._horizons(rng)
             )
-            return lambda t, o: agent.act(o)[0].cpu().numpy()
         goals = _generator(rng)
         agent = self._agent(
             model, GoalCost(torch.zeros(1, model.latent_dim, device=model.device)), rng
         )
-
-        def play(t: int, o: torch.Tensor) -> np.ndarray:
-            if t % self.goal_steps == 0:
-                agent.cost = GoalCost(
-                    draws.normal((1, model.latent_dim), goals, device=model.device)
-                )
-                agent.reset()
-            return agent.act(o)[0].cpu().numpy()
-
-        return play
+        return _Wanderer(agent, goals, self.goal_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,19 +125,74 @@ class Curious(_Planning):
         ValueError: when the run's dynamics are no ensemble.
     """
 
-    def _player(self, model: WorldModel, rng: np.random.Generator) -> Any:
+    def _player(self, model: WorldModel, rng: np.random.Generator) -> Actor:
         if not hasattr(model.dynamics, "rollout_members"):
             raise ValueError(
                 f"curiosity needs an ensemble whose members can disagree and {self.run} has "
                 f"{type(model.dynamics).__name__}; train it with dynamics=ensemble."
             )
         curiosity = SumCost({"disagreement": (-1.0, DisagreementCost())})
-        agent = self._agent(model, curiosity, rng, rollout=model.dynamics.rollout_members)
-        return lambda t, o: agent.act(o)[0].cpu().numpy()
+        return self._agent(model, curiosity, rng, rollout=model.dynamics.rollout_members)
+
+
+class _Players(Memoryless):
+    """An actor for each env, with noise on what they do."""
+
+    def __init__(
+        self,
+        settings: _Planning,
+        model: WorldModel,
+        players: Sequence[Actor],
+        rngs: Sequence[np.random.Generator],
+    ):
+        self.settings, self.model, self.players, self.rngs = settings, model, players, rngs
+
+    def act(self, o: Any, info: Moment) -> np.ndarray:
+        o = as_array(_seen(self.model, self.settings.run, info.envs, o))
+        actions = np.concatenate(
+            [as_array(player.act(o[i : i + 1], info)) for i, player in enumerate(self.players)]
+        )
+        noise = np.stack(
+            [self.settings.noise * rng.standard_normal(actions.shape[1]) for rng in self.rngs]
+        )
+        return (actions + noise).clip(-1, 1).astype(np.float32)
+
+
+class _Wanderer(Memoryless):
+    """An agent that heads for one latent drawn from N(0, I) after another."""
+
+    def __init__(self, agent: MPCAgent, goals: Generator, goal_steps: int):
+        self.agent, self.goals, self.goal_steps = agent, goals, goal_steps
+
+    def act(self, o: Any, info: Moment) -> torch.Tensor:
+        model = self.agent.model
+        if info.step % self.goal_steps == 0:
+            goal = draws.normal((1, model.latent_dim), self.goals, device=model.device)
+            self.agent.cost = GoalCost(goal)
+            self.agent.reset()
+        return self.agent.act(o, info)
+
+
+def _seen(model: WorldModel, run: str, env: Any, o: Any) -> Any:
+    """What the model was trained on (N, *O), of what the env shows or, for a model of states,
+    of what it hides.
+    """
+    wanted = model.encoder.observation_shape
+    shown = o if isinstance(o, Mapping) else {"the observation": o}
+    for value in shown.values():
+        if tuple(value.shape[1:]) == wanted:
+            return value
+    # a player of states makes data of pixels
+    if len(wanted) == 1 and hasattr(env.unwrapped, "state_vector"):
+        state = env.unwrapped.state_vector()[None]
+        if state.shape[1:] == wanted:
+            return state
+    found = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in shown.items())
+    raise ValueError(
+        f"{run} was trained on observations {wanted} and the env gives {found}; set "
+        "obs=pixels or obs=state, as in training."
+    )
 
 
 def _generator(rng: np.random.Generator) -> Generator:
     return Generator().manual_seed(int(rng.integers(2**62)))
-
-
-BEHAVIOURS: dict[str, type] = {**behaviours.BEHAVIOURS, "planner": Planned, "curiosity": Curious}

@@ -1,0 +1,189 @@
+"""Who acts, and the one loop that steps environments.
+
+Planner, policy, expert, noise and oracle are one protocol, `Actor`. `play` steps a batch of
+environments with an actor and hands out each step; collecting, judging, measuring returns and
+filming differ in what they do with the steps. A single environment is a batch of one, `OneLane`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium as gym
+import numpy as np
+from torch import Tensor
+
+
+class Moment(NamedTuple):
+    """What an actor may look at besides observations."""
+
+    envs: Any  # the vector environment, for actors that know more than they see: expert, oracle
+    step: int  # steps that were taken since the loop began
+
+
+class Actor(Protocol):
+    """Whoever acts in B environments."""
+
+    def act(self, o: Any, info: Moment) -> Any:
+        """Observations (B, *O), as the environments return them -> actions (B, A), array or
+        tensor.
+        """
+        ...
+
+    def reset(self, mask: Any = None) -> None:
+        """New episodes begin in all environments, or where mask (B,) is true."""
+        ...
+
+
+class Memoryless:
+    """Base of actors with nothing to forget."""
+
+    def reset(self, mask: Any = None) -> None:
+        """Nothing to do."""
+
+
+class RandomActor(Memoryless):
+    """Uniform actions.
+
+    Args:
+        action_dim: A.
+        rng: draws them.
+    """
+
+    def __init__(self, action_dim: int, rng: np.random.Generator):
+        self.action_dim, self.rng = action_dim, rng
+
+    def act(self, o: Any, info: Moment) -> np.ndarray:
+        return self.rng.uniform(-1, 1, (info.envs.num_envs, self.action_dim)).astype(np.float32)
+
+
+class RecordedActor(Memoryless):
+    """Plays back actions (B, T, A), whatever it sees."""
+
+    def __init__(self, actions: np.ndarray):
+        self.actions = actions
+
+    def act(self, o: Any, info: Moment) -> np.ndarray:
+        return self.actions[:, info.step]
+
+
+class HoldActor(Memoryless):
+    """Stands still: the zero action; where actions are discrete, the first one all the time."""
+
+    def __init__(self, action_dim: int):
+        self.action_dim = action_dim
+
+    def act(self, o: Any, info: Moment) -> np.ndarray:
+        return np.zeros((info.envs.num_envs, self.action_dim), np.float32)
+
+
+class Transition(NamedTuple):
+    """One step of B lanes."""
+
+    o: Any  # (B, *O)
+    a: np.ndarray  # (B, A) as they were carried out
+    r: np.ndarray  # (B,)
+    terminated: np.ndarray  # (B,)
+    truncated: np.ndarray  # (B,)
+    o_next: Any  # (B, *O), the true last one where an episode ended
+    following: Any  # (B, *O) what to act on next: the first one of a new episode where one ended
+    valid: np.ndarray  # (B,) false where a worker process died on this step
+    seconds: float = 0.0  # that the actor took
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(B,) bool."""
+        return self.terminated | self.truncated
+
+
+def advance(envs: Any, o: Any, a: Any, seconds: float = 0.0) -> Transition:
+    """Step environments that showed `o` with actions (B, A) in [-1, 1]."""
+    a = as_array(a)
+    if hasattr(envs, "executed"):
+        a = envs.executed(a)
+    # The envs get a copy: they may clip or rescale in place.
+    following, r, terminated, truncated, infos = envs.step(a.copy())
+    r, terminated, truncated = as_array(r), as_array(terminated), as_array(truncated)
+    o_next, ended = following, terminated | truncated
+    if ended.any() and "final_obs" in infos:
+        o_next = _replaced(following, ended, infos["final_obs"])
+    valid = ~np.asarray(infos.get("worker_died", np.zeros(len(r))), bool)
+    return Transition(o, a, r, terminated, truncated, o_next, following, valid, seconds)
+
+
+def play(envs: Any, actor: Actor, o: Any, steps: int | None = None) -> Iterator[Transition]:
+    """Step `envs`, which show `o` (B, *O), with an actor; whoever iterates decides what becomes of
+    the steps, and when it is enough.
+
+    Args:
+        envs: a vector environment on numpy arrays, or `OneLane`.
+        steps: after which it ends; None: never.
+    """
+    step = 0
+    while steps is None or step < steps:
+        since = time.perf_counter()
+        a = as_array(actor.act(o, Moment(envs, step)))
+        seen = advance(envs, o, a, time.perf_counter() - since)
+        yield seen
+        if seen.ended.any():
+            actor.reset(seen.ended)
+        o, step = seen.following, step + 1
+
+
+class OneLane:
+    """One environment as a batch of one. It does not begin a new episode of itself: leave the loop
+    where one ends.
+    """
+
+    num_envs = 1
+
+    def __init__(self, env: gym.Env):
+        self.env = env
+        if hasattr(env.unwrapped, "executed"):
+            self.executed = lambda a: env.unwrapped.executed(a[0])[None]
+
+    @property
+    def unwrapped(self) -> gym.Env:
+        return self.env.unwrapped
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """As the environment's, observations (1, *O)."""
+        observation, info = self.env.reset(**options)
+        return with_lanes(observation), info
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        """Actions (1, A) -> observations (1, *O), rewards, terminations, truncations (1,), info."""
+        observation, r, terminated, truncated, info = self.env.step(actions[0])
+        return (
+            with_lanes(observation),
+            np.array([r]),
+            np.array([terminated], bool),
+            np.array([truncated], bool),
+            info,
+        )
+
+
+def with_lanes(observation: Any) -> Any:
+    """One environment's observation as that of a batch of one."""
+    if isinstance(observation, Mapping):
+        return {name: with_lanes(value) for name, value in observation.items()}
+    return np.asarray(observation)[None]
+
+
+def as_array(values: Any) -> np.ndarray:
+    """A tensor on any device, or an array, as an array."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _replaced(following: Any, ended: np.ndarray, final: Sequence[Any]) -> Any:
+    """`following` with the true last observations where episodes ended."""
+    if isinstance(following, Mapping):
+        return {
+            name: _replaced(values, ended, [None if x is None else x[name] for x in final])
+            for name, values in following.items()
+        }
+    out = np.array(following)
+    for i in ended.nonzero()[0]:
+        out[i] = final[i]
+    return out
