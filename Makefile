@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow coverage check clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,12 +17,21 @@ demo: $(VENV)/.installed
 	$(BIN)/gjwm evaluate
 	$(BIN)/gjwm video
 
+# What a change must pass before it is pushed: a few minutes on two cores.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# The rest: whole runs, kill -9 trials, compilation, benchmarks, the wheel.
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m slow
+
+coverage: $(VENV)/.installed
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage

@@ -1,11 +1,50 @@
-"""One thread per test process: on a busy machine two threads that wait for each other are many
-times slower.
+"""What holds for all tests: one thread per process, and which tests are slow.
+
+`make test` leaves out the tests marked `slow`, `make test-slow` runs only those. A test is slow
+when it takes more than about ten seconds of a quiet core: whole runs through the command line,
+kill -9 trials, compilation, hundreds of processes.
 """
 
 import os
 
+# Two threads that wait for each other are many times slower on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# "file::test" or "file::test[case]", in the order of the files. tests/test_package.py sees that
+# each exists.
+SLOW = [
+    "cli/test_cli.py::test_films_of_any_checkpoint_for_several_seeds",
+    "cli/test_cli.py::test_refining_may_train_an_ensemble_whose_members_are_planned_on",
+    "cli/test_cli.py::test_a_study_of_seeds_summarises_them_and_does_nothing_twice",
+    "cli/test_cli.py::test_a_grid_on_the_command_line_lists_what_fails_and_the_rest_is_whole",
+    "cli/test_cli.py::test_wandb_offline_needs_no_account_and_stays_in_the_run_folder",
+    "envs/test_control_suite.py::test_gymnasium_finds_nothing_wrong_with_any_task[dog]",
+    "envs/test_control_suite.py::test_gymnasium_finds_nothing_wrong_with_any_task[quadruped]",
+    "envs/test_control_suite.py::test_gymnasium_finds_nothing_wrong_with_any_task[humanoid_CMU]",
+    "envs/test_control_suite.py::test_every_task_is_dm_controls_own[dog]",
+    "envs/test_control_suite.py::test_every_task_is_dm_controls_own[quadruped]",
+    "envs/test_control_suite.py::test_every_task_is_dm_controls_own[humanoid_CMU]",
+    "envs/test_push.py::test_the_scripted_policy_pushes_nearly_every_block_to_its_pose",
+    "envs/test_vector.py::test_two_hundred_open_and_closed_leave_nothing_behind",
+    "models/dynamics/test_memory.py::test_velocity_is_learned_from_the_past",
+    "objectives/test_discrepancies.py::test_compiled_kernels_agree_with_eager_ones",
+    "objectives/test_distributed.py::test_two_processes_equal_one",
+    "planning/test_agent.py::test_a_compiled_agent_plans_the_same",
+    "rl/test_online.py::test_acting_learns_what_pays",
+    "rl/test_online.py::test_the_command_learns_from_data_alone",
+    "rl/test_online.py::test_the_command_learns_resumes_and_reports",
+    "rl/test_online.py::test_the_command_plays_an_oracle_and_the_curves_are_drawn",
+    "test_benchmarks.py::test_a_benchmark_fills_its_table",
+]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        if any(name == slow or name.startswith(slow + "[") for slow in SLOW):
+            item.add_marker(pytest.mark.slow)
