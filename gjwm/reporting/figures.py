@@ -1,4 +1,4 @@
-"""The figures of a report, each from plain numbers to a plot with one sentence on how to read it."""
+"""The figures of a report: from plain numbers to a plot with one sentence on how to read it."""
 
 from __future__ import annotations
 

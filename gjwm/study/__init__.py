@@ -1,14 +1,12 @@
-"""Sweeps over any grid of settings: which runs there are, running them, and what they found
+"""Sweeps over any grid of settings: which runs there are, running them, and what they showed
 together. See docs/study.md.
 """
 
 from gjwm.study.grid import Cell, expand, written
 from gjwm.study.launch import Job, Outcome, has_joblib, run_local, run_slurm
 from gjwm.study.page import write_study
-from gjwm.study.ranking import ranking
-from gjwm.study.summary import Record
-from gjwm.study.sweep import Sweep, settings_of
-from gjwm.study.tuning import best
+from gjwm.study.summary import Record, ranking
+from gjwm.study.sweep import Sweep, Tune, best, settings_of
 
 __all__ = [
     "Cell",
@@ -16,6 +14,7 @@ __all__ = [
     "Outcome",
     "Record",
     "Sweep",
+    "Tune",
     "best",
     "expand",
     "has_joblib",

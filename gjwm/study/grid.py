@@ -2,7 +2,8 @@
 each run is called.
 
 Nothing here knows hydra: an override is a key and a plain value, and `written` spells it in hydra's
-grammar."""
+grammar.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +33,16 @@ class Cell:
     overrides: Mapping[str, Any] = field(hash=False)
     tuned: Any = field(default=None, hash=False)
 
+    @property
+    def path(self) -> str:
+        return "/".join(self.parts)
+
     def with_tuned(self, key: str, value: Any) -> Cell:
         """The same with one more setting, which keeps its name in the tables and gets a folder of
         its own.
         """
-        return Cell(
-            self.task,
-            self.method,
-            (*self.parts, _label(key, value)),
-            merged(self.overrides, {key: value}),
-            value,
-        )
+        parts, overrides = (*self.parts, _label(key, value)), merged(self.overrides, {key: value})
+        return Cell(self.task, self.method, parts, overrides, value)
 
 
 def bare(key: str) -> str:
@@ -54,13 +54,12 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides in order; where two have one key, whether or not it is added with "+", the later
     stays.
     """
-    found: dict[str, Any] = {}
+    last: dict[str, tuple[str, Any]] = {}
     for layer in layers:
         for key, value in layer.items():
-            for old in [old for old in found if bare(old) == bare(key)]:
-                del found[old]
-            found[key] = value
-    return found
+            last.pop(bare(key), None)
+            last[bare(key)] = (key, value)
+    return dict(last.values())
 
 
 def expand(
@@ -80,47 +79,35 @@ def expand(
         ValueError: for an axis without values or with one twice, a condition on what is no axis,
             and points whose names are the same.
     """
-    where = where or {}
     for key, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ValueError(f"study.grid.{key} must be a list of values, got {values!r}.")
-    axes = sorted(grid, key=lambda key: key != TASK)
-    conditions = {condition: set(condition.replace(" ", "").split(",")) for condition in where}
-    unknown = [
-        c
-        for c, parts in conditions.items()
-        if not {part.partition("=")[0] for part in parts} <= grid.keys()
+    conditions = [
+        (condition, set(condition.replace(" ", "").split(",")), extra)
+        for condition, extra in (where or {}).items()
     ]
-    if unknown:  # a value that the grid lacks is no mistake: a study may be run in part
-        raise ValueError(
-            f"study.where names {unknown[0]!r}, which is no axis=value of study.grid: "
-            f"{', '.join(grid)}."
-        )
-    cells = []
+    for condition, parts, _ in conditions:  # a value that the grid lacks: a study is run in part
+        if not {part.partition("=")[0] for part in parts} <= grid.keys():
+            raise ValueError(
+                f"study.where names {condition!r}, which is no axis=value of study.grid: "
+                f"{', '.join(grid)}."
+            )
+    axes = sorted(grid, key=lambda key: key != TASK)
+    cells: dict[tuple[str, ...], Cell] = {}
     for values in itertools.product(*(grid[key] for key in axes)):
         point = dict(zip(axes, values))
         given = {f"{key}={_plain(value)}" for key, value in point.items()}
-        extra = merged(
-            *(where[condition] for condition, parts in conditions.items() if parts <= given)
-        )
-        method = [_label(key, value) for key, value in point.items() if key != TASK]
-        task = [_label(TASK, point[TASK])] if TASK in point else []
-        cells.append(
-            Cell(
-                "".join(task),
-                ",".join(method),
-                (*task, *method),
-                merged(overrides or {}, point, extra),
+        extra = [extra for _, parts, extra in conditions if parts <= given]
+        names = tuple(_label(key, value) for key, value in point.items())
+        task, method = names[: TASK in point], names[TASK in point :]
+        if names in cells:
+            raise ValueError(
+                f"study.grid has two points that would be called {'/'.join(names)}: give an axis "
+                f"each value once."
             )
-        )
-    paths = [cell.parts for cell in cells]
-    twice = [path for path in paths if paths.count(path) > 1]
-    if twice:
-        raise ValueError(
-            f"study.grid has two points that would be called {'/'.join(twice[0])}: give an axis "
-            f"each value once."
-        )
-    return cells
+        merged_overrides = merged(overrides or {}, point, *extra)
+        cells[names] = Cell("".join(task), ",".join(method), names, merged_overrides)
+    return list(cells.values())
 
 
 def written(key: str, value: Any) -> str:
@@ -136,23 +123,17 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_text, value)) + "]"
     if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_][\w/-]*", value) and value.lower() not in (
-            "true",
-            "false",
-            "null",
-            "nan",
-            "inf",
-        )
-        return value if plain else "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+        plain = re.fullmatch(r"[A-Za-z_][\w/-]*", value)
+        if not plain or value.lower() in ("true", "false", "null", "nan", "inf"):
+            return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
     return _plain(value)
 
 
 def _plain(value: Any) -> str:
-    return (
-        {True: "true", False: "false", None: "null"}[value]
-        if value is None or isinstance(value, bool)
-        else str(value)
-    )
+    """A value as hydra writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _label(key: str, value: Any) -> str:

@@ -3,6 +3,8 @@ nor loses the others.
 
 Several at once on this machine through joblib, on a cluster through submitit; both are optional.
 Either way a run is a command under `supervise`, which keeps what it printed and, if it failed, why.
+hydra's own launchers do neither: they do not resume a sweep, and in a pool of joblib's processes
+the death of one ends all.
 """
 
 from __future__ import annotations
@@ -38,11 +40,15 @@ class Job:
 
 
 class Outcome(NamedTuple):
-    """How a job ended."""
+    """How a job ended; the error is one line, None if it ended well."""
 
     job: Job
-    error: str | None  # one line
+    error: str | None
     seconds: float
+
+    def __str__(self) -> str:
+        end = "done" if self.error is None else f"FAILED: {self.error} ({self.job.folder / LOG})"
+        return f"{self.job.name}: {end}, {self.seconds:.0f} s"
 
 
 Done = Callable[[Outcome], None]
@@ -54,10 +60,7 @@ def supervise(job: Job) -> Outcome:
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
-    environment = {
-        **os.environ,
-        **({} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}),
-    }
+    threads = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}
     since = time.perf_counter()
     with open(job.folder / LOG, "w", encoding="utf-8") as log:
         status = subprocess.run(
@@ -65,7 +68,7 @@ def supervise(job: Job) -> Outcome:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **threads},
         ).returncode
     error = None
     if status < 0:
@@ -79,6 +82,7 @@ def supervise(job: Job) -> Outcome:
 def record(outcome: Outcome) -> Outcome:
     """Keep the reason of a failure in the job's folder."""
     if outcome.error is not None:
+        outcome.job.folder.mkdir(parents=True, exist_ok=True)
         (outcome.job.folder / FAILURE).write_text(outcome.error + "\n", encoding="utf-8")
     return outcome
 
@@ -170,13 +174,9 @@ def run_slurm(
                 outcome = task.result()
             # the supervisor died with its run: a node, its memory or its time were at an end
             except Exception as error:
-                lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-                    type(error).__name__
-                ]
-                job.folder.mkdir(parents=True, exist_ok=True)
-                outcome = record(
-                    Outcome(job, f"the cluster ended it: {lines[-1]}", time.perf_counter() - since)
-                )
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                reason = f"the cluster ended it: {lines[-1] if lines else type(error).__name__}"
+                outcome = record(Outcome(job, reason, time.perf_counter() - since))
             done(outcome)
         if waiting:
             time.sleep(every)

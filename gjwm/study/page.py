@@ -13,18 +13,20 @@ from typing import Any
 from gjwm._core.files import replacing
 from gjwm.evaluation.intervals import wilson_interval
 from gjwm.reporting.svg import WIDTH, Figure
-from gjwm.study.ranking import ranking
 from gjwm.study.summary import (
     FIGURES,
-    Interval,
     Record,
     attempts,
     cell_figures,
     differences,
     final,
+    grouped,
     over_tasks,
     policies,
+    ranking,
 )
+
+Content = Mapping[str, Any]
 
 # Columns of the table, and how many digits stand behind the point.
 HEADLINE = {
@@ -39,11 +41,7 @@ HEADLINE = {
     "peak MB": 0,
 }
 OVER_TASKS = (
-    "success",
-    "R2, 5 steps",
-    "linear R2",
-    "kNN R2",
-    "MLP R2",
+    *("success", "R2, 5 steps", "linear R2", "kNN R2", "MLP R2"),
     "effective rank, share of ideal",
 )
 
@@ -69,32 +67,15 @@ def write_study(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    cells = _cells(records)
     compared = differences(records, reference) if reference is not None and final(records) else {}
+    states = [record.state for record in records]
     content = {
         "command": command,
         "tuned": tuned,
-        "states": {
-            state: sum(r.state == state for r in records) for state in ("done", "failed", "pending")
-        },
+        "states": {state: states.count(state) for state in ("done", "failed", "pending")},
         "cells": [
-            {
-                "task": task,
-                "method": method,
-                "tuned": rows[0].tuned,
-                "seeds": [r.seed for r in rows],
-                "figures": {
-                    name: {
-                        "values": [r.figure(name) for r in rows],
-                        "mean": mean,
-                        "low": low,
-                        "high": high,
-                    }
-                    for name, (mean, low, high) in cell_figures(rows).items()
-                },
-                "pooled_success": _pooled(*attempts(rows)),
-            }
-            for (task, method), rows in cells.items()
+            _cell(task, method, rows)
+            for (task, method), rows in grouped(final(records), "task", "method").items()
         ],
         "policies": {
             task: {policy: _pooled(*counts) for policy, counts in row.items()}
@@ -103,17 +84,21 @@ def write_study(
         "over_tasks": over_tasks(records),
         "differences": {"reference": reference, "success": compared},
         "ranking": ranking(records),
-        "failed": [{"run": _run(r), "error": r.error} for r in records if r.state == "failed"],
+        "failed": [
+            {"run": f"{r.cell}/seed-{r.seed}".removeprefix("/"), "error": r.error}
+            for r in records
+            if r.state == "failed"
+        ],
     }
-    pictures = {"success.svg": _success_picture(content), "ranking.svg": _ranking_picture(content)}
-    pictures = {name: plot for name, plot in pictures.items() if plot is not None}
-    text = _markdown(content, records, title, list(pictures))
+    figures = {"success.svg": _success_picture(content), "ranking.svg": _ranking_picture(content)}
+    pictures = {k: figure.svg(standalone=True) for k, figure in figures.items() if figure}
+    text = _markdown(content, title, sum(record.tuning for record in records), list(pictures))
     files = {
         "study.json": json.dumps(content, indent=2) + "\n",
         "study.csv": _csv(_cell_rows(content)),
-        "runs.csv": _csv(_run_rows(records)),
+        "runs.csv": _csv([_run_row(record) for record in records]),
         "study.md": text,
-        **{name: plot.svg(standalone=True) for name, plot in pictures.items()},
+        **pictures,
     }
     for name, body in files.items():
         with replacing(folder / name) as partial:
@@ -121,23 +106,28 @@ def write_study(
     return text
 
 
-def _cells(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    cells: dict[tuple[str, str], list[Record]] = {}
-    for record in final(records):
-        cells.setdefault((record.task, record.method), []).append(record)
-    return cells
+def _cell(task: str, method: str, rows: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "task": task,
+        "method": method,
+        "tuned": rows[0].tuned,
+        "seeds": [record.seed for record in rows],
+        "figures": {
+            name: {
+                "values": [record.figure(name) for record in rows],
+                **dict(zip(("mean", "low", "high"), interval)),
+            }
+            for name, interval in cell_figures(rows).items()
+        },
+        "pooled_success": _pooled(*attempts(rows)),
+    }
 
 
 def _pooled(successes: int, of: int) -> list[float]:
     return [successes, of, *wilson_interval(successes, of)]
 
 
-def _run(record: Record) -> str:
-    return f"{record.cell}/seed-{record.seed}".removeprefix("/")
-
-
-# -- tables
-# --  ----------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -149,7 +139,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _cell_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _cell_rows(content: Content) -> list[dict[str, Any]]:
     """One line per task, method and figure."""
     return [
         {
@@ -163,39 +153,27 @@ def _cell_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _run_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+def _run_row(record: Record) -> dict[str, Any]:
     """One line per run, failed and pending ones too."""
-    return [
-        {
-            **{key: getattr(r, key) for key in ("task", "method", "tuned", "seed")},
-            "phase": "tuning" if r.tuning else "final",
-            "state": r.state,
-            "error": r.error,
-            **{name: _short(r.figure(name)) for name in FIGURES},
-        }
-        for r in records
-    ]
+    return {
+        **{key: getattr(record, key) for key in ("task", "method", "tuned", "seed")},
+        "phase": "tuning" if record.tuning else "final",
+        "state": record.state,
+        "error": record.error,
+        **{name: _short(record.figure(name)) for name in FIGURES},
+    }
 
 
 def _short(value: float | None) -> str | None:
     return None if value is None else f"{value:.6g}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
-
-
-def _with_interval(figure: Interval, digits: int) -> str:
-    mean, low, high = figure
-    return (
-        f"{mean:.{digits}f}"
-        if low is None
-        else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-    )
-
-
-def _triple(row: Mapping[str, Any]) -> Interval:
-    return row["mean"], row["low"], row["high"]
+def _value(row: Mapping[str, Any] | None, digits: int = 3, key: str = "mean") -> str:
+    """A number with its interval, or nothing."""
+    if row is None:
+        return ""
+    ends = "" if row["low"] is None else f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+    return f"{row[key]:.{digits}f}{ends}"
 
 
 def _rate(pooled: Sequence[float]) -> str:
@@ -203,123 +181,104 @@ def _rate(pooled: Sequence[float]) -> str:
     return f"{successes / of:.1%} [{low:.1%}, {high:.1%}] of {of}"
 
 
-def _markdown(
-    content: Mapping[str, Any], records: Sequence[Record], title: str, pictures: Sequence[str]
+def _section(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, before="", after=""
 ) -> str:
-    states = content["states"]
-    lines = [
+    table = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+    return "\n\n".join(part for part in (f"## {title}", before, "\n".join(table), after) if part)
+
+
+def _markdown(content: Content, title: str, tuning: int, pictures: Sequence[str]) -> str:
+    states, cells, tuned = content["states"], content["cells"], content["tuned"]
+    parts = [
         f"# {title}",
-        "",
         f"`{content['command']}`",
-        "",
         f"{states['done']} runs done, {states['failed']} failed, {states['pending']} not done"
-        + f" ({sum(r.tuning for r in records)} of all only choose a setting)"
-        * any(r.tuning for r in records)
-        + ". Means over seeds with 95% intervals by Student's t; "
-        + "that of success also covers Wilson's over all attempts.",
+        + (f" ({tuning} of all only choose a setting)" if tuning else "")
+        + ". Means over seeds with 95% intervals by Student's t; that of success also covers "
+        "Wilson's over all attempts.",
     ]
-    tuned = content["tuned"]
-    for task in dict.fromkeys(cell["task"] for cell in content["cells"]):
-        cells = [cell for cell in content["cells"] if cell["task"] == task]
-        header = ["method", *([tuned] if tuned else []), *HEADLINE, "runs"]
+    for task, policy_rates in content["policies"].items():
         rows = [
             [
                 cell["method"],
-                *(["" if cell["tuned"] is None else f"{cell['tuned']}"] if tuned else []),
-                *(
-                    _with_interval(_triple(cell["figures"][name]), digits)
-                    if name in cell["figures"]
-                    else ""
-                    for name, digits in HEADLINE.items()
-                ),
+                *(["" if cell["tuned"] is None else str(cell["tuned"])] if tuned else []),
+                *(_value(cell["figures"].get(name), digits) for name, digits in HEADLINE.items()),
                 str(len(cell["seeds"])),
             ]
             for cell in cells
+            if cell["task"] == task
         ]
-        chance = "; ".join(
-            f"{policy} {_rate(pooled)}" for policy, pooled in content["policies"][task].items()
-        )
-        lines += ["", f"## {task}", "", *_table(header, rows), "", f"Same goals: {chance}."]
-    if len(content["cells"]) == 1:
-        (cell,) = content["cells"]
+        chance = "; ".join(f"{policy} {_rate(pooled)}" for policy, pooled in policy_rates.items())
+        header = ["method", *([tuned] if tuned else []), *HEADLINE, "runs"]
+        parts.append(_section(task, header, rows, after=f"Same goals: {chance}."))
+    if len(cells) == 1:
+        (cell,) = cells
         rows = [
             [name, *("" if value is None else f"{value:.4g}" for value in figure["values"])]
             for name, figure in cell["figures"].items()
         ]
         header = ["figure", *(f"seed {seed}" for seed in cell["seeds"])]
-        lines += [
-            "",
-            "## Every figure",
-            "",
-            *_table(header, rows),
-            "",
-            f"Success, pooled: {_rate(cell['pooled_success'])}.",
+        pooled = f"Success, pooled: {_rate(cell['pooled_success'])}."
+        parts.append(_section("Every figure", header, rows, after=pooled))
+    if methods := content["over_tasks"]:
+        shown = [name for name in OVER_TASKS if all(name in row for row in methods.values())]
+        rows = [
+            [method, *(_value(row[name]) for name in shown), str(row["success"]["runs"])]
+            for method, row in methods.items()
         ]
-    if content["over_tasks"]:
-        shown = [
-            name
-            for name in OVER_TASKS
-            if all(name in row for row in content["over_tasks"].values())
-        ]
+        before = "Interquartile mean over the runs of all tasks, stratified bootstrap (95%)."
+        parts.append(_section("Over all tasks", ["method", *shown, "runs"], rows, before=before))
+    reference = content["differences"]["reference"]
+    if compared := content["differences"]["success"]:
+        rows = [[method, _value(row), str(row["pairs"])] for method, row in compared.items()]
+        before = (
+            f"Success less that of {reference} with the same task and seed, mean over tasks, "
+            "bootstrap over pairs within tasks (95%). With few seeds it is too narrow."
+        )
+        header = ["method", "difference", "pairs"]
+        parts.append(_section(f"Against {reference}", header, rows, before=before))
+    if ranked := content["ranking"]:
+        tasks = dict.fromkeys(task for row in ranked.values() for task in row)
+        tasks = sorted(tasks, key="all".__eq__)
         rows = [
             [
-                method,
-                *(_with_interval(_triple(row[name]), 3) for name in shown),
-                str(row["success"]["runs"]),
+                name,
+                *(
+                    f"{_value(row[task], 2, 'rho')} ({row[task]['runs']}, {row[task]['recipes']})"
+                    if task in row
+                    else ""
+                    for task in tasks
+                ),
             ]
-            for method, row in content["over_tasks"].items()
+            for name, row in ranked.items()
         ]
-        told = "Interquartile mean over the runs of all tasks, stratified bootstrap (95%)."
-        lines += ["", "## Over all tasks", "", told, "", *_table(["method", *shown, "runs"], rows)]
-    compared = content["differences"]
-    if compared["success"]:
-        rows = [
-            [method, _with_interval(_triple(row), 3), str(row["pairs"])]
-            for method, row in compared["success"].items()
-        ]
-        told = (
-            f"Success less that of {compared['reference']} with the same task and seed, mean over "
-            "tasks, bootstrap over pairs within tasks (95%). With few seeds it is too narrow."
-        )
-        lines += [
-            "",
-            f"## Against {compared['reference']}",
-            "",
-            told,
-            "",
-            *_table(["method", "difference", "pairs"], rows),
-        ]
-    if content["ranking"]:
-        tasks = list(dict.fromkeys(task for row in content["ranking"].values() for task in row))
-        tasks.sort(key=lambda task: task == "all")
-        rows = [
-            [name, *(_rho(row[task]) if task in row else "" for task in tasks)]
-            for name, row in content["ranking"].items()
-        ]
-        told = (
+        before = (
             "Spearman's correlation with planning success over all runs, within tasks; 95% "
             "bootstrap that draws recipes with all their seeds. (n: runs, recipes.)"
         )
-        lines += ["", "## Which figure ranks runs", "", told, "", *_table(["figure", *tasks], rows)]
-    for name in pictures:
-        lines += ["", f"![{name.removesuffix('.svg')}]({name})"]
+        header = ["figure", *tasks]
+        parts.append(_section("Which figure ranks runs", header, rows, before=before))
+    parts += [f"![{name.removesuffix('.svg')}]({name})" for name in pictures]
     if content["failed"]:
         rows = [[row["run"], row["error"].replace("|", "\\|")] for row in content["failed"]]
-        lines += ["", "## Failed", "", *_table(["run", "its last line"], rows)]
-    return "\n".join(lines) + "\n"
-
-
-def _rho(row: Mapping[str, Any]) -> str:
-    ends = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
-    return f"{row['rho']:.2f}{ends} ({row['runs']}, {row['recipes']})"
+        parts.append(_section("Failed", ["run", "its last line"], rows))
+    return "\n\n".join(parts) + "\n"
 
 
 # -- pictures --------------------------------------------------------------------------------------
 
 _ROLES = ("model", "linear", "oracle", "third", "second", "chance", "plain")
+_SHORT_NAMES = {
+    "effective rank, share of ideal": "eff. rank",
+    "condition number": "condition",
+    "skill nats/dim": "skill",
+    "rank accuracy": "rank acc.",
+    "variance per dim": "variance",
+}
 
 
-def _success_picture(content: Mapping[str, Any]) -> Figure | None:
+def _success_picture(content: Content) -> Figure | None:
     """Success of every method, one colour per task, whiskers for the intervals."""
     cells = content["cells"]
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
@@ -347,11 +306,10 @@ def _success_picture(content: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _ranking_picture(content: Mapping[str, Any]) -> Figure | None:
+def _ranking_picture(content: Content) -> Figure | None:
     """Rank correlation with success of each figure, over all tasks where there are several."""
-    rows = {
-        name: row.get("all", next(iter(row.values()))) for name, row in content["ranking"].items()
-    }
+    ranked = content["ranking"].items()
+    rows = {name: row.get("all", next(iter(row.values()))) for name, row in ranked}
     if not rows:
         return None
     figure = Figure(
@@ -359,9 +317,9 @@ def _ranking_picture(content: Mapping[str, Any]) -> Figure | None:
         "Rank correlation",
         x_label="figure",
         y_label="rank correlation with success",
-        describe="Spearman's correlation of each label-free figure with planning success, with 95% "
+        describe="Spearman's correlation of label-free figures with planning success, with 95% "
         "intervals.",
-        categories=[_TICKS.get(name, name) for name in rows],
+        categories=[_SHORT_NAMES.get(name, name) for name in rows],
         y=(-1.04, 1.04),
         width=max(WIDTH, 70 * len(rows)),
     )
@@ -371,12 +329,3 @@ def _ranking_picture(content: Mapping[str, Any]) -> Figure | None:
             figure.interval(i, row["low"], row["high"], "model")
         figure.dot(i, row["rho"], "model", radius=3.4)
     return figure
-
-
-_TICKS = {
-    "effective rank, share of ideal": "eff. rank",
-    "condition number": "condition",
-    "skill nats/dim": "skill",
-    "rank accuracy": "rank acc.",
-    "variance per dim": "variance",
-}

@@ -1,5 +1,5 @@
-"""What the runs of a study found: one record per run, figures of each cell with intervals, and the
-same over all tasks.
+"""What the runs of a study showed: one record per run, figures of each cell with intervals, the
+same over all tasks, and which figure ranks runs as planning does.
 """
 
 from __future__ import annotations
@@ -15,18 +15,13 @@ from gjwm.evaluation.intervals import (
     mean_interval,
     mean_over_tasks,
     pooled_interquartile_mean,
+    rank_correlation,
+    rank_correlation_interval,
     stratified_interval,
     wilson_interval,
 )
 
 Report = Mapping[str, Any]
-# mean, and the ends where there are two values or more
-Interval = tuple[float, float | None, float | None]
-
-
-def _ms_per_step(r: Report) -> float:
-    return 1e3 * r["training"]["seconds"] / r["config"]["train"]["steps"]
-
 
 # What tables show: title -> figure of an evaluation.json.
 FIGURES: dict[str, Callable[[Report], float]] = {
@@ -62,9 +57,25 @@ FIGURES: dict[str, Callable[[Report], float]] = {
     "teleport AUROC": lambda r: r["surprise"]["teleport"]["auroc"],
     "false alarms at 1%": lambda r: r["surprise"]["false_alarm_rate"],
     "train s": lambda r: r["training"]["seconds"] + r["training"].get("refine_seconds", 0.0),
-    "train ms per step": _ms_per_step,
+    "train ms per step": lambda r: 1e3 * r["training"]["seconds"] / r["config"]["train"]["steps"],
     "peak MB": lambda r: r["training"]["peak_memory_mb"],
 }
+
+# Figures that need no true state; those whose scale depends on the latent dimension are shares of
+# their ideal.
+LABEL_FREE = (
+    "R2, 1 step",
+    "R2, 5 steps",
+    "R2, last step",
+    "skill nats/dim",
+    "rank accuracy",
+    "effective rank, share of ideal",
+    "condition number",
+    "Epps-Pulley",
+    "straightness",
+    "variance per dim",
+)
+LEAST_RUNS = 5  # below, a rank correlation says nothing
 
 
 @dataclass(frozen=True)
@@ -94,15 +105,11 @@ class Record:
 
     def figure(self, title: str) -> float | None:
         """A figure of FIGURES, or None where the report lacks it or has no number there."""
-        return None if self.report is None else _or_none(FIGURES[title], self.report)
-
-
-def _or_none(figure: Callable[[Report], float], report: Report) -> float | None:
-    try:
-        value = float(figure(report))
-    except (KeyError, IndexError, TypeError, ZeroDivisionError):
-        return None
-    return value if math.isfinite(value) else None
+        try:
+            value = float(FIGURES[title](self.report)) if self.report is not None else math.nan
+        except (KeyError, IndexError, TypeError, ZeroDivisionError):
+            return None
+        return value if math.isfinite(value) else None
 
 
 def final(records: Sequence[Record]) -> list[Record]:
@@ -110,99 +117,80 @@ def final(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.report is not None and not record.tuning]
 
 
-def names(records: Sequence[Record], kind: str) -> list[str]:
-    """Different tasks or methods, as they come."""
-    return list(dict.fromkeys(getattr(record, kind) for record in records))
+def grouped(records: Sequence[Record], *keys: str) -> dict[Any, list[Record]]:
+    """{value of the key, or tuple of several: records}, as they come."""
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        values = tuple(getattr(record, key) for key in keys)
+        groups.setdefault(values if len(keys) > 1 else values[0], []).append(record)
+    return groups
 
 
-def cell_figures(records: Sequence[Record]) -> dict[str, Interval]:
+def cell_figures(records: Sequence[Record]) -> dict[str, tuple[float, float | None, float | None]]:
     """{figure: (mean, low, high)} over the runs of one task and method that have it.
 
     95% intervals by Student's t over seeds. That of "success" also covers Wilson's over all
-    attempts, which does not shrink to nothing when all seeds agree."""
-    found: dict[str, Interval] = {}
+    attempts, which does not shrink to nothing when all seeds agree.
+    """
+    figures = {}
     for title in FIGURES:
         values = [value for record in records if (value := record.figure(title)) is not None]
         if values:
-            found[title] = mean_interval(np.array(values))
-    if "success" in found:
-        mean, low, high = found["success"]
-        lows, highs = zip(
-            wilson_interval(*attempts(records)), *([] if low is None else [(low, high)])
-        )
-        found["success"] = (mean, max(0.0, min(lows)), min(1.0, max(highs)))
-    return found
+            figures[title] = mean_interval(values)
+    if "success" in figures:
+        mean, *ends = figures["success"]
+        ends = [end for end in (*ends, *wilson_interval(*attempts(records))) if end is not None]
+        figures["success"] = (mean, max(0.0, min(ends)), min(1.0, max(ends)))
+    return figures
 
 
 def attempts(records: Sequence[Record], policy: str | None = None) -> tuple[int, int]:
     """(successes, attempts) over all runs, of the model (None) or of "random", "hold" or
     "oracle".
     """
-    rows = [
-        r.report["planning"] if policy is None else r.report["planning"][policy] for r in records
-    ]
-    return sum(round(row["success_rate"] * row["episodes"]) for row in rows), sum(
-        row["episodes"] for row in rows
-    )
+    plannings = [record.report["planning"] for record in records]
+    rows = plannings if policy is None else [planning[policy] for planning in plannings]
+    successes = sum(round(row["success_rate"] * row["episodes"]) for row in rows)
+    return successes, sum(row["episodes"] for row in rows)
 
 
 def policies(records: Sequence[Record]) -> dict[str, dict[str, tuple[int, int]]]:
     """{task: {"random", "hold", "oracle" where all have it: (successes, attempts)}}; methods share
-    starts and goals, so that each seed counts once."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    for record in final(records):
-        found.setdefault(record.task, {})
-    for task, row in found.items():
-        per_seed = list(
-            {record.seed: record for record in final(records) if record.task == task}.values()
-        )
-        for policy in ("random", "hold", "oracle"):
-            if all(policy in record.report["planning"] for record in per_seed):
-                row[policy] = attempts(per_seed, policy)
-    return found
+    starts and goals, so that each seed counts once.
+    """
+    counts = {}
+    for task, rows in grouped(final(records), "task").items():
+        per_seed = list({record.seed: record for record in rows}.values())
+        counts[task] = {
+            policy: attempts(per_seed, policy)
+            for policy in ("random", "hold", "oracle")
+            if all(policy in record.report["planning"] for record in per_seed)
+        }
+    return counts
 
 
-def over_tasks(
-    records: Sequence[Record], *, draws: int = 10_000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
+def over_tasks(records: Sequence[Record], **bootstrap: int) -> dict[str, dict[str, Any]]:
     """{method: {figure: {"mean", "low", "high", "runs"}}} of methods that ran on every task:
     interquartile mean over the runs of all tasks with a stratified bootstrap, of figures that every
-    run has. Empty for a study of one task."""
+    run has. Empty for a study of one task.
+    """
     runs = final(records)
-    tasks = names(runs, "task")
-    found: dict[str, dict[str, Any]] = {}
-    for method in names(runs, "method") if len(tasks) > 1 else ():
-        by_task = {
-            task: [r for r in runs if r.method == method and r.task == task] for task in tasks
-        }
-        if not all(by_task.values()):
+    tasks, table = grouped(runs, "task"), {}
+    for method, rows in grouped(runs, "method").items() if len(tasks) > 1 else ():
+        by_task = grouped(rows, "task")
+        if by_task.keys() != tasks.keys():
             continue
-        found[method] = {}
+        table[method] = {}
         for title in FIGURES:
-            values = {
-                task: [record.figure(title) for record in rows] for task, rows in by_task.items()
-            }
-            if any(value is None for row in values.values() for value in row):
-                continue
-            mean, low, high = stratified_interval(
-                values, pooled_interquartile_mean, draws=draws, seed=seed
-            )
-            found[method][title] = {
-                "mean": mean,
-                "low": low,
-                "high": high,
-                "runs": sum(map(len, values.values())),
-            }
-    return found
+            values = {task: [run.figure(title) for run in by_task[task]] for task in tasks}
+            if all(value is not None for row in values.values() for value in row):
+                ends = stratified_interval(values, pooled_interquartile_mean, **bootstrap)
+                table[method][title] = _row(ends, runs=len(rows))
+    return table
 
 
 def differences(
-    records: Sequence[Record],
-    reference: str,
-    *,
-    title: str = "success",
-    draws: int = 10_000,
-    seed: int = 0,
+    records: Sequence[Record], reference: str, *, title: str = "success", **bootstrap: int
 ) -> dict[str, dict[str, Any]]:
     """{method: {"mean", "low", "high", "pairs"}}: a figure less the reference method's on the same
     task and seed, averaged over tasks, with a bootstrap over the pairs within each task (95%).
@@ -210,22 +198,68 @@ def differences(
     Raises:
         ValueError: for a reference that is no method of the study.
     """
-    runs = final(records)
-    if reference not in names(records, "method"):
+    methods = grouped(records, "method")
+    if reference not in methods:
         raise ValueError(
-            f"study.reference={reference!r} is no method of the study: "
-            f"{', '.join(names(records, 'method'))}."
+            f"study.reference={reference!r} is no method of the study: {', '.join(methods)}."
         )
-    values = {(r.method, r.task, r.seed): r.figure(title) for r in runs}
-    found = {}
-    for method in names(runs, "method"):
+    by_method = grouped(final(records), "method")
+    base = {(r.task, r.seed): r.figure(title) for r in by_method.get(reference, ())}
+    table = {}
+    for method, rows in by_method.items():
         gaps: dict[str, list[float]] = {}
-        for (m, task, s), value in values.items():
-            base = values.get((reference, task, s))
-            if m == method != reference and value is not None and base is not None:
-                gaps.setdefault(task, []).append(value - base)
+        for run in rows:
+            value, other = run.figure(title), base.get((run.task, run.seed))
+            if method != reference and value is not None and other is not None:
+                gaps.setdefault(run.task, []).append(value - other)
         if gaps:
-            mean, low, high = stratified_interval(gaps, mean_over_tasks, draws=draws, seed=seed)
-            pairs = sum(map(len, gaps.values()))
-            found[method] = {"mean": mean, "low": low, "high": high, "pairs": pairs}
-    return found
+            ends = stratified_interval(gaps, mean_over_tasks, **bootstrap)
+            table[method] = _row(ends, pairs=sum(map(len, gaps.values())))
+    return table
+
+
+def _row(ends: tuple[float, float, float], **counts: int) -> dict[str, float]:
+    return {**dict(zip(("mean", "low", "high"), ends)), **counts}
+
+
+def ranking(
+    records: Sequence[Record], *, draws: int = 2000
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Which number to watch: rank correlation across runs of label-free figures with planning
+    success.
+
+    All runs that are done take part, those that only tuned a setting too, as none was left out for
+    what it reached. A task with fewer than five runs, or where success or the figure does not vary,
+    is left out.
+
+    Returns:
+        {figure: {task, and "all" for several: {"rho", "low", "high", "runs", "recipes"}}}, the
+        strongest first.
+    """
+    done = [record for record in records if record.figure("success") is not None]
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for title in LABEL_FREE:
+        groups = {}
+        for task, rows in grouped(done, "task").items():
+            rows = [record for record in rows if record.figure(title) is not None]
+            x, y = (np.array([r.figure(name) for r in rows]) for name in (title, "success"))
+            if len(rows) >= LEAST_RUNS and rank_correlation([x], [y]) is not None:
+                groups[task] = [(x, y, np.array([r.cell for r in rows]))]
+        if len(groups) > 1:
+            groups["all"] = [group for task in groups.values() for group in task]
+        if groups:
+            table[title] = {task: _correlation(chosen, draws) for task, chosen in groups.items()}
+
+    def strength(title: str) -> float:
+        rows = table[title]
+        return max(abs(row["rho"]) for row in ([rows["all"]] if "all" in rows else rows.values()))
+
+    return {title: table[title] for title in sorted(table, key=strength, reverse=True)}
+
+
+def _correlation(groups: Sequence[tuple[np.ndarray, ...]], draws: int) -> dict[str, Any]:
+    x, y, cells = zip(*groups)
+    low, high = rank_correlation_interval(groups, draws=draws) or (None, None)
+    recipes = sum(len(np.unique(cell)) for cell in cells)
+    rho, runs = rank_correlation(x, y), sum(map(len, x))
+    return {"rho": rho, "low": low, "high": high, "runs": runs, "recipes": recipes}

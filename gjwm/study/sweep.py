@@ -4,11 +4,14 @@ runs, and what became of them.
 First the tuned key of every cell that leaves it open gets its value, from runs on the tuning seed;
 then every cell runs with every seed. A run is done when its folder holds an evaluation with the
 same settings; anything else is (re)started and goes on from what is there. Configurations are
-composed by a function from outside: nothing here knows hydra."""
+composed by a function from outside: nothing here knows hydra.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +22,6 @@ from gjwm.data.dataset import dataset_info
 from gjwm.study.grid import Cell, bare, expand, merged, written
 from gjwm.study.launch import Done, Job, Outcome, failure_of, record
 from gjwm.study.summary import Record
-from gjwm.study.tuning import best
 from gjwm.training.settings import require_same_training, same_evaluation
 
 Config = Mapping[str, Any]
@@ -34,26 +36,27 @@ class Tune:
     """
 
     key: str
-    values: tuple[Any, ...]
+    values: Sequence[Any]
     seed: int
 
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any], seeds: Sequence[int]) -> Tune:
-        """From a mapping with these three keys.
 
-        Raises:
-            ValueError: for other keys, no values, or a seed that a final run has too.
-        """
-        if set(settings) != {"key", "values", "seed"} or not settings["values"]:
-            raise ValueError(
-                f"study.tune needs key, values (one at least) and seed, got {dict(settings)}."
-            )
-        if settings["seed"] in seeds:
-            raise ValueError(
-                f"study.tune.seed={settings['seed']} is one of study.seeds: tuning must not see a "
-                f"final seed."
-            )
-        return cls(settings["key"], tuple(settings["values"]), settings["seed"])
+def best(reports: Mapping[Any, Config]) -> Any:
+    """{value: report of its tuning run} -> the value with the highest planning success; ties go to
+    the higher R2 after 5 steps (or after the last, if there are fewer), and what is still equal to
+    the value that comes first.
+
+    Raises:
+        ValueError: without a report.
+    """
+    if not reports:
+        raise ValueError("a value is chosen among tuning runs, and none of them ended well.")
+
+    def merit(value: Any) -> tuple[float, float]:
+        r2 = reports[value]["prediction"]["r2_by_horizon"][:5][-1]
+        known = r2 is not None and math.isfinite(r2)
+        return reports[value]["planning"]["success_rate"], r2 if known else -math.inf
+
+    return max(reports, key=merit)  # max keeps the first of equals
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return "/".join((*self.cell.parts, f"seed-{self.seed}"))
+        return f"{self.cell.path}/seed-{self.seed}".removeprefix("/")
 
 
 @dataclass
@@ -86,8 +89,8 @@ class Sweep:
         threads: of each run; None: as the configuration says.
 
     Raises:
-        ValueError: for a grid that cannot be, seeds given twice, or an axis that the command line
-            sets too.
+        ValueError: for a grid that cannot be, seeds given twice or used for tuning, or an axis that
+            the command line sets too.
     """
 
     name: str
@@ -106,6 +109,11 @@ class Sweep:
             raise ValueError(
                 f"study.seeds must be a list of different seeds, got {list(self.seeds)}."
             )
+        if self.tune is not None and self.tune.seed in self.seeds:
+            raise ValueError(
+                f"study.tune.seed={self.tune.seed} is one of study.seeds: tuning must not see a "
+                f"final seed."
+            )
         self._typed = {_key(text): text for text in self.given}
         for axis in self.grid:
             if axis in self._typed:
@@ -123,88 +131,71 @@ class Sweep:
         """{cell: {value: its tuning run}} of the cells that leave the tuned key open."""
         if self.tune is None:
             return {}
-        key = self.tune.key
-        fixed = {
-            cell
-            for cell in self.cells
-            if any(bare(k) == bare(key) for k in (*cell.overrides, *self._typed))
-        }
+        key, seed = self.tune.key, self.tune.seed
+
+        def is_open(cell: Cell) -> bool:
+            return bare(key) not in map(bare, (*cell.overrides, *self._typed))
+
         return {
             cell: {
-                value: self._run(cell.with_tuned(key, value), self.tune.seed, tuning=True)
+                value: self._run(cell.with_tuned(key, value), seed, tuning=True)
                 for value in self.tune.values
             }
-            for cell in self.cells
-            if cell not in fixed
+            for cell in filter(is_open, self.cells)
         }
 
     def chosen(self) -> dict[Cell, Any]:
         """{cell: the tuned value}, of cells whose tuning runs have all been tried and not all
         failed.
         """
-        found = {}
+        values = {}
         for cell, runs in self.tuning_runs.items():
             reports = {value: self.report(run) for value, run in runs.items()}
-            known = {value: report for value, report in reports.items() if report is not None}
-            tried = all(
-                reports[value] is not None or failure_of(run.folder) for value, run in runs.items()
-            )
-            if tried and known:
-                found[cell] = best(known)
-        return found
+            done = {value: report for value, report in reports.items() if report is not None}
+            if done and all(v in done or failure_of(run.folder) for v, run in runs.items()):
+                values[cell] = best(done)
+        return values
 
     def final_runs(self) -> list[Run]:
         """The runs that count, of all cells whose tuned value is known or that need none."""
-        chosen, runs = self.chosen(), []
-        for cell in self.cells:
-            if cell not in self.tuning_runs:
-                runs += [self._run(cell, seed) for seed in self.seeds]
-            elif cell in chosen:
-                tuned = cell.with_tuned(self.tune.key, chosen[cell])
-                runs += [self._run(tuned, seed) for seed in self.seeds]
-        return runs
+        chosen = self.chosen()
+        cells = [
+            cell.with_tuned(self.tune.key, chosen[cell]) if cell in chosen else cell
+            for cell in self.cells
+            if cell in chosen or cell not in self.tuning_runs
+        ]
+        return [self._run(cell, seed) for cell in cells for seed in self.seeds]
 
     def _run(self, cell: Cell, seed: int, *, tuning: bool = False) -> Run:
         return Run(cell, seed, tuning, self.folder.joinpath(*cell.parts, f"seed-{seed}"))
 
-    def told(self, run: Run) -> tuple[str, ...]:
-        """What a run is told."""
-        return self._settled(run)[0]
+    def arguments(self, run: Run) -> tuple[str, ...]:
+        """The overrides that a run gets on its command line."""
+        return self._composed(run)[0]
 
     def config(self, run: Run) -> Config:
         """The resolved configuration of a run."""
-        return self._settled(run)[1]
+        return self._composed(run)[1]
 
-    def _settled(self, run: Run) -> tuple[tuple[str, ...], Config]:
+    def _composed(self, run: Run) -> tuple[tuple[str, ...], Config]:
         if run.folder not in self._known:  # composing takes tenths of a second
-            layers = [
-                written(key, value)
-                for key, value in run.cell.overrides.items()
-                if bare(key) not in self._typed
-            ]
+            overrides = run.cell.overrides.items()
+            layers = [written(key, v) for key, v in overrides if bare(key) not in self._typed]
             layers += self._typed.values()
-            own: dict[str, Any] = {
-                "seed": run.seed,
-                "name": f"{self.name}/{run.name}",
-                "run_dir": str(run.folder),
-            }
-            if self.threads is not None:
-                own["threads"] = self.threads
-            composed = self.compose([*layers, *(written(key, value) for key, value in own.items())])
-            dataset, judged = (
-                f"{composed['dataset']}-seed-{run.seed}",
-                composed["evaluate"]["seed"] + run.seed,
-            )
-            own |= {"dataset": dataset, "evaluate.seed": judged}
-            config = {
-                **composed,
-                "dataset": dataset,
-                "evaluate": {**composed["evaluate"], "seed": judged},
+            own = {"seed": run.seed, "name": f"{self.name}/{run.name}", "run_dir": str(run.folder)}
+            own |= {} if self.threads is None else {"threads": self.threads}
+            composed = self.compose([*layers, *itertools.starmap(written, own.items())])
+            # Each seed has its own data and goals, the same for all methods.
+            evaluate = dict(composed["evaluate"])
+            evaluate["seed"] += run.seed
+            own |= {
+                "dataset": f"{composed['dataset']}-seed-{run.seed}",
+                "evaluate.seed": evaluate["seed"],
             }
             kept = [text for text in layers if _key(text) not in own]
             self._known[run.folder] = (
-                (*kept, *(written(key, value) for key, value in own.items())),
-                config,
+                (*kept, *itertools.starmap(written, own.items())),
+                {**composed, "dataset": own["dataset"], "evaluate": evaluate},
             )
         return self._known[run.folder]
 
@@ -223,33 +214,19 @@ class Sweep:
         """Every run with what became of it; a cell whose tuned value is not known yet has one
         pending record per seed.
         """
-        runs = [
-            run for row in self.tuning_runs.values() for run in row.values()
-        ] + self.final_runs()
-        found = [
-            Record(
-                *self._names(run.cell),
-                run.cell.tuned,
-                run.seed,
-                run.tuning,
-                "/".join(run.cell.parts),
-                report := self.report(run),
-                failure_of(run.folder) if report is None else None,
-            )
-            for run in runs
+        tuning = [run for runs in self.tuning_runs.values() for run in runs.values()]
+        waiting = self.tuning_runs.keys() - self.chosen().keys()
+        unknown = [self._run(c, seed) for c in self.cells if c in waiting for seed in self.seeds]
+        return [
+            *(self._record(run, self.report(run)) for run in (*tuning, *self.final_runs())),
+            *(self._record(run, None) for run in unknown),
         ]
-        settled = set(self.chosen()) | (set(self.cells) - set(self.tuning_runs))
-        for cell in self.cells:
-            if cell not in settled:
-                found += [
-                    Record(*self._names(cell), None, seed, False, "/".join(cell.parts), None)
-                    for seed in self.seeds
-                ]
-        return found
 
-    def _names(self, cell: Cell) -> tuple[str, str]:
-        """Task and method as tables call them, with a name for what is no axis."""
-        return cell.task or self.name, cell.method or "as configured"
+    def _record(self, run: Run, report: Config | None) -> Record:
+        cell, error = run.cell, failure_of(run.folder) if report is None else None
+        # What is no axis has a name in the tables too.
+        task, method = cell.task or self.name, cell.method or "as configured"
+        return Record(task, method, cell.tuned, run.seed, run.tuning, cell.path, report, error)
 
     # -- running -----------------------------------------------------------------------------------
 
@@ -265,108 +242,91 @@ class Sweep:
         if tuning:
             self._finish(tuning, launch, notify, f"tuning {self.tune.key} on seed {self.tune.seed}")
             for cell, value in self.chosen().items():
-                notify(f"{'/'.join(cell.parts)}: {self.tune.key}={value}")
+                notify(f"{cell.path}: {self.tune.key}={value}")
         self._finish(self.final_runs(), launch, notify, "final runs")
 
     def _finish(
         self, runs: Sequence[Run], launch: Launch, notify: Callable[[str], None], what: str
     ) -> None:
         for run in runs:
-            before = run.folder / "state" / "run.json"
-            if any(before.parent.glob("state-*.pt")):  # without one, training begins anew
-                made, wanted = json.loads(before.read_text())["config"], self.config(run)
-                if not (run.folder / "checkpoint.pt").is_file():
-                    # comes after the last state, so it may still change
-                    made["refine"] = wanted.get("refine")
-                require_same_training(made, wanted, run.folder)
-        data = self._datasets(runs)
+            self._require_same_state(run)
+        collections = self._collections(runs)
         todo = [run for run in runs if self.report(run) is None]
         notify(f"{what}: {len(runs)}, of which {len(runs) - len(todo)} are done")
-        missing = {str(self.config(run)["dataset"]) for run in todo}
-        collections = [
-            job for path, job in data.items() if path in missing and not self._collected(path, todo)
-        ]
-        broken: dict[str, str] = {}
+        missing = {self.config(run)["dataset"] for run in todo if not self._collected(run)}
+        no_data: dict[str, str] = {}
 
         def collected(outcome: Outcome) -> None:
             if outcome.error is not None:
-                broken[outcome.job.name] = outcome.error
-            notify(_told(outcome))
+                no_data[outcome.job.name] = outcome.error
+            notify(str(outcome))
 
-        launch(collections, collected)
+        launch([job for path, job in collections.items() if path in missing], collected)
         jobs = []
         for run in todo:
-            job = Job(run.name, ("run", *self.told(run)), run.folder, self.threads)
-            error = broken.get(self.config(run)["dataset"])
-            if error is None:
-                jobs.append(job)
-            else:
-                run.folder.mkdir(parents=True, exist_ok=True)
+            job = Job(run.name, ("run", *self.arguments(run)), run.folder, self.threads)
+            if error := no_data.get(self.config(run)["dataset"]):
                 record(Outcome(job, f"no data: {error}", 0.0))
-        ended = len(runs) - len(todo)
+            else:
+                jobs.append(job)
+        ended = itertools.count(len(runs) - len(todo) + 1)
+        launch(jobs, lambda outcome: notify(f"[{next(ended)}/{len(runs)}] {outcome}"))
 
-        def done(outcome: Outcome) -> None:
-            nonlocal ended
-            ended += 1
-            notify(f"[{ended}/{len(runs)}] {_told(outcome)}")
+    def _require_same_state(self, run: Run) -> None:
+        """Refuse to continue a training that was begun with other settings."""
+        state = run.folder / "state"
+        if any(state.glob("state-*.pt")):  # without one, training begins anew
+            made, wanted = json.loads((state / "run.json").read_text())["config"], self.config(run)
+            if not (run.folder / "checkpoint.pt").is_file():
+                made["refine"] = wanted.get("refine")  # comes after the last state: may change
+            require_same_training(made, wanted, run.folder)
 
-        launch(jobs, done)
-
-    def _datasets(self, runs: Sequence[Run]) -> dict[str, Job]:
+    def _collections(self, runs: Sequence[Run]) -> dict[str, Job]:
         """{folder: the job that collects it}; runs of one task and seed share it."""
         jobs: dict[str, Job] = {}
-        asked: dict[str, tuple[Run, Any]] = {}
+        first: dict[str, tuple[Run, Config]] = {}
         for run in runs:
             config = self.config(run)
-            path = str(config["dataset"])
+            path = config["dataset"]
             collect = {key: value for key, value in config["collect"].items() if key != "workers"}
             wanted = {"env": config["env"], "collect": collect, "seed": config["seed"]}
-            first, before = asked.setdefault(path, (run, wanted))
+            other, before = first.setdefault(path, (run, wanted))
             different = [key for key in wanted if wanted[key] != before[key]]
             if different:
                 raise ValueError(
-                    f"{first.name} and {run.name} need different data ({', '.join(different)}) "
+                    f"{other.name} and {run.name} need different data ({', '.join(different)}) "
                     f"under one name, {path}: make "
                     "dataset=... depend on what differs, e.g. dataset='data/x-${env.size}'."
                 )
             if path not in jobs:
+                arguments = ("collect", *self.arguments(run), "resume=true")
                 folder = self.folder / "data" / Path(path).name
-                jobs[path] = Job(
-                    path, ("collect", *self.told(run), "resume=true"), folder, self.threads
-                )
+                jobs[path] = Job(path, arguments, folder, self.threads)
         return jobs
 
-    def _collected(self, path: str, runs: Sequence[Run]) -> bool:
-        episodes = next(
-            self.config(run)["collect"]["episodes"]
-            for run in runs
-            if self.config(run)["dataset"] == path
-        )
-        return (Path(path) / "metadata.json").is_file() and dataset_info(path)[
-            "episodes"
-        ] >= episodes
+    def _collected(self, run: Run) -> bool:
+        config = self.config(run)
+        path, episodes = Path(config["dataset"]), config["collect"]["episodes"]
+        return (path / "metadata.json").is_file() and dataset_info(path)["episodes"] >= episodes
 
 
 def _key(text: str) -> str:
     return bare(text).partition("=")[0]
 
 
-def _told(outcome: Outcome) -> str:
-    how = (
-        "done"
-        if outcome.error is None
-        else f"FAILED: {outcome.error} ({outcome.job.folder / 'run.log'})"
-    )
-    return f"{outcome.job.name}: {how}, {outcome.seconds:.0f} s"
-
-
 def settings_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`Sweep`'s arguments among the settings of the config node "study"."""
+    """`Sweep`'s arguments among the settings of the config node "study".
+
+    Raises:
+        ValueError: for other keys in tune, or no values.
+    """
     tune = settings["tune"]
+    if tune is not None and (set(tune) != {"key", "values", "seed"} or not tune["values"]):
+        raise ValueError(f"study.tune needs key, values (one at least) and seed, got {tune}.")
     return {
         "seeds": settings["seeds"],
         "grid": settings["grid"],
         "overrides": merged(settings["overrides"]),
         "where": settings["where"],
-        "tune": None if tune is None else Tune.from_settings(tune, settings["seeds"]),
+        "tune": None if tune is None else Tune(**tune),
     }

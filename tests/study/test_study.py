@@ -18,6 +18,7 @@ from gjwm.study import (
     Job,
     Record,
     Sweep,
+    Tune,
     best,
     expand,
     ranking,
@@ -28,7 +29,6 @@ from gjwm.study import (
 )
 from gjwm.study import launch as launching
 from gjwm.study.summary import attempts, cell_figures, differences, over_tasks, policies
-from gjwm.study.sweep import Tune
 
 # -- the grid
 # --  ----------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_a_run_is_told_everything_and_the_command_line_has_the_last_word(tmp_pat
     one = sweep(tmp_path, given=["train.steps=7", "name=x", "dataset=d"], threads=1, **settings)
     run = one.final_runs()[1]
     assert run.name == "a/none/seed-1" and run.folder == tmp_path / "runs" / "a" / "none" / "seed-1"
-    assert set(one.told(run)) == {
+    assert set(one.arguments(run)) == {
         *(
             "env.size=16",
             "experiment=a",
@@ -286,7 +286,7 @@ def test_a_run_is_told_everything_and_the_command_line_has_the_last_word(tmp_pat
     with pytest.raises(ValueError, match="different seeds"):
         sweep(tmp_path, seeds=[1, 1])
     with pytest.raises(ValueError, match="must not see a final seed"):
-        Tune.from_settings({"key": "objective.lam", "values": [1], "seed": 0}, [0, 1])
+        sweep(tmp_path, tune=Tune("objective.lam", (1,), 0))
 
 
 def test_a_setting_is_tuned_on_its_own_seed_where_it_is_open(tmp_path):
