@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import raster
+from .common import check_choices
 from .regulator import regulator
 from .torch_env import TorchEnv, TorchVectorEnv
 from .torch_world import Planes, World, gaussian
@@ -115,8 +116,7 @@ class CartpoleWorld(World):
 
     def __init__(self, *, reward: str = "smooth", success_radius: float = SUCCESS_RADIUS, **common):
         super().__init__(success_radius=success_radius, **common)
-        if reward not in ("sparse", "smooth"):
-            raise ValueError(f"reward is {reward!r}; pass 'sparse' or 'smooth'")
+        check_choices(reward=(reward, ("sparse", "smooth")))
         self.smooth = reward == "smooth"
 
     def draw(self, u: Planes) -> Planes:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from . import raster
+from .common import check_choices
 from .torch_env import TorchEnv, TorchVectorEnv
 from .torch_world import Planes, World, select, within
 
@@ -194,8 +195,7 @@ class PushWorld(World):
         )
         if not 0.0 <= turn <= math.pi:
             raise ValueError(f"turn is {turn!r}; pass an angle in rad, from 0 to pi")
-        if reward not in ("sparse", "smooth"):
-            raise ValueError(f"reward is {reward!r}; pass 'sparse' or 'smooth'")
+        check_choices(reward=(reward, ("sparse", "smooth")))
         self.turn, self.smooth = float(turn), reward == "smooth"
         self._pushes = _pushes(self.device)
 

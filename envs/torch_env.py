@@ -17,57 +17,161 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from .common import (
+    by_lane,
+    cannot_render,
+    check_choices,
+    check_counts,
+    each,
+    observation_space,
+    state_option,
+    write,
+)
 from .torch_world import Seed, World
-
-
-def _observation_space(world: World) -> spaces.Space:
-    pixels = spaces.Box(0, 255, (3 * world.frame_stack, world.size, world.size), np.uint8)
-    shape = (len(world.vector_names or world.state_names),)
-    low, high = (np.broadcast_to(np.float32(bound), shape) for bound in world.vector_bounds)
-    state = spaces.Box(low, high, dtype=np.float32)
-    return {
-        "pixels": pixels,
-        "state": state,
-        "both": spaces.Dict({"pixels": pixels, "state": state}),
-    }[world.obs]
-
-
-def _check_render(render_mode: str | None, render_size: int | None, size: int) -> int:
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"render_mode is {render_mode!r}; pass None or 'rgb_array'")
-    if render_size is not None and render_size < 16:
-        raise ValueError(f"render_size is {render_size!r}; pass a whole number, 16 or more")
-    return size if render_size is None else int(render_size)
-
-
-def _state_option(options: dict[str, Any] | None) -> Any:
-    """The "state" of reset's options, or None; other options have no meaning here and are
-    refused.
-    """
-    unknown = sorted(set(options or {}) - {"state"})
-    if unknown:
-        raise ValueError(f"options holds {unknown}; the only option of this environment is 'state'")
-    return (options or {}).get("state")
 
 
 def _signature(env: type, kind: type[World], first: str | None) -> inspect.Signature:
     """What a class of environments takes: its own keywords, and those of every class its world
     descends from.
     """
-    found: dict[str, inspect.Parameter] = {}
+    taken: dict[str, inspect.Parameter] = {}
     for cls in (*kind.__mro__, *env.__mro__):
-        for name, parameter in (
-            inspect.signature(cls.__init__).parameters.items() if "__init__" in vars(cls) else ()
-        ):
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in ("worlds", "device"):
-                found.setdefault(name, parameter)
+        if "__init__" in vars(cls):
+            for name, parameter in inspect.signature(cls.__init__).parameters.items():
+                if parameter.kind is parameter.KEYWORD_ONLY and name not in ("worlds", "device"):
+                    taken.setdefault(name, parameter)
     if first is not None:
         own = inspect.signature(TorchVectorEnv.__init__).parameters
-        found = {first: own[first], **found, "device": own["device"]}
-    return inspect.Signature(list(found.values()))
+        taken = {first: own[first], **taken, "device": own["device"]}
+    return inspect.Signature(list(taken.values()))
 
 
-class TorchEnv(gym.Env):
+class _Dressed:
+    """What one environment and a batch of them have in common. Shapes are those of one
+    environment; a batch has an axis B = num_envs in front.
+    """
+
+    world: ClassVar[type[World]]
+
+    def _dress(
+        self, worlds: World, goal_in_info: bool, render_mode: str | None, render_size: int | None
+    ) -> tuple[spaces.Space, spaces.Box]:
+        """Keep the worlds and the arguments -> spaces of observations and actions of one."""
+        check_choices(render_mode=(render_mode, (None, "rgb_array")))
+        check_counts(render_size=(16 if render_size is None else render_size, 16))
+        self._worlds, self.success_radius = worlds, worlds.success_radius
+        self.goal_in_info, self.render_mode = goal_in_info, render_mode
+        self.render_size = worlds.size if render_size is None else int(render_size)
+        shape = (len(worlds.vector_names or worlds.state_names),)
+        low, high = (np.broadcast_to(np.float32(bound), shape) for bound in worlds.vector_bounds)
+        state = spaces.Box(low, high, dtype=np.float32)
+        return (
+            observation_space(worlds.obs, worlds.size, worlds.frame_stack, state),
+            spaces.Box(-1.0, 1.0, (worlds.actions,), np.float32),
+        )
+
+    def _out(self, value: Any) -> Any:
+        """Tensors (B, ...), or a dict of them, as this environment hands them out."""
+        raise NotImplementedError
+
+    @property
+    def frame_stack(self) -> int:
+        """Pictures per observation."""
+        return self._worlds.frame_stack
+
+    def observe(self):
+        """The observation of the current state, shaped as `observation_space`."""
+        return self._out(self._worlds.observe())
+
+    def get_state(self):
+        """(X,) float64, see the class. The episode's clock is not part of it; in worlds with noise
+        its counter is, last.
+        """
+        return self._out(self._worlds.state())
+
+    @property
+    def position(self):
+        """(P,) float64: what success is measured on."""
+        return self._out(self._worlds.stacked(self._worlds.position_of).double())
+
+    @property
+    def goal(self):
+        """(P,) float64: where `position` should be."""
+        return self._out(self._worlds.stacked(self._worlds.goal_of).double())
+
+    def goal_state(self):
+        """(X,) float64: the state, for `set_state`, of having arrived at the goal."""
+        return self._out(self._worlds.goal_states())
+
+    def goal_image(self):
+        """uint8 (3, size, size): this episode's world at the goal."""
+        return self._out(self._worlds.goal_images())
+
+    def true_state(self) -> dict[str, Any]:
+        """Named variables that pictures show, for probes: "position" (P,) and the world's own,
+        float64.
+        """
+        return self._out(self._worlds.true_state())
+
+    def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None):
+        """(A,) float32: the scripted policy, plus `noise` times a standard normal, clipped.
+
+        Noise comes from `generator` (CPU) or else from one that reset seeds; it never changes later
+        episodes."""
+        return self._out(self._worlds.expert_action(noise, generator))
+
+    def random_place(self, u):
+        """Where a wanderer heads next, (P,) float64, drawn by the uniform numbers u (3,): often
+        through a narrow place.
+
+        It is to be walked to in a straight line, whatever stands in between: see
+        `gjwm.data.behaviours.Wandering`.
+
+        Raises:
+            NotImplementedError: in a world that offers none.
+        """
+        u = self._worlds.tensor(u).reshape(-1, 3)
+        return self._out(self._worlds.random_places(u).double())
+
+    def simulate(
+        self,
+        states,
+        actions,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        """True positions under many action sequences, without changing this environment.
+
+        Args:
+            states: (B, X) from `get_state`, any B.
+            actions: (B, N, H, A); clipped to [-1, 1], each applied for `action_repeat` control
+                steps.
+            particles: None: without noise. P: as many outcomes of every plan, with the same noise
+                for all plans of a world.
+            generator: draws the noise.
+
+        Returns:
+            (B, N, [P,] H+1, P') float32, index 0 the start: a tensor, which carries gradients, if
+            `actions` is one, else an array. Goals end nothing here.
+        """
+        plans = self._worlds.tensor(actions)
+        paths = self._worlds.simulate(states, plans, particles, generator)
+        return paths if isinstance(actions, Tensor) else paths.cpu().numpy()
+
+    def simulate_return(
+        self,
+        states,
+        actions,
+        particles: int | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        """As `simulate` -> the rewards' sum over the horizon, (B, N[, P]) float32."""
+        plans = self._worlds.tensor(actions)
+        returns = self._worlds.simulate_return(states, plans, particles, generator)
+        return returns if isinstance(actions, Tensor) else returns.cpu().numpy()
+
+
+class TorchEnv(_Dressed, gym.Env):
     """A torch-native world as a Gymnasium environment: see the subclasses for what each of them is.
 
     | argument        | default | meaning                                                  |
@@ -82,7 +186,6 @@ class TorchEnv(gym.Env):
     `gjwm.envs.make_vec` and `gjwm.envs.making.make_env`."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
-    world: ClassVar[type[World]]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -96,25 +199,19 @@ class TorchEnv(gym.Env):
         render_size: int | None = None,
         **world: Any,
     ):
-        self._worlds = self.world(worlds=1, **world)
-        self.success_radius = self._worlds.success_radius
-        self.goal_in_info = goal_in_info
-        self.render_size = _check_render(render_mode, render_size, self._worlds.size)
-        self.render_mode = render_mode
-        self.observation_space = _observation_space(self._worlds)
-        self.action_space = spaces.Box(-1.0, 1.0, (self._worlds.actions,), np.float32)
+        self.observation_space, self.action_space = self._dress(
+            self.world(worlds=1, **world), goal_in_info, render_mode, render_size
+        )
 
-    @property
-    def frame_stack(self) -> int:
-        """Pictures per observation."""
-        return self._worlds.frame_stack
+    def _out(self, value: Any) -> Any:
+        return each(value, lambda tensor: tensor[0].numpy())
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> `(observation, info)`; `options={"state": s}` says where, as
         `set_state` does.
         """
         super().reset(seed=seed)
-        state = _state_option(options)
+        state = state_option(options)
         self._worlds.seed(seed)
         if state is None:
             self._worlds.begin()
@@ -139,27 +236,13 @@ class TorchEnv(gym.Env):
             {"success": bool(success)},
         )
 
-    def observe(self):
-        """The observation of the current state, shaped as `observation_space`."""
-        return _each(self._worlds.observe(), lambda value: value[0].numpy())
-
     def render(self) -> np.ndarray | None:
         """uint8 (render_size, render_size, 3): the world, and its goal where observations do not
         show that.
         """
-        if self.render_mode is None:
-            gym.logger.warn(
-                "render() shows nothing with render_mode=None; make the environment with "
-                "'rgb_array'"
-            )
+        if cannot_render(self):
             return None
         return self._worlds.frames(self.render_size)[0]
-
-    def get_state(self) -> np.ndarray:
-        """(X,) float64, see the class. The episode's clock is not part of it; in worlds with noise
-        its counter is, last.
-        """
-        return self._worlds.state()[0].numpy()
 
     def set_state(self, state: np.ndarray) -> None:
         """Go to `state (X,)`: the frame stack repeats the current picture and the episode's clock
@@ -173,94 +256,8 @@ class TorchEnv(gym.Env):
             )
         self._worlds.set_state(state[None])
 
-    @property
-    def position(self) -> np.ndarray:
-        """(P,) float64: what success is measured on."""
-        return torch.cat(self._worlds.position_of(self._worlds.planes)).double().numpy()
 
-    @property
-    def goal(self) -> np.ndarray:
-        """(P,) float64: where `position` should be."""
-        return torch.cat(self._worlds.goal_of(self._worlds.planes)).double().numpy()
-
-    def goal_state(self) -> np.ndarray:
-        """(X,) float64: the state, for `set_state`, of having arrived at the goal."""
-        return self._worlds.goal_states()[0].numpy()
-
-    def goal_image(self) -> np.ndarray:
-        """uint8 (3, size, size): this episode's world at the goal."""
-        return self._worlds.goal_images()[0].numpy()
-
-    def true_state(self) -> dict[str, np.ndarray]:
-        """Named variables that pictures show, for probes: "position" (P,) and the world's own,
-        float64.
-        """
-        return {name: value[0].numpy() for name, value in self._worlds.true_state().items()}
-
-    def expert_action(
-        self, noise: float = 0.0, *, generator: torch.Generator | None = None
-    ) -> np.ndarray:
-        """(A,) float32: the scripted policy, plus `noise` times a standard normal, clipped.
-
-        Noise comes from `generator` (CPU) or else from one that reset seeds; it never changes later
-        episodes."""
-        return self._worlds.expert_action(noise, generator)[0].numpy()
-
-    def random_place(self, u: np.ndarray) -> np.ndarray:
-        """Where a wanderer heads next, (P,) float64, drawn by the uniform numbers u (3,): often
-        through a narrow place.
-
-        It is to be walked to in a straight line, whatever stands in between: see
-        `gjwm.data.behaviours.Wandering`.
-
-        Raises:
-            NotImplementedError: in a world that offers none.
-        """
-        return self._worlds.random_places(np.asarray(u)[None])[0].double().numpy()
-
-    def simulate(
-        self,
-        states,
-        actions,
-        particles: int | None = None,
-        generator: torch.Generator | None = None,
-    ):
-        """True positions under many action sequences, without changing this environment.
-
-        Args:
-            states: (B, X) from `get_state`, any B.
-            actions: (B, N, H, A); clipped to [-1, 1], each applied for `action_repeat` control
-                steps.
-            particles: None: without noise. P: as many outcomes of every plan, with the same noise
-                for all plans of a world.
-            generator: draws the noise.
-
-        Returns:
-            (B, N, [P,] H+1, P') float32, index 0 the start: a tensor, which carries gradients, if
-            `actions` is one, else an array. Goals end nothing here.
-        """
-        return _like(
-            actions,
-            self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator),
-        )
-
-    def simulate_return(
-        self,
-        states,
-        actions,
-        particles: int | None = None,
-        generator: torch.Generator | None = None,
-    ):
-        """As `simulate` -> the rewards' sum over the horizon, (B, N[, P]) float32."""
-        return _like(
-            actions,
-            self._worlds.simulate_return(
-                states, self._worlds.tensor(actions), particles, generator
-            ),
-        )
-
-
-class TorchVectorEnv(VectorEnv):
+class TorchVectorEnv(_Dressed, VectorEnv):
     """`num_envs` worlds of one kind, stepped as one batch of tensors on the CPU or on an
     accelerator.
 
@@ -295,7 +292,6 @@ class TorchVectorEnv(VectorEnv):
         "render_fps": 10,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
-    world: ClassVar[type[World]]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -311,35 +307,24 @@ class TorchVectorEnv(VectorEnv):
         device: str | torch.device | None = None,
         **world: Any,
     ):
-        self._worlds = self.world(
-            worlds=num_envs, device="cpu" if device is None else device, **world
+        worlds = self.world(worlds=num_envs, device="cpu" if device is None else device, **world)
+        self.single_observation_space, self.single_action_space = self._dress(
+            worlds, goal_in_info, render_mode, render_size
         )
         self._numpy = device is None
-        self.num_envs, self.device = self._worlds.worlds, self._worlds.device
-        self.success_radius = self._worlds.success_radius
-        self.goal_in_info = goal_in_info
-        self.render_size = _check_render(render_mode, render_size, self._worlds.size)
-        self.render_mode = render_mode
-        self.single_observation_space = _observation_space(self._worlds)
-        self.single_action_space = spaces.Box(-1.0, 1.0, (self._worlds.actions,), np.float32)
+        self.num_envs, self.device = worlds.worlds, worlds.device
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-    @property
-    def frame_stack(self) -> int:
-        """Pictures per observation."""
-        return self._worlds.frame_stack
-
-    def _out(self, value):
-        """A tensor, or a dict of them, as this environment hands it out: no copy is made."""
-        return _each(value, Tensor.numpy) if self._numpy else value
+    def _out(self, value: Any) -> Any:
+        return each(value, Tensor.numpy) if self._numpy else value  # no copy is made
 
     def reset(self, *, seed: Seed = None, options: dict[str, Any] | None = None):
         """Start an episode in every environment -> `(observations, infos)`; `options={"state": (B,
         X)}` says where.
         """
         super().reset(seed=int(seed) if isinstance(seed, int | np.integer) else None)
-        state = _state_option(options)
+        state = state_option(options)
         self._worlds.seed(seed)
         if state is None:
             self._worlds.begin()
@@ -370,7 +355,7 @@ class TorchVectorEnv(VectorEnv):
             }
             infos["_final_info"] = self._out(ended.clone())
             if self._numpy:
-                infos["final_obs"] = _by_environment(observations, rows, self.num_envs)
+                infos["final_obs"] = by_lane(each(observations, Tensor.numpy), ended.numpy())
             else:
                 infos["final_obs"] = observations
             worlds.begin(ended)
@@ -378,8 +363,8 @@ class TorchVectorEnv(VectorEnv):
             if rows is None:
                 observations = _choose(ended, worlds.observe(), observations)
             else:
-                observations = observations if self._numpy else _each(observations, Tensor.clone)
-                _write(observations, rows, worlds.observe(rows))
+                observations = observations if self._numpy else each(observations, Tensor.clone)
+                write(observations, rows, worlds.observe(rows))
             infos.update(self._goal_infos(ended))
         return (
             self._out(observations),
@@ -391,37 +376,20 @@ class TorchVectorEnv(VectorEnv):
 
     def _goal_infos(self, started: Tensor) -> dict[str, Any]:
         infos = {
-            "goal": self._out(self._stacked(self._worlds.goal_of).float()),
+            "goal": self._out(self._worlds.stacked(self._worlds.goal_of).float()),
             "_goal": self._out(started.clone()),
         }
         if self.goal_in_info:
-            infos |= {"goal_image": self.goal_images(), "_goal_image": self._out(started.clone())}
+            infos |= {"goal_image": self.goal_image(), "_goal_image": self._out(started.clone())}
         return infos
-
-    def _stacked(self, of) -> Tensor:
-        return torch.stack(of(self._worlds.planes), -1)
-
-    def observe(self):
-        """The observations of the current states, shaped as `observation_space`."""
-        return self._out(self._worlds.observe())
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One uint8 (render_size, render_size, 3) picture per environment, as the single
         environment's `render`.
         """
-        if self.render_mode is None:
-            gym.logger.warn(
-                "render() shows nothing with render_mode=None; make the environment with "
-                "'rgb_array'"
-            )
+        if cannot_render(self):
             return None
         return tuple(self._worlds.frames(self.render_size))
-
-    def get_state(self):
-        """(B, X) float64, exactly invertible by `set_state`; the episodes' clocks are not part of
-        it.
-        """
-        return self._out(self._worlds.state())
 
     def set_state(self, states) -> None:
         """Go to `states (B, X)`: frame stacks repeat the current picture and the episodes' clocks
@@ -434,107 +402,9 @@ class TorchVectorEnv(VectorEnv):
             )
         self._worlds.set_state(states)
 
-    @property
-    def position(self):
-        """(B, P) float64: what success is measured on."""
-        return self._out(self._stacked(self._worlds.position_of).double())
-
-    @property
-    def goal(self):
-        """(B, P) float64: where `position` should be."""
-        return self._out(self._stacked(self._worlds.goal_of).double())
-
-    def goal_state(self):
-        """(B, X) float64: the states of having arrived."""
-        return self._out(self._worlds.goal_states())
-
-    def goal_images(self):
-        """uint8 (B, 3, size, size): each episode's world at the goal."""
-        return self._out(self._worlds.goal_images())
-
-    def true_state(self) -> dict[str, Any]:
-        """As the single environment's, float64 with a leading axis B."""
-        return self._out(self._worlds.true_state())
-
-    def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None):
-        """(B, A) float32: as the single environment's, with independent noise in every
-        environment.
-        """
-        return self._out(self._worlds.expert_action(noise, generator))
-
-    def random_place(self, u):
-        """u (B, 3) -> (B, P) float64: as the single environment's."""
-        return self._out(self._worlds.random_places(u).double())
-
-    def simulate(
-        self,
-        states,
-        actions,
-        particles: int | None = None,
-        generator: torch.Generator | None = None,
-    ):
-        """As `TorchEnv.simulate`, computed on this environment's device; B need not be num_envs."""
-        return _like(
-            actions,
-            self._worlds.simulate(states, self._worlds.tensor(actions), particles, generator),
-        )
-
-    def simulate_return(
-        self,
-        states,
-        actions,
-        particles: int | None = None,
-        generator: torch.Generator | None = None,
-    ):
-        """As `TorchEnv.simulate_return`, computed on this environment's device; B need not be
-        num_envs.
-        """
-        return _like(
-            actions,
-            self._worlds.simulate_return(
-                states, self._worlds.tensor(actions), particles, generator
-            ),
-        )
-
-
-def _each(observations: Any, function) -> Any:
-    if isinstance(observations, dict):
-        return {name: _each(value, function) for name, value in observations.items()}
-    return function(observations)
-
 
 def _choose(mask: Tensor, chosen: Any, other: Any) -> Any:
     """chosen where mask (B,), else other."""
     if isinstance(chosen, dict):
         return {name: _choose(mask, value, other[name]) for name, value in chosen.items()}
     return torch.where(mask.view(-1, *[1] * (chosen.ndim - 1)), chosen, other)
-
-
-def _write(
-    observations: Tensor | dict[str, Tensor], rows: Tensor, new: Tensor | dict[str, Tensor]
-) -> None:
-    """observations[rows] = new, in place."""
-    if isinstance(observations, dict):
-        for name, value in observations.items():
-            value[rows] = new[name]
-    else:
-        observations[rows] = new
-
-
-def _like(actions: Any, values: Tensor) -> Tensor | np.ndarray:
-    return values if isinstance(actions, Tensor) else values.cpu().numpy()
-
-
-def _by_environment(
-    observations: Tensor | dict[str, Tensor], rows: Tensor, num_envs: int
-) -> np.ndarray:
-    """Gymnasium's `final_obs`: an object array (B,) with a copy of each observation in `rows`, None
-    elsewhere.
-    """
-    last = _each(observations, lambda value: value[rows].numpy())
-    array = np.full(num_envs, None, dtype=object)
-    for k, i in enumerate(rows.tolist()):
-        array[i] = (
-            {name: value[k] for name, value in last.items()} if isinstance(last, dict) else last[k]
-        )
-    return array

@@ -14,12 +14,14 @@ the batch, and drawing it is a few integer operations on tensors."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .common import check_choices, check_counts
 
 Planes = tuple[Tensor, ...]
 Seed = int | Sequence[int | None] | None
@@ -28,7 +30,7 @@ Seed = int | Sequence[int | None] | None
 # products wrap.
 _WEYL = -0x61C8864680B583EB
 _MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
-_LUCK_BITS = 52  # of a world's noise counter: exact in a float64 state
+_COUNTER_BITS = 52  # of a world's noise counter: exact in a float64 state
 
 
 def _mixed(h: Tensor) -> Tensor:
@@ -114,17 +116,14 @@ class World:
         terminate_on_goal: bool = False,
         device: str | torch.device = "cpu",
     ):
-        if obs not in ("pixels", "state", "both"):
-            raise ValueError(f"obs is {obs!r}; pass 'pixels', 'state' or 'both'")
-        for name, value, least in (
-            ("num_envs", worlds, 1),
-            ("size", size, self.least_size),
-            ("frame_stack", frame_stack, 1),
-            ("action_repeat", action_repeat, 1),
-            ("max_episode_steps", 1 if max_episode_steps is None else max_episode_steps, 1),
-        ):
-            if not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name} is {value!r}; pass a whole number, {least} or more")
+        check_choices(obs=(obs, ("pixels", "state", "both")))
+        check_counts(
+            num_envs=(worlds, 1),
+            size=(size, self.least_size),
+            frame_stack=(frame_stack, 1),
+            action_repeat=(action_repeat, 1),
+            max_episode_steps=(1 if max_episode_steps is None else max_episode_steps, 1),
+        )
         if not 0.0 < success_radius <= 1.0:
             raise ValueError(
                 f"success_radius is {success_radius!r}; pass a distance above 0 and at most 1"
@@ -146,7 +145,7 @@ class World:
         )
         self.key = torch.zeros(self.worlds, dtype=torch.int64, device=self.device)
         self.episode = torch.zeros_like(self.key)  # how many each world has begun since its seed
-        self.luck = torch.zeros_like(self.key)  # counts the steps' noise
+        self.noise_counter = torch.zeros_like(self.key)  # says what a step's noise is
         # control steps in this episode
         self.elapsed = torch.zeros_like(self.key, dtype=torch.int32)
         self._planes: Planes | None = None
@@ -281,26 +280,31 @@ class World:
         fresh, keys = fresh.to(self.device), keys.to(self.device)
         self.key = torch.where(fresh, keys, self.key)
         self.episode = torch.where(fresh, 0, self.episode)
-        self.luck = torch.where(fresh, _first_luck(self.key, self.episode), self.luck)
+        self.noise_counter = torch.where(
+            fresh, _first_noise(self.key, self.episode), self.noise_counter
+        )
         self.seeded = True
 
     def begin(self, mask: Tensor | None = None) -> None:
         """Start new episodes in all worlds, or where mask (B,)."""
         state = self.draw(uniforms(self.key, self.episode, self.draws))
-        luck = _first_luck(self.key, self.episode)
+        counter = _first_noise(self.key, self.episode)
         if mask is None:
-            self.episode, self.luck = self.episode + 1, luck
+            self.episode, self.noise_counter = self.episode + 1, counter
         else:
-            self.episode, self.luck = self.episode + mask, torch.where(mask, luck, self.luck)
+            self.episode, self.noise_counter = (
+                self.episode + mask,
+                torch.where(mask, counter, self.noise_counter),
+            )
         self._put(state, mask, drawn=True)
 
     def set_state(self, states: Any) -> None:
         """Put the worlds into `states (B, X)`, with a new clock; the frame stack repeats the
         picture.
         """
-        planes, luck = self.check_states(states)
-        if luck is not None:
-            self.luck = luck
+        planes, counter = self.check_states(states)
+        if counter is not None:
+            self.noise_counter = counter
         self._put(planes, None, drawn=False)
 
     def _put(self, state: Planes, mask: Tensor | None, *, drawn: bool) -> None:
@@ -343,8 +347,8 @@ class World:
             return None
         if not self.seeded:
             self.seed(None)
-        noise = normals(self.luck, torch.zeros_like(self.luck), self.noises)
-        self.luck = (self.luck + 1) & ((1 << _LUCK_BITS) - 1)
+        noise = normals(self.noise_counter, torch.zeros_like(self.noise_counter), self.noises)
+        self.noise_counter = (self.noise_counter + 1) & ((1 << _COUNTER_BITS) - 1)
         return noise
 
     def success(self, state: Planes) -> Tensor:
@@ -376,16 +380,23 @@ class World:
         state = self.planes if rows is None else tuple(plane[rows] for plane in self.planes)
         return torch.stack(self.vectors_of(state), -1).float()
 
+    def stacked(self, of: Callable[[Planes], Planes]) -> Tensor:
+        """(B, n): what `of`, such as `position_of`, says of the running episodes."""
+        return torch.stack(of(self.planes), -1)
+
     def state(self) -> Tensor:
-        """(B, X) float64, in the order of `state_names`, then luck where steps are noisy;
+        """(B, X) float64, in the order of `state_names`, then the noise counter where steps
+        are noisy;
         invertible by `set_state`.
         """
-        columns = [*self.planes, self.luck] if self.noises else list(self.planes)
+        columns = [*self.planes, self.noise_counter] if self.noises else list(self.planes)
         return torch.stack([plane.double() for plane in columns], -1)
 
     def goal_states(self) -> Tensor:
         """(B, X) float64: each world's state of having arrived."""
-        columns = list(self.goal_state_of(self.planes)) + ([self.luck] if self.noises else [])
+        columns = list(self.goal_state_of(self.planes)) + (
+            [self.noise_counter] if self.noises else []
+        )
         return torch.stack([plane.double() for plane in columns], -1)
 
     def goal_images(self) -> Tensor:
@@ -511,14 +522,15 @@ class World:
         return actions
 
     def check_states(self, states: Any) -> tuple[Planes, Tensor | None]:
-        """States (n, X), or with luck (n, X+1) -> X planes (n,), and luck or None; ValueError if
+        """States (n, X), or with the noise counter (n, X+1) -> X planes (n,), and the counter or
+        None; ValueError if
         one is none of this world.
         """
         if not isinstance(states, Tensor):
             states = torch.from_numpy(np.array(states, dtype=np.float64))
         states, count = states.detach().to(self.device), len(self.state_names)
-        with_luck = bool(self.noises) and states.ndim == 2 and states.shape[1] == count + 1
-        if states.ndim != 2 or (states.shape[1] != count and not with_luck):
+        counted = bool(self.noises) and states.ndim == 2 and states.shape[1] == count + 1
+        if states.ndim != 2 or (states.shape[1] != count and not counted):
             raise ValueError(
                 f"state has shape {tuple(states.shape)}; expected {self.state_shape('...')}"
             )
@@ -530,19 +542,19 @@ class World:
                 f"state {[round(v, 4) for v in bad]} {self.invalid}; pass one that get_state could "
                 f"return: {', '.join(self.state_names)}"
             )
-        luck = (
-            states[:, count].double().nan_to_num().long() & ((1 << _LUCK_BITS) - 1)
-            if with_luck
+        counter = (
+            states[:, count].double().nan_to_num().long() & ((1 << _COUNTER_BITS) - 1)
+            if counted
             else None
         )
-        return planes, luck
+        return planes, counter
 
     def state_shape(self, batch: Any = None) -> str:
         """A state's shape and contents in words, for errors."""
         leading = "" if batch is None else f"{batch}, "
         width = f"{len(self.state_names)}{'' if leading else ','}"
-        luck = " (and luck, where it is to go on as it was)" if self.noises else ""
-        return f"({leading}{width}): {', '.join(self.state_names)}{luck}"
+        counter = " (and the noise counter, where it is to go on as it was)" if self.noises else ""
+        return f"({leading}{width}): {', '.join(self.state_names)}{counter}"
 
     def tensor(self, values: Any) -> Tensor:
         """`values` (array, tensor or nested list) as a float32 tensor on the device."""
@@ -551,6 +563,6 @@ class World:
         return values.to(self.device, torch.float32)
 
 
-def _first_luck(key: Tensor, episode: Tensor) -> Tensor:
+def _first_noise(key: Tensor, episode: Tensor) -> Tensor:
     """Where an episode's noise begins, int64 below 2^52: far from any other's."""
-    return (_mixed(_mixed(key + 2) + episode * _WEYL) >> 12) & ((1 << _LUCK_BITS) - 1)
+    return (_mixed(_mixed(key + 2) + episode * _WEYL) >> 12) & ((1 << _COUNTER_BITS) - 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import two_room_layout as layout
+from .common import check_choices
 from .torch_env import TorchEnv, TorchVectorEnv
 from .torch_world import Planes, World
 
@@ -44,8 +45,7 @@ class TwoRoomWorld(World):
         super().__init__(
             success_radius=success_radius, terminate_on_goal=terminate_on_goal, **common
         )
-        if goal not in ("any", "other-room"):
-            raise ValueError(f"goal is {goal!r}; pass 'any' or 'other-room'")
+        check_choices(goal=(goal, ("any", "other-room")))
         if not 0.0 < speed <= 1.0:
             raise ValueError(
                 f"speed is {speed!r}; pass a length in world units, above 0 and at most 1"

@@ -483,7 +483,7 @@ def test_a_device_gives_tensors_with_the_same_numbers():
         tensors.position,
         tensors.goal,
         tensors.get_state(),
-        tensors.goal_images(),
+        tensors.goal_image(),
         tensors.expert_action(0.1),
     )
     assert all(isinstance(value, torch.Tensor) for value in values)
