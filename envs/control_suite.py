@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gjwm.envs.generator_words import WORDS, from_words, to_words
+from gjwm.envs.common import WORDS, from_words, to_words
 from gjwm.envs.goal_spaces import goal_space
 from gjwm.envs.rendering import FaithfulRenderer, FastRenderer, NoContexts, prepare_backend
 from gjwm.envs.task_names import TASKS

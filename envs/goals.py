@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gjwm.envs.generator_words import WORDS, from_words, to_words
+from gjwm.envs.common import WORDS, from_words, to_words
 
 # GoalEnv's arguments
 _OWN = (

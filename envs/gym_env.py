@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-from gjwm.envs.generator_words import WORDS, from_words, to_words
+from gjwm.envs.common import WORDS, from_words, to_words
 from gjwm.envs.rendering import choose_backend, prepare_backend
 
 # What classic control keeps beside `state`: the torque that Pendulum draws, and how long CartPole
