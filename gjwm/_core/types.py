@@ -18,9 +18,8 @@ class Batch:
     """B windows of T steps, each from within one episode.
 
     o: (B, T+1, *O) in the observation space's dtype; a dict of such tensors for a Dict space.
-    a: (B, T, A) float32; with stride s the s actions between two kept observations side by side,
-    (B, T, s*A).
-    r: (B, T) float32, summed over the stride.
+    a: (B, T, A) float32.
+    r: (B, T) float32.
     terminated: (B, T) bool, whether the episode ended in a terminal state on this step.
     episode: (B,) int64; windows of one episode share the number, so statistics can be taken across
     episodes."""

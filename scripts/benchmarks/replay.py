@@ -1,7 +1,7 @@
 """Windows of 64x64x3 images per second: from memory and from disk, ours beside the ways of other
 packages and the bare floor.
 
-A window is T = 4 steps at stride 5, five frames out of twenty-one, in batches of 128. Cold rows
+A window is T = 4 steps, five frames, in batches of 128. Cold rows
 drop the files from the operating system's cache before each batch, as if the dataset were much
 larger than memory."""
 
@@ -23,8 +23,8 @@ from torch import Generator, Tensor
 from gjwm.data.dataset import DatasetWriter, DiskWindows, Episode, load_buffer
 from gjwm.data.replay import ReplayBuffer
 
-T, STRIDE, BATCH = 4, 5, 128
-SPAN = T * STRIDE + 1
+T, BATCH = 4, 128
+SPAN = T + 1
 SPACE, ACTIONS = spaces.Box(0, 255, (3, 64, 64), np.uint8), spaces.Box(-1, 1, (2,), np.float32)
 LENGTH = 100
 
@@ -63,16 +63,16 @@ def _write(path: Path, episodes: int) -> None:
 
 def _memory(buffer: ReplayBuffer, quick: bool) -> list[dict[str, Any]]:
     generator = Generator().manual_seed(0)
-    starts = buffer._window_starts(T, STRIDE)
+    starts = buffer._window_starts(T)
     o, a, r = buffer._o[""], buffer._a, buffer._r
-    frames = STRIDE * torch.arange(T + 1)
+    frames = torch.arange(T + 1)
 
     def draw() -> Tensor:
         return starts[torch.randint(len(starts), (BATCH,), generator=generator)]
 
     def floor() -> None:
         start = draw()[:, None]
-        steps = (start + torch.arange(T * STRIDE)).view(-1)
+        steps = (start + torch.arange(T)).view(-1)
         (
             o.index_select(0, (start + frames).view(-1)),
             a.index_select(0, steps),
@@ -81,44 +81,17 @@ def _memory(buffer: ReplayBuffer, quick: bool) -> list[dict[str, Any]]:
 
     def sliced() -> None:  # one clip after another, each a slice of its episode, then stacked
         clips = [
-            (o[s : s + SPAN : STRIDE], a[s : s + SPAN - 1], r[s : s + SPAN - 1])
-            for s in draw().tolist()
+            (o[s : s + SPAN], a[s : s + SPAN - 1], r[s : s + SPAN - 1]) for s in draw().tolist()
         ]
         for parts in zip(*clips):
             torch.stack(parts)
 
-    def whole_span() -> (
-        None
-    ):  # a slice sampler without a stride gathers every frame between the first and the last
-        steps = (draw()[:, None] + torch.arange(SPAN)).view(-1)
-        o.index_select(0, steps).view(BATCH, SPAN, -1)[:, ::STRIDE].contiguous()
-        a.index_select(0, steps), r.index_select(0, steps)
-
-    prioritised = ReplayBuffer(
-        len(buffer), SPACE, ACTIONS, episodes=buffer.episodes, priority_exponent=0.6
-    )
-    _fill(prioritised, len(buffer) // LENGTH)
     cases = {
         "per-window slices and stack": sliced,
-        "gather of the whole span, then thinned": whole_span,
-        "ours, ReplayBuffer.sample": lambda: buffer.sample(BATCH, T, STRIDE, generator),
-        "ours, prioritised with its update": lambda: _prioritised(prioritised, generator),
+        "ours, ReplayBuffer.sample": lambda: buffer.sample(BATCH, T, generator),
         "floor: bare vectorised gather": floor,
     }
     return _rows("memory", cases, "floor: bare vectorised gather", 0.3 if quick else 10)
-
-
-def _fill(buffer: ReplayBuffer, episodes: int) -> None:
-    o, no = np.zeros((LENGTH + 1, 3, 64, 64), np.uint8), np.zeros(LENGTH, bool)
-    for _ in range(episodes):
-        buffer.add_episode(
-            o, np.zeros((LENGTH, 2)), np.zeros(LENGTH), no, np.arange(LENGTH) == LENGTH - 1
-        )
-
-
-def _prioritised(buffer: ReplayBuffer, generator: Generator) -> None:
-    drawn = buffer.sample_prioritised(BATCH, T, STRIDE, generator)
-    buffer.update_priorities(drawn.index, torch.rand(BATCH, generator=generator) + 1e-3)
 
 
 def _disk(data: Path, disk: DiskWindows, quick: bool) -> list[dict[str, Any]]:
@@ -127,30 +100,28 @@ def _disk(data: Path, disk: DiskWindows, quick: bool) -> list[dict[str, Any]]:
     lengths = [(file, int(offset)) for file in files for offset in file["ep_offset"][:]]
     paths = sorted(data.glob("shard-*.h5"))
 
-    def naive() -> (
-        None
-    ):  # a loader that reads the span of each window from HDF5 and drops what it does not need
+    def naive() -> None:  # a loader that reads each window from HDF5
         o, a, r = [], [], []
         for episode in torch.randint(len(lengths), (BATCH,), generator=generator).tolist():
             file, offset = lengths[episode]
             start = offset + int(torch.randint(LENGTH - SPAN + 2, (), generator=generator))
-            o.append(torch.from_numpy(file["observation"][start : start + SPAN][::STRIDE]))
+            o.append(torch.from_numpy(file["observation"][start : start + SPAN]))
             a.append(torch.from_numpy(file["action"][start : start + SPAN - 1]))
             r.append(torch.from_numpy(file["reward"][start : start + SPAN - 1]))
         torch.stack(o), torch.stack(a), torch.stack(r)
 
     seconds = 0.3 if quick else 10
-    draw = lambda g: disk.sample(BATCH, T, STRIDE, generator=g)  # noqa: E731
+    draw = lambda g: disk.sample(BATCH, T, generator=g)  # noqa: E731
     rows = _rows(
         "disk, cached",
-        {"naive h5py, whole span": naive, "ours, DiskWindows.sample": lambda: draw(generator)},
-        "naive h5py, whole span",
+        {"naive h5py": naive, "ours, DiskWindows.sample": lambda: draw(generator)},
+        "naive h5py",
         seconds,
     )
     rows += _rows(
         "disk, cold",
-        {"naive h5py, whole span": naive, "ours, DiskWindows.sample": lambda: draw(generator)},
-        "naive h5py, whole span",
+        {"naive h5py": naive, "ours, DiskWindows.sample": lambda: draw(generator)},
+        "naive h5py",
         seconds,
         lambda: _forget(paths),
     )

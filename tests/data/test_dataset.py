@@ -108,14 +108,14 @@ def test_a_dataset_returns_the_episodes_it_was_given_from_memory_and_from_disk(t
     assert len(buffer) == 23 and buffer.frame_stack == 2
     with DiskWindows(tmp_path) as disk:
         assert len(disk) == 23
-        for options in ({}, {"stride": 2}, {"episodes": 2}):
+        for options in ({}, {"episodes": 2}):
             a, b = (
                 x.sample(64, 2, generator=torch.Generator().manual_seed(3), **options)
                 for x in (buffer, disk)
             )
             for name in ("o", "a", "r", "terminated", "episode"):
                 torch.testing.assert_close(getattr(a, name), getattr(b, name))
-        with pytest.raises(ValueError, match="nothing to sample yet: a window spans 10"):
+        with pytest.raises(ValueError, match="nothing to sample yet: a window has 10 steps"):
             disk.sample(1, 10)
 
 
@@ -204,8 +204,7 @@ def test_two_processes_cannot_extend_one_dataset_and_readers_do_not_wait(tmp_pat
     DatasetWriter(tmp_path, **header()).close()
 
 
-# -- crashes
-# --  ----------------------------------------------------------------------------------------------
+# -- crashes ---------------------------------------------------------------------------------------
 
 
 def interrupted(path, lengths=(6, 3)):
@@ -501,7 +500,7 @@ def test_streaming_stays_within_a_cap_that_the_dataset_exceeds(tmp_path):
         cap = held + 64 * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
         for seed in range(10):
-            batch = source.sample(128, 4, 5, generator=torch.Generator().manual_seed(seed))
+            batch = source.sample(128, 4, generator=torch.Generator().manual_seed(seed))
             assert (batch.o[:, :, 0, 0, 0] == batch.episode[:, None] % 256).all()
         try:
             load_buffer({str(tmp_path / "d")!r})

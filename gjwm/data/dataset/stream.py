@@ -25,9 +25,7 @@ from gjwm.data.replay import (
     frame_shapes,
     rebuild_space,
     row_bytes,
-    stacked_fields,
 )
-from gjwm.data.replay.spaces import DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +53,11 @@ class DiskWindows(Windows):
     def __init__(self, path: str | Path, *, episodes: int | None = None, readers: int = 4):
         info = require_episodes(path, episodes)
         count = info["episodes"] if episodes is None else episodes
-        self.observation_space = rebuild_space(info["observation_space"])
-        self.action_space = rebuild_space(info["action_space"])
-        self.frame_stack, self.action_dim = info["frame_stack"], self.action_space.shape[0]
-        self.num_envs, self.device = 1, torch.device("cpu")
-        self._fields = box_fields(self.observation_space)
-        self._stacked = stacked_fields(self._fields, self.frame_stack)
-        self._frame_shapes = frame_shapes(self._fields, self.frame_stack)
+        space, action_space = (
+            rebuild_space(info[name]) for name in ("observation_space", "action_space")
+        )
+        super().__init__(space, action_space, info["frame_stack"], num_envs=1)
+        self.device = torch.device("cpu")
         names = {name: f"observation/{name}" if name else "observation" for name in self._fields}
         on_disk = {
             name
@@ -111,7 +107,6 @@ class DiskWindows(Windows):
             )
             for name, values in parts.items()
         }
-        self._starts: dict[tuple[int, int], Tensor] = {}
         self._pool = ThreadPoolExecutor(readers, "gjwm-unpack")
         self._readers = readers
         few = len(self._files) <= OPEN_FILES
@@ -120,9 +115,6 @@ class DiskWindows(Windows):
     def __len__(self) -> int:
         """Steps in the dataset."""
         return self._lane_steps
-
-    def _dtype(self, name: str) -> torch.dtype:
-        return DTYPES[self._fields[name].dtype.name]
 
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         if name in self._small:

@@ -1,18 +1,12 @@
-"""Replay: steps in memory, and windows of them drawn uniformly or by priority.
+"""Replay: steps in memory, and windows of them drawn uniformly.
 
 `buffer` keeps the steps, `windows` says which windows are whole and gathers them (datasets on disk
-use it too), `priorities` holds the tree that prioritised sampling draws from, `prefetch` draws
-ahead in a thread, `spaces` says what of an observation is stored. Datasets on disk are in
-`gjwm.data.dataset`."""
+use it too), `prefetch` draws ahead in a thread, `spaces` says what of an observation is stored,
+`memory` how much there is room for. Datasets on disk are in `gjwm.data.dataset`.
+"""
 
-from gjwm.data.replay.buffer import (
-    PrioritisedBatch,
-    ReplayBuffer,
-    available_memory,
-    buffer_bytes,
-    residence,
-    row_bytes,
-)
+from gjwm.data.replay.buffer import ReplayBuffer, buffer_bytes, row_bytes
+from gjwm.data.replay.memory import available_memory, residence
 from gjwm.data.replay.prefetch import Prefetch
 from gjwm.data.replay.spaces import (
     box_fields,
@@ -26,7 +20,6 @@ from gjwm.data.replay.windows import Windows
 
 __all__ = [
     "Prefetch",
-    "PrioritisedBatch",
     "ReplayBuffer",
     "Windows",
     "available_memory",

@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +20,15 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
-from gjwm._core import draws
 from gjwm._core.files import replacing
 from gjwm._core.types import Batch
-from gjwm.data.replay.priorities import SumTree
+from gjwm.data.replay.memory import available_memory, residence
 from gjwm.data.replay.spaces import (
     DTYPES,
     box_fields,
     describe_space,
     frame_shapes,
     rebuild_space,
-    stacked_fields,
 )
 from gjwm.data.replay.windows import EMPTY, Windows
 
@@ -62,16 +60,12 @@ def buffer_bytes(
     *,
     frame_stack: int = 1,
     episodes: int | None = None,
-    priority_exponent: float | None = None,
 ) -> int:
     """Bytes that a `ReplayBuffer` of these arguments takes when all its rows are filled."""
     fields = box_fields(observation_space)
     shapes = frame_shapes(fields, frame_stack)
     rows = num_envs * _lane_rows(capacity, num_envs, episodes)
-    tree = (
-        0 if priority_exponent is None else 32 * rows
-    )  # two nodes per leaf, up to twice as many leaves as rows
-    return rows * row_bytes(fields, shapes, action_space.shape[0]) + tree
+    return rows * row_bytes(fields, shapes, action_space.shape[0])
 
 
 def _lane_rows(capacity: int, num_envs: int, episodes: int | None) -> int:
@@ -82,16 +76,6 @@ def _lane_rows(capacity: int, num_envs: int, episodes: int | None) -> int:
 
 def _last_frames(capacity: int, episodes: int | None) -> int:
     return max(capacity // 16, min(capacity, 4096)) if episodes is None else int(episodes)
-
-
-class PrioritisedBatch(NamedTuple):
-    """Windows drawn by priority; `windows.episode` and all other fields as `ReplayBuffer.sample`
-    gives them.
-    """
-
-    windows: Batch
-    weights: Tensor  # (B,) importance weights in (0, 1], the largest 1, on the CPU
-    index: Tensor  # (B, 2) int64, which windows these are: for `update_priorities`
 
 
 def _locked(method: Callable) -> Callable:
@@ -121,8 +105,6 @@ class ReplayBuffer(Windows):
         episodes: last frames to leave room for besides the steps. The default, capacity / 16 but at
             least 4096 (or the capacity, if that is smaller), suffices for episodes of 16 steps on
             average; shorter ones drop steps earlier.
-        priority_exponent: alpha of prioritised sampling, whose chances go with priority^alpha; None
-            keeps no priorities.
 
     Raises:
         ValueError: for spaces or sizes it cannot hold.
@@ -139,30 +121,21 @@ class ReplayBuffer(Windows):
         *,
         frame_stack: int = 1,
         episodes: int | None = None,
-        priority_exponent: float | None = None,
     ):
         if num_envs < 1 or capacity < num_envs:
             raise ValueError(
-                f"expected 1 <= num_envs <= capacity, got num_envs={num_envs} and capacity={capacity}."
+                f"expected 1 <= num_envs <= capacity, got num_envs={num_envs} and "
+                f"capacity={capacity}."
             )
         if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
             raise ValueError(f"expected a Box (A,) as action space, got {action_space}.")
-        if priority_exponent is not None and not 0 <= priority_exponent <= 1:
-            raise ValueError(
-                f"expected 0 <= priority_exponent <= 1 or None, got {priority_exponent}."
-            )
-        self.capacity, self.num_envs = int(capacity), int(num_envs)
-        self.observation_space, self.action_space = observation_space, action_space
-        self.frame_stack, self.action_dim = int(frame_stack), action_space.shape[0]
+        super().__init__(observation_space, action_space, frame_stack, num_envs)
+        self.capacity = int(capacity)
         self.episodes = _last_frames(self.capacity, episodes)
-        self._fields = box_fields(observation_space)
-        self._stacked = stacked_fields(self._fields, self.frame_stack)
-        self._frame_shapes = frame_shapes(self._fields, self.frame_stack)
         self._lane_steps = self.capacity // self.num_envs
         self._lane_rows = _lane_rows(self.capacity, self.num_envs, self.episodes)
 
         rows = self.num_envs * self._lane_rows
-        self.priority_exponent = priority_exponent
         self.device = residence(device, self.nbytes)
         self._require_memory()
         self._lock = threading.RLock()
@@ -170,7 +143,7 @@ class ReplayBuffer(Windows):
             name: torch.empty(
                 rows,
                 math.prod(shape),
-                dtype=DTYPES[self._fields[name].dtype.name],
+                dtype=self._dtype(name),
                 device=self.device,
             )
             for name, shape in self._frame_shapes.items()
@@ -189,9 +162,6 @@ class ReplayBuffer(Windows):
         self._steps = np.zeros(self.num_envs, np.int64)  # of these, rows with an action
         self._open = np.zeros(self.num_envs, bool)  # the lane's newest row awaits an action
         self._next_episode = 0
-        self._starts: dict[tuple[int, int], Tensor] = {}
-        self._priorities = None if priority_exponent is None else SumTree(rows)
-        self._highest = 1.0  # priority of windows that nobody has judged yet
 
     def __len__(self) -> int:
         """Steps stored."""
@@ -209,7 +179,6 @@ class ReplayBuffer(Windows):
             self.num_envs,
             frame_stack=self.frame_stack,
             episodes=self.episodes,
-            priority_exponent=self.priority_exponent,
         )
 
     def _require_memory(self) -> None:
@@ -221,8 +190,7 @@ class ReplayBuffer(Windows):
                 "or the image size."
             )
 
-    # -- writing
-    # --  ----------------------------------------------------------------------------------------------
+    # -- writing -------------------------------------------------------------------------------------
 
     @_locked
     def add(
@@ -262,15 +230,10 @@ class ReplayBuffer(Windows):
         done = terminated | _flags("truncated", truncated, (n,))
         chosen = np.ones(n, bool) if mask is None else _flags("mask", mask, (n,))
 
-        newest = np.arange(n) * self._lane_rows + (self._head - 1) % self._lane_rows
+        newest = self._index(np.arange(n) * self._lane_rows + (self._head - 1) % self._lane_rows)
         continues = self._open.copy()
         for name, frames in o.items():
-            continues &= (
-                (self._o[name][torch.from_numpy(newest).to(self.device)] == frames)
-                .all(-1)
-                .cpu()
-                .numpy()
-            )
+            continues &= (self._o[name][newest] == frames).all(-1).cpu().numpy()
         first = chosen & ~continues
         self._check_first_stacks(stacks, first)
 
@@ -340,13 +303,10 @@ class ReplayBuffer(Windows):
         ):
             self._drop_oldest(lane)
         rows = lane * self._lane_rows + (self._head[lane] + np.arange(length + 1)) % self._lane_rows
-        index = torch.from_numpy(rows).to(self.device)
         for name, values in frames.items():
-            self._o[name].index_copy_(0, index, values)
-        self._clock[rows], self._acted[rows] = (
-            (self._next_episode << 32) + np.arange(length + 1),
-            False,
-        )
+            self._o[name].index_copy_(0, self._index(rows), values)
+        self._clock[rows] = (self._next_episode << 32) + np.arange(length + 1)
+        self._acted[rows] = False
         self._write_actions(rows[:-1], np.arange(length), a, r, terminated)
         self._head[lane] = (self._head[lane] + length + 1) % self._lane_rows
         self._rows[lane] += length + 1
@@ -354,16 +314,16 @@ class ReplayBuffer(Windows):
         self._next_episode += 1
         self._starts.clear()
 
+    def _index(self, values: np.ndarray) -> Tensor:
+        """Row numbers or flags, on the device of the rows."""
+        return torch.from_numpy(values).to(self.device)
+
     def _append(self, lanes: np.ndarray, frames: dict[str, Tensor], clock: np.ndarray) -> None:
         """Write one new row into each of `lanes`, taking frames (num_envs, ...) of these lanes."""
         self._drop_oldest(lanes[self._rows[lanes] == self._lane_rows])
         rows = lanes * self._lane_rows + self._head[lanes]
-        index, source = (
-            torch.from_numpy(rows).to(self.device),
-            torch.from_numpy(lanes).to(self.device),
-        )
         for name, values in frames.items():
-            self._o[name].index_copy_(0, index, values[source])
+            self._o[name].index_copy_(0, self._index(rows), values[self._index(lanes)])
         self._clock[rows], self._acted[rows] = clock, False
         self._head[lanes] = (self._head[lanes] + 1) % self._lane_rows
         self._rows[lanes] += 1
@@ -371,16 +331,11 @@ class ReplayBuffer(Windows):
     def _write_actions(
         self, rows: np.ndarray, source: np.ndarray, a: Tensor, r: Tensor, terminated: np.ndarray
     ) -> None:
-        index, chosen = (
-            torch.from_numpy(rows).to(self.device),
-            torch.from_numpy(source).to(self.device),
-        )
+        index, chosen = self._index(rows), self._index(source)
         self._a.index_copy_(0, index, a[chosen])
         self._r.index_copy_(0, index, r[chosen])
-        self._terminated.index_copy_(0, index, torch.from_numpy(terminated).to(self.device)[chosen])
+        self._terminated.index_copy_(0, index, self._index(terminated)[chosen])
         self._acted[rows] = True
-        if self._priorities is not None:
-            self._priorities[rows] = self._highest**self.priority_exponent
 
     def _drop_oldest(self, lanes: np.ndarray) -> None:
         """Forget the oldest row of each of `lanes`."""
@@ -388,8 +343,6 @@ class ReplayBuffer(Windows):
         self._steps[lanes] -= self._acted[rows]
         self._rows[lanes] -= 1
         self._clock[rows], self._acted[rows] = EMPTY, False
-        if self._priorities is not None and rows.size:
-            self._priorities[rows] = 0
 
     # -- checks at the edge ------------------------------------------------------------------------
 
@@ -439,7 +392,7 @@ class ReplayBuffer(Windows):
     def _check_first_stacks(self, stacks: dict[str, Tensor], first: np.ndarray) -> None:
         # Otherwise sampling would rebuild another stack than the env showed.
         for stack in stacks.values():
-            begun = stack[torch.from_numpy(first).to(self.device)]
+            begun = stack[self._index(first)]
             if (begun != begun[:, -1:]).any():
                 raise ValueError(
                     f"an episode begins with {self.frame_stack} different frames; expected the "
@@ -463,116 +416,23 @@ class ReplayBuffer(Windows):
             )
         return tensor
 
-    # -- sampling
-    # --  ----------------------------------------------------------------------------------------------
+    # -- sampling ------------------------------------------------------------------------------------
 
     @_locked
     def sample(
         self,
         batch: int,
         length: int,
-        stride: int = 1,
         generator: Generator | None = None,
         episodes: int | None = None,
     ) -> Batch:
-        """See `gjwm.data.replay.windows.Windows.sample`."""
-        return super().sample(batch, length, stride, generator, episodes)
-
-    @_locked
-    def sample_prioritised(
-        self,
-        batch: int,
-        length: int,
-        stride: int = 1,
-        generator: Generator | None = None,
-        *,
-        beta: float = 0.4,
-    ) -> PrioritisedBatch:
-        """Windows drawn in proportion to priority^alpha of their first step (Schaul et al., 2016,
-        equation 1).
-
-        New steps have the highest priority given so far, so that each is likely to be seen once.
-
-        Args:
-            batch, length, stride, generator: as `sample`.
-            beta: of the importance weights (N P(i))^-beta, divided by their largest; 1 undoes the
-                bias fully.
-
-        Raises:
-            ValueError: as `sample`, and when the buffer keeps no priorities.
-        """
-        tree = self._require_priorities()
-        starts = self._window_starts(length, stride).numpy()
-        found = np.empty(0, np.int64)
-
-        def share(count: int) -> np.ndarray:
-            return draws.uniform((count,), generator, device="cpu", dtype=torch.float64).numpy()
-
-        for _ in range(8):
-            # Most rows begin a whole window: drawing among all rows and dropping the others keeps
-            # the proportions exact.
-            rows = tree.find(share(2 * batch) * tree.total)
-            rows = rows[self._begins(rows, length, stride) & (tree[rows] > 0)]
-            found = np.concatenate([found, rows])[:batch]
-            if len(found) == batch:
-                break
-        else:
-            cumulative = tree[starts].cumsum()
-            if not cumulative[-1] > 0:
-                raise ValueError(
-                    "every window that could be drawn has priority 0; give some a higher one."
-                )
-            at = share(batch - len(found)) * cumulative[-1]
-            chosen = np.searchsorted(cumulative, at, side="right").clip(max=len(starts) - 1)
-            found = np.concatenate([found, starts[chosen]])
-        priority = tree[found]
-        weights = torch.from_numpy((priority / priority.min()) ** -beta).float()
-        index = torch.from_numpy(np.stack([found, self._clock[found]], 1))
-        return PrioritisedBatch(
-            self._gather(torch.from_numpy(found), length, stride), weights, index
-        )
-
-    @_locked
-    def update_priorities(self, index: Tensor, priority: ArrayLike | Tensor) -> None:
-        """Set the priorities (B,) > 0 of windows drawn before, such as |TD error| + 1e-6.
-
-        Windows whose first step has been overwritten since are passed over.
-        """
-        tree = self._require_priorities()
-        priority = _tensor("priority", priority).double().cpu().numpy()
-        if priority.shape != (len(index),) or not (np.isfinite(priority) & (priority > 0)).all():
-            raise ValueError(
-                f"expected finite priorities ({len(index)},) > 0, got {priority.shape}: {priority}."
-            )
-        rows, clock = index.cpu().numpy().T
-        still = self._clock[rows] == clock
-        tree[rows[still]] = priority[still] ** self.priority_exponent
-        self._highest = max(self._highest, float(priority[still].max(initial=0)))
-
-    def _require_priorities(self) -> SumTree:
-        if self._priorities is None:
-            raise ValueError(
-                "this buffer keeps no priorities; make it with priority_exponent=0.6, say."
-            )
-        return self._priorities
-
-    def _begins(self, rows: np.ndarray, length: int, stride: int) -> np.ndarray:
-        """Whether a whole window begins at each of `rows` (n,) -> (n,) bool: `_window_starts` for a
-        few rows.
-        """
-        lane, row = rows - rows % self._lane_rows, rows % self._lane_rows
-        clock, span = self._clock[rows], length * stride
-        whole = self._clock[lane + (row + span) % self._lane_rows] == clock + span
-        if self._stacked:
-            back = np.minimum(clock % 2**32, self.frame_stack - 1)
-            whole &= self._clock[lane + (row - back) % self._lane_rows] == clock - back
-        return whole
+        """See `Windows.sample`."""
+        return super().sample(batch, length, generator, episodes)
 
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         return self._o[name].index_select(0, rows.to(self.device))
 
-    # -- files
-    # --  ----------------------------------------------------------------------------------------------
+    # -- files ---------------------------------------------------------------------------------------
 
     @_locked
     def save(self, path: str | Path) -> None:
@@ -597,25 +457,16 @@ class ReplayBuffer(Windows):
                 "num_envs": self.num_envs,
                 "frame_stack": self.frame_stack,
                 "episodes": self.episodes,
-                "priority_exponent": self.priority_exponent,
             },
             "observation_space": json.dumps(describe_space(self.observation_space)),
             "action_space": json.dumps(describe_space(self.action_space)),
             "next_episode": self._next_episode,
-            "highest_priority": self._highest,
             "o": {name: rows(values) for name, values in self._o.items()},
-            "rows": {name: rows(values) for name, values in self._row_columns().items()},
+            "rows": {name: rows(getattr(self, f"_{name}")) for name in _ROW_COLUMNS},
             "lanes": {name: torch.from_numpy(getattr(self, f"_{name}")) for name in _LANE_COLUMNS},
         }
         with replacing(path) as partial:
             torch.save(payload, partial)
-
-    def _row_columns(self) -> dict[str, Tensor | np.ndarray]:
-        """What is saved of each row besides its observation."""
-        columns = {name: getattr(self, f"_{name}") for name in _ROW_COLUMNS}
-        if self._priorities is not None:
-            columns["priority"] = self._priorities[np.arange(self._priorities.size)]
-        return columns
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ReplayBuffer:
@@ -646,21 +497,18 @@ class ReplayBuffer(Windows):
             rebuild_space(json.loads(payload[name]))
             for name in ("observation_space", "action_space")
         )
-        config = dict(payload["config"])
-        buffer = cls(config.pop("capacity"), *spaces_, config.pop("num_envs"), device, **config)
-        shape = (buffer.num_envs, buffer._lane_rows)
+        config = payload["config"]
+        more = {name: config[name] for name in ("frame_stack", "episodes")}
+        buffer = cls(config["capacity"], *spaces_, config["num_envs"], device, **more)
+        lanes = (buffer.num_envs, buffer._lane_rows)
         columns = [(values, payload["o"][name]) for name, values in buffer._o.items()]
-        row_columns = buffer._row_columns()
-        columns += [
-            (torch.as_tensor(values), payload["rows"][name]) for name, values in row_columns.items()
-        ]
+        columns += [(getattr(buffer, f"_{name}"), payload["rows"][name]) for name in _ROW_COLUMNS]
         for values, saved in columns:
-            values.view(*shape, *values.shape[1:])[:, : saved.shape[1]] = saved.to(values.device)
+            tensor = torch.as_tensor(values)  # shares the memory of an array
+            tensor.view(*lanes, *tensor.shape[1:])[:, : saved.shape[1]] = saved.to(tensor.device)
         for name in _LANE_COLUMNS:
             getattr(buffer, f"_{name}")[:] = payload["lanes"][name].numpy()
-        buffer._next_episode, buffer._highest = payload["next_episode"], payload["highest_priority"]
-        if buffer._priorities is not None:
-            buffer._priorities[np.arange(buffer._priorities.size)] = row_columns["priority"]
+        buffer._next_episode = payload["next_episode"]
         return buffer
 
 
@@ -684,45 +532,3 @@ def _flags(what: str, value: ArrayLike | Tensor, shape: tuple[int]) -> np.ndarra
             f"{what} has shape {array.shape} and dtype {array.dtype}; expected bool {shape}."
         )
     return np.array(array, bool)
-
-
-def residence(device: torch.device | str, nbytes: int) -> torch.device:
-    """The device that `device` means for rows of `nbytes`."""
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available() and 2.5 * nbytes < torch.cuda.mem_get_info()[0]:
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
-def available_memory(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that can be had on the device, or None where nobody says. A container's limit counts as
-    the machine's.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")  # Linux only; elsewhere the allocation itself decides
-    if device.type != "cpu" or not meminfo.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    free = [int(lines["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in lines else []
-    for folder, limit, used, cached in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file")),
-        (
-            "/sys/fs/cgroup/memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            ("total_inactive_file", "total_active_file"),
-        ),
-    ):
-        try:
-            ceiling, taken = (int(Path(folder, name).read_text()) for name in (limit, used))
-            pages = dict(
-                line.split() for line in Path(folder, "memory.stat").read_text().splitlines()
-            )
-        except (OSError, ValueError):
-            continue  # no such file, or "max"
-        # Cached files give way when memory is asked for.
-        free.append(ceiling - taken + sum(int(pages.get(name, 0)) for name in cached))
-    return max(min(free), 0) if free else None

@@ -3,7 +3,8 @@
 Rows lie in lanes of equal size. A row holds one observation and, unless it is the last of its
 episode or the newest of its lane, the action taken there with its reward. A row's clock is its
 episode * 2^32 + its step there: it counts on within an episode and jumps between episodes, so that
-one subtraction says whether a window is whole."""
+one subtraction says whether a window is whole.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from torch import Generator, Tensor
 
 from gjwm._core import draws
 from gjwm._core.types import Batch
+from gjwm.data.replay.spaces import DTYPES, box_fields, frame_shapes, stacked_fields
 
 EMPTY = -(2**62)  # clock of a row that holds nothing
 
@@ -22,10 +24,27 @@ class Windows:
     """What a replay buffer in memory and a dataset on disk have in common: uniform windows of their
     rows.
 
-    A subclass sets `observation_space`, `action_space`, `action_dim`, `frame_stack`, `num_envs`
-    (lanes), `device`, `_lane_rows`, `_lane_steps`, `_frame_shapes` and `_stacked` (see
-    `gjwm.data.replay.spaces`), `_clock` (rows,) int64 numpy, and the tensors `_a`, `_r`,
-    `_terminated` by row; it says how to read observations."""
+    A subclass sets `device`, `_lane_rows`, `_lane_steps`, `_clock` (rows,) int64 numpy, and the
+    tensors `_a`, `_r`, `_terminated` by row; it says how to read observations.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        frame_stack: int,
+        num_envs: int,
+    ):
+        self.observation_space, self.action_space = observation_space, action_space
+        self.frame_stack, self.action_dim = int(frame_stack), action_space.shape[0]
+        self.num_envs = int(num_envs)  # lanes
+        self._fields = box_fields(observation_space)
+        self._stacked = stacked_fields(self._fields, self.frame_stack)
+        self._frame_shapes = frame_shapes(self._fields, self.frame_stack)
+        self._starts: dict[int, Tensor] = {}
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return DTYPES[self._fields[name].dtype.name]
 
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         """Frames of the field `name` at rows (n,) int64 on the CPU -> (n, numel) on `device`."""
@@ -35,62 +54,56 @@ class Windows:
         self,
         batch: int,
         length: int,
-        stride: int = 1,
         generator: Generator | None = None,
         episodes: int | None = None,
     ) -> Batch:
         """`batch` windows of `length` steps, uniform over all windows stored, with replacement;
         none crosses an episode.
 
-        With stride s a window spans length * s env steps: every s-th observation is kept, the s
-        actions between two of them lie side by side (B, T, s*A) in time order, their rewards are
-        summed, and `terminated` is any of theirs. With `episodes` the windows come from at most
-        that many episodes, drawn in proportion to their windows.
+        With `episodes` they come from at most that many episodes, drawn in proportion to their
+        windows.
 
         Raises:
             ValueError: when no stored episode is as long as a window, or the capacity never can be.
         """
-        if batch < 1 or length < 1 or stride < 1 or (episodes is not None and episodes < 1):
+        if batch < 1 or length < 1 or (episodes is not None and episodes < 1):
             raise ValueError(
-                f"expected batch, length, stride and episodes >= 1, got {batch}, {length}, "
-                f"{stride} and {episodes}."
+                f"expected batch, length and episodes >= 1, got {batch}, {length} and {episodes}."
             )
-        starts = self._window_starts(length, stride)
+        starts = self._window_starts(length)
         count = batch if episodes is None else episodes
         chosen = draws.integers(len(starts), (count,), generator, device="cpu")
         if episodes is not None:
             share = draws.uniform((batch,), generator, device="cpu")
             chosen = self._spread(chosen[torch.arange(batch) % episodes], share, starts)
-        return self._gather(starts[chosen], length, stride)
+        return self._gather(starts[chosen], length)
 
-    def _gather(self, start: Tensor, length: int, stride: int) -> Batch:
+    def _gather(self, start: Tensor, length: int) -> Batch:
         """The windows that begin at rows `start` (B,)."""
         batch = len(start)
         row = start % self._lane_rows
         lane = (start - row)[:, None]
         clock = torch.from_numpy(self._clock[start.numpy()])
-        observed = row[:, None] + stride * torch.arange(length + 1)  # (B, T+1), unwrapped
-        acted = lane + (row[:, None] + torch.arange(length * stride)) % self._lane_rows  # (B, T*s)
+        observed = row[:, None] + torch.arange(length + 1)  # (B, T+1), unwrapped
 
         o = {}
         for name, shape in self._frame_shapes.items():
             index, channels = observed, shape[:1]
             if name in self._stacked:
                 # A frame before the episode's first is the first again.
-                step = (clock % 2**32)[:, None] + stride * torch.arange(length + 1)
+                step = (clock % 2**32)[:, None] + torch.arange(length + 1)
                 back = torch.minimum(step[..., None], torch.arange(self.frame_stack - 1, -1, -1))
                 index, channels = observed[..., None] - back, (self.frame_stack * shape[0],)
             index = lane.view(-1, *[1] * (index.dim() - 1)) + index % self._lane_rows
             rows = self._observations(name, index.reshape(-1))
             o[name] = rows.view(batch, length + 1, *channels, *shape[1:])
 
-        index = acted.reshape(-1).to(self._a.device)
-        terminated = self._terminated.index_select(0, index).view(batch, length, stride)
+        acted = (lane + observed[:, :-1] % self._lane_rows).reshape(-1).to(self._a.device)
         return Batch(
             o=o if isinstance(self.observation_space, spaces.Dict) else o[""],
-            a=self._a.index_select(0, index).view(batch, length, stride * self.action_dim),
-            r=self._r.index_select(0, index).view(batch, length, stride).sum(-1),
-            terminated=terminated.any(-1),
+            a=self._a.index_select(0, acted).view(batch, length, self.action_dim),
+            r=self._r.index_select(0, acted).view(batch, length),
+            terminated=self._terminated.index_select(0, acted).view(batch, length),
             episode=(clock >> 32).to(self.device),
         )
 
@@ -99,31 +112,28 @@ class Windows:
         episode's run of starts.
         """
         episode = torch.from_numpy(self._clock)[starts] >> 32
-        first = torch.cat(
-            [torch.zeros(1, dtype=torch.int64), (episode.diff() != 0).nonzero()[:, 0] + 1]
-        )
+        zero = torch.zeros(1, dtype=torch.int64)
+        first = torch.cat([zero, (episode.diff() != 0).nonzero()[:, 0] + 1])
         run = torch.searchsorted(first, chosen, right=True) - 1
         low, high = first[run], torch.cat([first[1:], torch.tensor([len(starts)])])[run]
         return low + (share * (high - low)).long()
 
-    def _window_starts(self, length: int, stride: int) -> Tensor:
+    def _window_starts(self, length: int) -> Tensor:
         """Rows from which a whole window can be read, int64; kept until something is added."""
-        if (length, stride) in self._starts:
-            return self._starts[length, stride]
-        span = length * stride
-        if span > self._lane_steps:
+        if length in self._starts:
+            return self._starts[length]
+        if length > self._lane_steps:
             raise ValueError(
-                f"a window of {length} steps with stride {stride} spans {span} and an env's share "
-                f"of the capacity is {self._lane_steps}; raise the capacity or shorten the window."
+                f"a window has {length} steps and an env's share of the capacity is "
+                f"{self._lane_steps}; raise the capacity or shorten the window."
             )
         clock = self._clock.reshape(self.num_envs, self._lane_rows)
-        # Rows of one episode are neighbours, so a window is whole if its last row's clock is `span`
-        # ahead of its first's.
+        # Rows of one episode are neighbours, so a window is whole if its last row's clock is
+        # `length` ahead of its first's.
         valid = np.empty(clock.shape, bool)
-        np.equal(clock[:, span:] - clock[:, :-span], span, out=valid[:, :-span])
-        np.equal(
-            clock[:, :span] - clock[:, -span:], span, out=valid[:, -span:]
-        )  # around the end of the ring
+        np.equal(clock[:, length:] - clock[:, :-length], length, out=valid[:, :-length])
+        # Around the end of the ring.
+        np.equal(clock[:, :length] - clock[:, -length:], length, out=valid[:, -length:])
         if self._stacked:
             # The ring may have dropped frames that the first stack shows.
             back = np.minimum(clock % 2**32, self.frame_stack - 1)
@@ -133,9 +143,9 @@ class Windows:
         if not starts.size:
             longest = int((clock[clock != EMPTY] % 2**32).max(initial=0))
             raise ValueError(
-                f"nothing to sample yet: a window spans {span} steps and the longest of the "
+                f"nothing to sample yet: a window has {length} steps and the longest of the "
                 f"episodes stored has {longest}; collect more, shorten the window, or see that "
                 "each `obs` added is the env's last `next_obs`."
             )
-        self._starts[length, stride] = torch.from_numpy(starts)
-        return self._starts[length, stride]
+        self._starts[length] = torch.from_numpy(starts)
+        return self._starts[length]

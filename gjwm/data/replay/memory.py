@@ -1,0 +1,49 @@
+"""How much memory there is, and where rows should live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def residence(device: torch.device | str, nbytes: int) -> torch.device:
+    """The device that `device` means for rows of `nbytes`."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available() and 2.5 * nbytes < torch.cuda.mem_get_info()[0]:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def available_memory(device: torch.device | str = "cpu") -> int | None:
+    """Bytes that can be had on the device, or None where nobody says. A container's limit counts as
+    the machine's.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")  # Linux only; elsewhere the allocation itself decides
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = [int(lines["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in lines else []
+    for folder, limit, used, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file")),
+        (
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_inactive_file", "total_active_file"),
+        ),
+    ):
+        try:
+            ceiling, taken = (int(Path(folder, name).read_text()) for name in (limit, used))
+            pages = dict(
+                line.split() for line in Path(folder, "memory.stat").read_text().splitlines()
+            )
+        except (OSError, ValueError):
+            continue  # no such file, or "max"
+        # Cached files give way when memory is asked for.
+        free.append(ceiling - taken + sum(int(pages.get(name, 0)) for name in cached))
+    return max(min(free), 0) if free else None
