@@ -4,6 +4,7 @@ no plan.
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from gjwm.models.dynamics import (
     GaussianDynamics,
     LinearGaussianDynamics,
     MixtureDynamics,
+    with_static,
 )
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.heads import RewardHead
@@ -55,7 +57,7 @@ pytestmark = [
 DYNAMICS = {
     "deterministic": lambda: DeterministicDynamics(6, 2, hidden=32),
     "gaussian": lambda: GaussianDynamics(6, 2, hidden=32),
-    "static": lambda: GaussianDynamics(6, 2, hidden=32, static_dim=2, activation="relu"),
+    "static": lambda: with_static(partial(GaussianDynamics, hidden=32, activation="relu"), 6, 2, 2),
     "low-rank": lambda: GaussianDynamics(6, 2, hidden=32, covariance="low_rank", rank=2),
     "full": lambda: GaussianDynamics(6, 2, hidden=32, covariance="full"),
     "gru": lambda: GaussianDynamics(6, 2, hidden=32, backbone="gru"),

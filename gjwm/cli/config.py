@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.machine import cores
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
+from gjwm.models.dynamics import Dynamics, with_static
 
 # Seeds end where held-out episodes begin, so that these never meet training data; those that
 # calibrate the model's predictions start elsewhere again, so that evaluation never sees them.
@@ -186,21 +188,23 @@ def check_refine_dynamics(cfg: DictConfig) -> None:
         )
     with torch.random.fork_rng(devices=[]):  # the weights of what is trained are drawn later
         try:
-            made = instantiate(others, action_dim=1)
+            made = instantiate(others, action_dim=1)  # in its own sizes, not the recipe's
         except InstantiationException as error:
             told = " ".join(str(error.__cause__ or error).split())
             raise ValueError(
                 f"refine.dynamics: {told}; ~refine.dynamics.NAME removes a setting."
             ) from error
-    for name, found, asked in (
-        ("latent_dim", made.latent_dim, cfg.latent_dim),
-        ("static_dim", made.static_dim, cfg.objective.static_dim),
-    ):
-        if found != asked:
-            raise ValueError(
-                f"refine.dynamics has {name} {found} and the latents {asked}: set "
-                f"refine.dynamics.{name}={asked}, with dynamics that know it."
-            )
+    if made.latent_dim != cfg.latent_dim:
+        raise ValueError(
+            f"refine.dynamics has latent_dim {made.latent_dim} and the latents {cfg.latent_dim}: "
+            f"set refine.dynamics.latent_dim={cfg.latent_dim}."
+        )
+
+
+def dynamics_of(cfg: DictConfig, settings: DictConfig, action_dim: int) -> Dynamics:
+    """Dynamics of these settings, of whose latents the last objective.static_dim stay."""
+    make = partial(instantiate, settings)
+    return with_static(make, cfg.latent_dim, action_dim, cfg.objective.static_dim)
 
 
 def env_kwargs(cfg: DictConfig) -> dict[str, Any]:

@@ -15,7 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm import __version__
 from gjwm._core.files import replacing
-from gjwm.cli.config import HELD_OUT, OWN, env_kwargs, heads_of, keyword_arguments, residence_of
+from gjwm.cli.config import (
+    HELD_OUT,
+    OWN,
+    dynamics_of,
+    env_kwargs,
+    heads_of,
+    keyword_arguments,
+    residence_of,
+)
 from gjwm.cli.run_folder import (
     RETURNS,
     begin,
@@ -27,7 +35,7 @@ from gjwm.cli.run_folder import (
 from gjwm.data.dataset import DiskWindows, episode_lengths, open_windows, read_episodes
 from gjwm.data.replay import ReplayBuffer, available_memory, buffer_bytes, residence
 from gjwm.models.world_model import WorldModel
-from gjwm.objectives import JointEmbeddingObjective
+from gjwm.objectives import make_objective
 from gjwm.planning.agent import reward_agent
 from gjwm.reporting.logging import progress
 from gjwm.rl import (
@@ -119,10 +127,10 @@ def online_command(cfg: DictConfig, command: str) -> None:
         action_dim = stream.action_space.shape[0]
         model = WorldModel(
             instantiate(cfg.encoder, observation_shape=list(stream.observation_space.shape)),
-            instantiate(cfg.dynamics, action_dim=action_dim),
+            dynamics_of(cfg, cfg.dynamics, action_dim),
             heads_of(cfg, action_dim),
         ).to(cfg.device)
-        objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
+        objective = make_objective(instantiate(cfg.discrepancy), **cfg.objective)
         learner, planner = RewardLearner(model, objective, **settings), instantiate(cfg.planner)
         if own.oracle:
             _oracle(cfg)

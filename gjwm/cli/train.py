@@ -16,6 +16,7 @@ from gjwm.cli.config import (
     CALIBRATION,
     behaviour_of,
     check_refine_dynamics,
+    dynamics_of,
     env_kwargs,
     heads_of,
     keyword_arguments,
@@ -27,7 +28,7 @@ from gjwm.data.dataset import DiskWindows, episode_lengths, open_windows, read_e
 from gjwm.evaluation.evaluate import check_equal_length, encode_episodes
 from gjwm.models.decoder import ConvDecoder
 from gjwm.models.world_model import WorldModel
-from gjwm.objectives import JointEmbeddingObjective
+from gjwm.objectives import make_objective
 from gjwm.reporting.logging import progress
 from gjwm.training.checkpoint import Checkpoints
 from gjwm.training.train import (
@@ -75,16 +76,10 @@ def train_command(cfg: DictConfig, command: str) -> None:
                 f"{cfg.dataset}, {longest} steps; shorten the windows, or collect longer episodes."
             )
 
-    stays = cfg.dynamics.get("static_dim", 0)
-    if stays != cfg.objective.static_dim:
-        raise ValueError(
-            f"objective.static_dim is {cfg.objective.static_dim} and that of the dynamics {stays}: "
-            "set both to the same, with dynamics that have one."
-        )
     # Before anything in the run's folder is touched.
     own = OmegaConf.masked_copy(cfg.objective, [k for k in cfg.objective if k != "lam"])
-    asked = keyword_arguments("objective", own, JointEmbeddingObjective, besides=["lam"])
-    objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), cfg.objective.lam, **asked)
+    asked = keyword_arguments("objective", own, make_objective, besides=["lam"])
+    objective = make_objective(instantiate(cfg.discrepancy), cfg.objective.lam, **asked)
     check_pairs(objective, options["batch"], options.get("episodes"))
     begun = begin(cfg, run, checkpoints, cfg.train.steps, "checkpoint.pt", ready)
     if begun is None:
@@ -101,16 +96,14 @@ def train_command(cfg: DictConfig, command: str) -> None:
     shape = buffer.observation_space.shape
     model = WorldModel(
         instantiate(cfg.encoder, observation_shape=list(shape)),
-        instantiate(cfg.dynamics, action_dim=buffer.action_space.shape[0]),
+        dynamics_of(cfg, cfg.dynamics, buffer.action_space.shape[0]),
         heads_of(cfg, buffer.action_space.shape[0]),
     ).to(cfg.device)
     # made here and not after training: its first weights depend on the seed and on what is made
     # before it
     fresh = None
     if cfg.refine.dynamics is not None:
-        fresh = instantiate(cfg.refine.dynamics, action_dim=buffer.action_space.shape[0]).to(
-            cfg.device
-        )
+        fresh = dynamics_of(cfg, cfg.refine.dynamics, buffer.action_space.shape[0]).to(cfg.device)
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     decodes = bool(decoder_steps) and len(shape) == 3
     total = options["steps"] + refining["steps"] + decoder_steps * decodes

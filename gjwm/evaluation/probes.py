@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from torch import Generator, Tensor, nn
 
 from gjwm._core import draws
-from gjwm.models.encoders import mlp
+from gjwm.models.layers import mlp
 
 Readout = Callable[[Tensor], Tensor]  # z (N, D) -> estimate of y (N, P), float64
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gjwm._core.configured import Configured
 
-class ConvDecoder(nn.Module):
+
+class ConvDecoder(Configured, nn.Module):
     """Linear layer to a coarse grid, then nearest upsampling and convolutions up to the image size.
 
     Args:
@@ -25,7 +27,6 @@ class ConvDecoder(nn.Module):
                 f"ConvDecoder makes images (C, h, w) with sides divisible by 8, got "
                 f"{self.image_shape}."
             )
-        self.config = dict(latent_dim=latent_dim, image_shape=list(image_shape), channels=channels)
         c, h, w = self.image_shape
         self.grid = (channels, h // 8, w // 8)
         self.stem = nn.Sequential(

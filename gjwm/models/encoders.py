@@ -12,15 +12,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-
-def mlp(sizes: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
-    """Linear layers of these sizes with an activation between each two."""
-    layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        layers += [activation()] * (i > 0) + [nn.Linear(inputs, outputs)]
-    return nn.Sequential(*layers)
+from gjwm._core.configured import Configured
+from gjwm.models.layers import mlp
 
 
 def _output_norm(kind: str, latent_dim: int) -> nn.Module:
@@ -33,7 +29,7 @@ def _output_norm(kind: str, latent_dim: int) -> nn.Module:
     raise ValueError(f"an encoder's output_norm must be 'batch' or 'none', got {kind!r}.")
 
 
-class Encoder(nn.Module):
+class Encoder(Configured, nn.Module):
     """Base of all encoders: folds leading axes, checks the observation's shape, normalises the
     output.
 
@@ -89,19 +85,12 @@ class MLPEncoder(Encoder):
         symlog: bool = False,
     ):
         super().__init__(observation_shape, latent_dim, output_norm)
-        self.config = dict(
-            observation_shape=list(observation_shape),
-            latent_dim=latent_dim,
-            hidden=list(hidden),
-            output_norm=output_norm,
-            symlog=symlog,
-        )
         self.symlog = symlog
         inputs = math.prod(observation_shape)
         self.net = nn.Sequential(nn.BatchNorm1d(inputs), mlp([inputs, *hidden, latent_dim]))
 
     def features(self, o: Tensor) -> Tensor:
-        o = o.flatten(1).float()
+        o = rearrange(o, "n ... -> n (...)").float()
         return self.net(o.sign() * o.abs().log1p() if self.symlog else o)
 
 
@@ -137,14 +126,6 @@ class ConvEncoder(Encoder):
                 f"ConvEncoder expects images (C, h, w) whose sides are multiples of patch={patch}, "
                 f"got {self.observation_shape}."
             )
-        self.config = dict(
-            observation_shape=list(observation_shape),
-            latent_dim=latent_dim,
-            channels=list(channels),
-            patch=patch,
-            hidden=hidden,
-            output_norm=output_norm,
-        )
         layers: list[nn.Module] = [
             nn.Conv2d(self.observation_shape[0], channels[0], patch, stride=patch),
             nn.ReLU(),
@@ -159,4 +140,4 @@ class ConvEncoder(Encoder):
 
     def features(self, o: Tensor) -> Tensor:
         o = o.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255).sub_(0.5)
-        return self.head(self.conv(o).flatten(1))
+        return self.head(rearrange(self.conv(o), "n c h w -> n (c h w)"))

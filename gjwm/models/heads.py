@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gjwm._core.configured import Configured
 from gjwm._core.types import Batch
-from gjwm.models.encoders import mlp
+from gjwm.models.layers import mlp
 
 
-class RewardHead(nn.Module):
+class RewardHead(Configured, nn.Module):
     """E[r | z, a] by squared error.
 
     Args:
@@ -25,7 +26,6 @@ class RewardHead(nn.Module):
 
     def __init__(self, latent_dim: int, action_dim: int, *, hidden: Sequence[int] = (128, 128)):
         super().__init__()
-        self.config = dict(latent_dim=latent_dim, action_dim=action_dim, hidden=list(hidden))
         self.net = mlp([latent_dim + action_dim, *hidden, 1])
 
     def forward(self, z: Tensor, a: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class RewardHead(nn.Module):
         return F.mse_loss(self(z[:, :-1].detach(), batch.a), batch.r)
 
 
-class TerminationHead(nn.Module):
+class TerminationHead(Configured, nn.Module):
     """P(the episode ends in a terminal state on this step | z, a) by binary cross-entropy.
     Truncation is no termination.
 
@@ -48,7 +48,6 @@ class TerminationHead(nn.Module):
 
     def __init__(self, latent_dim: int, action_dim: int, *, hidden: Sequence[int] = (128, 128)):
         super().__init__()
-        self.config = dict(latent_dim=latent_dim, action_dim=action_dim, hidden=list(hidden))
         self.net = mlp([latent_dim + action_dim, *hidden, 1])
 
     def logit(self, z: Tensor, a: Tensor) -> Tensor:
@@ -66,7 +65,7 @@ class TerminationHead(nn.Module):
         )
 
 
-class StateHead(nn.Module):
+class StateHead(Configured, nn.Module):
     """A state vector read from z, in the state's own units: standardised inside by what
     `standardise` saw.
 
@@ -81,7 +80,6 @@ class StateHead(nn.Module):
 
     def __init__(self, latent_dim: int, state_dim: int, *, hidden: Sequence[int] = (128, 128)):
         super().__init__()
-        self.config = dict(latent_dim=latent_dim, state_dim=state_dim, hidden=list(hidden))
         self.net = mlp([latent_dim, *hidden, state_dim])
         self.register_buffer("shift", torch.zeros(state_dim))
         self.register_buffer("scale", torch.ones(state_dim))

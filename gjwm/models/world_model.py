@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from gjwm._core.configured import describe, rebuild
 from gjwm._core.types import Batch
 from gjwm.models.calibration import Calibration, fit_calibration
 from gjwm.models.dynamics import Dynamics, Past, Prediction
@@ -194,7 +194,6 @@ class WorldModel(nn.Module):
         batch: Batch,
         objective: JointEmbeddingObjective,
         *,
-        truncate: int | None = None,
         generator: Generator | None = None,
     ) -> dict[str, Tensor]:
         """Training losses of a batch of windows.
@@ -203,23 +202,20 @@ class WorldModel(nn.Module):
         the window and on one-step predictions, weighted alike. The spread learns as the dynamics'
         `nll` says, on detached latents.
 
-        Args:
-            truncate: steps that the gradient flows back through the open-loop rollout; None: the
-                whole window.
-
         Returns:
             scalars: "loss" (to minimise), the objective's, "one_step", "open_loop", "nll" (of the
                 spread), and one per head.
         """
-        if objective.static_dim != self.dynamics.static_dim:
+        apart = getattr(objective, "static_dim", 0), getattr(self.dynamics, "static_dim", 0)
+        if apart[0] != apart[1]:
             raise ValueError(
-                f"the objective's static_dim is {objective.static_dim} and that of "
-                f"{type(self.dynamics).__name__} is {self.dynamics.static_dim}: set both to the "
-                "same, with dynamics that have one."
+                f"the objective's static_dim is {apart[0]} and that of "
+                f"{type(self.dynamics).__name__} is {apart[1]}: build the dynamics by "
+                "gjwm.models.dynamics.with_static, with the objective's."
             )
         z = self.encode(batch.o)  # (B, T+1, D)
         z_next = z[:, 1:]
-        z_hat = self.dynamics.training_means(z, batch.a, truncate)
+        z_hat = self.dynamics.training_means(z, batch.a)
         losses = objective(z_hat, z_next, z, clusters=batch.episode, generator=generator)
         losses["nll"] = self.dynamics.nll(z[:, :-1], batch.a, z_next)
         # disjoint parameters: no weight to choose between them
@@ -246,9 +242,9 @@ class WorldModel(nn.Module):
         path.parent.mkdir(parents=True, exist_ok=True)
         payload = {
             "format": FORMAT,
-            "encoder": _describe(self.encoder),
-            "dynamics": _describe(self.dynamics),
-            "heads": {name: _describe(head) for name, head in self.heads.items()},
+            "encoder": describe(self.encoder),
+            "dynamics": describe(self.dynamics),
+            "heads": {name: describe(head) for name, head in self.heads.items()},
             "state": self.state_dict(),
             "origin": None if self.origin is None else asdict(self.origin),
             "extra": extra,
@@ -269,9 +265,9 @@ class WorldModel(nn.Module):
         """
         payload = load_payload(path, device)
         try:
-            heads = {name: _rebuild(head, path) for name, head in payload["heads"].items()}
+            heads = {name: rebuild(head, path) for name, head in payload["heads"].items()}
             model = WorldModel(
-                _rebuild(payload["encoder"], path), _rebuild(payload["dynamics"], path), heads
+                rebuild(payload["encoder"], path), rebuild(payload["dynamics"], path), heads
             )
             state = payload["state"]
             if "calibration.scores" in state:
@@ -312,28 +308,3 @@ def load_payload(path: str | Path, device: torch.device | str = "cpu") -> dict[s
             f"{path} has checkpoint format {found!r}, this version reads {FORMAT}; train it again."
         )
     return payload
-
-
-def _describe(module: nn.Module) -> dict[str, Any]:
-    return {
-        "class": f"{type(module).__module__}:{type(module).__qualname__}",
-        "config": module.config,
-    }
-
-
-def _rebuild(description: dict[str, Any], path: str | Path) -> nn.Module:
-    module, _, name = description["class"].partition(":")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"{path} needs {description['class']}, which cannot be imported: {error}."
-        ) from error
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ValueError(f"{path} names {description['class']}, which is not a torch module.")
-    try:
-        return cls(**description["config"])
-    except ValueError as error:
-        raise ValueError(
-            f"{path} has arguments that {description['class']} refuses: {error}"
-        ) from error

@@ -15,6 +15,8 @@ from gjwm.objectives.characteristic import W0 as W0
 from gjwm.objectives.characteristic import epps_pulley as epps_pulley
 from gjwm.objectives.characteristic import epps_pulley_exact as epps_pulley_exact
 from gjwm.objectives.characteristic import epps_pulley_gaussian as epps_pulley_gaussian
+from gjwm.objectives.episodes import EpisodeObjective as EpisodeObjective
+from gjwm.objectives.episodes import make_objective as make_objective
 from gjwm.objectives.joint import JointGaussian as JointGaussian
 from gjwm.objectives.joint import joint_gaussian_nll as joint_gaussian_nll
 from gjwm.objectives.joint import predictive_information as predictive_information

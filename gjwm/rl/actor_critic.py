@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from gjwm._core import draws
-from gjwm.models.dynamics.ensemble import BatchedLinear
+from gjwm._core.configured import Configured
+from gjwm.models.layers import BatchedLinear
 
 
 class TwoHot:
@@ -60,7 +61,7 @@ class TwoHot:
         return symlog.sign() * symlog.abs().expm1()
 
 
-class QEnsemble(nn.Module):
+class QEnsemble(Configured, nn.Module):
     """M action values Q_m(z, a), as one batched matrix product.
 
     Args:
@@ -85,15 +86,6 @@ class QEnsemble(nn.Module):
         super().__init__()
         if members < 1:
             raise ValueError(f"QEnsemble expects members >= 1, got {members}.")
-        self.config = dict(
-            latent_dim=latent_dim,
-            action_dim=action_dim,
-            members=members,
-            hidden=hidden,
-            bins=bins,
-            low=low,
-            high=high,
-        )
         self.members = members
         self.two_hot = None if bins is None else TwoHot(bins, low, high)
         sizes = [latent_dim + action_dim, hidden, hidden, 1 if bins is None else bins]
@@ -134,7 +126,7 @@ class QEnsemble(nn.Module):
         return self.two_hot.cross_entropy(outputs, target.expand(outputs.shape[:-1]))
 
 
-class Policy(nn.Module):
+class Policy(Configured, nn.Module):
     """A Gaussian over actions in (-1, 1), squashed by tanh: a = tanh(mu(z) + sigma(z) * noise).
 
     Args:
@@ -157,13 +149,6 @@ class Policy(nn.Module):
             raise ValueError(
                 f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}."
             )
-        self.config = dict(
-            latent_dim=latent_dim,
-            action_dim=action_dim,
-            hidden=list(hidden),
-            min_std=min_std,
-            max_std=max_std,
-        )
         layers: list[nn.Module] = []
         sizes = [latent_dim, *hidden]
         for inputs, outputs in itertools.pairwise(sizes):

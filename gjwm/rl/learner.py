@@ -17,8 +17,9 @@ from torch import Generator, Tensor, nn
 
 from gjwm._core import draws
 from gjwm._core.types import Batch
+from gjwm.models.dynamics import StaticLatents
 from gjwm.models.world_model import WorldModel
-from gjwm.objectives import JointEmbeddingObjective
+from gjwm.objectives import EpisodeObjective, JointEmbeddingObjective
 from gjwm.rl.actor_critic import Policy, QEnsemble
 
 
@@ -119,7 +120,7 @@ class RewardLearner:
                 "expected 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and expansion >= "
                 f"0, got {discount}, {lam}, {target_rate} and {expansion}."
             )
-        if objective.pairs_windows or model.dynamics.static_dim:
+        if isinstance(objective, EpisodeObjective) or isinstance(model.dynamics, StaticLatents):
             raise ValueError(
                 "law='within' and static latents compare two windows of one episode, which the "
                 "windows of acting need not hold: learn from reward with objective.law=marginal "

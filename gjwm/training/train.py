@@ -19,7 +19,7 @@ from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.models.dynamics import Dynamics
 from gjwm.models.heads import StateHead
 from gjwm.models.world_model import WorldModel
-from gjwm.objectives import JointEmbeddingObjective, NonFiniteLatentsError
+from gjwm.objectives import EpisodeObjective, JointEmbeddingObjective, NonFiniteLatentsError
 from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
 
 Log = Callable[[dict[str, float], int], None]
@@ -49,7 +49,8 @@ def check_pairs(objective: JointEmbeddingObjective, batch: int, episodes: int | 
     """Raise ValueError if the objective compares windows of one episode and batches need not hold
     two of any.
     """
-    if objective.pairs_windows and (episodes is None or episodes >= batch):
+    pairs = isinstance(objective, EpisodeObjective)
+    if pairs and (episodes is None or episodes >= batch):
         raise ValueError(
             "law='within' and static latents compare two windows of one episode, and batches of "
             f"{batch} from {'all' if episodes is None else episodes} episodes may hold none: set "
@@ -70,7 +71,6 @@ def train(
     weight_decay: float = 1e-4,
     clip: float = 1.0,
     warmup: float = 0.1,
-    truncate: int | None = None,
     log: Log | None = None,
     log_every: int = 25,
     generator: Generator | None = None,
@@ -90,8 +90,6 @@ def train(
             pairs). None: uniform over all windows.
         lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of
             steps spent warming up.
-        truncate: steps that the gradient flows back through the open-loop rollout; None: the whole
-            window.
         log: called with scalars every `log_every` steps; keys "loss", "train/*",
             "frames_per_second".
         generator: draws slices, and the seed of the windows: which come does not depend on where
@@ -112,10 +110,6 @@ def train(
     if steps < 1 or batch < 2:
         raise ValueError(
             f"training expects steps >= 1 and batch >= 2, got steps={steps} and batch={batch}."
-        )
-    if truncate is not None and truncate < 1:
-        raise ValueError(
-            f"training expects truncate >= 1, or null for the whole window, got {truncate}."
         )
     if checkpoint_every < 1:
         raise ValueError(f"training expects checkpoint_every >= 1, got {checkpoint_every}.")
@@ -156,7 +150,7 @@ def train(
         for step in range(first + 1, steps + 1):
             windows = draw.next().to(device)
             try:
-                losses = model.loss(windows, objective, truncate=truncate, generator=generator)
+                losses = model.loss(windows, objective, generator=generator)
             except NonFiniteLatentsError as error:
                 raise FloatingPointError(
                     f"at step {step}: {error} Lower the learning rate (now {lr}) or look for NaN "
@@ -213,7 +207,6 @@ def train_dynamics(
     lr: float = 2e-3,
     weight_decay: float = 1e-4,
     clip: float = 1.0,
-    truncate: int | None = None,
     generator: Generator | None = None,
 ) -> None:
     """Fit dynamics to encoded episodes, the encoder left as it is, as `train` fits them beside it;
@@ -224,7 +217,7 @@ def train_dynamics(
 
     Args:
         z, a: latents (E, T+1, D) and actions (E, T, A).
-        steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
+        steps, batch, length, lr, weight_decay, clip: as in `train`.
         generator: draws windows.
 
     Raises:
@@ -243,9 +236,7 @@ def train_dynamics(
         step = first + torch.arange(length + 1, device=z.device)
         return z[episode, step], a[episode, step[:, :-1]]
 
-    _fit_dynamics(
-        dynamics, draw, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate
-    )
+    _fit_dynamics(dynamics, draw, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip)
 
 
 def encode_dataset(
@@ -287,7 +278,6 @@ def check_refining(
     lr: float,
     weight_decay: float,
     clip: float,
-    truncate: int | None,
 ) -> None:
     """Raise ValueError unless `refine` can work with these numbers."""
     if min(steps, batch, length) < 1 or not (lr > 0 and clip > 0 and weight_decay >= 0):
@@ -295,10 +285,6 @@ def check_refining(
             "refining expects steps, batch and length >= 1, lr and clip > 0 and weight_decay >= "
             f"0, got steps={steps}, batch={batch}, length={length}, lr={lr}, clip={clip} and "
             f"weight_decay={weight_decay}."
-        )
-    if truncate is not None and truncate < 1:
-        raise ValueError(
-            f"refining expects truncate >= 1, or null for the whole window, got {truncate}."
         )
 
 
@@ -312,7 +298,6 @@ def refine(
     lr: float = 2e-3,
     weight_decay: float = 1e-4,
     clip: float = 1.0,
-    truncate: int | None = None,
     log: Log | None = None,
     log_every: int = 25,
     generator: Generator | None = None,
@@ -325,7 +310,7 @@ def refine(
 
     Args:
         latents: of `encode_dataset`, on the dynamics' device.
-        steps, batch, length, lr, weight_decay, clip, truncate: as in `train`.
+        steps, batch, length, lr, weight_decay, clip: as in `train`.
         log: called every `log_every` steps with "refine/mean_squared_error": one-step and open-loop
             predictions over the window, weighted alike (and those of all members of an ensemble).
         generator: draws the seed of the windows.
@@ -334,7 +319,7 @@ def refine(
         ValueError: for numbers that `check_refining` refuses, and windows longer than all episodes.
         FloatingPointError: when the loss is NaN or infinite.
     """
-    fit = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip, truncate=truncate)
+    fit = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip)
     check_refining(batch=batch, length=length, **fit)
     windows = torch.Generator().manual_seed(
         int(draws.integers(2**62, (1,), generator, device="cpu"))
@@ -355,7 +340,6 @@ def _fit_dynamics(
     lr: float,
     weight_decay: float,
     clip: float,
-    truncate: int | None,
     log: Log | None = None,
     log_every: int = 25,
 ) -> None:
@@ -366,13 +350,11 @@ def _fit_dynamics(
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, lr, total_steps=steps + 1, pct_start=0.1
         )
-    # nothing can be learned of how static latents go on
-    moving = slice(dynamics.latent_dim - dynamics.static_dim)
     dynamics.train()
     for step in range(1, steps + 1):
         z, a = draw()
         nll = dynamics.nll(z[:, :-1], a, z[:, 1:])  # what has no parameters counts the windows here
-        error = (dynamics.training_means(z, a, truncate) - z[:, 1:])[..., moving].square().mean()
+        error = (dynamics.training_means(z, a) - z[:, 1:]).square().mean()
         loss = error + nll
         norm = torch.zeros(())
         if parameters:

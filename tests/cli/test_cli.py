@@ -572,12 +572,6 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
         ),
         ("refine.batch=0", "refining expects steps, batch and length >= 1"),
         ("refine.lr=-1", "lr and clip > 0"),
-        ("refine.truncate=0", "truncate >= 1"),
-        (
-            "refine.dynamics={_target_:gjwm.models.dynamics.GaussianDynamics,latent_dim:4,static_dim:2}",
-            "refine.dynamics has static_dim 2 and the latents 0: set refine.dynamics.static_dim=0, "
-            "with",
-        ),
         (
             "refine.dynamics={_target_:gjwm.models.dynamics.GaussianDynamics,latent_dim:8}",
             "set refine.dynamics.latent_dim=4",

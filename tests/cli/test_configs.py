@@ -22,7 +22,7 @@ from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import make_env
 from gjwm.evaluation.evaluate import check_members
 from gjwm.models.world_model import WorldModel
-from gjwm.objectives import JointEmbeddingObjective
+from gjwm.objectives import make_objective
 from gjwm.rl import RewardLearner
 from gjwm.study import Sweep, settings_of
 
@@ -97,7 +97,7 @@ def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_pa
         ).eval()
         observation, _ = env.reset(seed=0)
         assert encoder(torch.from_numpy(observation)[None]).shape == (1, cfg.latent_dim)
-        JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
+        make_objective(instantiate(cfg.discrepancy), **cfg.objective)
         _check_planned(cfg)
         env.close()
     assert {cell.task for cell in sweep.cells} | {cell.method for cell in sweep.cells} == seen
@@ -163,7 +163,7 @@ def test_presets_size_a_learner_that_can_update(name, experiment):
         {head: instantiate(settings, action_dim=2) for head, settings in cfg.heads.items()},
     )
     learner = RewardLearner(
-        model, JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective), **cfg.learner
+        model, make_objective(instantiate(cfg.discrepancy), **cfg.objective), **cfg.learner
     )
     steps = cfg.online.length
     o = torch.randint(255, (8, steps + 1, *shape), generator=torch.Generator().manual_seed(0))
@@ -182,7 +182,7 @@ def test_presets_size_a_learner_that_can_update(name, experiment):
 @pytest.mark.parametrize("name", options("discrepancy"))
 def test_discrepancies(name):
     cfg = load_config([f"discrepancy={name}"])
-    objective = JointEmbeddingObjective(instantiate(cfg.discrepancy), **cfg.objective)
+    objective = make_objective(instantiate(cfg.discrepancy), **cfg.objective)
     z = torch.randn(32, 4, cfg.latent_dim, generator=torch.Generator().manual_seed(0))
     losses = objective(z[:, 1:], z[:, 1:], z, generator=torch.Generator().manual_seed(0))
     assert losses["loss"].isfinite()

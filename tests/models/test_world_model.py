@@ -18,7 +18,7 @@ from gjwm.models.dynamics import (
 )
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
-from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg
+from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg, make_objective
 from gjwm.training.train import encode_dataset, refine, train
 
 
@@ -383,7 +383,7 @@ def test_training_asks_for_few_episodes_and_tells_the_discrepancy_which_windows_
             return super().forward(z, clusters=clusters, generator=generator)
 
     buffer = Watched()
-    objective = JointEmbeddingObjective(Clusters(8), law="within")
+    objective = make_objective(Clusters(8), law="within")
     train(world_model(2, 6), objective, buffer, steps=2, batch=8, length=3, episodes=4)
     assert buffer.asked == 4
 
@@ -422,7 +422,7 @@ def test_refining_fits_the_dynamics_to_latents_that_stand_still():
     assert error() < 0.5 * unrefined and not model.dynamics.training
     assert [i for i, _ in logged] == list(range(25, 301, 25))
     assert logged[-1][1]["refine/mean_squared_error"] < logged[0][1]["refine/mean_squared_error"]
-    for wrong in (dict(steps=0), dict(batch=0), dict(length=0), dict(lr=-1.0), dict(truncate=0)):
+    for wrong in (dict(steps=0), dict(batch=0), dict(length=0), dict(lr=-1.0)):
         with pytest.raises(ValueError, match="refining expects"):
             refine(model.dynamics, latents, **wrong)
     with pytest.raises(ValueError, match="evaluation mode"):
@@ -455,7 +455,7 @@ def test_refining_stops_at_a_loss_that_is_no_number_and_keeps_the_weights():
 
 
 def test_windows_of_one_episode_are_made_sure_of_before_training():
-    for objective in (JointEmbeddingObjective(law="within"), JointEmbeddingObjective(static_dim=1)):
+    for objective in (make_objective(law="within"), make_objective(static_dim=1)):
         for episodes in (None, 8):
             with pytest.raises(ValueError, match="to half the batch"):
                 train(
@@ -466,7 +466,7 @@ def test_windows_of_one_episode_are_made_sure_of_before_training():
 def test_an_objective_and_dynamics_that_disagree_on_static_latents_are_refused():
     batch = LinearSystem(3).sample(16, 4, g())
     with pytest.raises(ValueError, match="static_dim is 2 and that of GaussianDynamics is 0"):
-        world_model().loss(batch, JointEmbeddingObjective(SIGReg(16), static_dim=2))
+        world_model().loss(batch, make_objective(SIGReg(16), static_dim=2))
 
 
 class Spoiled:

@@ -525,25 +525,22 @@ def test_predictive_information_of_the_conditional_mean_is_the_mutual_informatio
 # alignment
 
 
-def test_step_weights_and_masks_choose_the_errors_that_count():
+def test_masks_choose_the_errors_that_count():
     z, z_hat = randn(4, 4, 3), randn(2, 4, 3, 3, seed=1)
     squared = (z_hat - z[:, 1:]).square().mean(-1)  # (2, B, T)
 
-    def alignment(mask=None, **kwargs):
-        o = JointEmbeddingObjective(NoRegularizer(), 0.0, **kwargs)
+    def alignment(mask=None):
+        o = JointEmbeddingObjective(NoRegularizer(), 0.0)
         return o(z_hat, z[:, 1:], z, mask=mask)["alignment"]
 
-    torch.testing.assert_close(alignment(step_weights=[1, 0, 0]), squared[..., 0].mean())
-    torch.testing.assert_close(alignment(step_weights=[2, 2, 2]), squared.mean())
+    torch.testing.assert_close(alignment(), squared.mean())
     mask = torch.ones(4, 4, dtype=torch.bool)
     mask[0, 2] = False  # cuts the window of row 0 after one target
     valid = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 1, 1]]).double()
     torch.testing.assert_close(alignment(mask=mask), (squared * valid).sum() / (2 * valid.sum()))
-    smooth = torch.nn.functional.smooth_l1_loss(z_hat, z[:, 1:].expand_as(z_hat))
-    torch.testing.assert_close(alignment(align="smooth_l1"), smooth)
 
 
-@pytest.mark.parametrize("align", ["mse", "smooth_l1", "joint"])
+@pytest.mark.parametrize("align", ["mse", "joint"])
 def test_masked_latents_reach_neither_the_value_nor_the_gradient(align):
     z, z_hat = randn(8, 4, 3), randn(8, 3, 3, seed=1)
     mask = torch.ones(8, 4, dtype=torch.bool)
@@ -561,9 +558,9 @@ def test_masked_latents_reach_neither_the_value_nor_the_gradient(align):
 
 def test_what_leaves_nothing_to_align_is_named():
     z, mask = randn(4, 4, 3), torch.ones(4, 4, dtype=torch.bool)
-    mask[:, 2:] = False  # one target is left, and its weight is 0
-    with pytest.raises(ValueError, match="step_weights"):
-        JointEmbeddingObjective(VICReg(), step_weights=[0, 0, 1])(z[:, 1:], z[:, 1:], z, mask=mask)
+    mask[:, 0] = False
+    with pytest.raises(ValueError, match="leaves no target"):
+        JointEmbeddingObjective(VICReg())(z[:, 1:], z[:, 1:], z, mask=mask)
 
 
 def test_bad_predictions_and_dimensions_are_named():
@@ -571,8 +568,6 @@ def test_bad_predictions_and_dimensions_are_named():
     z_hat[0, 0, :2] = torch.nan
     with pytest.raises(ValueError, match="2 NaN or infinite values in z_hat"):
         JointEmbeddingObjective(VICReg())(z_hat, z[:, 1:], z)
-    with pytest.raises(ValueError, match="one dimension"):
-        JointEmbeddingObjective(VICReg())(z[:, 1:], z[:, 1:], randn(4, 4, 5))
     with pytest.raises(ValueError, match="one dimension"):
         JointEmbeddingObjective(VICReg())(z[:, 1:, :0], z[:, 1:, :0], z[..., :0])
 
@@ -593,16 +588,12 @@ def test_any_module_of_z_alone_is_a_discrepancy():
         o(z[:, 1:], z[:, 1:], z, mask=torch.ones(4, 4, dtype=torch.bool))
 
 
-def test_stop_gradients_and_their_errors():
+def test_the_target_may_be_held_still():
     z, z_hat = randn(8, 4, 3).requires_grad_(), randn(8, 3, 3, seed=1).requires_grad_()
-    JointEmbeddingObjective(NoRegularizer(), lam=0, detach_prediction=True)(z_hat, z[:, 1:], z)[
+    JointEmbeddingObjective(NoRegularizer(), lam=0, detach_target=True)(z_hat, z[:, 1:], z)[
         "loss"
     ].backward()
-    assert z_hat.grad is None and z.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="nothing to learn"):
-        JointEmbeddingObjective(detach_prediction=True, detach_target=True)
-    with pytest.raises(ValueError, match="step_weights"):
-        JointEmbeddingObjective(step_weights=[0, 0])
+    assert z.grad is None and z_hat.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="two views"):
         JointEmbeddingObjective().views(randn(8, 3))
 

@@ -16,8 +16,9 @@ from gjwm.objectives import (
     VICReg,
     epps_pulley,
     epps_pulley_exact,
+    make_objective,
 )
-from gjwm.objectives.objective import within_episodes
+from gjwm.objectives.episodes import within_episodes
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -211,9 +212,7 @@ def test_contrasts_within_episodes_do_not_see_what_an_episode_keeps():
     """
     ids = torch.arange(32).repeat(2)
     layout, motion = randn(32, 6)[ids, None].expand(64, 5, 6), randn(64, 5, 6, seed=1)
-    marginal, within = (
-        JointEmbeddingObjective(SIGReg(256), law=law) for law in ("marginal", "within")
-    )
+    marginal, within = (make_objective(SIGReg(256), law=law) for law in ("marginal", "within"))
 
     def discrepancy(objective, z):
         generator = torch.Generator().manual_seed(3)
@@ -256,9 +255,7 @@ def test_static_latents_are_matched_across_windows_and_judged_apart():
     z_hat = z[:, 1:] + 0.3 * randn(64, 4, 9, seed=3)
 
     def losses(z, z_hat, static_dim, **given):
-        objective = JointEmbeddingObjective(
-            SIGReg(64), 2.0, law="within", static_dim=static_dim, **given
-        )
+        objective = make_objective(SIGReg(64), 2.0, law="within", static_dim=static_dim, **given)
         return objective(
             z_hat, z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3)
         )
@@ -281,7 +278,7 @@ def test_static_latents_are_matched_across_windows_and_judged_apart():
 
 def test_static_latents_must_tell_episodes_apart_and_nothing_else():
     ids, told = episodes_of_latents()
-    objective = JointEmbeddingObjective(SIGReg(256), 5.0, law="within", static_dim=3)
+    objective = make_objective(SIGReg(256), 5.0, law="within", static_dim=3)
 
     def cost(static):
         z = torch.cat([told[..., :6], static], -1)
@@ -303,27 +300,25 @@ def test_static_latents_must_tell_episodes_apart_and_nothing_else():
 
 def test_static_latents_that_cannot_be_are_named():
     ids, z = episodes_of_latents()
-    objective = JointEmbeddingObjective(SIGReg(16), static_dim=9)
+    objective = make_objective(SIGReg(16), static_dim=9)
     with pytest.raises(ValueError, match="static_dim=9 leaves none of 9 latents"):
         objective(z[:, 1:], z[:, 1:], z, clusters=ids)
     with pytest.raises(ValueError, match="static latents compare two windows"):
-        JointEmbeddingObjective(SIGReg(16), static_dim=3)(
-            z[:, 1:], z[:, 1:], z, clusters=torch.arange(64)
-        )
+        make_objective(SIGReg(16), static_dim=3)(z[:, 1:], z[:, 1:], z, clusters=torch.arange(64))
     for wrong in (
         dict(static_dim=-1),
         dict(static_dim=1.5),
         dict(static_dim=2, static_weight=float("nan")),
     ):
         with pytest.raises(ValueError, match="whole static_dim >= 0 and static_weight >= 0"):
-            JointEmbeddingObjective(**wrong)
+            make_objective(**wrong)
     with pytest.raises(ValueError, match="without a target"):
-        JointEmbeddingObjective(SIGReg(target=GaussianTarget("learned", dim=9)), static_dim=3)
+        make_objective(SIGReg(target=GaussianTarget("learned", dim=9)), static_dim=3)
 
 
 def test_a_discrepancy_that_remembers_its_space_serves_both():
     ids, z = episodes_of_latents()
-    objective = JointEmbeddingObjective(Subspaces(dim=2), law="within", static_dim=3)
+    objective = make_objective(Subspaces(dim=2), law="within", static_dim=3)
     for _ in range(2):
         losses = objective(
             z[:, 1:], z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3)
@@ -336,7 +331,7 @@ def test_masked_static_latents_may_hold_anything():
     mask = torch.ones(64, 5, dtype=torch.bool)
     mask[:40, 3:] = False
     spoiled = torch.where(mask[..., None], z, float("nan"))
-    objective = JointEmbeddingObjective(SIGReg(64), law="within", static_dim=3)
+    objective = make_objective(SIGReg(64), law="within", static_dim=3)
 
     def losses(z):
         generator = torch.Generator().manual_seed(3)
@@ -346,6 +341,4 @@ def test_masked_static_latents_may_hold_anything():
         torch.testing.assert_close(value, losses(z)[name])
     mask[:32] = False
     with pytest.raises(ValueError, match="leaves no latent with its match"):
-        JointEmbeddingObjective(SIGReg(64), static_dim=3)(
-            z[:, 1:], z[:, 1:], z, mask=mask, clusters=ids
-        )
+        make_objective(SIGReg(64), static_dim=3)(z[:, 1:], z[:, 1:], z, mask=mask, clusters=ids)

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import runpy
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -20,7 +21,7 @@ from gjwm._core.types import Batch
 from gjwm.cli.app import main
 from gjwm.data.dataset import dataset_info
 from gjwm.data.replay import ReplayBuffer
-from gjwm.models.dynamics import EnsembleDynamics, GaussianDynamics
+from gjwm.models.dynamics import EnsembleDynamics, GaussianDynamics, with_static
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.heads import RewardHead, TerminationHead
 from gjwm.models.world_model import WorldModel
@@ -319,7 +320,7 @@ def test_what_a_learner_cannot_use_is_one_sentence():
         with pytest.raises(ValueError, match="which this model lacks"):
             learner(heads=("reward",), **wrong)
     with pytest.raises(ValueError, match="static latents compare two windows"):
-        learner(dynamics=GaussianDynamics(4, 1, hidden=8, static_dim=2))
+        learner(dynamics=with_static(partial(GaussianDynamics, hidden=8), 4, 1, 2))
     with pytest.raises(ValueError, match="discount"):
         learner(discount=1.5)
     with pytest.raises(ValueError, match="expansion"):

@@ -8,6 +8,7 @@ gaussian.py     DeterministicDynamics, GaussianDynamics
 ensemble.py     EnsembleDynamics
 mixture.py      MixtureDynamics
 linear.py       LinearGaussianDynamics
+static.py       StaticLatents, around any of them: latents that an episode keeps
 """
 
 from gjwm.models.dynamics.base import Dynamics, Past
@@ -25,6 +26,7 @@ from gjwm.models.dynamics.prediction import (
     beta_nll,
     gaussian_crps,
 )
+from gjwm.models.dynamics.static import StaticLatents, with_static
 
 __all__ = [
     "DeterministicDynamics",
@@ -39,7 +41,9 @@ __all__ = [
     "MixturePrediction",
     "Past",
     "Prediction",
+    "StaticLatents",
     "TailedPrediction",
     "beta_nll",
     "gaussian_crps",
+    "with_static",
 ]

@@ -10,50 +10,23 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
+from gjwm._core.configured import Configured
 from gjwm.models.dynamics.memory import make_memory
 from gjwm.models.dynamics.prediction import Prediction
-from gjwm.models.encoders import mlp
-
-ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
+from gjwm.models.layers import activation_of, mlp
 
 Past = tuple[Tensor, Tensor]  # latents (B, L, D) before z0 and the actions (B, L, A) taken there
 
 
-def activation_of(owner: str, name: str) -> type[nn.Module]:
-    """The module that a setting names; ValueError for another name."""
-    if name not in ACTIVATIONS:
-        raise ValueError(
-            f"{owner}'s activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}."
-        )
-    return ACTIVATIONS[name]
-
-
-def check_static_dim(owner: str, static_dim: int, latent_dim: int) -> None:
-    """Raise ValueError unless some latents are left to move."""
-    if not (isinstance(static_dim, int) and 0 <= static_dim < latent_dim):
-        raise ValueError(
-            f"{owner} expects 0 <= static_dim < latent_dim={latent_dim}, or nothing would move; "
-            f"got {static_dim}."
-        )
-
-
-def moved(z: Tensor, change: Tensor) -> Tensor:
-    """z (..., D) with the change (..., D - S) of all but the last S latents added."""
-    static = z.shape[-1] - change.shape[-1]
-    return z + (nn.functional.pad(change, (0, static)) if static else change)
-
-
-class Dynamics(nn.Module):
+class Dynamics(Configured, nn.Module):
     """Base of all dynamics p(z' | z, a).
 
     A subclass implements `_inputs` (what an action contributes, for all steps at once), `_step`
     (the mean) and `_law` (the distribution around it), and `nll`. Without a memory, a `past` is
     accepted and changes nothing."""
 
-    branches = (
-        False  # whether the law may have several modes, which particles must not be moved off
-    )
-    static_dim = 0  # S, the last S latents stay as they are in every rollout
+    branches = False  # whether the law has several modes, which particles must not be moved off
+    members = 1  # networks whose paths `EnsembleDynamics.rollout_members` tells apart
 
     def __init__(self, latent_dim: int, action_dim: int):
         super().__init__()
@@ -167,29 +140,31 @@ class Dynamics(nn.Module):
         first = self.predict(z0, a[:, 0], past)
         mean = torch.cat([first.mean[:, None], path[:, :, 1:].mean(1)], 1)
         variance = torch.cat([first.variance[:, None], path[:, :, 1:].var(1)], 1)
-        # which particles keep: what differs is the encoder's noise, at every step
-        if self.static_dim:
-            variance[..., -self.static_dim :] = first.variance[:, None, -self.static_dim :]
         return Prediction(mean, variance.clamp(min=1e-12))
 
-    def training_means(self, z: Tensor, a: Tensor, truncate: int | None = None) -> Tensor:
-        """Predicted means of z[:, 1:] for the alignment: open loop over the window, and one step
-        from each latent.
-
-        Args:
-            z: encoded latents (B, T+1, D).
-            a: actions (B, T, A).
-            truncate: steps that a gradient flows back through the open loop; None: all of them.
-
-        Returns:
-            (2, ..., B, T, D). With a memory the first half of the window is read, not predicted
-            open loop: a memory that has seen nothing would be trained to guess.
+    def training_means(self, z: Tensor, a: Tensor) -> Tensor:
+        """Predicted means of z[:, 1:] for the alignment, (2, ..., B, T, D): open loop over the
+        window z (B, T+1, D), a (B, T, A), and one step from each latent.
         """
-        one_step = self._step(z[:, :-1], self._inputs(a), self._sequence_context(z[:, :-1], a))
+        return torch.stack([self.open_loop_means(z, a), self.one_step_means(z, a)])
+
+    def one_step_means(self, z: Tensor, a: Tensor) -> Tensor:
+        """E[z_{t+1} | z_t, a_t] of a window: z (B, T+1, D), a (B, T, A) -> (..., B, T, D)."""
+        return self._step(z[:, :-1], self._inputs(a), self._sequence_context(z[:, :-1], a))
+
+    def open_loop_means(self, z: Tensor, a: Tensor) -> Tensor:
+        """The mean path from a window's first latent, shaped as `one_step_means`.
+
+        With a memory the first half of the window is read, not predicted open loop: a memory that
+        has seen nothing would be trained to guess.
+        """
         read = a.shape[1] // 2 if self.has_memory else 0
-        state = self._remember((z[:, :read], a[:, :read]) if read else None, z[:, 0], (z.shape[0],))
-        path = torch.stack(self._path(z[:, read], a[:, read:], state, truncate=truncate)[1:], -2)
-        return torch.stack([torch.cat([one_step[..., :read, :], path], -2), one_step])
+        past = (z[:, :read], a[:, :read]) if read else None
+        state = self._remember(past, z[:, 0], (z.shape[0],))
+        path = torch.stack(self._path(z[:, read], a[:, read:], state)[1:], -2)
+        if not read:
+            return path
+        return torch.cat([self.one_step_means(z[:, : read + 1], a[:, :read]), path], -2)
 
     # -- shared machinery --------------------------------------------------------------------------
 
@@ -199,18 +174,13 @@ class Dynamics(nn.Module):
         a: Tensor,
         state: tuple[Tensor, ...] | None,
         draw: Callable[[Prediction], Tensor] | None = None,
-        truncate: int | None = None,
     ) -> list[Tensor]:
         """z (..., D) and the H latents after it; a (..., H, A) broadcasts against z's leading axes.
 
-        `draw` takes the next latent from each step's law; None follows the mean. Every `truncate`
-        steps the gradient is cut."""
+        `draw` takes the next latent from each step's law; None follows the mean."""
         inputs = self._inputs(a)  # all steps at once: only the latent part is left in the loop
         path = [z]
         for h in range(a.shape[-2]):
-            if truncate is not None and h and h % truncate == 0:
-                z = z.detach()
-                state = None if state is None else tuple(s.detach() for s in state)
             action = a[..., h, :]
             context = None
             if state is not None:
@@ -219,22 +189,11 @@ class Dynamics(nn.Module):
                 )
                 context = feature.squeeze(-2)
             mean = self._step(z, inputs[..., h, :], context)
-            z = (
-                mean
-                if draw is None
-                else self._kept(z, draw(self._law(mean, z, self._spread(action, z), context)))
-            )
+            if draw is not None:
+                mean = draw(self._law(mean, z, self._spread(action, z), context))
+            z = mean
             path.append(z)
         return path
-
-    def _kept(self, z: Tensor, drawn: Tensor) -> Tensor:
-        """Drawn latents with the static ones of z: their spread is noise of the encoder, afresh at
-        each step, and no walk.
-        """
-        if not self.static_dim:
-            return drawn
-        moving = self.latent_dim - self.static_dim
-        return torch.cat([drawn[..., :moving], z[..., moving:].expand_as(drawn[..., moving:])], -1)
 
     @staticmethod
     def _spread(a: Tensor, z: Tensor) -> Tensor:
@@ -303,9 +262,6 @@ class ResidualDynamics(Dynamics):
         activation: of the mean's hidden layers. "silu", or "relu", whose kinks follow those of
             contact: where a step ends at a wall, the mean bends as sharply
             (docs/experiments/2026-11-27-walls-shown-and-felt.md).
-        static_dim: S, the mean leaves the last S latents as they are. They are for what an episode
-            does not change, such as a maze's layout, and are learned by an objective with the same
-            `static_dim`.
     """
 
     def __init__(
@@ -319,19 +275,16 @@ class ResidualDynamics(Dynamics):
         memory_width: int = 128,
         window: int = 8,
         activation: str = "silu",
-        static_dim: int = 0,
     ):
         super().__init__(latent_dim, action_dim)
         if depth < 1:
             raise ValueError(
                 f"{type(self).__name__} needs at least one hidden layer, got depth={depth}."
             )
-        check_static_dim(type(self).__name__, static_dim, latent_dim)
-        self.static_dim = static_dim
         self.from_latent = nn.Linear(latent_dim, hidden)
         self.from_action = nn.Linear(action_dim, hidden, bias=False)
         kind = activation_of(type(self).__name__, activation)
-        self.body = nn.Sequential(kind(), mlp([hidden] * depth + [latent_dim - static_dim], kind))
+        self.body = nn.Sequential(kind(), mlp([hidden] * depth + [latent_dim], kind))
         self.memory = make_memory(backbone, latent_dim, action_dim, memory_width, window)
         self.context_dim = 0 if self.memory is None else memory_width
         if self.memory is not None:
@@ -344,7 +297,7 @@ class ResidualDynamics(Dynamics):
         hidden = self.from_latent(z) + inputs
         if context is not None:
             hidden = hidden + self.from_memory(context)
-        return moved(z, self.body(hidden))
+        return z + self.body(hidden)
 
     def _spread_inputs(self, z: Tensor, a: Tensor, context: Tensor | None) -> Tensor:
         """What the spread is computed from, cut from the graph."""

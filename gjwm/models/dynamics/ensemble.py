@@ -9,49 +9,16 @@ number, not their width, that makes them disagree."""
 
 from __future__ import annotations
 
-import itertools
 import math
+from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from gjwm._core import draws
-from gjwm.models.dynamics.base import Dynamics, Past, activation_of, check_static_dim, moved
+from gjwm.models.dynamics.base import Dynamics, Past
 from gjwm.models.dynamics.prediction import EnsemblePrediction, Prediction, beta_nll
-
-
-class BatchedLinear(nn.Module):
-    """M linear layers as one product: (M, R, in) -> (M, R, out). Each starts as `nn.Linear` does.
-
-    Args:
-        members: M.
-        inputs, outputs: widths.
-        bias: whether to add one.
-    """
-
-    def __init__(self, members: int, inputs: int, outputs: int, *, bias: bool = True):
-        super().__init__()
-        bound = 1 / math.sqrt(inputs)
-        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
-        self.bias = (
-            nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound)) if bias else None
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (
-            torch.bmm(x, self.weight)
-            if self.bias is None
-            else torch.baddbmm(self.bias, x, self.weight)
-        )
-
-
-def _batched_mlp(
-    members: int, sizes: list[int], activation: type[nn.Module] = nn.SiLU
-) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        layers += [activation()] * (i > 0) + [BatchedLinear(members, inputs, outputs)]
-    return nn.Sequential(*layers)
+from gjwm.models.layers import BatchedLinear, Spread, activation_of, mlp
 
 
 class EnsembleDynamics(Dynamics):
@@ -60,8 +27,7 @@ class EnsembleDynamics(Dynamics):
 
     A mean rollout follows every member along its own path and averages the paths; `rollout_members`
     returns them apart, and their spread is the epistemic uncertainty over the horizon. Particles
-    keep their member for the whole rollout (TS-inf of PETS), or draw one at each step
-    (`resample=True`, TS-1).
+    keep their member for the whole rollout (TS-inf of PETS).
 
     Args:
         latent_dim, action_dim: D, A.
@@ -70,8 +36,7 @@ class EnsembleDynamics(Dynamics):
         std_hidden: width of each member's spread network (two hidden layers).
         min_std, max_std: bounds of s_m.
         beta: of the beta-NLL that s_m learns from.
-        resample: whether particles change members at each step.
-        activation, static_dim: of every member's mean, see `ResidualDynamics`.
+        activation: of every member's mean, see `ResidualDynamics`.
     """
 
     def __init__(
@@ -86,9 +51,7 @@ class EnsembleDynamics(Dynamics):
         min_std: float = 0.01,
         max_std: float = 1.25,
         beta: float = 0.5,
-        resample: bool = False,
         activation: str = "silu",
-        static_dim: int = 0,
     ):
         super().__init__(latent_dim, action_dim)
         if members < 2:
@@ -99,41 +62,14 @@ class EnsembleDynamics(Dynamics):
             raise ValueError(
                 f"EnsembleDynamics needs at least one hidden layer, got depth={depth}."
             )
-        if not 0 < min_std < max_std:
-            raise ValueError(
-                f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}."
-            )
-        check_static_dim(type(self).__name__, static_dim, latent_dim)
-        self.config = dict(
-            latent_dim=latent_dim,
-            action_dim=action_dim,
-            members=members,
-            hidden=hidden,
-            depth=depth,
-            std_hidden=std_hidden,
-            min_std=min_std,
-            max_std=max_std,
-            beta=beta,
-            resample=resample,
-            activation=activation,
-            static_dim=static_dim,
-        )
-        self.members, self.beta, self.resample, self.static_dim = (
-            members,
-            beta,
-            resample,
-            static_dim,
-        )
-        self.log_std_range = (math.log(min_std), math.log(max_std))
-        self.from_latent = BatchedLinear(members, latent_dim, hidden)
-        self.from_action = BatchedLinear(members, action_dim, hidden, bias=False)
+        self.members, self.beta, self.spread = members, beta, Spread(min_std, max_std)
+        layer = partial(BatchedLinear, members)
+        self.from_latent = layer(latent_dim, hidden)
+        self.from_action = layer(action_dim, hidden, bias=False)
         kind = activation_of(type(self).__name__, activation)
-        self.body = nn.Sequential(
-            kind(), _batched_mlp(members, [hidden] * depth + [latent_dim - static_dim], kind)
-        )
-        self.log_std = _batched_mlp(
-            members, [latent_dim + action_dim, std_hidden, std_hidden, latent_dim]
-        )
+        self.body = nn.Sequential(kind(), mlp([hidden] * depth + [latent_dim], kind, layer))
+        sizes = [latent_dim + action_dim, std_hidden, std_hidden, latent_dim]
+        self.log_std = mlp(sizes, linear=layer)
 
     # Inside, a member axis comes first: z (M, ..., D), a (M or 1, ..., A).
 
@@ -149,12 +85,12 @@ class EnsembleDynamics(Dynamics):
         return self._each(self.from_action, a)
 
     def _step(self, z: Tensor, inputs: Tensor, context: Tensor | None) -> Tensor:
-        return moved(z, self._each(self.body, self._each(self.from_latent, z) + inputs))
+        return z + self._each(self.body, self._each(self.from_latent, z) + inputs)
 
     def _member_variance(self, z: Tensor, a: Tensor) -> Tensor:
-        low, high = self.log_std_range
-        raw = self._each(self.log_std, torch.cat([z, self._spread(a, z)], -1).detach())
-        return torch.exp(2 * (low + (high - low) * torch.sigmoid(raw)))
+        return self.spread(
+            self._each(self.log_std, torch.cat([z, self._spread(a, z)], -1).detach())
+        )
 
     def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> Prediction:
         return Prediction(mean, self._member_variance(z, a))  # of each member
@@ -206,45 +142,21 @@ class EnsembleDynamics(Dynamics):
         z = z0.view(z0.shape[0], *[1] * (a.dim() - 2), z0.shape[1])
         z = z.expand(self.members, *a.shape[:-2], each, -1)
         a = a[None].unsqueeze(-3)
-        if self.resample:
-            path = self._resampled_path(z, a, generator)
-        else:
-            path = self._path(z, a, None, lambda law: law.sample(generator))
-        path = torch.stack(path, -2)  # (M, ..., P/M, H+1, D)
-        return path.movedim(0, -3).flatten(-4, -3)[..., :particles, :, :]
+        path = torch.stack(self._path(z, a, None, lambda law: law.sample(generator)), -2)
+        path = rearrange(path, "m ... p h d -> ... (p m) h d")
+        return path[..., :particles, :, :]
 
-    def _resampled_path(self, z: Tensor, a: Tensor, generator: Generator | None) -> list[Tensor]:
-        """TS-1: a particle takes a new member at each step, by shuffling particles among the
-        members.
-        """
-        inputs, path = self._inputs(a), [z]
-        for h in range(a.shape[-2]):
-            law = self._law(self._step(z, inputs[..., h, :], None), z, a[..., h, :], None)
-            z = self._kept(z, law.sample(generator))
-            path.append(z)
-            order = draws.uniform(z.shape[:-1], generator, device=z.device)
-            # of the M P/M particles of one start
-            order = order.movedim(0, -1).flatten(-2).argsort(-1)
-            path = [_shuffled(p, order) for p in path]
-            z = path[-1]
-        return path
+    def one_step_means(self, z: Tensor, a: Tensor) -> Tensor:
+        """Each member's, (M, B, T, D): every member is aligned by itself."""
+        start = z[:, :-1].expand(self.members, -1, -1, -1)
+        return self._step(start, self._inputs(a[None]), None)
 
-    def training_means(self, z: Tensor, a: Tensor, truncate: int | None = None) -> Tensor:
-        """Each member's means, (2, M, B, T, D): every member is aligned by itself."""
-        start = z.expand(self.members, *z.shape)
-        one_step = self._step(start[..., :-1, :], self._inputs(a[None]), None)
-        path = torch.stack(self._path(start[..., 0, :], a[None], None, truncate=truncate)[1:], -2)
-        return torch.stack([path, one_step])
+    def open_loop_means(self, z: Tensor, a: Tensor) -> Tensor:
+        start = z[:, 0].expand(self.members, -1, -1)
+        return torch.stack(self._path(start, a[None], None)[1:], -2)
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
         z, a, z_next = z.detach().expand(self.members, *z.shape), a[None], z_next.detach()
         with torch.no_grad():
             mean = self._step(z, self._inputs(a), None)
         return beta_nll(self._law(mean, z, a, None), z_next, self.beta)
-
-
-def _shuffled(z: Tensor, order: Tensor) -> Tensor:
-    """Particles (M, ..., R, D) of each start reordered by `order` (..., M R)."""
-    flat = z.movedim(0, -3).flatten(-3, -2)  # (..., M R, D)
-    flat = flat.gather(-2, order[..., None].expand_as(flat))
-    return flat.unflatten(-2, (z.shape[0], -1)).movedim(-3, 0)

@@ -6,14 +6,15 @@ bound, which no bounded discrepancy can stop."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from gjwm.models.dynamics.base import ResidualDynamics
 from gjwm.models.dynamics.prediction import FullPrediction, LowRankPrediction, Prediction, beta_nll
-from gjwm.models.encoders import mlp
+from gjwm.models.layers import Spread, mlp
 
 
 class ResidualMoments(nn.Module):
@@ -62,36 +63,13 @@ class DeterministicDynamics(ResidualDynamics):
     What most published latent predictors are; the baseline for every law that depends on (z, a).
 
     Args:
-        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation,
-            static_dim: see `ResidualDynamics`.
+        latent_dim, action_dim: D, A.
         min_std: floor of the reported standard deviation.
+        **mean: of `ResidualDynamics`.
     """
 
-    def __init__(
-        self,
-        latent_dim: int,
-        action_dim: int,
-        *,
-        hidden: int = 256,
-        depth: int = 2,
-        backbone: str = "mlp",
-        memory_width: int = 128,
-        window: int = 8,
-        activation: str = "silu",
-        static_dim: int = 0,
-        min_std: float = 0.01,
-    ):
-        shape = dict(
-            hidden=hidden,
-            depth=depth,
-            backbone=backbone,
-            memory_width=memory_width,
-            window=window,
-            activation=activation,
-            static_dim=static_dim,
-        )
-        super().__init__(latent_dim, action_dim, **shape)
-        self.config = dict(latent_dim=latent_dim, action_dim=action_dim, **shape, min_std=min_std)
+    def __init__(self, latent_dim: int, action_dim: int, *, min_std: float = 0.01, **mean: Any):
+        super().__init__(latent_dim, action_dim, **mean)
         self.min_std = min_std
         self.residuals = ResidualMoments(latent_dim, full=False)
 
@@ -115,14 +93,14 @@ class GaussianDynamics(ResidualDynamics):
     dimension, hence max_std only slightly above 1.
 
     Args:
-        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation,
-            static_dim: see `ResidualDynamics`.
+        latent_dim, action_dim: D, A.
         covariance: "diagonal": diag s^2(z, a). "low_rank": diag s^2(z, a) + V(z, a) V(z, a)^T.
             "full": one residual covariance shared by all (z, a), counted over training batches.
         rank: columns of V.
         std_hidden: width of the spread network's two hidden layers.
         min_std, max_std: bounds of s.
         beta: of the beta-NLL that s learns from; the low-rank law learns from its plain likelihood.
+        **mean: of `ResidualDynamics`.
 
     Raises:
         ValueError: for bounds out of order or an unknown covariance.
@@ -133,51 +111,21 @@ class GaussianDynamics(ResidualDynamics):
         latent_dim: int,
         action_dim: int,
         *,
-        hidden: int = 256,
-        depth: int = 2,
-        backbone: str = "mlp",
-        memory_width: int = 128,
-        window: int = 8,
-        activation: str = "silu",
-        static_dim: int = 0,
         covariance: str = "diagonal",
         rank: int = 4,
         std_hidden: int = 128,
         min_std: float = 0.01,
         max_std: float = 1.25,
         beta: float = 0.5,
+        **mean: Any,
     ):
-        if not 0 < min_std < max_std:
-            raise ValueError(
-                f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}."
-            )
         if covariance not in ("diagonal", "low_rank", "full"):
             raise ValueError(
                 f"covariance must be 'diagonal', 'low_rank' or 'full', got {covariance!r}."
             )
-        shape = dict(
-            hidden=hidden,
-            depth=depth,
-            backbone=backbone,
-            memory_width=memory_width,
-            window=window,
-            activation=activation,
-            static_dim=static_dim,
-        )
-        super().__init__(latent_dim, action_dim, **shape)
-        self.config = dict(
-            latent_dim=latent_dim,
-            action_dim=action_dim,
-            **shape,
-            covariance=covariance,
-            rank=rank,
-            std_hidden=std_hidden,
-            min_std=min_std,
-            max_std=max_std,
-            beta=beta,
-        )
+        super().__init__(latent_dim, action_dim, **mean)
         self.covariance, self.beta, self.min_std = covariance, beta, min_std
-        self.log_std_range = (math.log(min_std), math.log(max_std))
+        self.spread = Spread(min_std, max_std)
         if covariance == "full":
             self.residuals = ResidualMoments(latent_dim, full=True)
         else:
@@ -199,11 +147,10 @@ class GaussianDynamics(ResidualDynamics):
             )
             return FullPrediction.of(mean, torch.linalg.cholesky(self.residuals.moment + floor))
         raw = self.log_std(self._spread_inputs(z, a, context))
-        low, high = self.log_std_range
-        own = torch.exp(2 * (low + (high - low) * torch.sigmoid(raw[..., : self.latent_dim])))
+        own = self.spread(raw[..., : self.latent_dim])
         if self.covariance == "diagonal":
             return Prediction(mean, own)
-        factor = raw[..., self.latent_dim :].unflatten(-1, (self.latent_dim, -1))
+        factor = rearrange(raw[..., self.latent_dim :], "... (d r) -> ... d r", d=self.latent_dim)
         return LowRankPrediction.of(mean, own, 0.1 * factor)
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:

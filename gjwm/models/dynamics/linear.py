@@ -51,14 +51,6 @@ class LinearGaussianDynamics(Dynamics):
                 f"expected ridge >= 0, shrinkage in [0, 1] and forget in (0, 1], got {ridge}, "
                 f"{shrinkage} and {forget}."
             )
-        self.config = dict(
-            latent_dim=latent_dim,
-            action_dim=action_dim,
-            ridge=ridge,
-            shrinkage=shrinkage,
-            forget=forget,
-            min_std=min_std,
-        )
         self.ridge, self.shrinkage, self.forget, self.min_std = ridge, shrinkage, forget, min_std
         x, d = latent_dim + action_dim + 1, latent_dim
         # Sums, in double precision: covariances are differences of large numbers.

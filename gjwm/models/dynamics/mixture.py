@@ -4,13 +4,15 @@ conditional of GMJE-MDN)."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from einops import rearrange
+from torch import Generator, Tensor
 
 from gjwm.models.dynamics.base import Past, ResidualDynamics
 from gjwm.models.dynamics.prediction import MixturePrediction, Prediction
-from gjwm.models.encoders import mlp
+from gjwm.models.layers import Spread, mlp
 
 
 class MixtureDynamics(ResidualDynamics):
@@ -26,13 +28,13 @@ class MixtureDynamics(ResidualDynamics):
     particles.
 
     Args:
-        latent_dim, action_dim, hidden, depth, backbone, memory_width, window, activation,
-            static_dim: see `ResidualDynamics`.
+        latent_dim, action_dim: D, A.
         components: K.
         mixture_hidden: width of the two hidden layers that weights, means and spreads come from.
         min_std, max_std: bounds of s_k.
         entropy: weight of the entropy of the batch's mean weights, which keeps components in use. 0
             for a pure likelihood.
+        **mean: of `ResidualDynamics`.
     """
 
     branches = True
@@ -43,52 +45,21 @@ class MixtureDynamics(ResidualDynamics):
         action_dim: int,
         *,
         components: int = 5,
-        hidden: int = 256,
-        depth: int = 2,
-        backbone: str = "mlp",
-        memory_width: int = 128,
-        window: int = 8,
-        activation: str = "silu",
-        static_dim: int = 0,
         mixture_hidden: int = 256,
         min_std: float = 0.03,
         max_std: float = 1.25,
         entropy: float = 0.01,
+        **mean: Any,
     ):
         if components < 1:
             raise ValueError(
                 f"a mixture needs at least one component, got components={components}."
             )
-        if not 0 < min_std < max_std:
-            raise ValueError(
-                f"expected 0 < min_std < max_std, got min_std={min_std} and max_std={max_std}."
-            )
-        shape = dict(
-            hidden=hidden,
-            depth=depth,
-            backbone=backbone,
-            memory_width=memory_width,
-            window=window,
-            activation=activation,
-            static_dim=static_dim,
-        )
-        super().__init__(latent_dim, action_dim, **shape)
-        self.config = dict(
-            latent_dim=latent_dim,
-            action_dim=action_dim,
-            components=components,
-            **shape,
-            mixture_hidden=mixture_hidden,
-            min_std=min_std,
-            max_std=max_std,
-            entropy=entropy,
-        )
+        super().__init__(latent_dim, action_dim, **mean)
         self.components, self.entropy = components, entropy
-        self.log_std_range = (math.log(min_std), math.log(max_std))
-        inputs, outputs = (
-            latent_dim + action_dim + self.context_dim,
-            components * (1 + 2 * latent_dim),
-        )
+        self.spread = Spread(min_std, max_std)
+        inputs = latent_dim + action_dim + self.context_dim
+        outputs = components * (1 + 2 * latent_dim)
         self.mixture = mlp([inputs, mixture_hidden, mixture_hidden, outputs])
         with torch.no_grad():  # components that start together would move together
             self.mixture[-1].bias[components : components * (1 + latent_dim)].normal_(std=0.5)
@@ -97,16 +68,10 @@ class MixtureDynamics(ResidualDynamics):
         # With its graph, unlike a Gaussian's spread: it is here that a planner's gradient passes
         # through particles.
         raw = self.mixture(torch.cat([z, a] if context is None else [z, a, context], -1))
-        k, d = self.components, self.latent_dim
+        k = self.components
+        offsets, spread = rearrange(raw[..., k:], "... (two k d) -> two ... k d", two=2, k=k)
         log_weights = raw[..., :k].log_softmax(-1)
-        offsets = raw[..., k : k + k * d].unflatten(-1, (k, d))
-        if self.static_dim:
-            offsets = nn.functional.pad(offsets[..., : d - self.static_dim], (0, self.static_dim))
-        low, high = self.log_std_range
-        spread = torch.exp(2 * (low + (high - low) * torch.sigmoid(raw[..., k + k * d :])))
-        return MixturePrediction.of(
-            log_weights, z[..., None, :] + offsets, spread.unflatten(-1, (k, d))
-        )
+        return MixturePrediction.of(log_weights, z[..., None, :] + offsets, self.spread(spread))
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
         z, z_next = z.detach(), z_next.detach()

@@ -1,0 +1,162 @@
+"""Latents that an episode does not change, such as a maze's layout, around any dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from einops import repeat
+from torch import Generator, Tensor
+
+from gjwm.models.dynamics.base import Dynamics, Past
+from gjwm.models.dynamics.gaussian import ResidualMoments
+from gjwm.models.dynamics.prediction import Prediction
+
+
+class StaticLatents(Dynamics):
+    """The last S latents stay as they are; `dynamics` predicts the others and reads these.
+
+    To the dynamics inside, static latents are part of the action, one that is held over the
+    horizon: any dynamics will do, and know nothing of it. Predicted laws say how far static latents
+    scatter from step to step, the encoder's noise, counted over training batches; rollouts and
+    particles keep them. They are learned by `gjwm.objectives.EpisodeObjective`.
+
+    Args:
+        dynamics: of D - S latents and A + S actions, see `with_static`.
+        static_dim: S.
+        min_std: floor of the reported scatter.
+    """
+
+    def __init__(self, dynamics: Dynamics, static_dim: int, *, min_std: float = 0.01):
+        super().__init__(dynamics.latent_dim + static_dim, dynamics.action_dim - static_dim)
+        self.dynamics, self.static_dim, self.min_std = dynamics, static_dim, min_std
+        self.scatter = ResidualMoments(static_dim, full=False)
+
+    @property
+    def has_memory(self) -> bool:
+        return self.dynamics.has_memory
+
+    @property
+    def branches(self) -> bool:
+        return self.dynamics.branches
+
+    @property
+    def members(self) -> int:
+        return self.dynamics.members
+
+    def _split(self, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Moving latents, actions with the static latents beside them, and the static latents."""
+        self._check(z, a)
+        moving, static = z.split([self.latent_dim - self.static_dim, self.static_dim], -1)
+        return moving, torch.cat([a, static.expand(*a.shape[:-1], -1)], -1), static
+
+    def _held(self, z0: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`_split` of a start (B, D) and the actions (B, ..., H, A) from there."""
+        moving, static = z0.split([self.latent_dim - self.static_dim, self.static_dim], -1)
+        held = static.view(len(z0), *[1] * (a.dim() - 2), self.static_dim)
+        return moving, torch.cat([a, held.expand(*a.shape[:-1], -1)], -1), static
+
+    def _past(self, past: Past | None) -> Past | None:
+        return None if past is None else self._split(*past)[:2]
+
+    def _beside(self, law: Prediction, static: Tensor) -> Prediction:
+        variance = self.scatter.moment.clamp(min=self.min_std**2)
+        return law.extended(static, variance.expand_as(static))
+
+    def mean(self, z: Tensor, a: Tensor) -> Tensor:
+        moving, a, static = self._split(z, a)
+        return torch.cat([self.dynamics.mean(moving, a), static], -1)
+
+    def predict(self, z: Tensor, a: Tensor, past: Past | None = None) -> Prediction:
+        moving, a, static = self._split(z, a)
+        return self._beside(self.dynamics.predict(moving, a, self._past(past)), static)
+
+    def predict_sequence(self, z: Tensor, a: Tensor) -> Prediction:
+        moving, a, static = self._split(z, a)
+        return self._beside(self.dynamics.predict_sequence(moving, a), static)
+
+    def rollout(
+        self,
+        z0: Tensor,
+        a: Tensor,
+        particles: int | None = None,
+        generator: Generator | None = None,
+        *,
+        past: Past | None = None,
+    ) -> Tensor:
+        self._check_rollout(z0, a, particles)
+        past = self._past(past)
+        return self._along(
+            z0, a, lambda z, a: self.dynamics.rollout(z, a, particles, generator, past=past)
+        )
+
+    def rollout_members(self, z0: Tensor, a: Tensor) -> Tensor:
+        """Of an ensemble inside: see `EnsembleDynamics.rollout_members`."""
+        self._check_rollout(z0, a, None)
+        return self._along(z0, a, self.dynamics.rollout_members)
+
+    def _along(self, z0: Tensor, a: Tensor, roll: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        moving, a, static = self._held(z0, a)
+        path = roll(moving, a)
+        kept = static.view(len(z0), *[1] * (path.dim() - 2), self.static_dim)
+        return torch.cat([path, kept.expand(*path.shape[:-1], -1)], -1)
+
+    def forecast(
+        self,
+        z0: Tensor,
+        a: Tensor,
+        *,
+        particles: int = 32,
+        generator: Generator | None = None,
+        past: Past | None = None,
+    ) -> Prediction:
+        moving, a, static = self._held(z0, a)
+        law = self.dynamics.forecast(
+            moving, a, particles=particles, generator=generator, past=self._past(past)
+        )
+        return self._beside(law, repeat(static, "b s -> b h s", h=a.shape[1]))
+
+    def one_step_means(self, z: Tensor, a: Tensor) -> Tensor:
+        static = z[:, :-1, -self.static_dim :]
+        means = self.dynamics.one_step_means(z[..., : -self.static_dim], torch.cat([a, static], -1))
+        return self._with(means, static)
+
+    def open_loop_means(self, z: Tensor, a: Tensor) -> Tensor:
+        """As the rollout: the first latent's static ones are held over the window."""
+        held = repeat(z[:, 0, -self.static_dim :], "b s -> b t s", t=a.shape[1])
+        means = self.dynamics.open_loop_means(z[..., : -self.static_dim], torch.cat([a, held], -1))
+        return self._with(means, held)
+
+    @staticmethod
+    def _with(means: Tensor, static: Tensor) -> Tensor:
+        return torch.cat([means, static.expand(*means.shape[:-1], -1)], -1)
+
+    def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
+        """What the dynamics inside learn from, and the static latents' nats, averaged over D."""
+        moving, a, static = self._split(z.detach(), a)
+        after = z_next.detach()[..., -self.static_dim :]
+        if self.training:
+            self.scatter.update(after - static)
+        variance = self.scatter.moment.clamp(min=self.min_std**2).expand_as(static)
+        nats = -Prediction(static, variance).log_prob(after).mean()
+        learned = self.dynamics.nll(moving, a, z_next.detach()[..., : -self.static_dim])
+        return (self.dynamics.latent_dim * learned + nats) / self.latent_dim
+
+
+def with_static(
+    make: Callable[..., Dynamics], latent_dim: int, action_dim: int, static_dim: int = 0
+) -> Dynamics:
+    """`make(latent_dim=, action_dim=)`, of whose latents the last `static_dim` stay.
+
+    Raises:
+        ValueError: when no latents are left to move.
+    """
+    if not static_dim:
+        return make(latent_dim=latent_dim, action_dim=action_dim)
+    if not (isinstance(static_dim, int) and 0 < static_dim < latent_dim):
+        raise ValueError(
+            f"expected 0 <= static_dim < latent_dim={latent_dim}, or nothing would move; got "
+            f"{static_dim}."
+        )
+    inside = make(latent_dim=latent_dim - static_dim, action_dim=action_dim + static_dim)
+    return StaticLatents(inside, static_dim)
