@@ -44,7 +44,7 @@ from gjwm.planning import (
 )
 from gjwm.planning.agent import MPCAgent
 from gjwm.planning.costs import GoalCost
-from gjwm.rl import RewardLearner
+from gjwm.rl import LearnerSettings, RewardLearner
 from gjwm.rl.actor_critic import Policy, QEnsemble
 from gjwm.training.train import encode_dataset, refine, train
 
@@ -295,7 +295,9 @@ def test_learning_from_reward_updates_on_the_gpu(compiled):
     }
     model = world_model(heads=heads).to(CUDA).train()
     learner = RewardLearner(
-        model, JointEmbeddingObjective(SIGReg(16, time="pooled"), lam=1.0), compile=compiled
+        model,
+        JointEmbeddingObjective(SIGReg(16, time="pooled"), lam=1.0),
+        LearnerSettings(compile=compiled),
     )
     losses = []
     for step in range(20):

@@ -21,6 +21,7 @@ from gjwm.models.dynamics import StaticLatents
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import EpisodeObjective, JointEmbeddingObjective
 from gjwm.rl.actor_critic import Policy, QEnsemble
+from gjwm.rl.settings import LearnerSettings
 
 
 def lambda_returns(
@@ -39,11 +40,11 @@ def lambda_returns(
     Returns:
         (..., T).
     """
-    target, found = value[..., -1], []
+    target, targets = value[..., -1], []
     for t in reversed(range(r.shape[-1])):
         target = r[..., t] + discount * going[..., t] * ((1 - lam) * value[..., t] + lam * target)
-        found.append(target)
-    return torch.stack(found[::-1], -1)
+        targets.append(target)
+    return torch.stack(targets[::-1], -1)
 
 
 class RewardLearner:
@@ -55,54 +56,20 @@ class RewardLearner:
             these two nothing is known of what comes after a plan's horizon; without "termination"
             no episode is thought to end.
         objective: of the encoder and the predicted mean.
-        lr, value_lr, policy_lr: Adam's learning rates, of the world model, the values and the
-            policy.
-        encoder_rate: the encoder's learning rate as a share of lr: values follow a representation
-            that moves slowly.
-        clip: largest gradient norm.
-        discount: g per step.
-        lam: of the value targets, see `lambda_returns`.
-        expansion: steps that the policy is followed in the model before the slow values are asked,
-            for each target (model-based value expansion, Feinberg et al., 2018). Values then look
-            so much further at each update.
-        target_rate: share of the values that their slow copy, which gives the targets, takes over
-            at each update.
-        rho: each further open-loop step counts this much less.
-        reward_weight, value_weight, termination_weight: of these errors beside the objective. They
-            reach the dynamics and the encoder too, which so keep what matters for reward where the
-            objective leaves a choice.
-        entropy: the policy's gain from a nat of entropy, in units of the values' spread.
-        clone: weight of the policy's squared distance to the actions that were taken, in the same
-            units (TD3+BC, Fujimoto & Gu, 2021): for data that no acting will correct. 0 while
-            acting.
-        compile: compile the two halves of an update (about a minute at the start).
+        settings: see there.
+
+    `weights` says how much each term counts in the loss.
 
     Raises:
         ValueError: when the model lacks a reward head, has one of value and policy without the
-            other, or has dynamics whose predicted mean is not one latent (an ensemble's).
+            other, or when settings or objective ask for what the model cannot do.
     """
 
     def __init__(
         self,
         model: WorldModel,
         objective: JointEmbeddingObjective,
-        *,
-        lr: float = 1e-3,
-        value_lr: float = 1e-3,
-        policy_lr: float = 1e-3,
-        encoder_rate: float = 0.3,
-        clip: float = 10.0,
-        discount: float = 0.99,
-        lam: float = 0.0,
-        expansion: int = 0,
-        target_rate: float = 0.01,
-        rho: float = 0.7,
-        reward_weight: float = 1.0,
-        value_weight: float = 0.1,
-        termination_weight: float = 0.1,
-        entropy: float = 1e-3,
-        clone: float = 0.0,
-        compile: bool = False,
+        settings: LearnerSettings = LearnerSettings(),  # noqa: B008 (frozen)
     ):
         if "reward" not in model.heads or ("value" in model.heads) != ("policy" in model.heads):
             raise ValueError(
@@ -110,15 +77,10 @@ class RewardLearner:
                 f"both or neither; it has {', '.join(model.heads) or 'none'}."
             )
         self._acts = "policy" in model.heads
-        if (clone or expansion) and not self._acts:
+        if (settings.clone or settings.expansion) and not self._acts:
             raise ValueError(
-                f"clone={clone} and expansion={expansion} are for a policy and its values, which "
-                f"this model lacks: use 0."
-            )
-        if not 0 < discount <= 1 or not 0 <= lam <= 1 or not 0 < target_rate <= 1 or expansion < 0:
-            raise ValueError(
-                "expected 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and expansion >= "
-                f"0, got {discount}, {lam}, {target_rate} and {expansion}."
+                f"clone={settings.clone} and expansion={settings.expansion} are for a policy and "
+                "its values, which this model lacks: use 0."
             )
         if isinstance(objective, EpisodeObjective) or isinstance(model.dynamics, StaticLatents):
             raise ValueError(
@@ -126,47 +88,34 @@ class RewardLearner:
                 "windows of acting need not hold: learn from reward with objective.law=marginal "
                 "and objective.static_dim=0."
             )
-        rates = dict(lr=lr, value_lr=value_lr, policy_lr=policy_lr, encoder_rate=encoder_rate)
-        if min(rates.values()) < 0 or not clip > 0 or not 0 < rho <= 1:
-            raise ValueError(
-                f"expected learning rates >= 0, clip > 0 and 0 < rho <= 1, got {rates}, "
-                f"clip={clip}, rho={rho}."
-            )
         self.model, self.objective = model, objective.to(model.device)
-        self.discount, self.lam, self.target_rate, self.rho = discount, lam, target_rate, rho
-        self.expansion = expansion
+        self.settings = settings
         self.weights = {
-            "reward": reward_weight,
-            "value": value_weight,
-            "termination": termination_weight,
+            "objective": 1.0,
+            "nll": 1.0,  # of the spread alone: no other term reaches it
+            "reward": settings.reward_weight,
+            "value": settings.value_weight,
+            "termination": settings.termination_weight,
         }
-        self.clip, self.entropy, self.clone = clip, entropy, clone
         # Empty modules where there are none: they have no weights, and nothing of them is called.
         self.value: QEnsemble | nn.Module = model.heads["value"] if self._acts else nn.Identity()
         self.policy: Policy | nn.Module = model.heads["policy"] if self._acts else nn.Identity()
         self.slow = copy.deepcopy(self.value).requires_grad_(False)
-        apart = {
-            id(p)
-            for module in (model.encoder, self.policy, self.value)
-            for p in module.parameters()
-        }
         encoder, values = list(model.encoder.parameters()), list(self.value.parameters())
-        rest = [
-            p for module in (model, objective) for p in module.parameters() if id(p) not in apart
-        ]
+        self._policy_parameters = list(self.policy.parameters())
+        known = {id(p) for p in (*encoder, *values, *self._policy_parameters)}
+        rest = [p for part in (model, objective) for p in part.parameters() if id(p) not in known]
         self._parameters = [*encoder, *values, *rest]
         groups = [
-            {"params": encoder, "lr": encoder_rate * lr},
-            {"params": values, "lr": value_lr},
+            {"params": encoder, "lr": settings.encoder_rate * settings.lr},
+            {"params": values, "lr": settings.value_lr},
             {"params": rest},
         ]
-        self._optimizers = {
-            "optimizer": torch.optim.Adam([g for g in groups if g["params"]], lr=lr, fused=True)
-        }
-        self._policy_parameters = list(self.policy.parameters())
+        groups = [group for group in groups if group["params"]]
+        self._optimizers = {"optimizer": torch.optim.Adam(groups, lr=settings.lr, fused=True)}
         if self._acts:
             self._optimizers["policy_optimizer"] = torch.optim.Adam(
-                self._policy_parameters, lr=policy_lr, fused=True
+                self._policy_parameters, lr=settings.policy_lr, fused=True
             )
         for group in self._rates():
             group["initial_lr"] = group["lr"]
@@ -174,7 +123,7 @@ class RewardLearner:
         self.spread = torch.ones((), device=model.device)
         self._tails = torch.tensor([0.05, 0.95], device=model.device)
         self._read, self._ascend = self._read_window, self._ascend_values
-        if compile:
+        if settings.compile:
             self._read = torch.compile(self._read, dynamic=False)
             self._ascend = torch.compile(self._ascend, dynamic=False)
 
@@ -197,26 +146,27 @@ class RewardLearner:
                 )
         z = self.model.encode(batch.o)
         noise = (
-            draws.normal((self.expansion + 1, *batch.a.shape), generator, device=batch.a.device)
+            draws.normal(
+                (self.settings.expansion + 1, *batch.a.shape), generator, device=batch.a.device
+            )
             if self._acts
             else None
         )
-        z_hat, nll, heads = self._read(z, batch.a, batch.r, batch.terminated.float(), noise)
+        z_hat, errors = self._read(z, batch.a, batch.r, batch.terminated.float(), noise)
         # One latent of each window: what the discrepancy compares is then all but independent.
-        losses = self.objective(z_hat, z[:, 1:], z[:, :1], generator=generator)
-        loss = (
-            losses["loss"] + nll + sum(self.weights[name] * error for name, error in heads.items())
-        )
+        objective = self.objective(z_hat, z[:, 1:], z[:, :1], generator=generator)
+        terms = {"objective": objective["loss"], **errors}
+        loss = sum(self.weights[name] * term for name, term in terms.items())
         self._optimizers["optimizer"].zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.clip)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.settings.clip)
         if not (loss + norm).isfinite():
             raise FloatingPointError(
                 f"the loss became {loss.item()} and its gradient {norm.item()}; lower the learning "
                 "rate or look for NaN in the observations and rewards."
             )
         self._optimizers["optimizer"].step()
-        scalars = {**losses, **heads, "loss": loss, "nll": nll, "grad_norm": norm}
+        scalars = {**objective, **errors, "loss": loss, "grad_norm": norm}
         if self._acts:
             scalars |= self._update_policy(
                 torch.cat([z[:, :1], z_hat[0]], 1).detach(), batch.a, generator
@@ -235,7 +185,7 @@ class RewardLearner:
         self._optimizers["policy_optimizer"].zero_grad(set_to_none=True)
         ascent.backward()
         self.value.requires_grad_(True)
-        norm = nn.utils.clip_grad_norm_(self._policy_parameters, self.clip)
+        norm = nn.utils.clip_grad_norm_(self._policy_parameters, self.settings.clip)
         if not (ascent + norm).isfinite():
             raise FloatingPointError(
                 f"the policy's loss became {ascent.item()} and its gradient {norm.item()}; lower "
@@ -245,9 +195,8 @@ class RewardLearner:
         with torch.no_grad():
             low, high = torch.quantile(q.flatten(), self._tails)
             self.spread.lerp_((high - low).clamp(min=1.0), 0.01)
-            torch._foreach_lerp_(
-                list(self.slow.parameters()), list(self.value.parameters()), self.target_rate
-            )
+            slow, value = list(self.slow.parameters()), list(self.value.parameters())
+            torch._foreach_lerp_(slow, value, self.settings.target_rate)
         return {"q": q.mean(), "entropy": entropy}
 
     def _rates(self) -> list[dict[str, Any]]:
@@ -263,35 +212,32 @@ class RewardLearner:
     def _read_window(
         self, z: Tensor, a: Tensor, r: Tensor, terminated: Tensor, noise: Tensor | None
     ):
-        """Predictions (2, B, T, D), the spread's loss, and the heads' errors along the open-loop
-        rollout.
+        """Predictions (2, B, T, D), and errors: the spread's "nll", and those of the heads along
+        the open-loop rollout.
         """
-        model = self.model
+        model, settings = self.model, self.settings
         z_hat = model.dynamics.training_means(z, a)
         if z_hat.dim() != 4:
             raise ValueError(
                 f"{type(model.dynamics).__name__} predicts several means; use one whose mean is "
                 f"one latent."
             )
-        nll = model.dynamics.nll(z[:, :-1], a, z[:, 1:])
         # where each step of the window starts from
         path = torch.cat([z[:, :1], z_hat[0, :, :-1]], 1)
-        weight = self.rho ** torch.arange(a.shape[1], device=z.device)
+        weight = settings.rho ** torch.arange(a.shape[1], device=z.device)
         weight = weight / weight.sum()
 
         def weighted(error: Tensor) -> Tensor:
             return (error.flatten(0, -2).mean(0) * weight).sum()
 
-        errors = {
-            "reward": weighted(
-                F.smooth_l1_loss(model.heads["reward"](path, a), r, reduction="none")
-            )
-        }
+        errors = {"nll": model.dynamics.nll(z[:, :-1], a, z[:, 1:])}
+        reward = model.heads["reward"](path, a)
+        errors["reward"] = weighted(F.smooth_l1_loss(reward, r, reduction="none"))
         if noise is not None:
             with torch.no_grad():
-                value = self._values(z[:, 1:], noise)
+                value, going = self._values(z[:, 1:], noise), 1 - terminated
                 target = lambda_returns(
-                    r, value, 1 - terminated, discount=self.discount, lam=self.lam
+                    r, value, going, discount=settings.discount, lam=settings.lam
                 )
             errors["value"] = weighted(self.value.errors(path, a, target))
         if "termination" in model.heads:
@@ -299,7 +245,7 @@ class RewardLearner:
             errors["termination"] = weighted(
                 F.binary_cross_entropy_with_logits(logit, terminated, reduction="none")
             )
-        return z_hat, nll, errors
+        return z_hat, errors
 
     def _values(self, z: Tensor, noise: Tensor) -> Tensor:
         """What the policy earns from latents (..., D): as the model says at first, then as the slow
@@ -309,7 +255,7 @@ class RewardLearner:
         for step in noise[:-1]:
             a = self.policy.squash(z, step)[0]
             earned = earned + weight * heads["reward"](z, a)
-            weight = weight * self.discount
+            weight = weight * self.settings.discount
             if "termination" in heads:
                 weight = weight * (1 - heads["termination"](z, a))
             z = self.model.dynamics.mean(z, a)
@@ -321,29 +267,22 @@ class RewardLearner:
         """
         a, log_density = self.policy.squash(z, noise)
         q = self.value(z, a).mean(0)
-        loss = (self.entropy * log_density - q / spread).mean()
-        if self.clone:
-            loss = loss + self.clone * (a[:, :-1] - taken).square().mean()
+        loss = (self.settings.entropy * log_density - q / spread).mean()
+        if self.settings.clone:
+            loss = loss + self.settings.clone * (a[:, :-1] - taken).square().mean()
         return loss, q.detach(), -log_density.detach().mean()
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "objective": self.objective, "slow": self.slow}
+        return {**parts, **self._optimizers}
 
     def state_dict(self) -> dict[str, Any]:
         """All that learning goes on from: weights, slow values, optimisers."""
-        parts = {
-            "model": self.model,
-            "objective": self.objective,
-            "slow": self.slow,
-            **self._optimizers,
-        }
-        return {**{name: part.state_dict() for name, part in parts.items()}, "spread": self.spread}
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        return {**states, "spread": self.spread}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        parts = {
-            "model": self.model,
-            "objective": self.objective,
-            "slow": self.slow,
-            **self._optimizers,
-        }
-        for name, part in parts.items():
+        for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.spread.copy_(state["spread"])

@@ -23,7 +23,7 @@ from gjwm.data.collect import make_env
 from gjwm.evaluation.evaluate import check_members
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import make_objective
-from gjwm.rl import RewardLearner
+from gjwm.rl import LearnerSettings, RewardLearner
 from gjwm.study import Sweep, settings_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -163,7 +163,9 @@ def test_presets_size_a_learner_that_can_update(name, experiment):
         {head: instantiate(settings, action_dim=2) for head, settings in cfg.heads.items()},
     )
     learner = RewardLearner(
-        model, make_objective(instantiate(cfg.discrepancy), **cfg.objective), **cfg.learner
+        model,
+        make_objective(instantiate(cfg.discrepancy), **cfg.objective),
+        LearnerSettings(**cfg.learner),
     )
     steps = cfg.online.length
     o = torch.randint(255, (8, steps + 1, *shape), generator=torch.Generator().manual_seed(0))

@@ -32,6 +32,8 @@ from gjwm.reporting.logging import RunLogger
 from gjwm.rl import (
     Exploration,
     Explorer,
+    LearnerSettings,
+    OnlineSettings,
     ReturnCurve,
     RewardLearner,
     Stream,
@@ -96,7 +98,7 @@ def learner(
         {name: made[name]() for name in heads},
     )
     objective = JointEmbeddingObjective(SIGReg(num_slices=16, time="pooled"), lam=1.0)
-    return RewardLearner(model, objective, **options)
+    return RewardLearner(model, objective, LearnerSettings(**options))
 
 
 def planner():
@@ -483,7 +485,10 @@ def test_a_return_curve_is_whole_and_goes_on(tmp_path):
 # --  ----------------------------------------------------------------------------------------------
 
 
-def run(steps, checkpoints=None, log=None, **options):
+SMALL = dict(lanes=2, batch=16, aimless_steps=60, log_every=20, checkpoint_every=100, horizon=3)
+
+
+def run(steps, checkpoints=None, log=None, evaluate=None, **options):
     heads = ("reward", "value", "policy", "termination")
     subject = learner(heads=heads, discount=0.9, target_rate=0.05)
     stream = Stream("test/Slide-v0", {}, lanes=2, seed=1)
@@ -493,18 +498,11 @@ def run(steps, checkpoints=None, log=None, **options):
         planner(),
         stream,
         buffer,
-        steps=steps,
+        OnlineSettings(steps=steps, **{**SMALL, **options}),
+        evaluate=evaluate,
         log=log,
         generator=generator(4),
         checkpoints=checkpoints,
-        **{
-            "batch": 16,
-            "aimless_steps": 60,
-            "log_every": 20,
-            "checkpoint_every": 100,
-            "horizon": 3,
-            **options,
-        },
     )
     stream.close()
     return subject
@@ -587,9 +585,7 @@ def test_rewards_alone_are_learned_and_planned_for():
         planner(),
         stream,
         buffer,
-        steps=600,
-        aimless_steps=200,
-        batch=32,
+        OnlineSettings(steps=600, aimless_steps=200, batch=32, lanes=2),
         generator=generator(4),
         log=lambda row, step: rows.append(row),
     )
@@ -693,12 +689,14 @@ def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
 
 def test_settings_that_cannot_work_are_one_sentence():
     for options, match in [
-        ({"steps": 0}, "steps to be a whole number"),
-        ({"log_every": 0}, "log_every to be a whole number"),
-        ({"batch": 2.5}, "batch to be a whole number"),
+        ({"steps": -1}, "steps must be a whole number"),
+        ({"steps": 0}, "nothing to learn from"),
+        ({"log_every": 0}, "log_every must be a whole number"),
+        ({"batch": 2.5}, "batch must be a whole number"),
         ({"update_ratio": 0}, "update_ratio > 0"),
+        ({"cooldown": 1.5}, "cooldown"),
         ({"aimless_steps": 4}, "aimless_steps from"),
-        ({"aimless_steps": 100}, "to below steps"),
+        ({"aimless_steps": 100}, "to below online.steps"),
     ]:
         with pytest.raises(ValueError, match=match):
             run(**{"steps": 100, **options})
@@ -709,8 +707,7 @@ def test_settings_that_cannot_work_are_one_sentence():
             planner(),
             stream,
             ReplayBuffer(99, stream.observation_space, stream.action_space, 3),
-            steps=99,
-            aimless_steps=20,
+            OnlineSettings(steps=99, aimless_steps=20, lanes=2),
         )
     stream.close()
 
@@ -739,8 +736,7 @@ def test_learning_from_data_alone_ranks_actions():
     pretrain(
         subject,
         buffer,
-        updates=400,
-        batch=64,
+        OnlineSettings(steps=0, data="a buffer", pretrain=400, batch=64),
         log=lambda row, step: rows.append(row),
         generator=generator(6),
     )
@@ -852,24 +848,15 @@ def test_rates_cool_down_over_the_last_share_of_the_steps():
         return update(batch, noise)
 
     subject.update = watched
-    options = dict(
-        aimless_steps=8,
-        update_ratio=0.5,
-        batch=8,
-        evaluate_every=100,
-        horizon=2,
-        generator=generator(),
-    )
+    settings = OnlineSettings(steps=100, cooldown=0.5, aimless_steps=8, batch=8, lanes=1, horizon=2)
     stream = Stream("test/Slide-v0", {}, lanes=1, seed=0, workers=0)
     buffer = ReplayBuffer(200, stream.observation_space, stream.action_space, 1)
-    train_online(subject, planner(), stream, buffer, steps=100, cooldown=0.5, **options)
+    train_online(subject, planner(), stream, buffer, settings, generator=generator())
     stream.close()
     whole, last = np.array([5e-4, 2e-3, 1e-3, 4e-3]), np.array(seen)
     np.testing.assert_allclose(last[:20], np.tile(whole, (20, 1)))
     assert (np.diff(last[27:, 0]) < 0).all() and np.ptp(last / whole, axis=1).max() < 1e-9
     np.testing.assert_allclose(last[-1] / whole, 0.1 + 0.9 * 0.02, atol=0.02)
-    with pytest.raises(ValueError, match="cooldown"):
-        pretrain(subject, buffer, updates=2, batch=4, cooldown=1.5)
 
 
 @pytest.mark.slow
@@ -911,7 +898,7 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
         ("online.oracle=true", "needs a planner"),
         ("online.capacity=10000000000000", "set online.capacity to fewer"),
         ("online.capacity=3", "no room for a window"),
-        ("online.policy_plans=0", "policy_plans to be a whole number"),
+        ("online.policy_plans=0", "online.policy_plans must be a whole number"),
     ):  # what is there stays whole
         assert main(["online", *settings, wrong]) == 1
         said = capsys.readouterr().err
@@ -1102,7 +1089,7 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
         ("online.episodes=0", "online.episodes must be a whole number"),
         ("online.horizon=null", "online.horizon must be a whole number, got None"),
         ("learner.lr=null", "learner.lr must be a number, got None"),
-        ("online.evaluate_every=0", "evaluate_every to be a whole number"),
+        ("online.evaluate_every=0", "online.evaluate_every must be a whole number"),
         ("env.id=CartPole-v1", "discrete actions"),
     ]:
         assert main(["online", *TINY, wrong, "name=wrong"]) == 1

@@ -1,0 +1,216 @@
+"""Settings of learning from reward: how the learner learns, acts and explores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gjwm.planning import Planner
+
+
+def _check_whole(settings: object, group: str, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"{group}.{name} must be a whole number, {least} or more, got {value!r}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerSettings:
+    """How a `RewardLearner` learns.
+
+    Args:
+        lr, value_lr, policy_lr: Adam's learning rates, of the world model, the values and the
+            policy.
+        encoder_rate: the encoder's learning rate as a share of lr: values follow a representation
+            that moves slowly.
+        clip: largest gradient norm.
+        discount: g per step.
+        lam: of the value targets, see `lambda_returns`.
+        expansion: steps that the policy is followed in the model before the slow values are asked,
+            for each target (model-based value expansion, Feinberg et al., 2018).
+        target_rate: share of the values that their slow copy, which gives the targets, takes over
+            at each update.
+        rho: each further open-loop step counts this much less.
+        reward_weight, value_weight, termination_weight: of these errors beside the objective. They
+            reach the dynamics and the encoder too, which so keep what matters for reward.
+        entropy: the policy's gain from a nat of entropy, in units of the values' spread.
+        clone: weight of the policy's squared distance to the actions that were taken, in the same
+            units (TD3+BC, Fujimoto & Gu, 2021): for data that no acting will correct.
+        compile: compile the two halves of an update (about a minute at the start).
+    """
+
+    lr: float = 1e-3
+    value_lr: float = 1e-3
+    policy_lr: float = 1e-3
+    encoder_rate: float = 0.3
+    clip: float = 10.0
+    discount: float = 0.99
+    lam: float = 0.0
+    expansion: int = 0
+    target_rate: float = 0.01
+    rho: float = 0.7
+    reward_weight: float = 1.0
+    value_weight: float = 0.1
+    termination_weight: float = 0.1
+    entropy: float = 1e-3
+    clone: float = 0.0
+    compile: bool = False
+
+    def __post_init__(self):
+        if (
+            not 0 < self.discount <= 1
+            or not 0 <= self.lam <= 1
+            or not 0 < self.target_rate <= 1
+            or self.expansion < 0
+        ):
+            raise ValueError(
+                "the learner expects 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and "
+                f"expansion >= 0, got {self}."
+            )
+        rates = (self.lr, self.value_lr, self.policy_lr, self.encoder_rate)
+        if min(rates) < 0 or not self.clip > 0 or not 0 < self.rho <= 1:
+            raise ValueError(
+                "the learner expects learning rates >= 0, encoder_rate >= 0, clip > 0 and "
+                f"0 < rho <= 1, got {self}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """How much noise there is on actions, for how long and of what colour: see `Explorer`.
+
+    Args:
+        start, end: first and last standard deviation of the noise on plans, the mean over lanes, in
+            units of the action range's half width. It rises evenly from 0 in the first lane to
+            twice that in the last (a single lane has the mean).
+        steps: over which it falls linearly, after the aimless ones.
+        colour: exponent of its spectrum along time: 0 white, 1 pink, 2 brown.
+        quiet: first aimless steps, counted over the lanes in whole blocks, that are uniform and
+            white.
+        loud_colours: of the aimless blocks after those, one after the other over the lanes.
+        loudness: their standard deviation; they are clipped to the range, and mostly at its ends
+            with 3.
+        block: steps of one draw, about an episode.
+    """
+
+    start: float = 0.5
+    end: float = 0.1
+    steps: int = 10_000
+    colour: float = 0.0
+    quiet: int = 2000
+    loud_colours: Sequence[float] = (2.0, 1.0, 2.0, 0.0)
+    loudness: float = 3.0
+    block: int = 500
+
+    def __post_init__(self):
+        if (
+            min(self.start, self.end, self.loudness, self.quiet) < 0
+            or self.steps < 1
+            or self.block < 2
+            or not self.loud_colours
+        ):
+            raise ValueError(
+                "exploration expects start, end, quiet and loudness >= 0, steps >= 1, block >= 2 "
+                f"and a colour, got {self}."
+            )
+
+    def std(self, step: int) -> float:
+        """Of the noise after `step` steps with the planner."""
+        return self.end + (self.start - self.end) * max(0.0, 1 - step / self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle:
+    """A planner on the true simulator, see `simulator_actor`."""
+
+    planner: Planner
+    horizon: int = 40
+    replan_every: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineSettings:
+    """How long, from what and how often; counted in agent steps over all lanes.
+
+    Args:
+        steps: agent steps in all (control-suite frames are action_repeat times as many). 0: learn
+            from `data` alone.
+        aimless_steps: of these, without a plan at the start: see `Exploration`. Their updates are
+            made up for at once.
+        aimless_limit: while no reward but 0 has been seen, there is nothing to plan for: actions
+            stay aimless up to this step.
+        update_ratio: updates per step.
+        cooldown: share of the steps, the last ones, over which the learning rates fall linearly to
+            a tenth: what is learned then is the average of many updates.
+        lanes: environments side by side.
+        batch, length: windows per update, and steps of each: the open-loop horizon that is learned.
+        horizon, policy_plans: of the planner, and rollouts of the policy among its candidates.
+        exploration: the noise on actions.
+        data: folder of a dataset that replay begins with.
+        pretrain: updates on it before the first step. Logs and states count them as steps.
+        capacity: steps remembered; None: all of them, of episodes of four steps and more on
+            average.
+        evaluate_every, episodes: steps between evaluations, and episodes of each.
+        oracle: also play the planner on the true simulator at the end.
+        log_every, checkpoint_every: steps (or updates on data) between these.
+
+    Raises:
+        ValueError: for settings that cannot work.
+    """
+
+    steps: int = 50_000
+    aimless_steps: int = 2000
+    aimless_limit: int = 20_000
+    update_ratio: float = 0.5
+    cooldown: float = 0.2
+    lanes: int = 4
+    batch: int = 128
+    length: int = 3
+    horizon: int = 4
+    policy_plans: int = 8
+    exploration: Exploration = field(default_factory=Exploration)
+    data: str | Path | None = None
+    pretrain: int = 0
+    capacity: int | None = None
+    evaluate_every: int = 5000
+    episodes: int = 10
+    oracle: Oracle | None = None
+    log_every: int = 500
+    checkpoint_every: int = 5000
+
+    def __post_init__(self):
+        _check_whole(self, "online", 0, "steps", "pretrain")
+        counts = ("lanes", "batch", "length", "horizon", "policy_plans", "episodes")
+        every = ("evaluate_every", "log_every", "checkpoint_every")
+        capacity = () if self.capacity is None else ("capacity",)
+        _check_whole(self, "online", 1, *counts, *every, *capacity)
+        if not 0 <= self.cooldown <= 1 or not self.update_ratio > 0:
+            raise ValueError(
+                "expected online.cooldown, a share of the steps, from 0 to 1, and "
+                f"online.update_ratio > 0, got {self.cooldown} and {self.update_ratio}."
+            )
+        least = self.lanes * (self.length + 1)  # a window in each lane
+        if self.steps and not least <= self.aimless_steps < self.steps:
+            raise ValueError(
+                f"expected online.aimless_steps from lanes * (length + 1) = {least} to below "
+                f"online.steps = {self.steps}, got {self.aimless_steps}."
+            )
+        if self.capacity is not None and self.capacity < least:
+            raise ValueError(
+                f"online.capacity={self.capacity} has no room for a window in each lane: expected "
+                f"at least lanes * (length + 1) = {least}."
+            )
+        if self.pretrain and self.data is None:
+            raise ValueError(
+                f"online.pretrain={self.pretrain} updates learn from a dataset and online.data "
+                "names none: set it, or online.pretrain=0."
+            )
+        if not self.pretrain and not self.steps:
+            raise ValueError(
+                "there is nothing to learn from: set online.steps, or online.data and "
+                "online.pretrain to learn from a dataset."
+            )
