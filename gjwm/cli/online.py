@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -105,10 +107,10 @@ def reward_recipe(cfg: DictConfig) -> RewardRecipe:
     Raises:
         ValueError: for a name or a kind that is wrong, or settings that do not go together.
     """
-    parts = ("exploration", "oracle")
-    plain = OmegaConf.masked_copy(cfg.online, [name for name in cfg.online if name not in parts])
-    online = keyword_arguments("online", plain, OnlineSettings, own=parts, besides=parts)
-    exploration = keyword_arguments("online.exploration", cfg.online.exploration, Exploration)
+    plain = OmegaConf.to_container(cfg.online, resolve=True)
+    parts = {name: plain.pop(name) for name in ("exploration", "oracle")}
+    online = _arguments("online", plain, OnlineSettings, parts)
+    exploration = Exploration(**_arguments("online.exploration", parts["exploration"], Exploration))
     return RewardRecipe(
         latent_dim=cfg.latent_dim,
         encoder=partial(instantiate, cfg.encoder),
@@ -122,21 +124,24 @@ def reward_recipe(cfg: DictConfig) -> RewardRecipe:
         discrepancy=partial(instantiate, cfg.discrepancy),
         objective=OmegaConf.to_container(cfg.objective, resolve=True),
         planner=instantiate(cfg.planner),
-        learner=LearnerSettings(**keyword_arguments("learner", cfg.learner, LearnerSettings)),
-        online=OnlineSettings(
-            **online, exploration=Exploration(**exploration), oracle=_oracle(cfg.online.oracle)
-        ),
+        learner=LearnerSettings(**_arguments("learner", cfg.learner, LearnerSettings)),
+        online=OnlineSettings(**online, exploration=exploration, oracle=_oracle(parts["oracle"])),
         seed=cfg.seed,
     )
 
 
-def _oracle(settings: DictConfig | bool | None) -> Oracle | None:
+def _oracle(settings: Any) -> Oracle | None:
     if not settings:
         return None
-    if not OmegaConf.is_dict(settings) or settings.get("planner") is None:
+    planner = settings.pop("planner", None) if isinstance(settings, dict) else None
+    if planner is None:
         raise ValueError(
             "online.oracle needs a planner, such as that of configs/experiment/suite_offline.yaml."
         )
-    rest = OmegaConf.masked_copy(settings, [name for name in settings if name != "planner"])
-    options = keyword_arguments("online.oracle", rest, Oracle, own=["planner"])
-    return Oracle(planner=instantiate(settings.planner), **options)
+    options = _arguments("online.oracle", settings, Oracle, ["planner"])
+    return Oracle(planner=instantiate(planner), **options)
+
+
+def _arguments(name: str, settings: Any, cls: type, others: Collection[str] = ()) -> dict[str, Any]:
+    """Settings as the arguments of a class; `others` of its arguments come from elsewhere."""
+    return keyword_arguments(name, OmegaConf.create(settings), cls, own=others, besides=others)
