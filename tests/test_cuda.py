@@ -39,7 +39,6 @@ from gjwm.planning import (
     MPPI,
     CategoricalCEM,
     GradientPlanner,
-    HybridPlanner,
     RandomShooting,
 )
 from gjwm.planning.agent import MPCAgent
@@ -84,9 +83,6 @@ PLANNERS = {
     "MPPI": lambda: MPPI(**FEW),
     "RandomShooting": lambda: RandomShooting(samples=64),
     "GradientPlanner": lambda: GradientPlanner(starts=4, iterations=20),
-    "HybridPlanner": lambda: HybridPlanner(
-        samples=64, iterations=3, elites=8, refined=4, gradient_steps=10
-    ),
     "CategoricalCEM": lambda: CategoricalCEM(samples=64, iterations=4, elites=8),
 }
 

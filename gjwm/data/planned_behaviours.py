@@ -126,7 +126,7 @@ class Curious(_Planning):
     """
 
     def _player(self, model: WorldModel, rng: np.random.Generator) -> Actor:
-        if not hasattr(model.dynamics, "rollout_members"):
+        if model.dynamics.members < 2:
             raise ValueError(
                 f"curiosity needs an ensemble whose members can disagree and {self.run} has "
                 f"{type(model.dynamics).__name__}; train it with dynamics=ensemble."

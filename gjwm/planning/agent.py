@@ -1,5 +1,4 @@
-"""MPCAgent: encode, plan, act. The only stateful controller: it owns each env's warm start and, for
-dynamics with a memory, its past."""
+"""MPCAgent: encode, plan, act."""
 
 from __future__ import annotations
 
@@ -13,198 +12,19 @@ from torch import Generator, Tensor
 from gjwm._core import draws
 from gjwm.models.dynamics import Past, Prediction, TailedPrediction
 from gjwm.models.world_model import WorldModel
-from gjwm.planning import Plan, Planner, Score
-from gjwm.planning.costs import Cost, RewardCost
-
-
-class RecedingHorizon:
-    """Warm starts and open-loop segments for any score function, over a batch of envs.
-
-    The rest of the last plan, shifted by the actions executed, is the next warm start and competes
-    as it is. With a planner of action blocks (`repeat` > 1) that holds only if `replan_every` is a
-    multiple of `repeat`: otherwise the shifted plan changes within blocks, is averaged over them,
-    and the new plan may cost more than the old one's rest.
-
-    Args:
-        planner: see `gjwm.planning`.
-        horizon: H, actions per plan.
-        action_dim: A.
-        replan_every: actions executed before the next plan, 1..H.
-        generator: the planner's randomness.
-        reuse: share of the last plan's elites that compete, shifted in time, in the next one
-            (iCEM's 0.3; planners of `gjwm.planning` only).
-    """
-
-    def __init__(
-        self,
-        planner: Planner,
-        *,
-        horizon: int,
-        action_dim: int,
-        replan_every: int = 1,
-        generator: Generator | None = None,
-        reuse: float = 0.0,
-    ):
-        if horizon < 1 or action_dim < 1:
-            raise ValueError(
-                f"planning needs horizon >= 1 and action_dim >= 1, got {horizon} and {action_dim}."
-            )
-        if not 1 <= replan_every <= horizon:
-            raise ValueError(
-                f"expected 1 <= replan_every <= horizon, got {replan_every} and {horizon}."
-            )
-        self.planner, self.horizon, self.action_dim = planner, horizon, action_dim
-        if not 0 <= reuse <= 1:
-            raise ValueError(f"expected 0 <= reuse <= 1, got {reuse}.")
-        self.replan_every, self.generator, self.reuse = replan_every, generator, reuse
-        self.plan: Plan | None = None
-        self._mean: Tensor | None = None
-        self._runners_up: Tensor | None = (
-            None  # (B, K, H, A) the last plan's elites, shifted along with it
-        )
-        self._age = 0
-
-    def reset(self, mask: ArrayLike | None = None) -> None:
-        """Forget the warm start of all envs, or of those where mask (B,), true or 1, says so.
-
-        Envs are planned as one batch, so that the next `act` replans all of them: open-loop
-        segments of the others end early and they keep their warm starts. An all-false mask changes
-        nothing.
-
-        Raises:
-            ValueError: for a mask of another shape or with other values than true, false, 1 and 0.
-        """
-        if mask is not None:
-            mask = torch.as_tensor(mask)
-            if self._mean is not None and mask.shape != self._mean.shape[:1]:
-                raise ValueError(
-                    f"expected a reset mask ({self._mean.shape[0]},), got {tuple(mask.shape)}."
-                )
-            if not ((mask == 0) | (mask == 1)).all():
-                raise ValueError(
-                    f"a reset mask holds true or false (or 1 and 0) for each env, got "
-                    f"{mask.tolist()}."
-                )
-            mask = mask.bool()
-            if not mask.any():
-                return
-        self._age = 0
-        if mask is None or self._mean is None:
-            self._mean = self._runners_up = None
-        else:
-            mask = mask.to(self._mean.device)
-            self._mean = self._mean.masked_fill(mask[:, None, None], 0)
-            if self._runners_up is not None:
-                self._runners_up = self._runners_up.masked_fill(mask[:, None, None, None], 0)
-
-    def act(
-        self,
-        score: Score | None,
-        envs: int,
-        device: torch.device | str = "cpu",
-        proposals: Callable[[], Tensor] | None = None,
-    ) -> Tensor:
-        """The next actions (B, A). `score`, and `proposals` -> (B, P, H, A), are called only when
-        `needs_plan`.
-        """
-        if self._mean is None or self._mean.shape[0] != envs:
-            self._mean = torch.zeros(envs, self.horizon, self.action_dim, device=device)
-            self._runners_up, self._age = None, 0
-        if self._age % self.replan_every == 0:
-            offers = [] if proposals is None else [proposals()]
-            if self._runners_up is not None:
-                offers.append(self._runners_up)
-            extra: dict[str, Any] = {"proposals": torch.cat(offers, 1)} if offers else {}
-            self.plan = self.planner.plan(score, self._mean, generator=self.generator, **extra)
-            self._mean = self.plan.mean
-            self._runners_up = None
-            if self.reuse and self.plan.elites is not None:
-                self._runners_up = self.plan.elites[
-                    :, : round(self.reuse * self.plan.elites.shape[1])
-                ]
-            self._age = 0
-        action = self._mean[:, 0].clone()  # the caller's to change: `plan` keeps its own
-        self._mean = _shifted(self._mean)
-        if self._runners_up is not None:
-            self._runners_up = _shifted(self._runners_up)
-        self._age += 1
-        return action
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the next plan starts from; `plan`, the last one's account, is not part of it."""
-        return {"mean": self._mean, "runners_up": self._runners_up, "age": self._age}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self._mean, self._runners_up, self._age = state["mean"], state["runners_up"], state["age"]
-
-    @property
-    def needs_plan(self) -> bool:
-        """Whether the next `act` plans (an observation is then needed)."""
-        return self._mean is None or self._age % self.replan_every == 0
-
-
-def _shifted(plans: Tensor) -> Tensor:
-    """Plans (..., H, A) one step on; the new last action repeats the old one, as smooth plans
-    do.
-    """
-    return torch.cat([plans[..., 1:, :], plans[..., -1:, :]], -2)
-
-
-class History:
-    """The last latents and actions of B envs, whose episodes began at different times.
-
-    Args:
-        steps: kept at most.
-    """
-
-    def __init__(self, steps: int):
-        self.steps = steps
-        self._z: Tensor | None = None  # (B, L, D), the newest last
-        self._a: Tensor | None = None  # (B, L, A)
-        self._lengths: Tensor | None = None  # (B,) how many of them belong to the env's episode
-
-    def reset(self, mask: Tensor | None = None) -> None:
-        """Forget the past of all envs, or of those where mask (B,) is true."""
-        if mask is None or self._lengths is None:
-            self._z = self._a = self._lengths = None
-        else:
-            self._lengths = self._lengths.masked_fill(mask.to(self._lengths.device), 0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The past of each env."""
-        return {"z": self._z, "a": self._a, "lengths": self._lengths}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self._z, self._a, self._lengths = state["z"], state["a"], state["lengths"]
-
-    def append(self, z: Tensor, a: Tensor) -> None:
-        """Each env was in z (B, D) and took a (B, A)."""
-        if self._lengths is None or len(self._lengths) != len(z):
-            self._z, self._a = z[:, None], a[:, None]
-            self._lengths = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        else:
-            self._z = torch.cat([self._z, z[:, None]], 1)[:, -self.steps :]
-            self._a = torch.cat([self._a, a[:, None]], 1)[:, -self.steps :]
-        self._lengths = (self._lengths + 1).clamp(max=self.steps)
-
-    def groups(self, envs: int) -> list[tuple[Tensor | None, Past | None]]:
-        """Envs with pasts of one length: their indices, None for all of them, and the past."""
-        if self._lengths is None or len(self._lengths) != envs:
-            return [(None, None)]
-        lengths = self._lengths.unique().tolist()
-        found: list[tuple[Tensor | None, Past | None]] = []
-        for length in lengths:
-            index = None if len(lengths) == 1 else (self._lengths == length).nonzero()[:, 0]
-            kept = [x[:, x.shape[1] - length :] for x in (self._z, self._a)]
-            z, a = kept if index is None else (x[index] for x in kept)
-            found.append((index, (z, a) if length else None))
-        return found
+from gjwm.planning.controller import RecedingHorizon
+from gjwm.planning.costs import Cost, GoalCost, RewardCost
+from gjwm.planning.history import History
+from gjwm.planning.sampling import CEM
+from gjwm.planning.search import Plan, Planner
 
 
 class MPCAgent:
-    """Plans in the latent space of a world model.
+    """Plans in the latent space of a world model; an `Actor` of `gjwm.data.acting`.
+
+    Of an ensemble's dynamics every member is planned on along its own path: a plain cost is the
+    mean of theirs, so that a plan through a wall that one member believes in costs what the others
+    say of it.
 
     For dynamics with a memory the agent keeps the past of each env, the latents that it saw and the
     actions that it took since the env's last `reset`, and plans with it. It then encodes every
@@ -212,23 +32,23 @@ class MPCAgent:
 
     Args:
         model: a world model in evaluation mode.
-        planner: see `gjwm.planning`.
-        cost: (z (B, N, [P,] H+1, D), a (B, N, H, A)) -> (B, N), such as
-            `GoalCost(model.encode(goal))`; may be replaced at any time.
+        planner: see `gjwm.planning`; None is `default_planner()`.
+        cost: (z (B, N, [P,] H+1, D), a (B, N, H, A)) -> (B, N); may be replaced at any time.
+        goal: instead of a cost, observations to bring about, (B, *O) or (*O) for all envs: the cost
+            is then `GoalCost` of their latents.
         horizon: H, actions per plan.
         replan_every: actions executed before planning again.
         generator: randomness of the planner and of the particles.
         particles: None plans on the mean rollout; P on P samples of it, with the same noise for all
             candidates of a round (common random numbers), so that plans are ranked by what they do
-            and not by their luck. Each round draws afresh, or the search would fit its plan to
+            and not by their draws. Each round draws afresh, or the search would fit its plan to
             those few draws; planners that differentiate keep them. For dynamics without a memory
             whose law is a diagonal Gaussian; for others pass a `rollout` that samples.
         rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged when particles
-            is None, such as an ensemble's members side by side (`model.dynamics.rollout_members`)
-            or samples of any law, with noise of their own for each candidate (`lambda z0, a:
-            model.rollout(z0, a, particles=16, generator=generator)`); None: the model's mean
-            rollout. With a memory it is called with `past=` as well, (z (B, L, D), a (B, L, A)) or
-            None.
+            is None, such as samples of any law, with noise of their own for each candidate
+            (`lambda z0, a: model.rollout(z0, a, particles=16, generator=generator)`); None: the
+            model's mean rollout, or the members of an ensemble side by side. With a memory it is
+            called with `past=` as well, (z (B, L, D), a (B, L, A)) or None.
         policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts, made
             without a past, compete in each plan.
         policy_plans: rollouts of the policy; more than one only helps a policy that draws its
@@ -245,9 +65,10 @@ class MPCAgent:
     def __init__(
         self,
         model: WorldModel,
-        planner: Planner,
-        cost: Cost,
+        planner: Planner | None = None,
+        cost: Cost | None = None,
         *,
+        goal: ArrayLike | None = None,
         horizon: int = 12,
         replan_every: int = 1,
         generator: Generator | None = None,
@@ -271,18 +92,22 @@ class MPCAgent:
                 raise ValueError(f"MPCAgent expects {name} >= 1, got {value}.")
         if particles is not None:
             _check_particles(model)
-        self.model, self.cost = model, cost
+        if (cost is None) == (goal is None):
+            raise ValueError("MPCAgent plans for a cost or for a goal: give one of the two.")
+        self.model, self.cost = model, _cost_of(model, goal) if cost is None else cost
         self.chunk = chunk or (2048 if model.device.type == "cpu" else 32768)
         self.particles, self.policy, self.policy_plans = particles, policy, policy_plans
         self.controller = RecedingHorizon(
-            planner,
+            default_planner() if planner is None else planner,
             horizon=horizon,
             action_dim=model.action_dim,
             replan_every=replan_every,
             generator=generator,
             reuse=reuse,
         )
-        self._rollout = model.rollout if rollout is None else rollout
+        members = getattr(model.dynamics, "members", 1) > 1
+        usual = model.dynamics.rollout_members if members else model.rollout
+        self._rollout = usual if rollout is None else rollout
         if compile:
             mode = "reduce-overhead" if model.device.type == "cuda" else None
             self._rollout = torch.compile(self._rollout, mode=mode, dynamic=False)
@@ -429,6 +254,35 @@ class MPCAgent:
         return torch.stack(actions, -2)
 
 
+def default_planner() -> CEM:
+    """The planner of `configs/planner/cem.yaml`: few rounds, for acting from a warm start."""
+    return CEM(
+        samples=256,
+        iterations=4,
+        elites=24,
+        noise_beta=2.0,
+        min_std=0.05,
+        covariance="diagonal",
+        memory=0.1,
+    )
+
+
+def _cost_of(model: WorldModel, goal: ArrayLike) -> GoalCost:
+    """The cost of latents that are not those of the goals (B, *O) or (*O)."""
+    goal, shape = torch.as_tensor(goal), tuple(model.encoder.observation_shape)
+    if (
+        goal.dim() not in (len(shape), len(shape) + 1)
+        or goal.shape[goal.dim() - len(shape) :] != shape
+    ):
+        raise ValueError(
+            f"expected a goal of the observations' shape {shape}, or (B, "
+            f"{', '.join(map(str, shape))}), got {tuple(goal.shape)}."
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        batch = goal.clone() if goal.dim() > len(shape) else goal[None].clone()
+        return GoalCost(model.encode(batch.to(model.device)))
+
+
 def _check_particles(model: WorldModel) -> None:
     """Raise unless a mean and a variance per latent dimension are all that the model's prediction
     depends on and says.
@@ -448,8 +302,8 @@ def _check_particles(model: WorldModel) -> None:
         raise ValueError(
             "MPCAgent(particles=...) samples independent Gaussians per latent dimension, and "
             f"these {type(model.dynamics).__name__} {reason}: pass rollout=lambda z0, a: "
-            "model.rollout(z0, a, particles=P) (with a memory lambda z0, a, past: ... past=past), "
-            "or for an ensemble rollout=model.dynamics.rollout_members, instead."
+            "model.rollout(z0, a, particles=P) (with a memory lambda z0, a, past: ... past=past) "
+            "instead. An ensemble needs neither: its members are planned on side by side."
         )
 
 

@@ -6,10 +6,10 @@ this module look at their spread."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 Cost = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +29,7 @@ class GoalCost:
     positions when the true simulator is planned on.
 
     Args:
-        goal: (B, D).
+        goal: (B, D), or (1, D) for all envs.
         nearest: weight of min_h d_h, over h = 1..H, with d_h = |z_h - goal|^2 / D.
         mean: weight of mean_h d_h.
         final: weight of d_H.
@@ -45,106 +45,22 @@ class GoalCost:
         self.goal, self.nearest, self.mean, self.final = goal, nearest, mean, final
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
-        if z.dim() not in (4, 5) or (z.shape[0], z.shape[-1]) != tuple(self.goal.shape):
+        goals, dim = self.goal.shape
+        if z.dim() not in (4, 5) or goals not in (1, len(z)) or dim != z.shape[-1]:
             raise ValueError(
-                f"{type(self).__name__} with goals {tuple(self.goal.shape)} expects trajectories "
-                f"({self.goal.shape[0]}, N, [P,] H+1, {self.goal.shape[1]}), got {tuple(z.shape)}."
+                f"{type(self).__name__} with goals {(goals, dim)} expects trajectories "
+                f"({goals}, N, [P,] H+1, {dim}), got {tuple(z.shape)}."
             )
         # (B, N, [P,] H)
-        d = self.distance(z[..., 1:, :], self.goal.view(len(z), *[1] * (z.dim() - 2), -1))
+        d = self.distance(z[..., 1:, :], self.goal.view(goals, *[1] * (z.dim() - 2), dim))
         cost = self.nearest * d.amin(-1) + self.mean * d.mean(-1)
         if self.final:
             cost = cost + self.final * d[..., -1]
         return cost.mean(2) if cost.dim() == 3 else cost
 
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
-        """z (B, N, [P,] H, D), goal broadcast against it -> (B, N, [P,] H), or (B, N, H) where
-        particles are joined.
-        """
+        """z (B, N, [P,] H, D), goal broadcast against it -> (B, N, [P,] H)."""
         return (z - goal).square().mean(-1)
-
-
-class SaturatingGoalCost(GoalCost):
-    """`GoalCost` with d = 1 - exp(-|z - goal|^2 / (2 width^2)), as in PILCO (Deisenroth &
-    Rasmussen, 2011): there or not.
-
-    Beyond a few widths all misses are alike, so an outcome that ends stuck near the goal is as bad
-    as one that never left. Far
-    from the goal it leads nowhere: add a `GoalCost` to guide the search.
-
-    Args:
-        width: distance at which the cost is 0.39, in the units of z.
-        **weights: nearest, mean, final of `GoalCost`.
-    """
-
-    def __init__(self, goal: Tensor, *, width: float, **weights: float):
-        super().__init__(goal, **weights)
-        if not width > 0:
-            raise ValueError(f"SaturatingGoalCost expects width > 0, got {width}.")
-        self.width = width
-
-    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
-        return 1 - torch.exp(-0.5 * (z - goal).square().sum(-1) / self.width**2)
-
-
-class CosineGoalCost(GoalCost):
-    """`GoalCost` with d = 1 - cos(z, goal): direction only, for encoders whose norm carries
-    nothing.
-    """
-
-    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
-        return 1 - torch.cosine_similarity(z, goal, dim=-1)
-
-
-class ExpectedGoalCost(GoalCost):
-    """`GoalCost` with d = E|z - goal|^2 / D = (|E z - goal|^2 + tr Var z) / D over the particles.
-
-    Variance counts at each step before the nearest one is taken: a step that is near the goal on
-    average, and nowhere near it for sure, is no approach."""
-
-    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
-        d = (z - goal).square().mean(-1)
-        return d.mean(2) if d.dim() == 4 else d
-
-
-class MahalanobisGoalCost(GoalCost):
-    """`GoalCost` with d = mean_D [(mu - goal)^2 / v + log v]: minus twice the log-density of the
-    goal, up to a constant.
-
-    Without the log-determinant a plan could buy nearness with uncertainty.
-
-    Args:
-        variance: (D,) or (B, D), known; None: the particles' own, per step, with a floor of
-            `min_variance`.
-        **goal: see `GoalCost`.
-    """
-
-    def __init__(
-        self,
-        goal: Tensor,
-        *,
-        variance: Tensor | None = None,
-        min_variance: float = 1e-4,
-        **weights: float,
-    ):
-        super().__init__(goal, **weights)
-        if variance is not None and not (variance > 0).all():
-            raise ValueError("MahalanobisGoalCost expects variances above 0.")
-        self.variance, self.min_variance = variance, min_variance
-
-    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
-        if self.variance is not None:
-            known = self.variance.expand_as(self.goal)
-            v = known.view(len(z), *[1] * (z.dim() - 2), -1)
-            return ((z - goal).square() / v + v.log()).mean(-1)
-        if z.dim() != 5 or z.shape[2] < 2:
-            raise ValueError(
-                "MahalanobisGoalCost without a variance needs at least two particles to estimate "
-                f"it from, got trajectories {tuple(z.shape)}: plan with particles=..., or pass "
-                "variance."
-            )
-        mu, v = z.mean(2), z.var(2).clamp(min=self.min_variance)
-        return ((mu - goal.squeeze(2)).square() / v + v.log()).mean(-1)
 
 
 # --  ----------------------------------------------------------------------------------------------
@@ -210,39 +126,19 @@ def _per_step(x: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
 
 
 # --  ----------------------------------------------------------------------------------------------
-# actions
-
-
-class SmoothnessCost:
-    """mean_h |a_{h+1} - a_h|^2 / A: the change between consecutive actions."""
-
-    def __call__(self, z: Tensor, a: Tensor) -> Tensor:
-        if a.shape[-2] < 2:
-            return a.new_zeros(a.shape[:2])
-        return a.diff(dim=-2).square().mean((-2, -1))
-
-
-class EffortCost:
-    """mean_h |a_h|^2 / A."""
-
-    def __call__(self, z: Tensor, a: Tensor) -> Tensor:
-        return a.square().mean((-2, -1))
-
-
-# --  ----------------------------------------------------------------------------------------------
 # risk
 
 
-def _per_particle(cost: Cost, z: Tensor, a: Tensor) -> Tensor:
+def per_particle(cost: Cost, z: Tensor, a: Tensor) -> Tensor:
     """`cost` of every particle's own trajectory: z (B, N, P, H+1, D) -> (B, N, P)."""
     if z.dim() != 5:
         raise ValueError(
             "a risk cost looks at the spread of particles (B, N, P, H+1, D), got trajectories "
             f"{tuple(z.shape)}: plan with particles=..."
         )
-    particles = z.shape[2]
-    spread = a[:, :, None].expand(-1, -1, particles, -1, -1).flatten(1, 2)
-    return cost(z.flatten(1, 2), spread).unflatten(1, (-1, particles))
+    p = z.shape[2]
+    plans = repeat(a, "b n h a -> b (n p) h a", p=p)
+    return rearrange(cost(rearrange(z, "b n p h d -> b (n p) h d"), plans), "b (n p) -> b n p", p=p)
 
 
 class RiskCost:
@@ -258,26 +154,8 @@ class RiskCost:
         self.cost, self.kappa = cost, kappa
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
-        c = _per_particle(self.cost, z, a)
+        c = per_particle(self.cost, z, a)
         return c.mean(-1) + self.kappa * c.std(-1, correction=0) if self.kappa else c.mean(-1)
-
-
-class CVaRCost:
-    """Conditional value at risk: the mean of the worst share of the particles' costs.
-
-    Args:
-        cost: of one trajectory, such as `GoalCost`.
-        alpha: the share, in (0, 1]; 1 is the mean. At least one particle counts.
-    """
-
-    def __init__(self, cost: Cost, *, alpha: float = 0.25):
-        if not 0 < alpha <= 1:
-            raise ValueError(f"CVaRCost expects 0 < alpha <= 1, got {alpha}.")
-        self.cost, self.alpha = cost, alpha
-
-    def __call__(self, z: Tensor, a: Tensor) -> Tensor:
-        c = _per_particle(self.cost, z, a)
-        return c.topk(math.ceil(self.alpha * c.shape[-1]), dim=-1).values.mean(-1)
 
 
 class DisagreementCost:
@@ -294,33 +172,6 @@ class DisagreementCost:
                 f"{tuple(z.shape)}."
             )
         return z[..., 1:, :].var(2, correction=0).mean((-2, -1))
-
-
-class ShellCost:
-    """How far a plan leaves the data: latents of N(0, I) lie on a shell, |z| = sqrt(D - 1/2) with
-    std sqrt(1/2).
-
-    mean_h max(0, |deviation in standard deviations| - tolerance)^2. A mean rollout under
-    uncertainty shrinks towards the origin by right, so only the outside counts unless `inside` is
-    set.
-
-    Args:
-        tolerance: free standard deviations.
-        inside: also penalise norms that are too small.
-    """
-
-    def __init__(self, *, tolerance: float = 2.0, inside: bool = False):
-        if tolerance < 0:
-            raise ValueError(f"ShellCost expects tolerance >= 0, got {tolerance}.")
-        self.tolerance, self.inside = tolerance, inside
-
-    def __call__(self, z: Tensor, a: Tensor) -> Tensor:
-        radius = math.sqrt(z.shape[-1] - 0.5)
-        deviation = (z[..., 1:, :].norm(dim=-1) - radius) * math.sqrt(2)
-        if self.inside:
-            deviation = deviation.abs()
-        cost = (deviation - self.tolerance).clamp(min=0).square().mean(-1)
-        return cost.mean(2) if cost.dim() == 3 else cost
 
 
 # --  ----------------------------------------------------------------------------------------------

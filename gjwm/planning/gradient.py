@@ -1,6 +1,4 @@
-"""Planners that differentiate the score: Adam through the model from several starts, alone or after
-sampling.
-"""
+"""A planner that differentiates the score: Adam through the model from several starts."""
 
 from __future__ import annotations
 
@@ -11,14 +9,10 @@ import torch
 from torch import Generator, Tensor
 
 from gjwm.planning.noise import coloured_noise
-from gjwm.planning.sampling import CEM
 from gjwm.planning.search import BoxPlanner, Clock, Judge
 
 # of Adam; tens of steps are made, so the second moment must settle sooner than in training
-BETAS = (
-    0.9,
-    0.99,
-)
+BETAS = (0.9, 0.99)
 
 
 class GradientPlanner(BoxPlanner):
@@ -95,75 +89,6 @@ class GradientPlanner(BoxPlanner):
                 clock=clock,
             )
             return plans[:, 0], plans.std(1, correction=0), cost[:, 0], plans
-
-
-class HybridPlanner(BoxPlanner):
-    """CEM for a few rounds, then its best elites refined by Adam: sampling finds the valley, the
-    gradient its bottom.
-
-    Args:
-        samples, iterations, elites, noise_beta, init_std, covariance: of the sampling, see `CEM`.
-        refined: elites that the gradient improves.
-        gradient_steps: Adam steps on each.
-        lr: see `GradientPlanner`.
-        **box: low, high, repeat, budget_ms of `BoxPlanner`.
-    """
-
-    differentiates = True
-
-    def __init__(
-        self,
-        *,
-        samples: int = 64,
-        iterations: int = 2,
-        elites: int = 8,
-        noise_beta: float = 1.0,
-        init_std: float = 0.7,
-        refined: int = 4,
-        gradient_steps: int = 12,
-        lr: float = 0.3,
-        covariance: str = "diagonal",
-        **box: Any,
-    ):
-        super().__init__(**box)
-        if not 1 <= refined <= elites or gradient_steps < 1 or not lr > 0:
-            raise ValueError(
-                "HybridPlanner expects 1 <= refined <= elites, gradient_steps >= 1 and lr > 0, "
-                f"got refined={refined}, elites={elites}, gradient_steps={gradient_steps}, lr={lr}."
-            )
-        self.refined, self.gradient_steps, self.lr = refined, gradient_steps, lr
-        self._cem = CEM(
-            samples=samples,
-            iterations=iterations,
-            elites=elites,
-            noise_beta=noise_beta,
-            init_std=init_std,
-            min_std=0.05,
-            momentum=0.1,
-            covariance=covariance,
-            memory=0.1,
-        )
-
-    def search(
-        self,
-        judge: Judge,
-        knots: Tensor,
-        proposals: Tensor | None,
-        generator: Generator | None,
-        clock: Clock,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        best, std, cost, elite = self._cem.search(judge, knots, proposals, generator, clock)
-        if not clock.another_round():
-            return best, std, cost, elite
-        with torch.inference_mode(False), torch.no_grad():
-            plans, cost = descend(
-                judge,
-                elite[:, : self.refined].clone(),
-                iterations=self.gradient_steps,
-                lr=self.lr,
-                clock=clock,
-            )
-        return plans[:, 0], std, cost[:, 0], plans
 
 
 def descend(

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from gjwm.envs.vector import make_vec
 from gjwm.planning import Planner
-from gjwm.planning.agent import RecedingHorizon
+from gjwm.planning.controller import RecedingHorizon
 from gjwm.rl.returns import Act
 
 

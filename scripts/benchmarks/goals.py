@@ -30,7 +30,7 @@ from gjwm.evaluation.evaluate import (
 )
 from gjwm.evaluation.intervals import wilson_interval
 from gjwm.models.world_model import WorldModel
-from gjwm.planning import CEM, ICEM, MPPI, GradientPlanner, HybridPlanner, Planner, RandomShooting
+from gjwm.planning import CEM, ICEM, MPPI, GradientPlanner, Planner, RandomShooting
 
 TASKS: dict[str, dict[str, Any]] = {
     "two-room-random": dict(
@@ -59,7 +59,6 @@ def planners(repeat: int) -> dict[str, Planner]:
         "MPPI": MPPI(repeat=repeat, **FEW_ROUNDS["MPPI"]),
         "RandomShooting": RandomShooting(repeat=repeat, **FEW_ROUNDS["RandomShooting"]),
         "GradientPlanner": GradientPlanner(repeat=repeat),
-        "HybridPlanner": HybridPlanner(repeat=repeat),
     }
 
 
@@ -153,7 +152,7 @@ def _one_seed(
             )
         if model is not None:
             # An ensemble is planned on as experiment=two_room_random does.
-            kappa = 1.0 if hasattr(model.dynamics, "rollout_members") else None
+            kappa = 1.0 if model.dynamics.members > 1 else None
             policy = model_policy(
                 model, planner, chosen, generator=generator(seed), kappa=kappa, **settings["plan"]
             )

@@ -26,7 +26,7 @@ from gjwm.evaluation.evaluate import (
     random_policy,
 )
 from gjwm.planning import CEM, GradientPlanner, Planner
-from gjwm.planning.agent import RecedingHorizon
+from gjwm.planning.controller import RecedingHorizon
 
 # world: (id, arguments, steps, horizon, steps between plans, steps per planned action)
 GOALS: dict[str, tuple[str, dict[str, Any], int, int, int, int]] = {

@@ -40,7 +40,6 @@ from gjwm.planning import (
     ICEM,
     MPPI,
     GradientPlanner,
-    HybridPlanner,
     Plan,
     Planner,
     RandomShooting,
@@ -169,16 +168,6 @@ def precise_planners(bound: float) -> dict[str, Planner]:
         "ICEM": ICEM(elites=64, decay=1.02, **sampling),
         "MPPI": MPPI(elites=128, **sampling),
         "GradientPlanner": GradientPlanner(starts=16, iterations=300, lr=0.1, survivors=4, **box),
-        "HybridPlanner": HybridPlanner(
-            samples=512,
-            iterations=20,
-            elites=64,
-            noise_beta=1.0,
-            refined=8,
-            gradient_steps=250,
-            lr=0.05,
-            **box,
-        ),
     }
 
 
@@ -488,7 +477,6 @@ def quick_planners() -> dict[str, Planner]:
         "MPPI": MPPI(**FEW_ROUNDS["MPPI"] | {"iterations": 24}),
         "RandomShooting": RandomShooting(**FEW_ROUNDS["RandomShooting"] | {"samples": 4096}),
         "GradientPlanner": GradientPlanner(iterations=40),
-        "HybridPlanner": HybridPlanner(gradient_steps=40),
     }
 
 

@@ -11,12 +11,14 @@ half an hour on one core for the simulator, longer for the model."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+from torch import Tensor
 
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import collect_episodes, make_env
@@ -37,7 +39,7 @@ from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
 from gjwm.planning import CEM
-from gjwm.planning.costs import CVaRCost, GoalCost, RiskCost, SaturatingGoalCost, SumCost
+from gjwm.planning.costs import Cost, GoalCost, RiskCost, SumCost, per_particle
 from gjwm.training.train import train
 
 # With a slip of 0.027 about two of three cross the bridge, and who counts a fall as the whole
@@ -53,6 +55,47 @@ SAVED = 10  # steps that the bridge saves at least
 SPARE = 6  # steps of the horizon that the door's way leaves at least
 DEPTH = 0.15  # of the goal behind the wall's face, world units
 BRIDGE, SPEED = 0.35, 0.04  # the world's own: the ice's y, and world units per step
+
+
+class SaturatingGoalCost(GoalCost):
+    """`GoalCost` with d = 1 - exp(-|z - goal|^2 / (2 width^2)), as in PILCO (Deisenroth &
+    Rasmussen, 2011): there or not.
+
+    Beyond a few widths all misses are alike, so an outcome that ends stuck near the goal is as bad
+    as one that never left. Far
+    from the goal it leads nowhere: add a `GoalCost` to guide the search.
+
+    Args:
+        width: distance at which the cost is 0.39, in the units of z.
+        **weights: nearest, mean, final of `GoalCost`.
+    """
+
+    def __init__(self, goal: Tensor, *, width: float, **weights: float):
+        super().__init__(goal, **weights)
+        if not width > 0:
+            raise ValueError(f"SaturatingGoalCost expects width > 0, got {width}.")
+        self.width = width
+
+    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
+        return 1 - torch.exp(-0.5 * (z - goal).square().sum(-1) / self.width**2)
+
+
+class CVaRCost:
+    """Conditional value at risk: the mean of the worst share of the particles' costs.
+
+    Args:
+        cost: of one trajectory, such as `GoalCost`.
+        alpha: the share, in (0, 1]; 1 is the mean. At least one particle counts.
+    """
+
+    def __init__(self, cost: Cost, *, alpha: float = 0.25):
+        if not 0 < alpha <= 1:
+            raise ValueError(f"CVaRCost expects 0 < alpha <= 1, got {alpha}.")
+        self.cost, self.alpha = cost, alpha
+
+    def __call__(self, z: Tensor, a: Tensor) -> Tensor:
+        c = per_particle(self.cost, z, a)
+        return c.topk(math.ceil(self.alpha * c.shape[-1]), dim=-1).values.mean(-1)
 
 
 def treatments(width: float) -> dict[str, tuple[CostOfGoals, bool]]:

@@ -10,17 +10,16 @@ from gjwm.models.dynamics import (
     GaussianDynamics,
     LinearGaussianDynamics,
     MixtureDynamics,
+    StaticLatents,
 )
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import WorldModel
-from gjwm.planning import CEM, ICEM, GradientPlanner, HybridPlanner, Plan
-from gjwm.planning.agent import MPCAgent, RecedingHorizon, particle_rollout
+from gjwm.planning import CEM, ICEM, GradientPlanner, MPCAgent, Plan, RecedingHorizon
+from gjwm.planning.agent import particle_rollout
 from gjwm.planning.costs import (
     DisagreementCost,
-    ExpectedGoalCost,
     GoalCost,
     RiskCost,
-    SmoothnessCost,
     SumCost,
 )
 
@@ -193,10 +192,7 @@ def test_gradient_planners_act_under_inference_mode():
     """Encoded in inference mode, a latent could not be differentiated through."""
     world_model, o = model(), torch.randn(3, 3, generator=g())
     goal = torch.randn(3, 4, generator=g(1))
-    for planner in (
-        GradientPlanner(starts=4, iterations=5),
-        HybridPlanner(samples=16, elites=4, refined=2),
-    ):
+    for planner in (GradientPlanner(starts=4, iterations=5),):
         agent = MPCAgent(world_model, planner, GoalCost(goal), horizon=4, generator=g(1))
         with torch.inference_mode():
             action = agent.act(o.clone())
@@ -404,21 +400,61 @@ def test_an_ensemble_can_be_judged_by_its_disagreement():
 def test_a_plan_is_explained_by_the_terms_of_its_cost():
     world_model, o = model(), torch.randn(2, 3, generator=g())
     goal = torch.zeros(2, 4)
-    cost = SumCost({"goal": ExpectedGoalCost(goal), "smooth": (0.5, SmoothnessCost())})
+    cost = SumCost(
+        {"goal": GoalCost(goal), "effort": (0.5, lambda z, a: a.square().mean((-2, -1)))}
+    )
     agent = MPCAgent(
         world_model, CEM(samples=32, elites=4), cost, horizon=4, generator=g(), particles=3
     )
     agent.act(o)
     terms = agent.explain()
-    assert set(terms) == {"goal", "smooth"}
+    assert set(terms) == {"goal", "effort"}
     torch.testing.assert_close(
-        terms["goal"] + terms["smooth"], agent.plan.cost, atol=1e-5, rtol=1e-4
+        terms["goal"] + terms["effort"], agent.plan.cost, atol=1e-5, rtol=1e-4
     )
     plain = MPCAgent(
         world_model, CEM(samples=32, elites=4), GoalCost(goal), horizon=4, generator=g()
     )
     plain.act(o)
     torch.testing.assert_close(plain.explain()["cost"], plain.plan.cost, atol=1e-5, rtol=1e-4)
+
+
+def test_a_goal_is_a_cost_of_its_latents_and_one_may_serve_all_envs():
+    world_model, o = model(), torch.randn(2, 3, generator=g())
+    goal = torch.randn(3, generator=g(1))
+    plans = []
+    with torch.no_grad():
+        z = world_model.encode(goal[None].expand(2, 3))
+    for asked in (dict(cost=GoalCost(z)), dict(goal=goal), dict(goal=goal.expand(2, 3).numpy())):
+        agent = MPCAgent(world_model, horizon=3, generator=g(), **asked)
+        agent.act(o)
+        plans.append(agent.plan.mean)
+    torch.testing.assert_close(plans[1], plans[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(plans[2], plans[0], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="give one of the two"):
+        MPCAgent(world_model)
+    with pytest.raises(ValueError, match=r"goal of the observations' shape \(3,\)"):
+        MPCAgent(world_model, goal=torch.zeros(2, 4))
+
+
+def test_an_ensemble_is_planned_on_its_members_own_paths():
+    torch.manual_seed(0)
+    inside = EnsembleDynamics(3, 3, members=3, hidden=16, std_hidden=8)
+    for dynamics in (
+        EnsembleDynamics(4, 2, members=3, hidden=16, std_hidden=8),
+        StaticLatents(inside, 1),
+    ):
+        world_model = WorldModel(MLPEncoder((3,), 4, hidden=(16,)), dynamics).eval()
+        cost = GoalCost(torch.zeros(1, 4))
+        agent = MPCAgent(world_model, Counting(), cost, horizon=3)
+        o, a = torch.randn(2, 3, generator=g()), torch.randn(2, 5, 3, 2, generator=g(1))
+        agent.act(o)
+        with torch.no_grad():
+            z0 = world_model.encode(o)
+            paths = agent.imagine(z0, a)
+            torch.testing.assert_close(paths, dynamics.rollout_members(z0, a))
+            each = torch.stack([cost(paths[:, :, m], a) for m in range(3)], -1)
+            torch.testing.assert_close(cost(paths, a), each.mean(-1))
 
 
 @pytest.mark.slow

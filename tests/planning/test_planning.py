@@ -15,11 +15,10 @@ from gjwm.planning import (
     MPPI,
     CategoricalCEM,
     GradientPlanner,
-    HybridPlanner,
     Plan,
     RandomShooting,
-    coloured_noise,
 )
+from gjwm.planning.noise import coloured_noise
 
 
 def g(seed=0):
@@ -42,7 +41,7 @@ def test_cem_finds_the_bottom_of_a_bowl_for_every_env_at_once():
 
 def test_plans_stay_within_the_action_bounds():
     target = torch.full((1, 5, 1), 3.0)
-    for planner in (CEM(), ICEM(), MPPI(), GradientPlanner(), HybridPlanner()):
+    for planner in (CEM(), ICEM(), MPPI(), GradientPlanner()):
         plan = planner.plan(bowl(target), torch.zeros(1, 5, 1), generator=g())
         assert plan.mean.max() <= 1 and plan.mean.mean() > 0.9
 
@@ -55,7 +54,6 @@ def test_a_plan_is_never_worse_than_its_warm_start():
         MPPI(samples=8, elites=2, iterations=1),
         RandomShooting(samples=4),
         GradientPlanner(starts=2, iterations=3),
-        HybridPlanner(samples=8, elites=2, refined=2, gradient_steps=2),
     ):
         plan = planner.plan(bowl(target), target, generator=g())
         assert plan.cost.max() == 0
@@ -63,7 +61,7 @@ def test_a_plan_is_never_worse_than_its_warm_start():
 
 def test_the_same_generator_gives_the_same_plan():
     target = torch.randn(2, 4, 1, generator=g())
-    for planner in (CEM(), ICEM(), MPPI(), RandomShooting(), GradientPlanner(), HybridPlanner()):
+    for planner in (CEM(), ICEM(), MPPI(), RandomShooting(), GradientPlanner()):
         first, second = (
             planner.plan(bowl(target), torch.zeros(2, 4, 1), generator=g(5)).mean for _ in range(2)
         )
@@ -84,7 +82,7 @@ def test_nan_costs_are_avoided_and_all_nan_is_an_error():
         cost = a.square().sum((-2, -1))
         return torch.where(a[:, :, 0, 0] > 0, torch.nan, cost)
 
-    for planner in (CEM(), ICEM(), MPPI(), RandomShooting(), GradientPlanner(), HybridPlanner()):
+    for planner in (CEM(), ICEM(), MPPI(), RandomShooting(), GradientPlanner()):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             plan = planner.plan(half_broken, torch.zeros(1, 4, 1), generator=g())
@@ -141,14 +139,14 @@ def test_coloured_noise_has_unit_variance_and_drifts():
 # --  ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["CEM", "ICEM", "MPPI", "GradientPlanner", "HybridPlanner"])
+@pytest.mark.parametrize("name", ["CEM", "ICEM", "MPPI", "GradientPlanner"])
 @pytest.mark.parametrize("problem", [bowl_problem(), lqr()], ids=lambda p: p.name)
 def test_planners_find_known_optima(name, problem):
     """Within 1% by sampling and 0.1% by gradient, in every one of the problems; never below the
     optimum.
     """
     plan = problem.solve(precise_planners(problem.bound)[name])
-    tolerance = 1e-3 if name in ("GradientPlanner", "HybridPlanner") else 1e-2
+    tolerance = 1e-3 if name == "GradientPlanner" else 1e-2
     ratio = plan.cost / problem.optimum
     assert ratio.max() <= 1 + tolerance and ratio.min() >= 1 - 1e-4
 
@@ -207,7 +205,7 @@ def test_planning_beats_plain_cem_at_the_same_budget_on_a_smooth_problem():
 # --  ----------------------------------------------------------------------------------------------
 
 
-PLANNERS = [CEM, ICEM, MPPI, RandomShooting, GradientPlanner, HybridPlanner]
+PLANNERS = [CEM, ICEM, MPPI, RandomShooting, GradientPlanner]
 
 
 @pytest.mark.parametrize("planner", [*PLANNERS, CategoricalCEM])
@@ -260,8 +258,6 @@ def test_a_time_budget_ends_the_search_with_the_best_plan_so_far(planner):
 
     target = torch.rand(1, 4, 1, generator=g())
     options = {} if planner is RandomShooting else {"iterations": 100}
-    if planner is HybridPlanner:
-        options = {"iterations": 2, "gradient_steps": 100}
     since = time.perf_counter()
     plan = planner(budget_ms=100, **options).plan(slow, torch.zeros(1, 4, 1), generator=g())
     assert time.perf_counter() - since < 1.0  # a hundred rounds would take two seconds and more
@@ -371,7 +367,7 @@ def test_a_plan_requires_no_grad_though_the_score_has_parameters(planner):
 # --  ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("planner", [GradientPlanner(), HybridPlanner()])
+@pytest.mark.parametrize("planner", [GradientPlanner()])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_gradients_are_taken_whatever_the_caller_switched_off(planner, mode):
     target = torch.rand(2, 4, 1, generator=g())
@@ -389,7 +385,7 @@ def test_a_gradient_planner_leaves_no_gradient_in_the_parameters():
 
 
 def test_a_score_without_gradient_is_named():
-    for planner in (GradientPlanner(), HybridPlanner()):
+    for planner in (GradientPlanner(),):
         with pytest.raises(ValueError, match="sampling planner"):
             planner.plan(
                 lambda a: a.detach().square().sum((-2, -1)), torch.zeros(1, 3, 1), generator=g()
@@ -400,7 +396,6 @@ def test_a_score_without_gradient_is_named():
     "planner",
     [
         GradientPlanner(starts=8, survivors=2, init_std=0.1),
-        HybridPlanner(init_std=0.1),
         GradientPlanner(survivors=None),
     ],
 )
@@ -418,20 +413,7 @@ def test_a_finite_plan_survives_a_descent_into_nan(planner):
     assert plan.cost.isfinite().all() and plan.mean.mean((-2, -1)).max() <= 0.2
 
 
-def test_the_hybrid_samples_with_the_covariance_that_it_is_given():
-    target = torch.rand(2, 6, 2, generator=g())
-    diagonal, full = (
-        HybridPlanner(covariance=c, gradient_steps=1)
-        .plan(bowl(target), torch.zeros(2, 6, 2), g())
-        .mean
-        for c in ("diagonal", "full")
-    )
-    assert not torch.equal(diagonal, full)
-    with pytest.raises(ValueError, match="covariance"):
-        HybridPlanner(covariance="dense")
-
-
-@pytest.mark.parametrize("planner", [GradientPlanner, HybridPlanner])
+@pytest.mark.parametrize("planner", [GradientPlanner])
 def test_a_planner_made_in_inference_mode_differentiates(planner):
     target = torch.rand(2, 4, 1, generator=g())
     with torch.inference_mode():
