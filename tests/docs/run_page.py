@@ -1,0 +1,100 @@
+"""Runs a page of the documentation, block by block, in the current folder.
+
+Conventions, all invisible on the page:
+    <!-- test: run
+    code -->                          code that runs at this point
+    <!-- test: replace "a" by "b" --> in the next block, such as a smaller number of episodes
+    <!-- test: skip, because ... -->  the next block does not run
+
+Python blocks share one namespace. A block with a caption is a file: it is written, or appended where
+the caption ends in "(append)". Of shell blocks, `pytest ...` runs and `gjwm ...` must compose.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+STEP = re.compile(
+    r"^<!-- test: (?P<note>.*?)-->$|^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+CAPTION = re.compile(r"\A:caption: (?P<path>\S+)(?P<append> \(append\))?\n\n?")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(kind, body) of each block that runs, replacements made; kind "run" for hidden code."""
+    found, replacements, skip = [], [], False
+    for step in STEP.finditer(page.read_text()):
+        note, kind, body = step["note"], step["kind"], step["body"]
+        if note is not None:
+            word, _, rest = note.partition("\n" if note.startswith("run") else " ")
+            if word.strip() == "run":
+                found.append(("run", rest))
+            elif word == "replace":
+                replacements.append(re.fullmatch(r'"(.*)" by "(.*)"', rest.strip()).groups())
+            elif word.strip(" ,") == "skip":
+                skip = True
+            else:
+                raise ValueError(f"{page.name}: unknown note {note!r}.")
+            continue
+        for old, new in replacements:
+            if old not in body:
+                raise ValueError(f"{page.name}: {old!r} is not in the block {body[:80]!r}.")
+            body = body.replace(old, new)
+        if not skip:
+            found.append((kind.strip(), body))
+        replacements, skip = [], False
+    return found
+
+
+def command_lines(shell: str) -> list[list[str]]:
+    """The commands of a shell block, split as a shell does, comments left out."""
+    lines = [shlex.split(line, comments=True) for line in shell.splitlines()]
+    return [line for line in lines if line]
+
+
+def check_command(command: str, overrides: list[str]) -> None:
+    """A `gjwm` command exists, and its settings compose."""
+    from gjwm.cli.app import COMMANDS
+    from gjwm.cli.config import load_config, split_sweep, with_experiment
+
+    if command not in {*COMMANDS, "data"}:
+        raise ValueError(f"there is no command gjwm {command}.")
+    if command in COMMANDS:
+        axes, fixed = split_sweep(overrides)
+        if axes and command != "study":
+            raise ValueError(f"gjwm {command} takes no list of values: {axes}.")
+        load_config(with_experiment(command, fixed))
+
+
+def run(page: Path) -> dict:
+    """Run all blocks of a page; returns the namespace that they leave."""
+    names = {"__name__": "__page__"}
+    for kind, body in blocks(page):
+        file = CAPTION.match(body) if kind.startswith("{code-block}") else None
+        if file:
+            path, text = Path(file["path"]), body[file.end() :]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text((path.read_text() + "\n" if file["append"] else "") + text)
+        elif kind in ("python", "run"):
+            exec(compile(body, f"{page.name}", "exec"), names)
+        elif kind == "yaml":
+            yaml.safe_load(body)
+        elif kind == "bash":
+            for program, *arguments in command_lines(body):
+                if program == "gjwm":
+                    check_command(arguments[0], arguments[1:])
+                elif program == "pytest":
+                    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+                    subprocess.run(command, check=True)
+    return names
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
