@@ -46,7 +46,7 @@ def plain_text_as_rst(text: str) -> str:
 
 
 def rst_from_docstring(app, what, name, obj, options, lines: list[str]) -> None:
-    """Our docstrings are plain text with indented formulas and Google sections; autodoc wants RST."""
+    """Our docstrings are plain text with Google sections and indented formulas; make them RST."""
     out: list[str] = []
     section, literal, doctest = None, False, False
     for line in lines:

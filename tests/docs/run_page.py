@@ -6,8 +6,8 @@ Conventions, all invisible on the page:
     <!-- test: replace "a" by "b" --> in the next block, such as a smaller number of episodes
     <!-- test: skip, because ... -->  the next block does not run
 
-Python blocks share one namespace. A block with a caption is a file: it is written, or appended where
-the caption ends in "(append)". Of shell blocks, `pytest ...` runs and `gjwm ...` must compose.
+Python blocks share one namespace. A block with a caption is a file: it is written, or appended
+where the caption ends in "(append)". In shell blocks `pytest ...` runs and `gjwm ...` must compose.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its blocks run, its commands exist, its links lead somewhere."""
+"""The documentation tells the truth: its blocks run, its commands exist, its links lead on."""
 
 import importlib.util
 import os
@@ -27,7 +27,10 @@ FRONT_DOOR = hasattr(gjwm, "__getattr__")
 
 
 def runs(page: Path) -> bool:
-    return FRONT_DOOR or "gjwm.MPC" not in page.read_text() and "gjwm.train" not in page.read_text()
+    text = page.read_text()
+    return FRONT_DOOR or not {"gjwm.MPCAgent(", "gjwm.train("} & set(
+        re.findall(r"gjwm.\w+\(", text)
+    )
 
 
 def name(page: Path) -> str:
@@ -63,18 +66,22 @@ def test_a_how_to_works_word_for_word_in_a_copy_of_the_repository(page, tmp_path
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_and_pictures_lead_to_files(page):
-    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
-    assert not missing
+def test_links_and_pictures_lead_to_files():
+    links = [
+        (page.parent / link, f"{name(page)}: {link}")
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+        if "://" not in link
+    ]
+    assert len(links) > 50 and not [link for target, link in links if not target.exists()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_prose_stays_within_100_columns(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+def test_prose_stays_within_100_columns():
     free = ("|", "![")  # tables and pictures
-    assert not [line for line in text.splitlines() if len(line) > 100 and not line.startswith(free)]
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        lines = [line for line in prose.splitlines() if not line.startswith(free)]
+        assert max(map(len, lines)) <= 100, name(page)
 
 
 def test_the_readme_fits_on_150_lines():
