@@ -107,6 +107,7 @@ class Exploration:
     block: int = 500
 
     def __post_init__(self):
+        object.__setattr__(self, "loud_colours", tuple(self.loud_colours))
         if (
             min(self.start, self.end, self.loudness, self.quiet) < 0
             or self.steps < 1

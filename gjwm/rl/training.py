@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,11 +205,12 @@ class RewardTraining:
                 {name: head(**sizes) for name, head in recipe.heads.items()},
             ).to(self.device)
             objective = make_objective(recipe.discrepancy(), **recipe.objective)
-        online = replace(recipe.online, oracle=None, data=None)
+        online = asdict(recipe.online)
+        del online["oracle"], online["data"]
         model.origin = Origin(
             env_id=self.env_id,
             env_kwargs=self.env_kwargs,
-            recipe={"learner": asdict(recipe.learner), "online": asdict(online)},
+            recipe={"learner": asdict(recipe.learner), "online": online, "seed": recipe.seed},
         )
         return RewardLearner(model, objective, recipe.learner)
 

@@ -27,7 +27,8 @@ from gjwm.rl import LearnerSettings, RewardLearner
 from gjwm.study import Sweep, settings_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GROUPS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "experiment", "preset", "study")
+GROUPS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "online", "learner")
+GROUPS += ("experiment", "preset", "study")
 
 
 def options(group):

@@ -19,6 +19,8 @@ from torch import distributions
 
 from gjwm._core.types import Batch
 from gjwm.cli.app import main
+from gjwm.cli.config import load_config
+from gjwm.cli.online import reward_recipe
 from gjwm.data.dataset import dataset_info
 from gjwm.data.replay import ReplayBuffer
 from gjwm.models.dynamics import EnsembleDynamics, GaussianDynamics, with_static
@@ -710,6 +712,11 @@ def test_settings_that_cannot_work_are_one_sentence():
             OnlineSettings(steps=99, aimless_steps=20, lanes=2),
         )
     stream.close()
+
+
+def test_the_groups_defaults_are_those_of_the_classes():
+    recipe = reward_recipe(load_config(["experiment=suite"]))
+    assert recipe.online == OnlineSettings() and recipe.learner == LearnerSettings()
 
 
 def test_learning_from_data_alone_ranks_actions():
