@@ -34,7 +34,8 @@ from gjwm.models.calibration import calibration_report, concatenate, forecast_wi
 from gjwm.models.dynamics import DeterministicDynamics, Dynamics, GaussianDynamics, MixtureDynamics
 from gjwm.models.heads import StateHead
 from gjwm.models.world_model import WorldModel
-from gjwm.training.train import train_dynamics, train_state_head
+from gjwm.training.settings import RefineSettings
+from gjwm.training.train import latent_windows, refine, train_state_head
 
 KINDS = {
     "deterministic": DeterministicDynamics,
@@ -143,7 +144,12 @@ def compare(
     for kind, build in KINDS.items():
         torch.manual_seed(seed)
         dynamics = fitted[kind] = build(z.shape[-1], a.shape[-1], min_std=0.01)
-        train_dynamics(dynamics, z, a, steps=STEPS, generator=generator())
+        refine(
+            dynamics,
+            latent_windows(z, a),
+            RefineSettings(steps=STEPS, batch=64, length=5),
+            generator=generator(),
+        )
         model = WorldModel(encoder, dynamics).eval()
         model.calibrate(z_held, a_held, horizon=10, generator=generator())
         report: dict = {"run": name, "kind": kind, "seed": seed}

@@ -35,7 +35,8 @@ from gjwm.models.dynamics import (
     MixtureDynamics,
 )
 from gjwm.models.world_model import WorldModel
-from gjwm.training.train import train_dynamics
+from gjwm.training.settings import RefineSettings
+from gjwm.training.train import latent_windows, refine
 
 KINDS = {
     "deterministic": lambda d, a: DeterministicDynamics(d, a),
@@ -80,7 +81,12 @@ def main(run: Path, data: Path, kinds: list[str]) -> None:
             return torch.Generator().manual_seed(cfg.seed)
 
         dynamics = KINDS[kind](z.shape[-1], a.shape[-1])
-        train_dynamics(dynamics, z, a, steps=1200, generator=generator())
+        refine(
+            dynamics,
+            latent_windows(z, a),
+            RefineSettings(steps=1200, batch=64, length=5),
+            generator=generator(),
+        )
         model = WorldModel(trained.encoder, dynamics).eval()
         model.calibrate(*held_out, horizon=HORIZON, generator=generator())
         prediction = prediction_report(

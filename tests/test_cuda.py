@@ -45,6 +45,7 @@ from gjwm.planning.agent import MPCAgent
 from gjwm.planning.costs import GoalCost
 from gjwm.rl import LearnerSettings, RewardLearner
 from gjwm.rl.actor_critic import Policy, QEnsemble
+from gjwm.training.settings import RefineSettings, TrainSettings
 from gjwm.training.train import encode_dataset, refine, train
 
 CUDA = torch.device("cuda")
@@ -241,10 +242,7 @@ def test_training_and_refining_learn_on_the_gpu_and_the_file_loads_on_the_cpu(tm
         model,
         objective,
         Walk(),
-        steps=150,
-        batch=64,
-        length=4,
-        lr=3e-3,
+        TrainSettings(steps=150, batch=64, length=4, lr=3e-3),
         generator=g(),
         log=lambda s, k: errors.append(s),
     )
@@ -268,7 +266,12 @@ def test_training_and_refining_learn_on_the_gpu_and_the_file_loads_on_the_cpu(tm
     latents = encode_dataset(model, [Played(i) for i in range(40)], steps=480, count=40)
     assert latents.device.type == CUDA.type
     before = _open_loop_error(model, walk)
-    refine(model.dynamics, latents, steps=150, batch=64, length=6, lr=2e-3, generator=g(2))
+    refine(
+        model.dynamics,
+        latents,
+        RefineSettings(steps=150, batch=64, length=6, lr=2e-3),
+        generator=g(2),
+    )
     assert _open_loop_error(model, walk) < before
     model.save(tmp_path / "model.pt")
     again = WorldModel.load(tmp_path / "model.pt")
@@ -318,7 +321,7 @@ def test_whole_runs_go_through_on_the_gpu(experiment, tmp_path, monkeypatch, cap
             "collect.length=30",
             "collect.workers=0",
             "train.steps=40",
-            "train.decoder_steps=20",
+            "decode.steps=20",
             "refine.steps=20",
             "calibrate.episodes=8",
             "calibrate.horizon=4",
@@ -328,7 +331,7 @@ def test_whole_runs_go_through_on_the_gpu(experiment, tmp_path, monkeypatch, cap
             "evaluate.pairs=4",
             "evaluate.steps=6",
             "evaluate.horizon=8",
-            "+evaluate.probe_steps=40",
+            "evaluate.probe_steps=40",
             "report.worst=0",
             "report.typical=0",
             "report.every=0",

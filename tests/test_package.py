@@ -65,6 +65,7 @@ DOORS = {
 # Where a distribution's import has another name than the distribution.
 UNUSED_YET = {"einops"}
 IMPORT_NAMES = {
+    "pyyaml": "yaml",
     "hydra-core": "hydra",
     "pillow": "PIL",
     "warp-lang": "warp",

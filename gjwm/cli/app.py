@@ -26,10 +26,10 @@ from gjwm.cli.data import data_command
 from gjwm.cli.evaluate import evaluate_command, report_command
 from gjwm.cli.online import online_command
 from gjwm.cli.run import run_command
-from gjwm.cli.run_folder import alone
 from gjwm.cli.study import study_command
 from gjwm.cli.train import train_command
 from gjwm.cli.video import video_command
+from gjwm.training.run import sole_process
 
 COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
     "collect": collect_command,
@@ -111,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = split_sweep(arguments[1:])[1] if command is study_command else arguments[1:]
         cfg = load_config(with_experiment(arguments[0], settings))
         prepare(cfg)
-        with alone(cfg.run_dir) if command in (train_command, online_command) else nullcontext():
+        trains = command in (train_command, online_command)
+        with sole_process(cfg.run_dir) if trains else nullcontext():
             command(cfg, shlex.join(["gjwm", *arguments]))
     except USER_ERRORS as error:
         if os.environ.get("GJWM_TRACEBACK"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from gjwm._core.files import holding
-from gjwm.cli.config import behaviour_of, env_kwargs
+from gjwm.cli.config import behaviour_of, behaviour_settings, env_kwargs
 from gjwm.data.collect import collect_dataset
 from gjwm.data.dataset import dataset_info
 
@@ -40,6 +40,11 @@ def _collect(cfg: DictConfig, episodes: int) -> None:
         seed=cfg.seed,
         workers=cfg.collect.workers,
         compress=cfg.compress,
+        collected={
+            "behaviour": behaviour_settings(cfg),
+            "length": cfg.collect.length,
+            "seed": cfg.seed,
+        },
     )
     repeat = cfg.env.get("action_repeat", 1)
     print(

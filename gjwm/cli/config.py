@@ -1,38 +1,46 @@
-"""What the commands share of hydra: configs/config.yaml composed with overrides, and plain
-arguments made of it.
+"""What the commands share of hydra: configs/config.yaml composed with overrides, and the typed
+settings and plain objects made of it.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString, Transformer
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.machine import cores
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
-from gjwm.models.dynamics import Dynamics, with_static
+from gjwm.data.handle import CALIBRATION, HELD_OUT, Dataset
+from gjwm.training.recipe import (
+    CalibrateSettings,
+    DecodeSettings,
+    ObjectiveSettings,
+    Recipe,
+    RefineSettings,
+    TrainSettings,
+)
 
-# Seeds end where held-out episodes begin, so that these never meet training data; those that
-# calibrate the model's predictions start elsewhere again, so that evaluation never sees them.
-HELD_OUT = 1_000_000
-CALIBRATION = 2_000_000
+__all__ = ["CALIBRATION", "HELD_OUT"]
+
+Settings = TypeVar("Settings")
 
 
 def with_experiment(command: str, overrides: Sequence[str]) -> list[str]:
     """The overrides, led by the experiment that a command starts from where they name none.
 
     An env.id that is not one of gjwm's starts from experiment=gym: the default experiment's
-    settings are a task's own."""
+    settings are a task's own.
+    """
     if any(text.startswith("experiment=") for text in overrides):
         return list(overrides)
     ids = [text.partition("=")[2] for text in overrides if text.startswith("env.id=")]
@@ -103,16 +111,49 @@ def _check_device(name: str) -> None:
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
 
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def fill(cls: type[Settings], settings: Mapping[str, Any], name: str, **given: Any) -> Settings:
+    """A dataclass of settings from a group of a config.
+
+    Args:
+        name: of the group, for messages.
+        given: fields that are made already, in place of those of `settings`.
+
+    Raises:
+        ValueError: for a name that the class does not have, or a value of another kind than its
+            field's: a whole number, a number, true or false, text, or null where it may be None.
+    """
+    if isinstance(settings, DictConfig):
+        settings = OmegaConf.to_container(settings, resolve=True)
+    hints = get_type_hints(cls)
+    names = [field.name for field in fields(cls)]
+    for key, value in settings.items():
+        if key not in names:
+            raise ValueError(f"there is no setting {name}.{key}; choose from {', '.join(names)}.")
+        if key in given:
+            continue
+        hint = hints[key]
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if not all(option in _KINDS or option is NoneType for option in options):
+            continue  # what the class checks itself
+        if not any(_is(value, option) for option in options):
+            expected = " or ".join("null" if o is NoneType else _KINDS[o] for o in options)
+            raise ValueError(f"{name}.{key} must be {expected}, got {value!r}.")
+    return cls(**{**settings, **given})
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
 # Keyword arguments that commands pass themselves: no settings.
 OWN = {
-    *(
-        "log",
-        "log_every",
-        "generator",
-        "prefetch",
-        "checkpoints",
-        "checkpoint_every",
-    ),  # of training
+    *("log", "log_every", "generator", "prefetch", "checkpoints", "checkpoint_every"),
     *("offset", "evaluate", "exploration", "notify", "details", "model", "objective"),
 }
 
@@ -160,51 +201,54 @@ def keyword_arguments(
     return options
 
 
-def dynamics_class(cfg: DictConfig) -> type:
-    """The dynamics that a training ends with: those of refine.dynamics, checked before, where it
-    refines others.
+def factory(settings: Mapping[str, Any], name: str) -> Callable[..., Any]:
+    """What makes a component: its class with the arguments of a config group.
+
+    Raises:
+        ValueError: for what is no component's settings.
     """
-    return get_class(
-        (cfg.dynamics if cfg.refine.dynamics is None else cfg.refine.dynamics)._target_
+    if not isinstance(settings, Mapping | DictConfig) or "_target_" not in settings:
+        raise ValueError(
+            f"{name} must be the settings of a component, such as +dynamics@refine.dynamics="
+            f"ensemble, got {settings!r}."
+        )
+    return instantiate(settings, _partial_=True, _convert_="all")
+
+
+def factories(cfg: DictConfig) -> dict[str, Any]:
+    """What makes the components of a model and of its objective."""
+    return {
+        "encoder": factory(cfg.encoder, "encoder"),
+        "dynamics": factory(cfg.dynamics, "dynamics"),
+        # a preset's sizes of heads that were not asked for have no _target_
+        "heads": {
+            name: factory(head, f"heads.{name}")
+            for name, head in cfg.heads.items()
+            if "_target_" in head
+        },
+        "discrepancy": factory(cfg.discrepancy, "discrepancy"),
+    }
+
+
+def recipe_of(cfg: DictConfig) -> Recipe:
+    """The recipe that a config describes."""
+    refine = OmegaConf.create(OmegaConf.to_container(cfg.refine, resolve=True))
+    dynamics = refine.dynamics
+    return Recipe(
+        latent_dim=cfg.latent_dim,
+        **factories(cfg),
+        objective=fill(ObjectiveSettings, cfg.objective, "objective"),
+        train=fill(TrainSettings, cfg.train, "train"),
+        refine=fill(
+            RefineSettings,
+            refine,
+            "refine",
+            dynamics=None if dynamics is None else factory(dynamics, "refine.dynamics"),
+        ),
+        calibrate=fill(CalibrateSettings, cfg.calibrate, "calibrate"),
+        decode=fill(DecodeSettings, cfg.decode, "decode"),
+        seed=cfg.seed,
     )
-
-
-def check_refine_dynamics(cfg: DictConfig) -> None:
-    """Raise a ValueError unless refine.dynamics, if any, can take the place of those that the
-    encoder is trained with.
-    """
-    others = cfg.refine.dynamics
-    if others is None:
-        return
-    if not isinstance(others, DictConfig) or "_target_" not in others:
-        raise ValueError(
-            "refine.dynamics must be null or the settings of dynamics, such as "
-            f"+dynamics@refine.dynamics=ensemble, got {others!r}."
-        )
-    if not cfg.refine.steps:
-        raise ValueError(
-            "refine.dynamics would never be trained, as refine.steps is 0: set "
-            "refine.steps=10000, say, or refine.dynamics=null."
-        )
-    with torch.random.fork_rng(devices=[]):  # the weights of what is trained are drawn later
-        try:
-            made = instantiate(others, action_dim=1)  # in its own sizes, not the recipe's
-        except InstantiationException as error:
-            told = " ".join(str(error.__cause__ or error).split())
-            raise ValueError(
-                f"refine.dynamics: {told}; ~refine.dynamics.NAME removes a setting."
-            ) from error
-    if made.latent_dim != cfg.latent_dim:
-        raise ValueError(
-            f"refine.dynamics has latent_dim {made.latent_dim} and the latents {cfg.latent_dim}: "
-            f"set refine.dynamics.latent_dim={cfg.latent_dim}."
-        )
-
-
-def dynamics_of(cfg: DictConfig, settings: DictConfig, action_dim: int) -> Dynamics:
-    """Dynamics of these settings, of whose latents the last objective.static_dim stay."""
-    make = partial(instantiate, settings)
-    return with_static(make, cfg.latent_dim, action_dim, cfg.objective.static_dim)
 
 
 def env_kwargs(cfg: DictConfig) -> dict[str, Any]:
@@ -214,21 +258,38 @@ def env_kwargs(cfg: DictConfig) -> dict[str, Any]:
     return kwargs
 
 
-def behaviour_of(cfg: DictConfig) -> Behaviour:
-    """cfg.collect.behaviour: a name alone, or weights and arguments by name."""
+def behaviour_settings(cfg: DictConfig) -> dict[str, Any]:
+    """cfg.collect.behaviour: weights and arguments by name."""
     settings = OmegaConf.to_container(cfg.collect, resolve=True)["behaviour"]
-    return behaviour_from_weights(settings)
+    return {settings: 1.0} if isinstance(settings, str) else settings
 
 
-def heads_of(cfg: DictConfig, action_dim: int) -> dict[str, torch.nn.Module]:
-    """The heads that were asked for; a preset's sizes of others have no _target_."""
-    return {
-        name: instantiate(head, action_dim=action_dim)
-        for name, head in cfg.heads.items()
-        if "_target_" in head
-    }
+def behaviour_of(cfg: DictConfig) -> Behaviour:
+    """What cfg.collect.behaviour describes."""
+    return behaviour_from_weights(behaviour_settings(cfg))
 
 
-def residence_of(cfg: DictConfig) -> str:
-    """Where windows and replay live: beside the model on a GPU if they fit, else in main memory."""
-    return "auto" if cfg.device.startswith("cuda") else "cpu"
+def dataset_of(cfg: DictConfig) -> Dataset:
+    """The dataset cfg.dataset, refused where it is one of another world: nothing later would
+    notice.
+    """
+    require_same_env(cfg, cfg.dataset)
+    return Dataset.open(cfg.dataset, behaviour=behaviour_settings(cfg), workers=cfg.collect.workers)
+
+
+def require_same_env(cfg: DictConfig, dataset: str) -> None:
+    """Raise ValueError for data of another world than cfg.env."""
+    data = Dataset.open(dataset)
+    made = {"id": data.env_id, **data.env_kwargs}
+    wanted = OmegaConf.to_container(cfg.env, resolve=True)
+    different = sorted(
+        key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key)
+    )
+    if different:
+        raise ValueError(
+            f"{dataset} was collected with "
+            + ", ".join(
+                f"env.{key}={made.get(key)!r} and not {wanted.get(key)!r}" for key in different
+            )
+            + "; pass the same settings, or another dataset=..."
+        )

@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from gjwm import __version__
 from gjwm._core.machine import cores
 from gjwm.cli.config import HELD_OUT, behaviour_of, env_kwargs, keyword_arguments
-from gjwm.cli.run_folder import decoder_of, write_json
 from gjwm.data.collect import Episode, collect_episodes
 from gjwm.evaluation.evaluate import Details, check_members, check_protocol, evaluate
 from gjwm.evaluation.verdict import judge
@@ -24,6 +23,7 @@ from gjwm.models.world_model import WorldModel, load_payload
 from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, save_arrays, write_report
 from gjwm.reporting.films import films_of, gallery
 from gjwm.reporting.logging import log_results
+from gjwm.training.run import decoder_of, write_json
 
 
 def evaluate_command(cfg: DictConfig, command: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm import __version__
 from gjwm._core.files import replacing
-from gjwm.cli.config import env_kwargs, keyword_arguments
-from gjwm.cli.run_folder import (
-    RETURNS,
-    begin,
-    check_kept,
-    logging_into,
-    require_same_env,
-    write_json,
-)
-from gjwm.reporting.logging import progress
+from gjwm.cli.config import env_kwargs, factories, fill, require_same_env
+from gjwm.cli.run_folder import check_kept, logging_into, run_of
+from gjwm.data.dataset import dataset_info
 from gjwm.rl import (
     Exploration,
     LearnerSettings,
@@ -32,7 +24,8 @@ from gjwm.rl import (
     RewardRecipe,
     RewardTraining,
 )
-from gjwm.training.checkpoint import Checkpoints
+from gjwm.training.metrics import progress
+from gjwm.training.run import RETURNS, write_json
 
 
 def online_command(cfg: DictConfig, command: str) -> None:
@@ -53,9 +46,10 @@ def online_command(cfg: DictConfig, command: str) -> None:
         notify=partial(print, flush=True),
     ) as training:
         # Only now is anything in the run's folder touched.
-        begun = begin(
-            cfg, run, Checkpoints(run / "state"), training.steps, RETURNS, training.check_memory
-        )
+        folder = run_of(cfg, command, last=RETURNS)
+        data = recipe.online.data
+        stored = 0 if data is None else dataset_info(data)["episodes"]
+        begun = folder.begin(training.steps, stored, training.check_memory)
         if begun is None:
             print(f"{run}: already trained, nothing to resume")
             return
@@ -107,25 +101,21 @@ def reward_recipe(cfg: DictConfig) -> RewardRecipe:
     Raises:
         ValueError: for a name or a kind that is wrong, or settings that do not go together.
     """
-    plain = OmegaConf.to_container(cfg.online, resolve=True)
-    parts = {name: plain.pop(name) for name in ("exploration", "oracle")}
-    online = _arguments("online", plain, OnlineSettings, parts)
-    exploration = Exploration(**_arguments("online.exploration", parts["exploration"], Exploration))
+    online = OmegaConf.to_container(cfg.online, resolve=True)
+    exploration = fill(Exploration, online["exploration"], "online.exploration")
     return RewardRecipe(
         latent_dim=cfg.latent_dim,
-        encoder=partial(instantiate, cfg.encoder),
-        dynamics=partial(instantiate, cfg.dynamics),
-        # a preset's sizes of heads that were not asked for have no _target_
-        heads={
-            name: partial(instantiate, head)
-            for name, head in cfg.heads.items()
-            if "_target_" in head
-        },
-        discrepancy=partial(instantiate, cfg.discrepancy),
+        **factories(cfg),
         objective=OmegaConf.to_container(cfg.objective, resolve=True),
         planner=instantiate(cfg.planner),
-        learner=LearnerSettings(**_arguments("learner", cfg.learner, LearnerSettings)),
-        online=OnlineSettings(**online, exploration=exploration, oracle=_oracle(parts["oracle"])),
+        learner=fill(LearnerSettings, cfg.learner, "learner"),
+        online=fill(
+            OnlineSettings,
+            online,
+            "online",
+            exploration=exploration,
+            oracle=_oracle(online["oracle"]),
+        ),
         seed=cfg.seed,
     )
 
@@ -133,15 +123,9 @@ def reward_recipe(cfg: DictConfig) -> RewardRecipe:
 def _oracle(settings: Any) -> Oracle | None:
     if not settings:
         return None
-    planner = settings.pop("planner", None) if isinstance(settings, dict) else None
+    planner = settings.get("planner") if isinstance(settings, dict) else None
     if planner is None:
         raise ValueError(
             "online.oracle needs a planner, such as that of configs/experiment/suite_offline.yaml."
         )
-    options = _arguments("online.oracle", settings, Oracle, ["planner"])
-    return Oracle(planner=instantiate(planner), **options)
-
-
-def _arguments(name: str, settings: Any, cls: type, others: Collection[str] = ()) -> dict[str, Any]:
-    """Settings as the arguments of a class; `others` of its arguments come from elsewhere."""
-    return keyword_arguments(name, OmegaConf.create(settings), cls, own=others, besides=others)
+    return fill(Oracle, settings, "online.oracle", planner=instantiate(planner))

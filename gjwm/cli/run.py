@@ -9,12 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.files import holding
 from gjwm.cli.collect import collect_command
-from gjwm.cli.config import check_refine_dynamics, dynamics_class
+from gjwm.cli.config import recipe_of
 from gjwm.cli.evaluate import evaluate_arguments, evaluate_command
 from gjwm.cli.train import train_command
 from gjwm.evaluation.evaluate import check_members
 from gjwm.reporting import EVALUATION
-from gjwm.training.settings import require_same_training, same_evaluation
+from gjwm.training.recipe import check_refined
+from gjwm.training.run import require_same_training, same_evaluation
 
 
 def run_command(cfg: DictConfig, command: str) -> None:
@@ -24,10 +25,11 @@ def run_command(cfg: DictConfig, command: str) -> None:
     One process at a time works on a run: another waits, and then finds it done.
     """
     # What would fail after collecting or training is told now.
-    check_refine_dynamics(cfg)
+    recipe = recipe_of(cfg)
+    check_refined(recipe)
     evaluate_arguments(cfg)
     if cfg.evaluate.kappa is not None:
-        check_members(dynamics_class(cfg))
+        check_members((recipe.refine.dynamics or recipe.dynamics).func)
     cfg.resume = True
     run, now = Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True)
     with holding(run / "lock", wait=True):

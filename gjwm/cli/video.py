@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 
 from gjwm.cli.config import env_kwargs
 from gjwm.cli.evaluate import evaluate_arguments, held_out_episodes
-from gjwm.cli.run_folder import decoder_of
 from gjwm.evaluation.evaluate import check_members, encode_episodes
 from gjwm.models.world_model import WorldModel
 from gjwm.reporting.films import attempt, films_of, goals_video, grid_video, position_readout
 from gjwm.reporting.logging import log_results
+from gjwm.training.run import decoder_of
 
 
 def video_command(cfg: DictConfig, command: str) -> None:

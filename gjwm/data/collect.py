@@ -109,6 +109,7 @@ def collect_dataset(
     compress: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = True,
+    collected: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Collect episodes into the dataset folder `path`; one that exists is extended, its episode
     numbers go on.
@@ -119,6 +120,7 @@ def collect_dataset(
     Args:
         compress, shard_bytes: see `gjwm.data.dataset.DatasetWriter`.
         progress: show a bar with frames per second.
+        collected: kept with a new dataset, see `gjwm.data.dataset.DatasetWriter`.
         The others as `collect_episodes`.
 
     Returns:
@@ -144,6 +146,7 @@ def collect_dataset(
             renderer=_renderer(job, space),
             compress=compress,
             shard_bytes=shard_bytes,
+            collected=collected,
         ) as writer,
         tqdm(total=episodes, unit="episode", disable=not progress) as bar,
     ):

@@ -10,8 +10,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Generator, Tensor, nn
 
-from gjwm._core import draws
 from gjwm.models.layers import mlp
+from gjwm.training.train import fit_rows
 
 Readout = Callable[[Tensor], Tensor]  # z (N, D) -> estimate of y (N, P), float64
 
@@ -85,14 +85,7 @@ def mlp_readout(
         if isinstance(layer, nn.Linear):
             nn.init.kaiming_normal_(layer.weight, generator=generator)
             nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        rows = draws.integers(len(x), (batch,), generator, device=x.device)
-        optimizer.zero_grad(set_to_none=True)
-        (net(x[rows]) - y[rows]).square().mean().backward()
-        optimizer.step()
-        schedule.step()
+    fit_rows(net, x, y, steps=steps, batch=batch, lr=lr, generator=generator)
 
     @torch.no_grad()
     def read(z_test: Tensor) -> Tensor:

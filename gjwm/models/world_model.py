@@ -57,8 +57,11 @@ class WorldModel(nn.Module):
 
     `calibration` is None until `calibrate` has seen held-out episodes; then predictions, forecasts
     and particles are widened or narrowed by its factors, and predictions and forecasts have its
-    tails. `origin` says where the model comes from, None where nobody said it.
+    tails. `origin` says where the model comes from, None where nobody said it. `decoder` draws
+    latents where there is one; it is no part of the model, nor saved with it.
     """
+
+    decoder: nn.Module | None = None
 
     def __init__(
         self, encoder: nn.Module, dynamics: Dynamics, heads: Mapping[str, nn.Module] | None = None
@@ -73,6 +76,10 @@ class WorldModel(nn.Module):
         self.heads = nn.ModuleDict(heads or {})
         self.calibration: Calibration | None = None
         self.origin: Origin | None = None
+
+    def attach_decoder(self, decoder: nn.Module | None) -> None:
+        """Keep a decoder at hand, outside of the model's weights."""
+        self.__dict__["decoder"] = decoder
 
     @property
     def latent_dim(self) -> int:

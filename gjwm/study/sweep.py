@@ -22,7 +22,7 @@ from gjwm.data.dataset import dataset_info
 from gjwm.study.grid import Cell, bare, expand, merged, written
 from gjwm.study.launch import Done, Job, Outcome, failure_of, record
 from gjwm.study.summary import Record
-from gjwm.training.settings import require_same_training, same_evaluation
+from gjwm.training.run import require_same_training, same_evaluation
 
 Config = Mapping[str, Any]
 Compose = Callable[[Sequence[str]], Config]

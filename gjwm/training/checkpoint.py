@@ -39,13 +39,14 @@ class Checkpoints:
 
     Args:
         folder: made when the first state is saved.
+        every: steps between two states.
         keep: how many.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = KEEP):
-        if keep < 1:
-            raise ValueError(f"expected keep >= 1, got {keep}.")
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, folder: str | Path, *, every: int = 250, keep: int = KEEP):
+        if keep < 1 or every < 1:
+            raise ValueError(f"expected checkpoints every >= 1 and keep >= 1, got {every}, {keep}.")
+        self.folder, self.every, self.keep = Path(folder), every, keep
 
     def save(
         self,

@@ -1,12 +1,12 @@
-"""Offline training of a world model on a replay buffer, and of what reads its frozen latents:
-decoder, state head.
+"""What is fitted, by the one loop of `gjwm.training.fit`: a world model to windows of a dataset,
+dynamics to latents, and what reads frozen latents: decoder, state head.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,10 @@ from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.models.dynamics import Dynamics
 from gjwm.models.heads import StateHead
 from gjwm.models.world_model import WorldModel
-from gjwm.objectives import EpisodeObjective, JointEmbeddingObjective, NonFiniteLatentsError
-from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
-
-Log = Callable[[dict[str, float], int], None]
+from gjwm.objectives import EpisodeObjective, JointEmbeddingObjective
+from gjwm.training.checkpoint import Checkpoints
+from gjwm.training.fit import Log, Optimiser, Threads, fit
+from gjwm.training.settings import DecodeSettings, RefineSettings, TrainSettings
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
@@ -45,10 +45,11 @@ def peak_memory_mb(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def check_pairs(objective: JointEmbeddingObjective, batch: int, episodes: int | None) -> None:
+def check_pairs(objective: JointEmbeddingObjective, settings: TrainSettings) -> None:
     """Raise ValueError if the objective compares windows of one episode and batches need not hold
     two of any.
     """
+    episodes, batch = settings.episodes, settings.batch
     pairs = isinstance(objective, EpisodeObjective)
     if pairs and (episodes is None or episodes >= batch):
         raise ValueError(
@@ -58,185 +59,94 @@ def check_pairs(objective: JointEmbeddingObjective, batch: int, episodes: int | 
         )
 
 
+class _TrainingState:
+    """What a training's state holds beside its optimiser."""
+
+    def __init__(self, modules: dict[str, nn.Module], windows: Prefetch, generator: Any):
+        self.modules, self.windows, self.generator = modules, windows, generator
+
+    def state(self) -> dict[str, Any]:
+        return {
+            **{name: module.state_dict() for name, module in self.modules.items()},
+            "windows": self.windows.state(),
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict(state[name])
+        self.windows.restore(state["windows"])
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
+
+
 def train(
     model: WorldModel,
     objective: JointEmbeddingObjective,
-    buffer: Windows,
+    windows: Windows,
+    settings: TrainSettings = TrainSettings(),
     *,
-    steps: int = 2500,
-    batch: int = 64,
-    length: int = 6,
-    episodes: int | None = None,
-    lr: float = 2e-3,
-    weight_decay: float = 1e-4,
-    clip: float = 1.0,
-    warmup: float = 0.1,
     log: Log | None = None,
     log_every: int = 25,
     generator: Generator | None = None,
-    prefetch: int = 0,
+    threads: Threads | None = None,
     checkpoints: Checkpoints | None = None,
-    checkpoint_every: int = 250,
 ) -> dict[str, float]:
-    """Minimise `model.loss` with AdamW on a one-cycle schedule, in place; the model ends in
-    evaluation mode.
+    """Minimise `model.loss`, in place; the model ends in evaluation mode.
 
     Args:
-        buffer: windows of `length` steps are drawn from it: a `ReplayBuffer`, or `DiskWindows`.
-        steps: gradient steps.
-        batch, length: windows per step, and T of each (the open-loop horizon).
-        episodes: draw each batch from this many episodes only, as an objective with law="within" or
-            static latents needs, which compares two windows of one episode (half of `batch` makes
-            pairs). None: uniform over all windows.
-        lr, weight_decay, clip, warmup: peak learning rate, AdamW's decay, gradient norm, share of
-            steps spent warming up.
+        windows: a `ReplayBuffer`, or `DiskWindows`, of which batches are read ahead.
         log: called with scalars every `log_every` steps; keys "loss", "train/*",
             "frames_per_second".
         generator: draws slices, and the seed of the windows: which come does not depend on where
             the data lie.
-        prefetch: batches read ahead by a thread, for data on disk; changes nothing but the time.
-        checkpoints: where the whole state is kept every `checkpoint_every` steps and after the
-            last. If a state is there already, training goes on from it, with the same weights and
-            scalars as if it had not been interrupted (bit by bit on a CPU with as many threads);
+        threads, checkpoints: see `gjwm.training.fit.fit`. Gone on with, a training ends with the
+            same weights and scalars as an unbroken one (bit by bit on a CPU with as many threads);
             all other arguments must be what they were.
 
     Returns:
         the last logged scalars.
 
     Raises:
-        FloatingPointError: when the loss is NaN or infinite; the model then holds the last good
-            weights.
-    """
-    if steps < 1 or batch < 2:
-        raise ValueError(
-            f"training expects steps >= 1 and batch >= 2, got steps={steps} and batch={batch}."
-        )
-    if checkpoint_every < 1:
-        raise ValueError(f"training expects checkpoint_every >= 1, got {checkpoint_every}.")
-    check_pairs(objective, batch, episodes)
-    device, scalars = model.device, {}
-    objective.to(device).train()
-    # An objective has parameters when its target covariance is learned.
-    parameters = [
-        p for module in (model, objective) for p in module.parameters() if p.requires_grad
-    ]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps + 1, pct_start=warmup
-    )
-    model.train()
-    seed = int(draws.integers(2**62, (1,), generator, device="cpu"))
-    few = {} if episodes is None else {"episodes": episodes}
-    begin = since = time.perf_counter()
-    frames, first, before = 0, 0, 0.0
-    with Prefetch(
-        lambda g: buffer.sample(batch, length, generator=g, **few), seed, prefetch
-    ) as draw:
-        found = None if checkpoints is None else checkpoints.latest()
-        if found is not None:
-            first, state = found.step, found.content
-            for name, part in (
-                ("model", model),
-                ("objective", objective),
-                ("optimizer", optimizer),
-                ("schedule", schedule),
-            ):
-                part.load_state_dict(state[name])
-            draw.restore(state["windows"])
-            if generator is not None:
-                generator.set_state(state["generator"])
-            restore_random_state(state["random"])
-            scalars, before = state["scalars"], state["seconds"]
-        for step in range(first + 1, steps + 1):
-            windows = draw.next().to(device)
-            try:
-                losses = model.loss(windows, objective, generator=generator)
-            except NonFiniteLatentsError as error:
-                raise FloatingPointError(
-                    f"at step {step}: {error} Lower the learning rate (now {lr}) or look for NaN "
-                    f"in the data."
-                ) from error
-            if not losses["loss"].isfinite():
-                raise FloatingPointError(
-                    f"the loss became {losses['loss'].item()} at step {step}; lower the learning "
-                    f"rate (now {lr}) or look for NaN in the data."
-                )
-            optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            norm = nn.utils.clip_grad_norm_(parameters, clip)
-            optimizer.step()
-            schedule.step()
-            frames += batch * (length + 1)
-            if step % log_every == 0 or step == steps:
-                elapsed = time.perf_counter() - since
-                scalars = {f"train/{k}": v.item() for k, v in losses.items() if k != "loss"}
-                scalars |= {
-                    "loss": losses["loss"].item(),
-                    "train/grad_norm": norm.item(),
-                    "train/lr": schedule.get_last_lr()[0],
-                    "frames_per_second": frames / elapsed,
-                }
-                if log is not None:
-                    log(scalars, step)
-                since, frames = time.perf_counter(), 0
-            if checkpoints is not None and (step % checkpoint_every == 0 or step == steps):
-                state = {
-                    "model": model.state_dict(),
-                    "objective": objective.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "windows": draw.state(),
-                    "generator": None if generator is None else generator.get_state(),
-                    "random": random_state(),
-                    "scalars": scalars,
-                    "seconds": before + time.perf_counter() - begin,
-                }
-                checkpoints.save(step, state)
-    model.eval()
-    return scalars
-
-
-def train_dynamics(
-    dynamics: Dynamics,
-    z: Tensor,
-    a: Tensor,
-    *,
-    steps: int = 1500,
-    batch: int = 64,
-    length: int = 5,
-    lr: float = 2e-3,
-    weight_decay: float = 1e-4,
-    clip: float = 1.0,
-    generator: Generator | None = None,
-) -> None:
-    """Fit dynamics to encoded episodes, the encoder left as it is, as `train` fits them beside it;
-    ends in evaluation mode.
-
-    Laws can so be compared on the same latents. Dynamics without parameters count the windows that
-    the others learn from.
-
-    Args:
-        z, a: latents (E, T+1, D) and actions (E, T, A).
-        steps, batch, length, lr, weight_decay, clip: as in `train`.
-        generator: draws windows.
-
-    Raises:
-        ValueError: for other shapes, or windows longer than the episodes.
         FloatingPointError: when the loss is NaN or infinite.
     """
-    if length > a.shape[1] or z.shape[:2] != (a.shape[0], a.shape[1] + 1):
-        raise ValueError(
-            f"expected latents (E, T+1, D) and actions (E, T, A) with T >= length={length}, got "
-            f"{tuple(z.shape)} and {tuple(a.shape)}."
+    check_pairs(objective, settings)
+    objective.to(model.device)
+    batch, length = settings.batch, settings.length
+    chosen = {} if settings.episodes is None else {"episodes": settings.episodes}
+    seed = int(draws.integers(2**62, (1,), generator, device="cpu"))
+
+    def named(scalars: dict[str, float]) -> dict[str, float]:
+        renamed = {f"train/{k}": v for k, v in scalars.items()}
+        rate = renamed.pop("train/steps_per_second")
+        return {
+            "loss": renamed.pop("train/loss"),
+            **renamed,
+            "frames_per_second": rate * batch * (length + 1),
+        }
+
+    with Prefetch(
+        lambda g: windows.sample(batch, length, generator=g, **chosen),
+        seed,
+        getattr(windows, "prefetch", 0),  # what stands in for a buffer need not say it
+    ) as drawn:
+        scalars = fit(
+            [model, objective],  # which has parameters when its target covariance is learned
+            lambda step: model.loss(drawn.next().to(model.device), objective, generator=generator),
+            Optimiser(
+                lr=settings.lr,
+                weight_decay=settings.weight_decay,
+                clip=settings.clip,
+                warmup=settings.warmup,
+            ),
+            steps=settings.steps,
+            log=None if log is None else lambda scalars, step: log(named(scalars), step),
+            log_every=log_every,
+            threads=threads,
+            checkpoints=checkpoints,
+            state=_TrainingState({"model": model, "objective": objective}, drawn, generator),
         )
-
-    def draw() -> tuple[Tensor, Tensor]:
-        episode = draws.integers(len(z), (batch, 1), generator, device=z.device)
-        first = draws.integers(a.shape[1] - length + 1, (batch, 1), generator, device=z.device)
-        step = first + torch.arange(length + 1, device=z.device)
-        return z[episode, step], a[episode, step[:, :-1]]
-
-    _fit_dynamics(dynamics, draw, steps=steps, lr=lr, weight_decay=weight_decay, clip=clip)
+    return named(scalars)
 
 
 def encode_dataset(
@@ -259,9 +169,7 @@ def encode_dataset(
             "encode_dataset expects a model in evaluation mode, got one in training mode; call "
             "model.eval()."
         )
-    latents = spaces.Box(-np.inf, np.inf, (model.latent_dim,), np.float32)
-    actions = spaces.Box(-1, 1, (model.action_dim,), np.float32)
-    buffer = ReplayBuffer(steps, latents, actions, episodes=count, device=model.device)
+    buffer = _latent_buffer(model.latent_dim, model.action_dim, steps, count, model.device)
     with torch.inference_mode():
         for episode in episodes:
             o = torch.from_numpy(episode.o)
@@ -270,109 +178,83 @@ def encode_dataset(
     return buffer
 
 
-def check_refining(
-    *,
-    steps: int,
-    batch: int,
-    length: int,
-    lr: float,
-    weight_decay: float,
-    clip: float,
-) -> None:
-    """Raise ValueError unless `refine` can work with these numbers."""
-    if min(steps, batch, length) < 1 or not (lr > 0 and clip > 0 and weight_decay >= 0):
+def latent_windows(z: Tensor, a: Tensor) -> ReplayBuffer:
+    """Latents (E, T+1, D) and actions (E, T, A) of episodes, as a buffer that `refine` draws
+    from.
+    """
+    if z.shape[:2] != (a.shape[0], a.shape[1] + 1):
         raise ValueError(
-            "refining expects steps, batch and length >= 1, lr and clip > 0 and weight_decay >= "
-            f"0, got steps={steps}, batch={batch}, length={length}, lr={lr}, clip={clip} and "
-            f"weight_decay={weight_decay}."
+            f"expected latents (E, T+1, D) and actions (E, T, A), got {tuple(z.shape)} and "
+            f"{tuple(a.shape)}."
         )
+    count, steps = a.shape[:2]
+    buffer = _latent_buffer(z.shape[-1], a.shape[-1], count * steps, count, z.device)
+    nothing = torch.zeros(steps)
+    for latents, actions in zip(z.detach(), a):
+        buffer.add_episode(latents, actions, nothing, nothing.bool(), nothing.bool())
+    return buffer
+
+
+def _latent_buffer(
+    latent_dim: int, action_dim: int, steps: int, count: int, device: torch.device
+) -> ReplayBuffer:
+    latents = spaces.Box(-np.inf, np.inf, (latent_dim,), np.float32)
+    actions = spaces.Box(-1, 1, (action_dim,), np.float32)
+    return ReplayBuffer(steps, latents, actions, episodes=count, device=device)
 
 
 def refine(
     dynamics: Dynamics,
     latents: Windows,
+    settings: RefineSettings = RefineSettings(),
     *,
-    steps: int = 2000,
-    batch: int = 256,
-    length: int = 5,
-    lr: float = 2e-3,
-    weight_decay: float = 1e-4,
-    clip: float = 1.0,
     log: Log | None = None,
     log_every: int = 25,
     generator: Generator | None = None,
+    threads: Threads | None = None,
 ) -> None:
-    """Go on with the dynamics alone, in place, on the latents of an encoder that changes no more;
-    ends in evaluation mode.
+    """Fit the dynamics alone, in place, on the latents of an encoder that changes no more; ends in
+    evaluation mode. Dynamics without parameters count the windows that others learn from.
 
     A step without the encoder costs a fraction of one with it and takes several times the windows.
     What it gains: docs/experiments/2026-11-27-refined-dynamics.md.
 
     Args:
-        latents: of `encode_dataset`, on the dynamics' device.
-        steps, batch, length, lr, weight_decay, clip: as in `train`.
+        latents: of `encode_dataset` or `latent_windows`, on the dynamics' device.
         log: called every `log_every` steps with "refine/mean_squared_error": one-step and open-loop
             predictions over the window, weighted alike (and those of all members of an ensemble).
         generator: draws the seed of the windows.
 
     Raises:
-        ValueError: for numbers that `check_refining` refuses, and windows longer than all episodes.
+        ValueError: for windows longer than all episodes.
         FloatingPointError: when the loss is NaN or infinite.
     """
-    fit = dict(steps=steps, lr=lr, weight_decay=weight_decay, clip=clip)
-    check_refining(batch=batch, length=length, **fit)
     windows = torch.Generator().manual_seed(
         int(draws.integers(2**62, (1,), generator, device="cpu"))
     )
 
-    def draw() -> tuple[Tensor, Tensor]:
-        drawn = latents.sample(batch, length, generator=windows)
-        return drawn.o, drawn.a
-
-    _fit_dynamics(dynamics, draw, **fit, log=log, log_every=log_every)
-
-
-def _fit_dynamics(
-    dynamics: Dynamics,
-    draw: Callable[[], tuple[Tensor, Tensor]],
-    *,
-    steps: int,
-    lr: float,
-    weight_decay: float,
-    clip: float,
-    log: Log | None = None,
-    log_every: int = 25,
-) -> None:
-    """AdamW on a one-cycle schedule over windows of latents (B, T+1, D) and actions (B, T, A)."""
-    parameters = list(dynamics.parameters())
-    if parameters:
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, lr, total_steps=steps + 1, pct_start=0.1
-        )
-    dynamics.train()
-    for step in range(1, steps + 1):
-        z, a = draw()
-        nll = dynamics.nll(z[:, :-1], a, z[:, 1:])  # what has no parameters counts the windows here
+    def loss(step: int) -> dict[str, Tensor]:
+        drawn = latents.sample(settings.batch, settings.length, generator=windows)
+        z, a = drawn.o, drawn.a
+        nll = dynamics.nll(z[:, :-1], a, z[:, 1:])
         error = (dynamics.training_means(z, a) - z[:, 1:]).square().mean()
-        loss = error + nll
-        norm = torch.zeros(())
-        if parameters:
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if not (loss.isfinite() and norm.isfinite()):
-            dynamics.eval()
-            raise FloatingPointError(
-                f"the dynamics' loss became {loss.item()} (gradient norm {norm.item()}) at step "
-                f"{step}; lower the learning rate (now {lr}) or look for NaN in the latents."
-            )
-        if parameters:
-            optimizer.step()
-            schedule.step()
-        if log is not None and (step % log_every == 0 or step == steps):
-            log({"refine/mean_squared_error": error.item()}, step)
-    dynamics.eval()
+        return {"loss": error + nll, "mean_squared_error": error}
+
+    def report(scalars: dict[str, float], step: int) -> None:
+        if log is not None:
+            log({"refine/mean_squared_error": scalars["mean_squared_error"]}, step)
+
+    fit(
+        [dynamics],
+        loss,
+        Optimiser(
+            lr=settings.lr, weight_decay=settings.weight_decay, clip=settings.clip, warmup=0.1
+        ),
+        steps=settings.steps,
+        log=report,
+        log_every=log_every,
+        threads=threads,
+    )
 
 
 def train_state_head(
@@ -402,32 +284,42 @@ def train_state_head(
     z, state = z.detach().float(), state.float()
     head.standardise(state)
     target = (state - head.shift) / head.scale
-    optimizer = torch.optim.Adam(head.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    error = torch.tensor(float("nan"))
-    head.train()
-    for _ in range(steps):
-        rows = draws.integers(len(z), (batch,), generator, device=z.device)
-        error = (head.net(z[rows]) - target[rows]).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        error.backward()
-        optimizer.step()
-        schedule.step()
+    fitted = fit_rows(head.net, z, target, steps=steps, batch=batch, lr=lr, generator=generator)
     head.eval()
-    return error.item()
+    return fitted
+
+
+def fit_rows(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    generator: Generator | None = None,
+) -> float:
+    """Fit a network to rows x (N, D), y (N, P) by squared error, with Adam on a cosine schedule ->
+    the last squared error.
+    """
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rows = draws.integers(len(x), (batch,), generator, device=x.device)
+        return {"loss": (net(x[rows]) - y[rows]).square().mean()}
+
+    return fit([net], loss, Optimiser(lr=lr, warmup=None), steps=steps).get("loss", float("nan"))
 
 
 def train_decoder(
     decoder: nn.Module,
     model: WorldModel,
-    buffer: Windows,
+    windows: Windows,
+    settings: DecodeSettings = DecodeSettings(),
     *,
-    steps: int = 500,
-    batch: int = 64,
-    lr: float = 2e-3,
     log: Log | None = None,
     log_every: int = 25,
     generator: Generator | None = None,
+    threads: Threads | None = None,
 ) -> float:
     """Fit `decoder` (z -> newest frame in [0, 1]) to images by squared error; no gradient reaches
     the world model.
@@ -438,30 +330,34 @@ def train_decoder(
     Returns:
         the last (unweighted) squared error per pixel.
     """
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
     channels = decoder.image_shape[0]
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
-        o = buffer.sample(count, 1, generator=generator).o[:, 0].to(model.device)
+        o = windows.sample(count, 1, generator=generator).o[:, 0].to(model.device)
         return o, o[:, -channels:].float() / 255
 
     _, images = draw(512)
     variation = images.std(0).mean(0)
     weight = variation / variation.mean().clamp(min=1e-6) + 0.1
-    error = torch.tensor(float("nan"))
-    decoder.train()
-    for step in range(1, steps + 1):
-        o, image = draw(batch)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        o, image = draw(settings.batch)
         with torch.no_grad():
             z = model.encode(o)
         squared = (decoder(z) - image).square()
-        optimizer.zero_grad(set_to_none=True)
-        (weight * squared).mean().backward()
-        optimizer.step()
-        schedule.step()
-        error = squared.detach().mean()
-        if log is not None and (step % log_every == 0 or step == steps):
-            log({"decoder/squared_error": error.item()}, step)
-    decoder.eval()
-    return error.item()
+        return {"loss": (weight * squared).mean(), "squared_error": squared.detach().mean()}
+
+    def report(scalars: dict[str, float], step: int) -> None:
+        if log is not None:
+            log({"decoder/squared_error": scalars["squared_error"]}, step)
+
+    scalars = fit(
+        [decoder],
+        loss,
+        Optimiser(lr=settings.lr),
+        steps=settings.steps,
+        log=report,
+        log_every=log_every,
+        threads=threads,
+    )
+    return scalars["squared_error"]

@@ -22,6 +22,7 @@ from gjwm.models.dynamics import GaussianDynamics
 from gjwm.planning import CEM
 from gjwm.planning.agent import MPCAgent
 from gjwm.planning.costs import GoalCost
+from gjwm.training.settings import RefineSettings
 from gjwm.training.train import refine
 
 
@@ -86,7 +87,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         def refined(
             dynamics: GaussianDynamics = dynamics, batch: int = batch, steps: int = steps
         ) -> None:
-            refine(dynamics, latents, steps=steps, batch=batch, length=16, lr=1e-4)
+            refine(dynamics, latents, RefineSettings(steps=steps, batch=batch, length=16, lr=1e-4))
 
         row(f"refine, {batch} windows", 1, milliseconds(refined) / steps)
     return rows

@@ -47,6 +47,7 @@ from gjwm.planning import (
 )
 from gjwm.planning.agent import MPCAgent
 from gjwm.planning.costs import GoalCost
+from gjwm.training.settings import TrainSettings
 from gjwm.training.train import train
 
 Row = dict[str, Any]
@@ -588,7 +589,7 @@ def _train_on_states(
         model,
         JointEmbeddingObjective(SIGReg()),
         buffer,
-        steps=20 if quick else 2000,
+        TrainSettings(steps=20 if quick else 2000),
         generator=generator,
     )
     env.close()

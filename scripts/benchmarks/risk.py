@@ -40,6 +40,7 @@ from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
 from gjwm.planning import CEM
 from gjwm.planning.costs import Cost, GoalCost, RiskCost, SumCost, per_particle
+from gjwm.training.settings import TrainSettings
 from gjwm.training.train import train
 
 # With a slip of 0.027 about two of three cross the bridge, and who counts a fall as the whole
@@ -233,9 +234,7 @@ def _train(quick: bool) -> WorldModel:
         model,
         JointEmbeddingObjective(SIGReg()),
         buffer,
-        steps=20 if quick else 4000,
-        batch=128,
-        episodes=None if quick else 16,
+        TrainSettings(steps=20 if quick else 4000, batch=128, episodes=None if quick else 16),
         generator=torch.Generator().manual_seed(0),
     )
     return model

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from gjwm.cli.app import main
-from gjwm.cli.run_folder import load_decoder
 from gjwm.data.dataset import dataset_info
 from gjwm.models.world_model import WorldModel
 from gjwm.study.launch import Outcome, record
+from gjwm.training.run import load_decoder
 
 ROOT = Path(__file__).parents[2]
 # Small enough for seconds, whole enough to use every part.
@@ -42,7 +42,7 @@ SMALL = [
     "calibrate.horizon=4",
     "calibrate.particles=8",
     "train.steps=30",
-    "train.decoder_steps=20",
+    "decode.steps=20",
     "refine.steps=10",
     "refine.batch=8",
     "logger.every=10",
@@ -51,7 +51,7 @@ SMALL = [
     "evaluate.pairs=4",
     "evaluate.steps=6",
     "evaluate.horizon=6",
-    "+evaluate.probe_steps=40",
+    "evaluate.probe_steps=40",
     "video.episodes=2",
     "video.grid=3",
     "video.readout_episodes=12",
@@ -191,7 +191,7 @@ def test_films_of_any_checkpoint_for_several_seeds(folder):
         *small,
         "env.obs=state",
         "encoder=mlp",
-        "train.decoder_steps=0",
+        "decode.steps=0",
         "logger.wandb=disabled",
     ]
     assert main(["collect", *settings]) == 0 and main(["train", *settings]) == 0
@@ -257,7 +257,7 @@ def test_resuming_collects_what_is_missing_and_trains_nothing_twice(folder, caps
 def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     run("collect")
-    assert main(["train", *SMALL, "logger.wandb=offline", "train.decoder_steps=0"]) == 0
+    assert main(["train", *SMALL, "logger.wandb=offline", "decode.steps=0"]) == 0
     assert list((folder / "runs" / "small" / "wandb").glob("offline-run-*"))
 
 
@@ -326,7 +326,7 @@ def test_wrong_input_gets_one_clear_message_and_a_failing_status(
     ):
         run("collect")
         if arguments[0] != "train":
-            run("train", "train.decoder_steps=0", "calibrate.episodes=0")
+            run("train", "decode.steps=0", "calibrate.episodes=0")
         arguments = [arguments[0], *SMALL, *arguments[1:]]
     capsys.readouterr()
     assert main(arguments) == status
@@ -395,7 +395,7 @@ def here(monkeypatch):
 
 
 def test_a_study_of_seeds_summarises_them_and_does_nothing_twice(folder, here, capsys):
-    study = ["study.seeds=[3,5]", "train.decoder_steps=0", "evaluate.oracle=false"]
+    study = ["study.seeds=[3,5]", "decode.steps=0", "evaluate.oracle=false"]
     assert run("study", *study) == 0
     assert here == ["data/small-seed-3", "data/small-seed-5", "seed-3", "seed-5"]
     made = folder / "runs" / "small"
@@ -434,7 +434,7 @@ def test_a_grid_on_the_command_line_lists_what_fails_and_the_rest_is_whole(folde
         "train.steps=4",
         "calibrate.episodes=0",
     ]
-    grid += ["train.decoder_steps=0", "evaluate.oracle=false", "study.reference='none,lam-0'"]
+    grid += ["decode.steps=0", "evaluate.oracle=false", "study.reference='none,lam-0'"]
     assert run("study", *grid) == 1
     shown = capsys.readouterr()
     assert "2 of 4 runs failed, runs/small/study.md says why" in shown.err

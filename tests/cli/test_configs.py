@@ -2,6 +2,8 @@
 stepped.
 """
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from gjwm._core.types import Batch
-from gjwm.cli.config import (
-    check_refine_dynamics,
-    dynamics_class,
-    env_kwargs,
-    load_config,
-    split_sweep,
-)
+from gjwm.cli.config import env_kwargs, fill, load_config, recipe_of, split_sweep
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import make_env
 from gjwm.evaluation.evaluate import check_members
@@ -25,10 +21,13 @@ from gjwm.models.world_model import WorldModel
 from gjwm.objectives import make_objective
 from gjwm.rl import LearnerSettings, RewardLearner
 from gjwm.study import Sweep, settings_of
+from gjwm.training.recipe import build, check_refined
+from gjwm.training.settings import TrainSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GROUPS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "online", "learner")
-GROUPS += ("experiment", "preset", "study")
+COMPONENTS = ("encoder", "dynamics", "heads", "discrepancy", "planner")
+STAGES = ("env", "collect", "train", "refine", "calibrate", "decode", "evaluate")
+GROUPS = (*COMPONENTS, *STAGES, "online", "learner", "experiment", "preset", "study")
 
 
 def options(group):
@@ -47,10 +46,8 @@ def test_an_experiment_builds_its_env_model_and_planner(name):
     _check_planned(cfg)
     env = make_env(cfg.env.id, **env_kwargs(cfg))
     observation, _ = env.reset(seed=0)
-    model = WorldModel(
-        instantiate(cfg.encoder, observation_shape=list(env.observation_space.shape)),
-        instantiate(cfg.dynamics, action_dim=env.action_space.shape[0]),
-    ).eval()
+    recipe = replace(recipe_of(cfg), heads={})
+    model = build(recipe, env.observation_space.shape, env.action_space.shape[0]).eval()
     z = model.encode(torch.from_numpy(observation)[None])
     assert z.shape == (1, cfg.latent_dim)
     plan = instantiate(cfg.planner).plan(
@@ -64,15 +61,47 @@ def test_an_experiment_builds_its_env_model_and_planner(name):
     env.close()
 
 
+def test_an_experiment_lists_only_what_differs():
+    lengths = {
+        path.stem: len(path.read_text().splitlines()) for path in CONFIGS.glob("experiment/*")
+    }
+    lengths.pop("suite_offline")  # its teacher and its oracle are settings of their own
+    assert max(lengths.values()) <= 20, lengths
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"speed": 3}, "no setting train.speed; choose from steps, batch"),
+        ({"steps": "abc"}, "train.steps must be a whole number, got 'abc'"),
+        ({"steps": True}, "train.steps must be a whole number, got True"),
+        ({"steps": 2.0}, "train.steps must be a whole number, got 2.0"),
+        ({"lr": float("nan")}, "train.lr must be a number, got nan"),
+        ({"lr": None}, "train.lr must be a number, got None"),
+        ({"episodes": 1.5}, "train.episodes must be a whole number or null, got 1.5"),
+        ({"batch": 1}, "batch >= 2"),
+    ],
+)
+def test_fill_names_what_came_and_what_was_expected(settings, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        fill(TrainSettings, settings, "train")
+
+
+def test_fill_leaves_out_what_is_not_said():
+    filled = fill(TrainSettings, {"lr": 1, "episodes": None}, "train", steps=7)
+    assert filled == TrainSettings(lr=1, episodes=None, steps=7)
+
+
 def _plain(overrides):
     return OmegaConf.to_container(load_config(overrides), resolve=True)
 
 
 def _check_planned(cfg):
     """The dynamics that training ends with can be made, and planned on as evaluation asks."""
-    check_refine_dynamics(cfg)
+    recipe = recipe_of(cfg)
+    check_refined(recipe)
     if cfg.evaluate.kappa is not None:
-        check_members(dynamics_class(cfg))
+        check_members((recipe.refine.dynamics or recipe.dynamics).func)
 
 
 @pytest.mark.parametrize("name", options("study"))

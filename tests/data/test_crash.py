@@ -120,7 +120,7 @@ TRAIN = [
         f"train.steps={STEPS}",
         "refine.steps=60",
         "refine.batch=16",
-        "train.decoder_steps=60",
+        "decode.steps=60",
         "logger.every=1",
         "checkpoint.every=5",
     ),

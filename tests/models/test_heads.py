@@ -9,7 +9,8 @@ from gjwm.models.encoders import MLPEncoder
 from gjwm.models.heads import RewardHead, StateHead, TerminationHead
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
-from gjwm.training.train import train_dynamics, train_state_head
+from gjwm.training.settings import RefineSettings
+from gjwm.training.train import latent_windows, refine, train_state_head
 
 
 def randn(*shape, seed=0):
@@ -93,13 +94,16 @@ def test_dynamics_alone_are_fitted_to_frozen_latents(build):
     for t in range(12):
         z.append(0.9 * z[-1] + 0.3 * a[:, t] + 0.1 * randn(40, 2, seed=2 + t))
     z, dynamics = torch.stack(z, 1), build()
-    train_dynamics(
-        dynamics, z, a, steps=150, length=4, lr=5e-3, generator=torch.Generator().manual_seed(0)
+    refine(
+        dynamics,
+        latent_windows(z, a),
+        RefineSettings(steps=150, length=4, lr=5e-3, batch=64),
+        generator=torch.Generator().manual_seed(0),
     )
     law = dynamics.predict_sequence(z[:, :-1], a)
     assert (law.mean - z[:, 1:]).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.3)
     assert (
         law.variance.mean().sqrt().item() == pytest.approx(0.1, rel=0.4) and not dynamics.training
     )
-    with pytest.raises(ValueError, match="length"):
-        train_dynamics(dynamics, z, a, length=13)
+    with pytest.raises(ValueError, match="a window spans 13 steps"):
+        refine(dynamics, latent_windows(z, a), RefineSettings(length=13, batch=64))

@@ -19,6 +19,7 @@ from gjwm.models.dynamics import (
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg, make_objective
+from gjwm.training.settings import RefineSettings, TrainSettings
 from gjwm.training.train import encode_dataset, refine, train
 
 
@@ -138,7 +139,13 @@ def test_mismatched_parts_are_named():
 
 def train_on_linear_system(objective, output_norm="none"):
     model = world_model(2, 6, 2, output_norm)
-    train(model, objective, LinearSystem(), steps=300, batch=64, length=4, lr=3e-3, generator=g())
+    train(
+        model,
+        objective,
+        LinearSystem(),
+        TrainSettings(steps=300, batch=64, length=4, lr=3e-3),
+        generator=g(),
+    )
     batch = LinearSystem().sample(512, 4, g(9))
     with torch.no_grad():
         z = model.encode(batch.o)
@@ -164,9 +171,7 @@ def test_the_same_seed_gives_the_same_weights():
             model,
             JointEmbeddingObjective(SIGReg(8)),
             LinearSystem(),
-            steps=5,
-            batch=8,
-            length=3,
+            TrainSettings(steps=5, batch=8, length=3),
             generator=g(3),
         )
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
@@ -186,9 +191,7 @@ def test_a_diverging_loss_stops_with_a_sentence():
             world_model(2, 6),
             JointEmbeddingObjective(SIGReg(8)),
             Broken(),
-            steps=3,
-            batch=8,
-            length=3,
+            TrainSettings(steps=3, batch=8, length=3),
         )
 
 
@@ -198,9 +201,7 @@ def test_training_logs_scalars():
         world_model(2, 6),
         JointEmbeddingObjective(SIGReg(8)),
         LinearSystem(),
-        steps=7,
-        batch=8,
-        length=3,
+        TrainSettings(steps=7, batch=8, length=3),
         log=lambda scalars, step: rows.append((step, scalars)),
         log_every=3,
     )
@@ -346,10 +347,7 @@ def test_every_dynamics_trains_with_an_encoder_and_survives_the_disk(dynamics, t
         model,
         JointEmbeddingObjective(SIGReg(16), 5.0),
         LinearSystem(),
-        steps=150,
-        batch=64,
-        length=4,
-        lr=3e-3,
+        TrainSettings(steps=150, batch=64, length=4, lr=3e-3),
         generator=g(),
     )
     model.save(tmp_path / "model.pt")
@@ -384,7 +382,9 @@ def test_training_asks_for_few_episodes_and_tells_the_discrepancy_which_windows_
 
     buffer = Watched()
     objective = make_objective(Clusters(8), law="within")
-    train(world_model(2, 6), objective, buffer, steps=2, batch=8, length=3, episodes=4)
+    train(
+        world_model(2, 6), objective, buffer, TrainSettings(steps=2, batch=8, length=3, episodes=4)
+    )
     assert buffer.asked == 4
 
 
@@ -398,7 +398,11 @@ def test_refining_fits_the_dynamics_to_latents_that_stand_still():
         episodes.append(Episode(o, a, np.zeros(length, np.float32), done, done))
     model = world_model(observation=6)
     train(
-        model, JointEmbeddingObjective(SIGReg(16), 5.0), system, steps=60, length=4, generator=g(2)
+        model,
+        JointEmbeddingObjective(SIGReg(16), 5.0),
+        system,
+        TrainSettings(steps=60, length=4),
+        generator=g(2),
     )
     latents = encode_dataset(model, episodes, steps=260, count=30)
     assert len(latents) == 260 and latents.sample(1, 12, generator=g()).o.shape == (1, 13, 4)
@@ -413,18 +417,16 @@ def test_refining_fits_the_dynamics_to_latents_that_stand_still():
     refine(
         model.dynamics,
         latents,
-        steps=300,
-        batch=64,
-        length=4,
+        RefineSettings(steps=300, batch=64, length=4),
         log=lambda s, i: logged.append((i, s)),
         generator=g(4),
     )
     assert error() < 0.5 * unrefined and not model.dynamics.training
     assert [i for i, _ in logged] == list(range(25, 301, 25))
     assert logged[-1][1]["refine/mean_squared_error"] < logged[0][1]["refine/mean_squared_error"]
-    for wrong in (dict(steps=0), dict(batch=0), dict(length=0), dict(lr=-1.0)):
+    for wrong in (dict(steps=-1), dict(batch=0), dict(length=0), dict(lr=-1.0)):
         with pytest.raises(ValueError, match="refining expects"):
-            refine(model.dynamics, latents, **wrong)
+            refine(model.dynamics, latents, RefineSettings(**wrong))
     with pytest.raises(ValueError, match="evaluation mode"):
         encode_dataset(model.train(), episodes, steps=260, count=30)
 
@@ -448,7 +450,7 @@ def test_refining_stops_at_a_loss_that_is_no_number_and_keeps_the_weights():
     )
     before = {name: value.clone() for name, value in model.dynamics.state_dict().items()}
     with pytest.raises(FloatingPointError, match="loss became"):
-        refine(model.dynamics, Spoiled(latents), steps=2, batch=4, generator=g())
+        refine(model.dynamics, Spoiled(latents), RefineSettings(steps=2, batch=4), generator=g())
     assert all(
         torch.equal(before[name], value) for name, value in model.dynamics.state_dict().items()
     )
@@ -459,7 +461,10 @@ def test_windows_of_one_episode_are_made_sure_of_before_training():
         for episodes in (None, 8):
             with pytest.raises(ValueError, match="to half the batch"):
                 train(
-                    world_model(2), objective, LinearSystem(), steps=1, batch=8, episodes=episodes
+                    world_model(2),
+                    objective,
+                    LinearSystem(),
+                    TrainSettings(steps=1, batch=8, episodes=episodes),
                 )
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gjwm._core.video import write_video
-from gjwm.reporting.logging import RunLogger, flatten, log_results, progress
+from gjwm.reporting.logging import RunLogger, flatten, log_results
+from gjwm.training.metrics import progress
 
 
 def rows(path, name="metrics.jsonl"):

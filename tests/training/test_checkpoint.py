@@ -15,6 +15,7 @@ from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
 from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
+from gjwm.training.settings import TrainSettings
 from gjwm.training.train import train
 
 torch.set_num_threads(1)
@@ -40,7 +41,8 @@ def training(folder=None, *, die_at=None, steps=30, seed=0, prefetch=0):
     torch.manual_seed(seed)
     model = WorldModel(MLPEncoder([3], latent_dim=4), GaussianDynamics(4, 1))
     objective = JointEmbeddingObjective(SIGReg(num_slices=16))
-    rows = []
+    rows, buffer = [], data()
+    buffer.prefetch = prefetch
 
     def log(scalars, step):
         if die_at is not None and step >= die_at:
@@ -53,16 +55,12 @@ def training(folder=None, *, die_at=None, steps=30, seed=0, prefetch=0):
         last = train(
             model,
             objective,
-            data(),
-            steps=steps,
-            batch=16,
-            length=3,
+            buffer,
+            TrainSettings(steps=steps, batch=16, length=3),
             log=log,
             log_every=1,
             generator=torch.Generator().manual_seed(seed),
-            prefetch=prefetch,
-            checkpoints=None if folder is None else Checkpoints(folder),
-            checkpoint_every=7,
+            checkpoints=None if folder is None else Checkpoints(folder, every=7),
         )
     except Killed:
         return rows, None
@@ -106,8 +104,7 @@ def test_a_finished_training_is_not_done_again(tmp_path):
         other,
         objective,
         data(),
-        steps=30,
-        batch=16,
+        TrainSettings(steps=30, batch=16),
         checkpoints=Checkpoints(tmp_path),
         log=logged.append,
     )

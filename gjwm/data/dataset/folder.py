@@ -104,6 +104,8 @@ class DatasetWriter:
         compress: gzip images: small files, slower to read. A dataset keeps what it was started
             with.
         shard_bytes: size after which a shard is sealed.
+        collected: who acted, how long and from which seed, kept with a new dataset, so that more
+            episodes like these can be collected.
 
     Raises:
         ValueError: for a folder that cannot be extended so; nothing in it is touched.
@@ -123,6 +125,7 @@ class DatasetWriter:
         renderer: str = "",
         compress: bool = False,
         shard_bytes: int = SHARD_BYTES,
+        collected: Mapping[str, Any] | None = None,
     ):
         self.path, self.shard_bytes = Path(path), shard_bytes
         self._space, self._action_space, self._frame_stack = (
@@ -178,6 +181,7 @@ class DatasetWriter:
                     )
             else:
                 self.info = {"format": FORMAT, **header, "renderer": renderer, "compress": compress}
+                self.info["collected"] = None if collected is None else dict(collected)
                 self.info |= {"versions": _versions(), "episodes": 0, "steps": 0, "shards": []}
                 _write_metadata(self.path, self.info)
             self._journal = Journal(self.path / JOURNAL)

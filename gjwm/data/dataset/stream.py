@@ -50,6 +50,8 @@ class DiskWindows(Windows):
             hold NaN.
     """
 
+    prefetch = 2  # batches that a training reads ahead
+
     def __init__(self, path: str | Path, *, episodes: int | None = None, readers: int = 4):
         info = require_episodes(path, episodes)
         count = info["episodes"] if episodes is None else episodes

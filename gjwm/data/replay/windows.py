@@ -46,6 +46,8 @@ class Windows:
     def _dtype(self, name: str) -> torch.dtype:
         return DTYPES[self._fields[name].dtype.name]
 
+    prefetch = 0  # batches that a training reads ahead
+
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         """Frames of the field `name` at rows (n,) int64 on the CPU -> (n, numel) on `device`."""
         raise NotImplementedError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gjwm.training.settings import changed_training, require_same_training
+from gjwm.training.run import changed_training, require_same_training
 
 MADE = {
     "train": {"steps": 9},

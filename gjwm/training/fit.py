@@ -1,0 +1,209 @@
+"""The one loop that fits parameters to a loss, and the thread count with which it is fastest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gjwm.objectives import NonFiniteLatentsError
+from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
+
+Log = Callable[[dict[str, float], int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """Adam, or AdamW, with a schedule.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: AdamW's; None is Adam.
+        clip: largest gradient norm; None clips nothing.
+        warmup: share of the steps before the peak of a one-cycle schedule; None is a cosine.
+    """
+
+    lr: float
+    weight_decay: float | None = None
+    clip: float | None = None
+    warmup: float | None = 0.3
+
+    def make(self, parameters: list[nn.Parameter], steps: int) -> tuple[Any, Any]:
+        """-> (torch optimizer, its schedule over `steps`)."""
+        if self.weight_decay is None:
+            optimizer = torch.optim.Adam(parameters, lr=self.lr)
+        else:
+            optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        schedules = torch.optim.lr_scheduler
+        if self.warmup is None:
+            return optimizer, schedules.CosineAnnealingLR(optimizer, steps)
+        return optimizer, schedules.OneCycleLR(
+            optimizer, self.lr, total_steps=steps + 1, pct_start=self.warmup
+        )
+
+
+class Stateful(Protocol):
+    """What goes on after an interruption where it was."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain data and tensors."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse."""
+
+
+class Threads:
+    """Keeps torch on the thread count with which steps are fastest at the moment.
+
+    Beside another process two threads that wait for each other can be many times slower than one.
+    The first steps are timed with one thread and with as many as torch has now, in turns, and again
+    whenever a step has become twice as slow. Results depend on it by rounding alone.
+
+    Args:
+        most: the larger count; 1 measures nothing.
+        clock: seconds that only rise.
+    """
+
+    TRIAL, ROUNDS, WINDOW = 4, 2, 50  # steps in a row with one count, turns, steps of one rate
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter):
+        self.most, self._clock = most, clock
+        self._begin()
+
+    def _begin(self) -> None:
+        self._turns = [1, self.most] * self.ROUNDS if self.most > 1 else []
+        self._best: dict[int, float] = {}  # seconds of a step by count
+        self._step, self._since, self._usual = 0, self._clock(), None
+        if self._turns:
+            torch.set_num_threads(self._turns[0])
+
+    def step(self) -> None:
+        """Call after each step."""
+        if self.most <= 1:
+            return
+        self._step += 1
+        now = self._clock()
+        if self._turns:
+            count = self._turns[0]
+            if self._step > 1:  # the first step with a new count wakes its threads up
+                self._best[count] = min(now - self._since, self._best.get(count, float("inf")))
+            if self._step == self.TRIAL:
+                self._step = 0
+                self._turns.pop(0)
+                fastest = min(self._best, key=self._best.__getitem__)
+                torch.set_num_threads(self._turns[0] if self._turns else fastest)
+            self._since = self._clock()
+        elif self._step == self.WINDOW:
+            seconds = (now - self._since) / self.WINDOW
+            if self._usual is not None and seconds > 2 * self._usual:
+                self._begin()
+            else:
+                self._usual = min(seconds, self._usual or seconds)
+                self._step, self._since = 0, now
+
+
+def fit(
+    modules: Sequence[nn.Module],
+    loss: Callable[[int], Mapping[str, Tensor]],
+    optimiser: Optimiser,
+    *,
+    steps: int,
+    log: Log | None = None,
+    log_every: int = 25,
+    threads: Threads | None = None,
+    checkpoints: Checkpoints | None = None,
+    state: Stateful | None = None,
+) -> dict[str, float]:
+    """Minimise a loss, in place; the modules are in training mode meanwhile and end in evaluation
+    mode.
+
+    Args:
+        modules: whose parameters are fitted, as far as they require gradients; with none the loss
+            is only computed, for what learns by seeing it.
+        loss: step, from 1 -> scalars; "loss" is minimised, all are logged.
+        log: called with scalars every `log_every` steps and after the last: those of the loss,
+            "grad_norm", "lr" and "steps_per_second".
+        checkpoints: where the whole state is kept, and gone on from if one is there; with `state`,
+            what else belongs to it.
+
+    Returns:
+        the last logged scalars.
+
+    Raises:
+        FloatingPointError: when the loss or its gradient is NaN or infinite; the parameters are
+            then the last good ones.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer, schedule = optimiser.make(parameters, steps) if parameters else (None, None)
+    scalars: dict[str, float] = {}
+    first, before, begin = 0, 0.0, time.perf_counter()
+    kept = None if checkpoints is None else checkpoints.latest()
+    if kept is not None:
+        first, content = kept.step, kept.content
+        for name, part in {"optimizer": optimizer, "schedule": schedule}.items():
+            if part is not None:
+                part.load_state_dict(content[name])
+        if state is not None:
+            state.restore(content)
+        restore_random_state(content["random"])
+        scalars, before = content["scalars"], content["seconds"]
+
+    def refuse(what: str, step: int) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what} at step {step}; lower the learning rate (now {optimiser.lr}) or look for NaN "
+            "in the data."
+        )
+
+    for module in modules:
+        module.train()
+    since, last = time.perf_counter(), first
+    try:
+        for step in range(first + 1, steps + 1):
+            try:
+                losses = loss(step)
+            except NonFiniteLatentsError as error:
+                raise refuse(str(error).rstrip("."), step) from error
+            value = losses["loss"]
+            if not value.isfinite():
+                raise refuse(f"the loss became {value.item()}", step)
+            norm = None
+            if parameters:
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                if optimiser.clip is not None:
+                    norm = nn.utils.clip_grad_norm_(parameters, optimiser.clip)
+                    if not norm.isfinite():
+                        raise refuse(f"the gradient's norm became {norm.item()}", step)
+                optimizer.step()
+                schedule.step()
+            if threads is not None:
+                threads.step()
+            if step % log_every == 0 or step == steps:
+                now = time.perf_counter()
+                scalars = {name: scalar.item() for name, scalar in losses.items()}
+                if parameters:
+                    scalars["lr"] = schedule.get_last_lr()[0]
+                if norm is not None:
+                    scalars["grad_norm"] = norm.item()
+                scalars["steps_per_second"] = (step - last) / (now - since)
+                if log is not None:
+                    log(scalars, step)
+                since, last = time.perf_counter(), step
+            if checkpoints is not None and (step % checkpoints.every == 0 or step == steps):
+                content = {
+                    **({} if state is None else state.state()),
+                    "optimizer": None if optimizer is None else optimizer.state_dict(),
+                    "schedule": None if schedule is None else schedule.state_dict(),
+                    "random": random_state(),
+                    "scalars": scalars,
+                    "seconds": before + time.perf_counter() - begin,
+                }
+                checkpoints.save(step, content)
+    finally:
+        for module in modules:
+            module.eval()
+    return scalars

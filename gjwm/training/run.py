@@ -1,0 +1,226 @@
+"""A run's folder, runs/<name>/: who may work in it, where an interrupted training goes on, and what
+a training leaves there.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from gjwm._core.files import holding, replacing
+from gjwm.models.decoder import ConvDecoder
+from gjwm.models.world_model import load_payload
+from gjwm.training.checkpoint import Checkpoints
+from gjwm.training.fit import Log
+from gjwm.training.metrics import MetricsFile
+
+RETURNS = "returns.json"  # the last file of a run that learns from reward
+# Groups of settings that do not change what a training makes.
+AFTER_TRAINING = (
+    *("evaluate", "planner", "cost", "video", "logger", "threads", "study", "device", "report"),
+    *("resume", "storage", "compress", "checkpoint"),
+)
+OFFLINE = ("refine", "decode")  # that only `gjwm train` reads
+# groups that only `gjwm online` reads, for which the planner belongs to training
+ONLINE = ("online", "learner")
+
+
+def changed_training(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, online: bool = False
+) -> list[str]:
+    """Names of the groups by which `now` would have made another training than `before`.
+
+    Args:
+        online: whether it is one of `gjwm online`.
+    """
+    before, now = _decisive(before, online), _decisive(now, online)
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
+def _decisive(config: Mapping[str, Any], online: bool) -> dict[str, Any]:
+    ignored = {*AFTER_TRAINING, *OFFLINE} - {"planner"} if online else {*AFTER_TRAINING, *ONLINE}
+    config = {key: copy.copy(value) for key, value in config.items() if key not in ignored}
+    if not (config.get("refine") or {}).get("steps"):
+        config.pop("refine", None)  # nothing is refined, however it would have been
+    if isinstance(config.get("collect"), dict):
+        config["collect"].pop("workers", None)  # episodes do not depend on it
+    return config
+
+
+def require_same_training(
+    before: Mapping[str, Any], now: Mapping[str, Any], run: str | Path, *, online: bool = False
+) -> None:
+    """Refuse settings that would have made another training than the one in `run`; `online` as in
+    `changed_training`.
+
+    Raises:
+        ValueError: naming the groups that differ.
+    """
+    changed = changed_training(before, now, online=online)
+    if changed:
+        raise ValueError(
+            f"{run} was trained with other settings of {', '.join(changed)}; choose another "
+            f"name=..., or remove the folder."
+        )
+
+
+def same_evaluation(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether both settings judge a model in the same way."""
+    return all(before.get(group) == now.get(group) for group in ("evaluate", "planner", "cost"))
+
+
+@contextmanager
+def sole_process(folder: str | Path) -> Iterator[None]:
+    """Keep other trainings out of a run's folder, as two would write over each other."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(holding(Path(folder) / "lock"))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process works in {folder}; wait for it, or choose another name=..."
+            ) from error
+        yield
+
+
+Logging = Callable[[int, "int | None"], Any]  # (steps, step to go on after) -> context: a Log
+
+
+class Run:
+    """The folder of one run, and how its training is told.
+
+    Args:
+        folder: made when training begins.
+        config: all settings, plain; written to config.yaml, and what an interrupted training must
+            have been begun with.
+        device: that it trains on.
+        resume: go on with an interrupted training; refused where there is one otherwise.
+        last: the file that is written at the very end: if the last state is newer, the run was
+            killed before it.
+        log_every, checkpoint_every: steps between scalars, and between states.
+        command: that asked for it, kept with the model.
+        logging: called with (all steps, step to go on after or None) -> a context manager around
+            the training that gives what scalars are logged with; None: a `MetricsFile`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Mapping[str, Any],
+        *,
+        device: str = "cpu",
+        resume: bool = False,
+        last: str = "checkpoint.pt",
+        log_every: int = 25,
+        checkpoint_every: int = 250,
+        command: str = "",
+        logging: Logging | None = None,
+    ):
+        self.folder, self.config, self.device = Path(folder), dict(config), device
+        self.resume, self.last, self.log_every, self.command = resume, last, log_every, command
+        self.checkpoints = Checkpoints(self.folder / "state", every=checkpoint_every)
+        self._logging = logging
+
+    def begin(
+        self, steps: int, episodes: int, ready: Callable[[int], Any] = lambda episodes: None
+    ) -> tuple[int | None, int] | None:
+        """Make the folder ready -> (step to go on after or None, episodes to train on), or None if
+        all is done.
+
+        Args:
+            steps: after which training ends.
+            episodes: that the dataset has now.
+            ready: called with the episodes before anything is touched, unless all is done; what it
+                raises stops the training.
+
+        Raises:
+            ValueError: when a training would be lost, or resumed with other settings.
+        """
+        checkpoints, started = self.checkpoints, self.folder / "state" / "run.json"
+        state = checkpoints.latest()
+        unfinished = state is not None and (self.folder / "metrics.jsonl.partial").exists()
+        if state is not None and self.resume:
+            before = json.loads(started.read_text())
+            online, complete = self.last == RETURNS, self._newer(self.last)
+            if not online and not complete:
+                # The dynamics are refined after the last state, so how may change as long as there
+                # is no model.
+                before["config"]["refine"] = self.config.get("refine")
+            require_same_training(before["config"], self.config, self.folder, online=online)
+            if state.step >= steps and not unfinished and complete:
+                return None
+            kinds = [torch.device(name).type for name in (before["device"], self.device)]
+            if kinds[0] != kinds[1]:
+                raise ValueError(
+                    f"{self.folder} was begun on {kinds[0]}, whose random numbers {kinds[1]} does "
+                    f"not have: go on with device={kinds[0]}."
+                )
+            ready(before["episodes"])
+            write_json(started, before)
+            return state.step, before["episodes"]
+        if unfinished:
+            raise ValueError(
+                f"{self.folder} holds a training that stopped after step {state.step}: go on with "
+                f"resume=true, or remove {checkpoints.folder} to start anew."
+            )
+        ready(episodes)
+        checkpoints.clear()
+        started.parent.mkdir(parents=True, exist_ok=True)
+        content = {"config": self.config, "episodes": episodes, "device": self.device}
+        write_json(started, content)
+        return None, episodes
+
+    def _newer(self, name: str) -> bool:
+        """Whether a file is there and was written after all states."""
+        file, states = self.folder / name, self.checkpoints.folder.glob("state-*.pt")
+        newest = max(path.stat().st_mtime_ns for path in states)
+        return file.is_file() and file.stat().st_mtime_ns >= newest
+
+    @contextmanager
+    def logging(self, steps: int, after: int | None) -> Iterator[Log]:
+        """What scalars of a training of `steps` steps are logged with; an interrupted one keeps
+        those up to step `after`.
+        """
+        if self._logging is not None:
+            with self._logging(steps, after) as log:
+                yield log
+            return
+        with MetricsFile(self.folder, resume_after=after) as metrics:
+            yield metrics.log
+
+    def write_config(self) -> None:
+        """config.yaml: all settings."""
+        with replacing(self.folder / "config.yaml") as partial:
+            partial.write_text(yaml.safe_dump(self.config, sort_keys=False, width=100))
+
+
+def save_decoder(decoder: ConvDecoder, path: Path) -> None:
+    """Write a decoder's keyword arguments and weights, atomically."""
+    with replacing(path) as partial:
+        torch.save({"format": 1, "config": decoder.config, "state": decoder.state_dict()}, partial)
+
+
+def load_decoder(path: Path, device: str = "cpu") -> ConvDecoder:
+    """The decoder written by `save_decoder`, in evaluation mode."""
+    payload = load_payload(path, device)
+    decoder = ConvDecoder(**payload["config"])
+    decoder.load_state_dict(payload["state"])
+    return decoder.to(device).eval()
+
+
+def decoder_of(folder: str | Path, device: str = "cpu") -> ConvDecoder | None:
+    """The run's decoder, which a run on state vectors or with decode.steps=0 does not have."""
+    path = Path(folder) / "decoder.pt"
+    return load_decoder(path, device) if path.is_file() else None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of JSON that is whole or absent."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
