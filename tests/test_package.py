@@ -72,7 +72,9 @@ IMPORT_NAMES = {
     "pytest-xdist": "xdist",
     "imageio-ffmpeg": "imageio",  # the plugin that imageio loads for films
 }
-TOOLS = {"pytest", "pytest-cov", "pytest-xdist", "ruff", "build", "pyright", "pre-commit"}
+TOOLS = {"pytest", "pytest-cov", "pytest-xdist", "ruff", "build", "pyright", "pre-commit"} | {
+    *("sphinx", "furo", "myst-parser", "sphinx-copybutton")
+}
 
 
 def room_of(module: str) -> str:

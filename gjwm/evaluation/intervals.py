@@ -13,7 +13,12 @@ Sample = np.ndarray | Sequence[float]
 
 
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a success rate."""
+    """Wilson's interval for a success rate.
+
+    >>> low, high = wilson_interval(97, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.915, 0.99)
+    """
     interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)
 

@@ -26,6 +26,9 @@ def _ends(z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def linear(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
     """(1-t) z0 + t z1, whose variance t^2 + (1-t)^2 falls to one half: z0, z1 (..., D), t (S,) ->
     (..., S, D).
+
+    >>> linear(torch.tensor([0.0, 2.0]), torch.tensor([2.0, 0.0]), torch.tensor([0.5])).tolist()
+    [[1.0, 1.0]]
     """
     z0, z1, t = _ends(z0, z1, t)
     return (1 - t) * z0 + t * z1

@@ -312,6 +312,11 @@ def epps_pulley(
 
     Raises:
         ValueError: for too few samples or numbers that are not floating point.
+
+    Samples that are all the same, the worst case, cost 0.41:
+
+    >>> round(epps_pulley(torch.zeros(100, 1)).item(), 3)
+    0.409
     """
     quadrature = Quadrature(t_max, knots)
     x = _checked(x, 1 + unbiased)

@@ -22,7 +22,12 @@ def wasserstein_1d(x: Tensor, *, form: str = "exact") -> Tensor:
 
     "exact" is the semi-discrete distance mean x^2 - 2 sum_i x_(i) c_i + 1, where c_i is the
     integral of the Gaussian quantile over the i-th of N equal shares of probability. "midpoint"
-    compares x_(i) with the quantile at (i - 1/2) / N and is 0 on that grid."""
+    compares x_(i) with the quantile at (i - 1/2) / N and is 0 on that grid.
+
+    >>> samples = torch.tensor([[-0.6745], [0.6745]])  # quartiles of N(0, 1)
+    >>> wasserstein_1d(samples, form="midpoint").abs().item() < 1e-8
+    True
+    """
     n = x.shape[0]
     ordered = x.sort(0).values
     if form == "midpoint":

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
+from omegaconf import OmegaConf
 
 STEP = re.compile(
     r"^<!-- test: (?P<note>.*?)-->$|^```(?P<kind>[^\n]*)\n(?P<body>.*?)^```$",
@@ -85,7 +85,7 @@ def run(page: Path) -> dict:
         elif kind in ("python", "run"):
             exec(compile(body, f"{page.name}", "exec"), names)
         elif kind == "yaml":
-            yaml.safe_load(body)
+            OmegaConf.create(body)
         elif kind == "bash":
             for program, *arguments in command_lines(body):
                 if program == "gjwm":
