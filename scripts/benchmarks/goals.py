@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.planning import FEW_ROUNDS
+from benchmarks.planning import FEW_ROUNDS, observation_of
 from gjwm.data.behaviours import Coloured
 from gjwm.data.collect import collect_episodes, make_env
 from gjwm.evaluation.evaluate import (
@@ -129,7 +129,7 @@ def _one_seed(
 ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
     steps = 4 if quick else settings["steps"]
     model = None if path is None else WorldModel.load(path)
-    env = make_env(settings["env_id"], **settings["env"], **_observation(model))
+    env = make_env(settings["env_id"], **settings["env"], **observation_of(model))
     chosen = _pairs(env, settings, pairs, seed)
     radius = env.unwrapped.success_radius
     blind = copies(make_env(settings["env_id"], **dict(settings["env"], obs="state")), pairs)
@@ -161,16 +161,6 @@ def _one_seed(
                 ("model", name),
                 planning_report(attempt_goals(seeing, chosen, policy, steps=steps), radius),
             )
-
-
-def _observation(model: WorldModel | None) -> dict[str, Any]:
-    """The environment's arguments for what a model sees; without a model, the state."""
-    shape = () if model is None else model.encoder.observation_shape
-    return (
-        dict(obs="pixels", size=shape[1], frame_stack=shape[0] // 3)
-        if len(shape) == 3
-        else dict(obs="state")
-    )
 
 
 def _pairs(env: Any, settings: dict[str, Any], count: int, seed: int) -> GoalPairs:

@@ -52,8 +52,7 @@ from gjwm.training.train import train
 
 Row = dict[str, Any]
 
-# --  ----------------------------------------------------------------------------------------------
-# known optima
+# -- known optima ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def precise_planners(bound: float) -> dict[str, Planner]:
 def optimum_rows(quick: bool) -> list[Row]:
     """Cost over optimum on the problems with a known one."""
     rows = []
-    for problem in (bowl(), lqr(), maze()):
+    for problem in (bowl(),) if quick else (bowl(), lqr(), maze()):
         for name, planner in precise_planners(problem.bound).items():
             if getattr(planner, "differentiates", False) and not problem.smooth:
                 continue
@@ -194,134 +193,91 @@ def optimum_rows(quick: bool) -> list[Row]:
     return rows
 
 
-def row(
-    part: str,
-    case: str,
-    planner: str,
-    *,
-    rollouts: float | None = None,
-    excess_percent: float | None = None,
-    ms: float | None = None,
-    time_ratio: float | None = None,
-    reached: float | None = None,
-) -> Row:
+def row(part: str, case: str, planner: str, **figures: float | None) -> Row:
     """One line. excess_percent: of cost over the optimum, or over plain CEM; time_ratio: to bare
     rollouts, or to plain CEM.
     """
-    return {
-        "part": part,
-        "case": case,
-        "planner": planner,
-        "rollouts": rollouts,
-        "excess_percent": excess_percent,
-        "ms": ms,
-        "time_ratio": time_ratio,
-        "reached": reached,
-    }
+    columns = ("rollouts", "excess_percent", "ms", "time_ratio", "reached")
+    return {"part": part, "case": case, "planner": planner, **dict.fromkeys(columns), **figures}
 
 
-# -------------------------------------------------------------------------------------------------
-# other packages' rules
+# -- other packages' rules -------------------------------------------------------------------------
 
 
-class PlainCEM:
-    """stable-worldmodel's CEM: white noise of std 1, mean and std refitted to the elites, the last
-    mean is the plan.
+class Plain:
+    """What other packages' planners share: a fixed number of rounds, bounds [-1, 1], and the last
+    mean as the plan, here judged by the better of it and the best last sample, in their favour.
     """
 
     def __init__(self, *, samples: int = 512, iterations: int = 8, elites: int = 30):
         self.samples, self.iterations, self.elites = samples, iterations, elites
 
     def plan(self, score: Score, mean: Tensor, *, generator: Generator | None = None) -> Plan:
-        std = torch.ones_like(mean)
+        std, kept = torch.ones_like(mean), self.first(mean)
         for _ in range(self.iterations):
             noise = torch.randn(len(mean), self.samples, *mean.shape[1:], generator=generator)
-            candidates = (mean[:, None] + std[:, None] * noise).clamp(-1, 1)
-            candidates[:, 0] = mean.clamp(-1, 1)
-            order = score(candidates).topk(self.elites, dim=1, largest=False)
-            elite = candidates.gather(
-                1, order.indices[..., None, None].expand(-1, -1, *mean.shape[1:])
-            )
-            mean, std = elite.mean(1), elite.std(1)
-        # Its plan is the mean. Judged by the better of it and the best last sample, in its favour.
-        last = torch.cat([mean[:, None], elite[:, :1]], 1)
-        cost, index = score(last).min(1)
-        return Plan(last[torch.arange(len(mean)), index], std, cost)
-
-
-class PlainICEM:
-    """stable-worldmodel's iCEM: 1/f^2 noise, five elites kept from round to round, momentum 0.1,
-    the last mean is the plan.
-    """
-
-    def __init__(self, *, samples: int = 512, iterations: int = 8, elites: int = 30, keep: int = 5):
-        self.samples, self.iterations, self.elites, self.keep = samples, iterations, elites, keep
-
-    def plan(self, score: Score, mean: Tensor, *, generator: Generator | None = None) -> Plan:
-        std, kept = torch.ones_like(mean), mean[:, None].clamp(-1, 1)
-        for _ in range(self.iterations):
-            white = torch.randn(len(mean), self.samples, *mean.shape[1:], generator=generator)
-            spectrum = torch.fft.rfft(white, dim=2)
-            frequency = torch.fft.rfftfreq(mean.shape[1]).clamp(min=1 / mean.shape[1])
-            noise = torch.fft.irfft(spectrum / frequency[:, None], n=mean.shape[1], dim=2)
-            noise = noise / noise.std()
-            candidates = (mean[:, None] + std[:, None] * noise).clamp(-1, 1)
+            candidates = (mean[:, None] + std[:, None] * self.colour(noise)).clamp(-1, 1)
             candidates[:, : kept.shape[1]] = kept
-            order = score(candidates).topk(self.elites, dim=1, largest=False)
-            elite = candidates.gather(
-                1, order.indices[..., None, None].expand(-1, -1, *mean.shape[1:])
-            )
-            mean, std = 0.1 * mean + 0.9 * elite.mean(1), 0.1 * std + 0.9 * elite.std(1)
-            kept = elite[:, : self.keep]
-        last = torch.cat([mean[:, None], elite[:, :1]], 1)
+            cost, index = score(candidates).topk(self.elites, dim=1, largest=False)
+            candidates = torch.take_along_dim(candidates, index[..., None, None], 1)
+            mean, std = self.refit(mean, std, candidates, cost)
+            kept = self.keep(mean, candidates)
+        last = torch.cat([mean[:, None], candidates[:, :1]], 1)
         cost, index = score(last).min(1)
         return Plan(last[torch.arange(len(mean)), index], std, cost)
 
+    def first(self, mean: Tensor) -> Tensor:
+        return mean[:, None].clamp(-1, 1)
 
-class PlainMPPI:
+    def colour(self, noise: Tensor) -> Tensor:
+        return noise
+
+
+class PlainCEM(Plain):
+    """stable-worldmodel's CEM: white noise of std 1, mean and std refitted to the elites."""
+
+    def refit(self, mean: Tensor, std: Tensor, elite: Tensor, cost: Tensor) -> tuple[Tensor, ...]:
+        return elite.mean(1), elite.std(1)
+
+    def keep(self, mean: Tensor, elite: Tensor) -> Tensor:
+        return self.first(mean)
+
+
+class PlainICEM(Plain):
+    """stable-worldmodel's iCEM: 1/f^2 noise, five elites kept from round to round, momentum 0.1."""
+
+    def colour(self, noise: Tensor) -> Tensor:
+        horizon = noise.shape[2]
+        frequency = torch.fft.rfftfreq(horizon).clamp(min=1 / horizon)[:, None]
+        coloured = torch.fft.irfft(torch.fft.rfft(noise, dim=2) / frequency, n=horizon, dim=2)
+        return coloured / coloured.std()
+
+    def refit(self, mean: Tensor, std: Tensor, elite: Tensor, cost: Tensor) -> tuple[Tensor, ...]:
+        return 0.1 * mean + 0.9 * elite.mean(1), 0.1 * std + 0.9 * elite.std(1)
+
+    def keep(self, mean: Tensor, elite: Tensor) -> Tensor:
+        return elite[:, :5]
+
+
+class PlainMPPI(Plain):
     """pytorch_mppi (Williams et al., 2017): white noise of fixed std, softmax of cost over all
-    samples, the mean is the plan.
-
-    stable-worldmodel's MPPI differs by taking the softmax over the elites.
+    samples. stable-worldmodel's takes the softmax over the elites.
     """
 
-    def __init__(
-        self,
-        *,
-        samples: int = 512,
-        iterations: int = 8,
-        temperature: float = 0.5,
-        elites: int | None = None,
-    ):
-        self.samples, self.iterations, self.temperature, self.elites = (
-            samples,
-            iterations,
-            temperature,
-            elites,
-        )
+    temperature = 0.5
 
-    def plan(self, score: Score, mean: Tensor, *, generator: Generator | None = None) -> Plan:
-        std = torch.ones_like(mean)
-        for _ in range(self.iterations):
-            noise = torch.randn(len(mean), self.samples, *mean.shape[1:], generator=generator)
-            candidates = (mean[:, None] + noise).clamp(-1, 1)
-            cost = score(candidates)
-            if self.elites is not None:
-                cost, index = cost.topk(self.elites, dim=1, largest=False)
-                candidates = candidates.gather(
-                    1, index[..., None, None].expand(-1, -1, *mean.shape[1:])
-                )
-            weight = torch.softmax(-(cost - cost.amin(1, keepdim=True)) / self.temperature, 1)
-            mean = (weight[..., None, None] * candidates).sum(1)
-        last = torch.cat(
-            [mean[:, None], candidates[torch.arange(len(mean)), cost.argmin(1)][:, None]], 1
-        )
-        cost, index = score(last).min(1)
-        return Plan(last[torch.arange(len(mean)), index], std, cost)
+    def first(self, mean: Tensor) -> Tensor:
+        return mean[:, :0, None]  # nothing is kept
+
+    def refit(self, mean: Tensor, std: Tensor, elite: Tensor, cost: Tensor) -> tuple[Tensor, ...]:
+        weight = torch.softmax(-(cost - cost[:, :1]) / self.temperature, 1)
+        return (weight[..., None, None] * elite).sum(1), std
+
+    def keep(self, mean: Tensor, elite: Tensor) -> Tensor:
+        return self.first(mean)
 
 
-# -- one MLP -------------------------------------------------------------------------------------
-# model, equal budgets
+# -- one MLP model, equal budgets ------------------------------------------------------------------
 
 
 def reference_model(latent_dim: int = 64, hidden: int = 512) -> WorldModel:
@@ -348,7 +304,7 @@ def equal_budget_rows(quick: bool) -> list[Row]:
     planners = {
         "plain CEM (stable-worldmodel)": PlainCEM(**budget),
         "plain iCEM (stable-worldmodel)": PlainICEM(**budget),
-        "plain MPPI (pytorch_mppi)": PlainMPPI(**budget),
+        "plain MPPI (pytorch_mppi)": PlainMPPI(elites=samples, **budget),
         "plain MPPI (stable-worldmodel)": PlainMPPI(elites=30, **budget),
         "CEM": CEM(**FEW_ROUNDS["CEM"] | budget),
         "ICEM": ICEM(**FEW_ROUNDS["ICEM"] | budget | {"decay": 1.0, "elites": 30}),
@@ -410,8 +366,7 @@ def _seeded(seed: int) -> Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# --  ----------------------------------------------------------------------------------------------
-# time to target
+# -- time to target --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -523,75 +478,66 @@ def time_to_target_rows(trained: Trained, *, problems: int) -> list[Row]:
 
 def trained_models(quick: bool, runs: Path = Path("runs")) -> list[Trained]:
     """Two-room and reacher, from runs/ or trained on state vectors here."""
+    both = behaviour_from_weights({"scripted": 0.5, "coloured": 0.5})
+    two_room, reacher = dict(goal="other-room", terminate_on_goal=False), dict(action_repeat=2)
     worlds = (
-        ("two-room", "gjwm/two-room-v0", dict(goal="other-room", terminate_on_goal=False), 24, 24),
-        ("reacher-easy", "gjwm/reacher-easy-v0", dict(action_repeat=2), 12, 12),
+        ("two-room", "gjwm/two-room-v0", two_room, both, 24),
+        ("reacher-easy", "gjwm/reacher-easy-v0", reacher, Coloured(), 12),
     )
-    found = []
-    for name, env_id, kwargs, horizon, offset in worlds:
+    trained = []
+    for name, env_id, kwargs, behaviour, horizon in worlds:
         path = runs / name / "checkpoint.pt"
         if path.is_file() and not quick:
             model = WorldModel.load(path)
-            channels = (
-                model.encoder.observation_shape[0]
-                if len(model.encoder.observation_shape) == 3
-                else None
-            )
-            if channels:
-                kwargs = {**kwargs, "obs": "pixels", "size": model.encoder.observation_shape[1]}
-                kwargs |= {"frame_stack": channels // 3} | (
-                    {"hidden": ["target"]} if "reacher" in name else {}
-                )
-            else:
-                kwargs = {**kwargs, "obs": "state"}
+            kwargs = {**kwargs, **observation_of(model)}
+            if "size" in kwargs and name == "reacher-easy":
+                kwargs["hidden"] = ["target"]
         else:
-            model, kwargs = None, {**kwargs, "obs": "state"}
-            print(
-                f"no {path}: a model of {name} on state vectors is collected and trained first.",
-                flush=True,
-            )
+            print(f"no {path}: a model of {name} on state vectors is trained first.", flush=True)
+            kwargs = {**kwargs, "obs": "state"}
+            count, steps = (8, 20) if quick else (400, 2000)
+            settings = TrainSettings(steps=steps)
+            model = state_model(env_id, kwargs, behaviour, count=count, settings=settings)
         count, length = (8, 30) if quick else (100, 60)
-        behaviour = (
-            behaviour_from_weights({"scripted": 0.5, "coloured": 0.5})
-            if name == "two-room"
-            else Coloured()
-        )
-        if model is None:
-            model = _train_on_states(env_id, kwargs, behaviour, quick)
-        episodes = list(
-            collect_episodes(
-                env_id, kwargs, behaviour, episodes=count, length=length, seed=2_000_000, workers=0
-            )
-        )
+        sizes = dict(episodes=count, length=length, seed=2_000_000, workers=0)
+        episodes = collect_episodes(env_id, kwargs, behaviour, **sizes)
         with torch.no_grad():
             z = torch.stack([model.encode(torch.from_numpy(e.o)) for e in episodes])
-        found.append(Trained(name, model, z[:, 0], z[:, min(offset, length)], horizon))
-    return found
+        trained.append(Trained(name, model, z[:, 0], z[:, min(horizon, length)], horizon))
+    return trained
 
 
-def _train_on_states(
-    env_id: str, kwargs: dict[str, Any], behaviour: Any, quick: bool
+def observation_of(model: WorldModel | None) -> dict[str, Any]:
+    """The environment's arguments for what a model sees; without a model, the state."""
+    shape = () if model is None else model.encoder.observation_shape
+    if len(shape) != 3:
+        return dict(obs="state")
+    return dict(obs="pixels", size=shape[1], frame_stack=shape[0] // 3)
+
+
+def state_model(
+    env_id: str,
+    kwargs: dict[str, Any],
+    behaviour: Any,
+    *,
+    count: int,
+    settings: TrainSettings,
+    latent_dim: int = 16,
+    **dynamics: Any,
 ) -> WorldModel:
+    """A world model of state vectors, from `count` episodes of a behaviour."""
     env = make_env(env_id, **kwargs)
-    episodes = collect_episodes(
-        env_id, kwargs, behaviour, episodes=8 if quick else 400, length=60, workers=0
-    )
-    made = list(episodes)
-    buffer = ReplayBuffer(61 * len(made), env.observation_space, env.action_space)
-    for e in made:
-        buffer.add_episode(*e[:5])
+    buffer = ReplayBuffer(61 * count, env.observation_space, env.action_space)
+    sizes = dict(episodes=count, length=60, seed=0, workers=0)
+    for episode in collect_episodes(env_id, kwargs, behaviour, **sizes):
+        buffer.add_episode(*episode[:5])
     torch.manual_seed(0)
     model = WorldModel(
-        MLPEncoder(env.observation_space.shape, 16), GaussianDynamics(16, env.action_space.shape[0])
+        MLPEncoder(env.observation_space.shape, latent_dim),
+        GaussianDynamics(latent_dim, env.action_space.shape[0], **dynamics),
     )
-    generator = torch.Generator().manual_seed(0)
-    train(
-        model,
-        JointEmbeddingObjective(SIGReg()),
-        buffer,
-        TrainSettings(steps=20 if quick else 2000),
-        generator=generator,
-    )
+    objective = JointEmbeddingObjective(SIGReg())
+    train(model, objective, buffer, settings, generator=_seeded(0))
     env.close()
     return model
 
@@ -602,5 +548,5 @@ def run(*, quick: bool = False) -> list[Row]:
     """
     rows = optimum_rows(quick) + equal_budget_rows(quick)
     for trained in trained_models(quick):
-        rows += time_to_target_rows(trained, problems=4 if quick else 100)
+        rows += time_to_target_rows(trained, problems=1 if quick else 100)
     return rows

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.planning import state_model
 from gjwm.data.behaviours import behaviour_from_weights
-from gjwm.data.collect import collect_episodes, make_env
-from gjwm.data.replay import ReplayBuffer
+from gjwm.data.collect import make_env
 from gjwm.envs.two_room_layout import WALL_REACH
 from gjwm.evaluation.evaluate import (
     CostOfGoals,
@@ -34,14 +34,9 @@ from gjwm.evaluation.evaluate import (
     oracle_policy,
     planning_report,
 )
-from gjwm.models.dynamics import GaussianDynamics
-from gjwm.models.encoders import MLPEncoder
-from gjwm.models.world_model import WorldModel
-from gjwm.objectives import JointEmbeddingObjective, SIGReg
 from gjwm.planning import CEM
 from gjwm.planning.costs import Cost, GoalCost, RiskCost, SumCost, per_particle
 from gjwm.training.settings import TrainSettings
-from gjwm.training.train import train
 
 # With a slip of 0.027 about two of three cross the bridge, and who counts a fall as the whole
 # horizon lost still goes over it.
@@ -179,7 +174,13 @@ def run(
         covariance="diagonal",
         memory=0.1,
     )
-    model = _train(quick) if "learned" in models else None
+    model = None
+    if "learned" in models:  # on state vectors, from hurried and from aimless episodes
+        behaviour = behaviour_from_weights({"scripted": 0.6, "coloured": 0.4})
+        count, steps, mixed = (8, 20, None) if quick else (2000, 4000, 16)
+        settings = TrainSettings(steps=steps, batch=128, episodes=mixed)
+        options = dict(count=count, settings=settings, latent_dim=12, hidden=64, std_hidden=32)
+        model = state_model(ENV_ID, ENV, behaviour, **options)
     rows = []
     for kind in models:
         for name, (cost, uncertain) in treatments(WIDTH[kind]).items():
@@ -210,31 +211,3 @@ def run(
                 }
             )
     return rows
-
-
-def _train(quick: bool) -> WorldModel:
-    """A world model of the slippery world on state vectors, from hurried and from aimless
-    episodes.
-    """
-    behaviour = behaviour_from_weights({"scripted": 0.6, "coloured": 0.4})
-    count = 8 if quick else 2000
-    episodes = list(
-        collect_episodes(ENV_ID, ENV, behaviour, episodes=count, length=60, seed=0, workers=0)
-    )
-    env = make_env(ENV_ID, **ENV)
-    buffer = ReplayBuffer(61 * count, env.observation_space, env.action_space)
-    for episode in episodes:
-        buffer.add_episode(*episode[:5])
-    torch.manual_seed(0)
-    model = WorldModel(
-        MLPEncoder(env.observation_space.shape, 12),
-        GaussianDynamics(12, 2, hidden=64, std_hidden=32),
-    )
-    train(
-        model,
-        JointEmbeddingObjective(SIGReg()),
-        buffer,
-        TrainSettings(steps=20 if quick else 4000, batch=128, episodes=None if quick else 16),
-        generator=torch.Generator().manual_seed(0),
-    )
-    return model
