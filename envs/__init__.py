@@ -10,13 +10,14 @@ most of them torch-native: many episodes are one batch of tensors.
     gjwm/two-room-v0                  a dot, a wall and a door (`gjwm.envs.two_room`)
     gjwm/two-room-slippery-v0         the same with a shortcut over ice
     gjwm/two-room-noisy-v0            the same with wind along the wall
-    gjwm/point-maze-v0                a ball with momentum in a maze (`gjwm.envs.point_maze`);
-    maze="medium" by default gjwm/point-maze-<maze>-v0         open, u, cross, rooms, medium, spiral
+    gjwm/point-maze-v0                a ball with momentum in a maze (`gjwm.envs.point_maze`),
+                                      maze="medium" by default
+    gjwm/point-maze-<maze>-v0         open, u, cross, rooms, medium, spiral
     gjwm/push-v0                      a disc pushes a block to a pose (`gjwm.envs.push`)
     gjwm/torch-pendulum-swingup-v0    dm_control's pendulum in torch (`gjwm.envs.pendulum`)
     gjwm/torch-cartpole-swingup-v0    dm_control's cartpole in torch (`gjwm.envs.cartpole`)
     gjwm/fork-v0                      a road whose branch nobody chooses (`gjwm.envs.fork`), one at
-    a time
+                                      a time
 
 `make_vec(id, n)` makes many environments of any id at once (`gjwm.envs.vector`). Nothing heavy is
 imported until an environment is made."""

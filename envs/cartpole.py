@@ -1,6 +1,5 @@
 """dm_control's cartpole in torch: the world, its Gymnasium environment and its natively batched
-vector environment.
-"""
+vector environment."""
 
 from __future__ import annotations
 
@@ -70,8 +69,7 @@ def accelerations(
     """The equations of motion -> cart m/s^2, pole rad/s^2.
 
     [ M        c cos a ] [x'']   [ F - b v + c sin a w^2  + rail ]
-    [ c cos a  I       ] [a''] = [ c g sin a - d w               ],   c = m l.
-    """
+    [ c cos a  I       ] [a''] = [ c g sin a - d w               ],   c = m l."""
     sin, cos = torch.sin(angle), torch.cos(angle)
     cart = force - CART_DAMPING * velocity + COUPLING * sin * angular * angular
     pole = COUPLING * GRAVITY * sin - POLE_DAMPING * angular
@@ -99,8 +97,7 @@ def tolerance(value: Tensor, margin: float) -> Tensor:
 
 class CartpoleWorld(World):
     """The cart and pole as a `World`. A state is `x, angle, velocity, angular_velocity`; the angle
-    is 0 upright, unwrapped.
-    """
+    is 0 upright, unwrapped."""
 
     state_names = ("x", "angle", "velocity", "angular_velocity")
     vector_names = ("x", "cos", "sin", "velocity", "angular_velocity")
@@ -185,8 +182,7 @@ class CartpoleWorld(World):
 
     def expert(self, state: Planes) -> Planes:
         """Pump the pole's energy with the cart's acceleration (Åström & Furuta, 2000), then hold
-        with a regulator.
-        """
+        with a regulator."""
         x, angle, v, w = state
         sin, cos = torch.sin(angle), torch.cos(angle)
         wrapped = torch.atan2(sin, cos)
@@ -307,8 +303,7 @@ class CartpoleEnv(TorchEnv):
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world.
-    """
+            a state that is none of this world."""
 
     world = CartpoleWorld
 

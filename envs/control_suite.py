@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gjwm.envs.common import WORDS, from_words, to_words
-from gjwm.envs.goal_spaces import goal_space
+from gjwm.envs.common import (
+    WORDS,
+    StackedFrames,
+    check_choices,
+    check_observed,
+    checked_action,
+    checked_state,
+    from_words,
+    observation_space,
+    state_option,
+    to_words,
+)
 from gjwm.envs.rendering import FaithfulRenderer, FastRenderer, NoContexts, prepare_backend
+from gjwm.envs.suite_tasks import goal_space, joint_positions
 from gjwm.envs.task_names import TASKS
 from gjwm.envs.variation import Variation
 from gjwm.envs.workers import cores
@@ -40,7 +49,7 @@ _RENDERERS = {"fast": FastRenderer, "faithful": FaithfulRenderer}
 _UNBOUNDED = 1e10  # what dm_control writes as the bound of an actuator without one
 
 
-class ControlSuiteEnv(gym.Env):
+class ControlSuiteEnv(StackedFrames):
     """A task of dm_control's suite, from its state vector, from pixels, or both.
 
     ## Action space
@@ -105,8 +114,7 @@ class ControlSuiteEnv(gym.Env):
     Raises:
         ValueError: for an unknown task or hidden name, an action of another shape or with NaN, a
             state of another size.
-        RuntimeError: when pixels are asked for and the machine has no headless OpenGL.
-    """
+        RuntimeError: when pixels are asked for and the machine has no headless OpenGL."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
@@ -127,20 +135,11 @@ class ControlSuiteEnv(gym.Env):
         renderer: str = "fast",
         variation: Mapping[str, bool | float] | Sequence[str] | None = None,
     ):
-        if obs not in ("state", "pixels", "both"):
-            raise ValueError(f"obs must be 'state', 'pixels' or 'both', got {obs!r}.")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}.")
-        if min(action_repeat, frame_stack, size) < 1:
-            raise ValueError(
-                f"action_repeat, frame_stack and size must be at least 1, got {action_repeat}, "
-                f"{frame_stack} and {size}."
-            )
-        if renderer not in _RENDERERS:
-            raise ValueError(f"renderer must be 'fast' or 'faithful', got {renderer!r}.")
+        check_observed(obs, size, frame_stack, action_repeat, render_mode)
+        check_choices(renderer=(renderer, tuple(_RENDERERS)))
         draws = obs != "state" or render_mode is not None
         suite = _load(domain, task, draws=draws, skybox=renderer == "faithful")
-        self.obs, self.action_repeat, self.frame_stack = obs, action_repeat, frame_stack
+        self.obs, self.action_repeat = obs, action_repeat
         self.render_mode, self.domain, self.task_name = render_mode, domain, task
         self._physics, self._task = suite.physics, suite.task
         self._model, self._data = self._physics.model.ptr, self._physics.data.ptr
@@ -175,10 +174,15 @@ class ControlSuiteEnv(gym.Env):
             low, high = np.full(bounds.shape, -1.0), np.ones(bounds.shape)
         self._middle, self._half = (low + high) / 2, (high - low) / 2
         self.action_space = spaces.Box(-1.0, 1.0, bounds.shape, np.float32)
-        self.observation_space = self._space(size)
+        self._start_frames(frame_stack)
+        state = None
+        if obs != "pixels":
+            with self._physics.reset_context():
+                self._task.initialize_episode(self._physics)
+            state = spaces.Box(-np.inf, np.inf, self.state_vector().shape, np.float32)
+        self.observation_space = observation_space(obs, size, frame_stack, state)
         goal = goal_space(domain)
         self._position_of, self.success_radius = goal.position, goal.radius
-        self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
         self._steps = 0
         self._simulator: _Simulator | None = None
 
@@ -191,41 +195,38 @@ class ControlSuiteEnv(gym.Env):
                 f"with action_repeat={self.action_repeat}, got {max_episode_steps}."
             )
 
-    def _space(self, size: int) -> spaces.Space:
-        pixels = spaces.Box(0, 255, (3 * self.frame_stack, size, size), np.uint8)
-        if self.obs == "pixels":
-            return pixels
-        with self._physics.reset_context():
-            self._task.initialize_episode(self._physics)
-        state = spaces.Box(-np.inf, np.inf, self.state_vector().shape, np.float32)
-        return state if self.obs == "state" else spaces.Dict({"pixels": pixels, "state": state})
-
     def _hide(self, names: Sequence[str]) -> None:
+        import mujoco
+
         invisible = 5  # groups above 2 are not drawn by default
         model = self._model
         for name in names:
-            found = False
-            for body in range(model.nbody):
-                if model.body(body).name == name:
-                    model.geom_group[model.geom_bodyid == body] = invisible
-                    found = True
-            for geom in range(model.ngeom):
-                if model.geom(geom).name == name:
-                    model.geom_group[geom], found = invisible, True
-            for site in range(model.nsite):
-                if model.site(site).name == name:
-                    model.site_group[site], found = invisible, True
-            if not found:
+            ids = [
+                mujoco.mj_name2id(model, kind, name)
+                for kind in (
+                    mujoco.mjtObj.mjOBJ_BODY,
+                    mujoco.mjtObj.mjOBJ_GEOM,
+                    mujoco.mjtObj.mjOBJ_SITE,
+                )
+            ]
+            if max(ids) < 0:
                 raise ValueError(
                     f"{self.domain} has no body, geom or site named {name!r} to hide; "
                     f"env.hidden=[] hides nothing."
                 )
+            body, geom, site = ids
+            if body >= 0:
+                model.geom_group[model.geom_bodyid == body] = invisible
+            if geom >= 0:
+                model.geom_group[geom] = invisible
+            if site >= 0:
+                model.site_group[site] = invisible
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> (observation, info). `options={"state": s}` starts from a state of
-        `get_state`.
-        """
+        `get_state`."""
         super().reset(seed=seed)
+        state = state_option(options)
         # A generator of its own for each episode: one word then says all that it will draw, see
         # `get_state`.
         self._word = int(self.np_random.integers(2**32, dtype=np.uint32))
@@ -236,18 +237,13 @@ class ControlSuiteEnv(gym.Env):
             self._task.initialize_episode(self._physics)
         self._steps = 0
         self._frames.clear()
-        unknown = set(options or ()) - {"state"}
-        if unknown:
-            raise ValueError(
-                f"reset's options may hold 'state', got also {', '.join(sorted(unknown))}."
-            )
-        if options and "state" in options:
-            self.set_state(options["state"])
+        if state is not None:
+            self.set_state(state)
         return self.observe(), {}
 
     def step(self, action):
         """Apply action (A,) in [-1, 1] -> (observation, reward, terminated, truncated, info)."""
-        control = self._control(np.asarray(action), self.action_space.shape)
+        control = self._control(action, self.action_space.shape)
         reward, discount = 0.0, None
         for _ in range(self.action_repeat):
             self._task.before_step(control, self._physics)
@@ -261,18 +257,12 @@ class ControlSuiteEnv(gym.Env):
         terminated = discount is not None and discount == 0.0
         truncated = not terminated and (discount is not None or self._steps >= self._limit)
         if self.obs != "state":
-            self._frames.append(self._picture(self._renderer))
+            self._frames.append(self.picture())
         return self.observe(), reward, terminated, truncated, {}
 
     def _control(self, action: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Actions in [-1, 1] -> the task's units, float64."""
-        if action.shape != shape:
-            raise ValueError(
-                f"{self.domain}-{self.task_name} expects actions of shape {shape}, got "
-                f"{action.shape}."
-            )
-        if not np.isfinite(action).all():
-            raise ValueError(f"an action holds NaN or infinity: {action.reshape(-1)[:8]}.")
+        action = checked_action(action, shape, f"{self.domain}-{self.task_name}")
         return self._middle + np.clip(action, -1, 1).astype(np.float64) * self._half
 
     def state_vector(self) -> np.ndarray:
@@ -280,24 +270,13 @@ class ControlSuiteEnv(gym.Env):
         parts = self._task.get_observation(self._physics).values()
         return np.concatenate([np.atleast_1d(part).ravel() for part in parts]).astype(np.float32)
 
-    def observe(self):
-        """The observation of the current state, shaped as `observation_space`."""
-        if self.obs == "state":
-            return self.state_vector()
-        if not self._frames:
-            self._frames.extend([self._picture(self._renderer)] * self.frame_stack)
-        pixels = np.concatenate(self._frames)
-        return pixels if self.obs == "pixels" else {"pixels": pixels, "state": self.state_vector()}
+    def picture(self) -> np.ndarray:
+        """uint8 (3, size, size): what is observed."""
+        return self._picture(self._renderer)
 
-    def render(self) -> np.ndarray | None:
-        """uint8 (render_size, render_size, 3)."""
-        if self.render_mode is None:
-            gym.logger.warn(
-                "render() shows nothing with render_mode=None; make the environment with "
-                "'rgb_array'"
-            )
-            return None
-        return np.ascontiguousarray(np.moveaxis(self._picture(self._viewer), 0, -1))
+    def view(self) -> np.ndarray:
+        """uint8 (3, render_size, render_size): what people see."""
+        return self._picture(self._viewer)
 
     def _picture(self, renderer: FastRenderer | FaithfulRenderer) -> np.ndarray:
         if isinstance(renderer, FaithfulRenderer):
@@ -332,20 +311,14 @@ class ControlSuiteEnv(gym.Env):
 
     def set_state(self, state: np.ndarray) -> None:
         """Go to a state of `get_state`; the frame stack then repeats its picture. The episode's
-        clock goes on.
-        """
+        clock goes on."""
         import mujoco
 
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         count = mujoco.mj_stateSize(self._model, kind)
         fields = self._fields()
         expected = count + sum(field.size for field in fields) + 1 + WORDS
-        state = np.asarray(state, np.float64)
-        if state.shape != (expected,) or not np.isfinite(state).all():
-            raise ValueError(
-                f"{self.domain} expects a finite state ({expected},) from get_state, got "
-                f"{state.shape}."
-            )
+        state = checked_state(state, expected, self.domain)
         self._word = int(state[-WORDS - 1])
         if self._variation is not None:
             self._variation.apply(self._model, self._word)
@@ -373,8 +346,7 @@ class ControlSuiteEnv(gym.Env):
         """Where positions (..., P) are seen in a picture: (..., 2), shares of its width and height
         from the top left corner.
 
-        None in domains whose position is no point on the ground, or seen by a free camera.
-        """
+        None in domains whose position is no point on the ground, or seen by a free camera."""
         height = {"reacher": 0.01, "point_mass": 0.01}.get(self.domain)  # m, of what moves there
         camera = self._viewer.camera_id
         if height is None or camera < 0:
@@ -388,20 +360,10 @@ class ControlSuiteEnv(gym.Env):
 
     def true_state(self) -> dict[str, np.ndarray]:
         """Named variables for probes: position (P,), qpos with every hinge as cos and sin, qvel."""
-        import mujoco
-
-        qpos = []
-        for joint in range(self._model.njnt):
-            at = self._model.jnt_qposadr[joint]
-            kind = self._model.jnt_type[joint]
-            if kind == mujoco.mjtJoint.mjJNT_HINGE:
-                qpos += [np.cos(self._data.qpos[at]), np.sin(self._data.qpos[at])]
-            else:
-                width = {mujoco.mjtJoint.mjJNT_FREE: 7, mujoco.mjtJoint.mjJNT_BALL: 4}.get(kind, 1)
-                qpos += list(self._data.qpos[at : at + width])
+        qpos = np.array(self._data.qpos)
         return {
             "position": self.position,
-            "qpos": np.array(qpos),
+            "qpos": joint_positions(self._model, qpos, signed=True),
             "qvel": np.array(self._data.qvel),
         }
 
@@ -419,8 +381,7 @@ class ControlSuiteEnv(gym.Env):
             (B, N, H+1, P) float32, index 0 the start.
 
         Raises:
-            ValueError: for tasks that turn actions into controls in a way of their own.
-        """
+            ValueError: for tasks that turn actions into controls in a way of their own."""
         if self._simulator is None:
             self._simulator = _Simulator(self)
         return self._simulator.positions(states, actions, threads)
@@ -444,8 +405,7 @@ class ControlSuiteEnv(gym.Env):
 
     def close(self) -> None:
         """Let go of the OpenGL contexts, which are freed with the last copy that uses them. A later
-        picture opens new ones.
-        """
+        picture opens new ones."""
         kind, shared = type(self._renderer), self._viewer is self._renderer
         self._renderer = kind(self._renderer.size, self._renderer.camera_id)
         self._viewer = self._renderer if shared else kind(self._viewer.size, self._viewer.camera_id)
@@ -557,8 +517,7 @@ class _Simulator:
 
     def _moves(self, fields: np.ndarray) -> bool:
         """Whether the envs' model fields differ in anything that physics sees (a site or an
-        invisible target is not).
-        """
+        invisible target is not)."""
         model, at = self.model, 0
         inert = {"site_pos", "site_size", "light_pos"}
         for name in self.env._drawn:

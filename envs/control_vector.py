@@ -1,6 +1,5 @@
 """dm_control's tasks, many at once in one process, from state vectors: C physics back to back,
-rewards in one formula.
-"""
+rewards in one formula."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from gjwm.envs.control_suite import ControlSuiteEnv
-from gjwm.envs.suite_formulas import FORMULAS
+from gjwm.envs.suite_tasks import FORMULAS
 from gjwm.envs.vector import BatchedEnv, cores
 
 # degrees of freedom x physics steps per control step, above which a second thread is worth its
@@ -29,7 +28,7 @@ class ControlSuiteVectorEnv(BatchedEnv):
     What a step costs is less the physics than the Python around it. Here the controls of all
     simulators are written, their physics advances in C without a word in between, their fields are
     gathered into arrays (N, ...), and observation and reward are computed once for all
-    (`gjwm.envs.suite_formulas`). Tasks without a formula are asked one by one.
+    (`gjwm.envs.suite_tasks`). Tasks without a formula are asked one by one.
 
     Args:
         first: one environment, `obs="state"`, whose arguments and time limit hold for all; taken
@@ -42,8 +41,7 @@ class ControlSuiteVectorEnv(BatchedEnv):
 
     Raises:
         ValueError: for actions of another shape or with NaN, naming the environment.
-        RuntimeError: when the physics of an environment diverges, naming it.
-    """
+        RuntimeError: when the physics of an environment diverges, naming it."""
 
     def __init__(
         self,
@@ -73,8 +71,7 @@ class ControlSuiteVectorEnv(BatchedEnv):
         options: dict[str, Any] | None = None,
     ):
         """Start an episode in every environment -> (observations (N, S), infos); `options={"state":
-        (N, X)}` says where.
-        """
+        (N, X)}` says where."""
         seeds = self._seeds(seed)
         super().reset(seed=next((s for s in seeds if s is not None), None))
         if seed is None and not self._seeded:
@@ -88,8 +85,7 @@ class ControlSuiteVectorEnv(BatchedEnv):
 
     def step(self, actions: Any):
         """Apply actions (N, A) in [-1, 1] -> (observations, rewards, terminations, truncations,
-        infos).
-        """
+        infos)."""
         actions = self._checked(actions)
         controls = self.envs[0]._control(actions, actions.shape)
         rewards, terminated, truncated = (
@@ -140,10 +136,9 @@ class ControlSuiteVectorEnv(BatchedEnv):
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Every environment's method `name` called with the arguments, or its attribute -> one
-        result each.
-        """
-        found = [getattr(env, name) for env in self.envs]
-        return tuple(x(*args, **kwargs) if callable(x) else x for x in found)
+        result each."""
+        members = [getattr(env, name) for env in self.envs]
+        return tuple(x(*args, **kwargs) if callable(x) else x for x in members)
 
     def set_state(self, states: Any) -> None:
         """Go to states (N, X) of `get_state`."""
@@ -176,8 +171,7 @@ def _time_limit(env: gym.Env) -> int | None:
 
 class _Batch:
     """The simulators of a list of environments: advanced together, and read together as
-    `suite_formulas.Simulators`.
-    """
+    `suite_tasks.Simulators`."""
 
     xp = np
 
@@ -206,8 +200,7 @@ class _Batch:
 
     def map(self, function: Any, rows: np.ndarray) -> list[Any]:
         """`function` of the environments at `rows`, in threads where that pays: MuJoCo lets go of
-        Python's lock.
-        """
+        Python's lock."""
         envs = [self.envs[i] for i in rows]
         return list(map(function, envs) if self._pool is None else self._pool.map(function, envs))
 
@@ -270,13 +263,12 @@ class _Batch:
 
     def _gather(self, key: Any, row: Any) -> np.ndarray:
         """The arrays of all simulators side by side. row: env -> its array, a view that stays true
-        as the simulator moves.
-        """
+        as the simulator moves."""
         views = self._views.get(key)
         if views is None:
-            found = [row(env) for env in self.envs]
-            self._shapes[key] = (len(found), *found[0].shape)
-            self._views[key] = views = [view.reshape(-1) for view in found]
+            rows = [row(env) for env in self.envs]
+            self._shapes[key] = (len(rows), *rows[0].shape)
+            self._views[key] = views = [view.reshape(-1) for view in rows]
         return np.concatenate(views).reshape(self._shapes[key])
 
     def data(self, field: str) -> np.ndarray:

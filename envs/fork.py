@@ -1,6 +1,4 @@
-"""A road that forks by chance: the smallest world where one latent and one action have two
-futures.
-"""
+"""A road that forks by chance: the smallest world where one step has two futures."""
 
 from __future__ import annotations
 
@@ -9,6 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+
+from gjwm.envs.common import cannot_render, check_choices, check_counts, state_option
 
 JUNCTION = 0.4  # progress at which the road forks, world units
 LENGTH = 1.0  # progress at the end of either branch
@@ -41,17 +41,15 @@ class ForkEnv(gym.Env):
     ## Description
 
     The dot moves along a road from left to right and back. At the junction the road forks, up and
-    down. Whenever the dot
-    passes the junction forwards, its branch is drawn: up with `up_probability`. Going back before
-    the junction undoes the choice. A model that predicts one future predicts the wall between the
-    branches.
+    down. Whenever the dot passes the junction forwards, its branch is drawn: up with
+    `up_probability`. Going back before the junction undoes the choice. A model that predicts one
+    future predicts the wall between the branches.
 
     The world is made such that a fork, and nothing else, is what a law of the future has to get
-    right. The branches are
-    apart from the first step on, by five times the noise, so that one observation tells the branch:
-    if they parted slowly, no observation just past the junction could. And every step is noisy
-    along and across the road, also at its ends: where a next state is certain, a likelihood is
-    unbounded, and models that are fitted to it attend to little else.
+    right. The branches are apart from the first step on, by five times the noise, so that one
+    observation tells the branch: if they parted slowly, no observation just past the junction
+    could. And every step is noisy along and across the road, also at its ends: where a next state
+    is certain, a likelihood is unbounded, and models that are fitted to it attend to little else.
 
     Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is
     in steps. Progress is
@@ -108,8 +106,7 @@ class ForkEnv(gym.Env):
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world.
-    """
+            a state that is none of this world."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
     success_radius = 0.05  # world units, for goals that are states of this world
@@ -126,19 +123,15 @@ class ForkEnv(gym.Env):
         max_episode_steps: int = 40,
         render_mode: str | None = None,
     ):
-        if obs not in ("pixels", "state"):
-            raise ValueError(f"obs is {obs!r}; pass 'pixels' or 'state'")
-        if size < 16 or max_episode_steps < 1:
-            raise ValueError(
-                f"size is {size} and max_episode_steps {max_episode_steps}; pass at least 16 and 1"
-            )
+        check_choices(
+            obs=(obs, ("pixels", "state")), render_mode=(render_mode, (None, "rgb_array"))
+        )
+        check_counts(size=(size, 16), max_episode_steps=(max_episode_steps, 1))
         if not 0 <= up_probability <= 1 or noise < 0 or sway < 0 or speed <= 0:
             raise ValueError(
                 f"up_probability is {up_probability}, noise {noise}, sway {sway} and speed "
                 f"{speed}; pass a probability, two numbers >= 0 and one > 0"
             )
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is {render_mode!r}; pass None or 'rgb_array'")
         self.obs, self.size, self.render_mode = obs, size, render_mode
         self.up_probability, self.noise, self.sway, self.speed = up_probability, noise, sway, speed
         self.max_episode_steps = max_episode_steps
@@ -154,15 +147,9 @@ class ForkEnv(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> `(observation, {})`; `options={"state": s}` says where, as
-        `set_state` does.
-        """
+        `set_state` does."""
         super().reset(seed=seed)
-        unknown = sorted(set(options or {}) - {"state"})
-        if unknown:
-            raise ValueError(
-                f"options holds {unknown}; the only option of this environment is 'state'"
-            )
-        state = (options or {}).get("state")
+        state = state_option(options)
         if state is None:
             state = np.array(
                 [self.np_random.uniform(0, 0.35), 0.0, self.sway * self.np_random.standard_normal()]
@@ -206,18 +193,13 @@ class ForkEnv(gym.Env):
 
     def render(self) -> np.ndarray | None:
         """uint8 (size, size, 3), what pixels observe."""
-        if self.render_mode is None:
-            gym.logger.warn(
-                "render() shows nothing with render_mode=None; make the environment with "
-                "'rgb_array'"
-            )
+        if cannot_render(self):
             return None
         return np.moveaxis(self._picture(), 0, -1)
 
     def get_state(self) -> np.ndarray:
         """(3,) float64: progress in world units; the branch: -1 up, 1 down, 0 before the junction;
-        sway in world units.
-        """
+        sway in world units."""
         return np.array([self._progress, self._branch, self._aside], np.float64)
 
     def set_state(self, state: np.ndarray) -> None:

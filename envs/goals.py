@@ -1,6 +1,5 @@
 """Goal-conditioned variants: any environment that offers its state, as a GoalEnv whose goals are
-states of its own.
-"""
+states of its own."""
 
 from __future__ import annotations
 
@@ -11,17 +10,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gjwm.envs.common import WORDS, from_words, to_words
+from gjwm.envs.common import WORDS, check_choices, check_counts, from_words, to_words
 
 # GoalEnv's arguments
-_OWN = (
-    "goal",
-    "goals",
-    "offset",
-    "reward",
-    "success_radius",
-    "terminate_on_goal",
-)
+_OWN = ("goal", "goals", "offset", "reward", "success_radius", "terminate_on_goal")
 _TRIES = 20  # draws of a goal that is not reached already
 _HOLD = 5  # steps that an action of the walk to a goal lasts, or it would stay near the start
 
@@ -77,8 +69,7 @@ class GoalEnv(gym.Env):
     - `terminate_on_goal` (default False): end the episode at the goal
 
     Raises:
-        ValueError: for unknown arguments, or an environment that does not offer its state.
-    """
+        ValueError: for unknown arguments, or an environment that does not offer its state."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
@@ -102,15 +93,12 @@ class GoalEnv(gym.Env):
             raise ValueError(
                 f"{env.unwrapped} cannot be given goals: it has no {', '.join(missing)}."
             )
-        for name, value, known in (
-            ("goal", goal, ("state", "both")),
-            ("goals", goals, ("ahead", "reset")),
-            ("reward", reward, ("sparse", "dense")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}.")
-        if offset < 1:
-            raise ValueError(f"offset must be at least 1, got {offset}.")
+        check_choices(
+            goal=(goal, ("state", "both")),
+            goals=(goals, ("ahead", "reset")),
+            reward=(reward, ("sparse", "dense")),
+        )
+        check_counts(offset=(offset, 1))
         self.env, self.world = env, env.unwrapped
         self.goal_kind, self.goals, self.offset = goal, goals, offset
         self.reward_kind, self.terminate_on_goal = reward, terminate_on_goal
@@ -138,9 +126,7 @@ class GoalEnv(gym.Env):
         self._goal = self._achieved()
 
     def _pixels(self) -> np.ndarray | None:
-        """The newest frame (3, size, size) of the current state, if the environment observes
-        any.
-        """
+        """The newest frame (3, size, size) of the current state, or None without pictures."""
         o = self.world.observe()
         o = o.get("pixels") if isinstance(o, Mapping) else o
         return o[-3:] if o is not None and o.dtype == np.uint8 and o.ndim == 3 else None
@@ -245,8 +231,7 @@ class GoalEnv(gym.Env):
             info: not needed; the signature is that of other goal environments.
 
         Returns:
-            (...) float64.
-        """
+            (...) float64."""
         a, b = (
             np.asarray(g["state"] if isinstance(g, Mapping) else g)
             for g in (achieved_goal, desired_goal)
@@ -278,8 +263,7 @@ class GoalEnv(gym.Env):
 
     def get_state(self) -> np.ndarray:
         """(2 X + 10,) float64: the environment's state, the goal's, and the generator of goals to
-        come.
-        """
+        come."""
         return np.concatenate([self.world.get_state(), self._goal_state, to_words(self.np_random)])
 
     def set_state(self, state: np.ndarray) -> None:

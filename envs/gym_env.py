@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,16 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-from gjwm.envs.common import WORDS, from_words, to_words
+from gjwm.envs.common import (
+    WORDS,
+    StackedFrames,
+    check_observed,
+    checked_action,
+    checked_state,
+    from_words,
+    observation_space,
+    to_words,
+)
 from gjwm.envs.rendering import choose_backend, prepare_backend
 
 # What classic control keeps beside `state`: the torque that Pendulum draws, and how long CartPole
@@ -40,7 +48,7 @@ _DERIVED = (
 )
 
 
-class GymEnv(gym.Env):
+class GymEnv(StackedFrames):
     """A Gymnasium environment with actions in [-1, 1] or one-hot, pixels from its `render()`,
     action repeat and frame stack.
 
@@ -97,8 +105,7 @@ class GymEnv(gym.Env):
     Raises:
         ValueError: for spaces that do not fit, actions of another shape or with NaN, or states it
             cannot read.
-        RuntimeError: when MuJoCo is to draw and the machine has no headless OpenGL.
-    """
+        RuntimeError: when MuJoCo is to draw and the machine has no headless OpenGL."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
@@ -121,16 +128,11 @@ class GymEnv(gym.Env):
         self._arguments = {
             k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")
         } | kwargs
-        if obs not in ("state", "pixels", "both"):
-            raise ValueError(f"obs must be 'state', 'pixels' or 'both', got {obs!r}.")
-        if min(action_repeat, frame_stack, size) < 1:
-            raise ValueError(
-                f"action_repeat, frame_stack and size must be at least 1, got {action_repeat}, "
-                f"{frame_stack} and {size}."
-            )
+        check_observed(obs, size, frame_stack, action_repeat, render_mode)
         self.name, self.obs, self.size, self.render_mode = name, obs, size, render_mode
         self.render_size = size if render_size is None else render_size
-        self.action_repeat, self.frame_stack, self.terminate = action_repeat, frame_stack, terminate
+        self.action_repeat, self.terminate = action_repeat, terminate
+        self._start_frames(frame_stack)
         draws = obs != "state" or render_mode is not None
         prepare_backend(False)  # those on MuJoCo look for it on import; others draw without OpenGL
         if max_episode_steps is not None:
@@ -156,7 +158,6 @@ class GymEnv(gym.Env):
         self._chosen = slice(None) if position is None else np.asarray(position, int)
         self.success_radius = float(success_radius)
         self._observation: Any = None  # the environment's latest own
-        self._frames: deque[np.ndarray] = deque(maxlen=frame_stack)
         self._ended = False
         self._simulator: GymEnv | None = None
 
@@ -184,18 +185,14 @@ class GymEnv(gym.Env):
         return spaces.Box(0.0, 1.0, (sum(groups),), np.float32), groups
 
     def _observations(self) -> spaces.Space:
-        pixels = spaces.Box(0, 255, (3 * self.frame_stack, self.size, self.size), np.uint8)
-        if self.obs == "pixels":
-            return pixels
         flat = spaces.flatten_space(self._env.observation_space)
         # Unbounded: some environments leave the bounds they state, and nothing here needs them.
         state = spaces.Box(-np.inf, np.inf, flat.shape, np.float32)
-        return state if self.obs == "state" else spaces.Dict({"pixels": pixels, "state": state})
+        return observation_space(self.obs, self.size, self.frame_stack, state)
 
     def executed(self, action: np.ndarray) -> np.ndarray:
         """The action (A,) as it is carried out: clipped, or the one-hot vectors of the largest
-        entries.
-        """
+        entries."""
         if not self.action_groups:
             return np.clip(action, -1, 1).astype(np.float32)
         one_hot, at = np.zeros(len(action), np.float32), 0
@@ -223,8 +220,7 @@ class GymEnv(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> (observation, info). `options={"state": s}` starts from a state of
-        `get_state`.
-        """
+        `get_state`."""
         super().reset(seed=seed)
         options = dict(options or {})
         state = options.pop("state", None)
@@ -237,14 +233,7 @@ class GymEnv(gym.Env):
 
     def step(self, action):
         """Apply action (A,) -> (observation, reward, terminated, truncated, info)."""
-        action = np.asarray(action)
-        if action.shape != self.action_space.shape:
-            raise ValueError(
-                f"{self.name} expects actions of shape {self.action_space.shape}, got "
-                f"{action.shape}."
-            )
-        if not np.isfinite(action).all():
-            raise ValueError(f"an action holds NaN or infinity: {action[:8]}.")
+        action = checked_action(action, self.action_space.shape, self.name)
         native, total = self._native(action), 0.0
         for _ in range(self.action_repeat):
             with warnings.catch_warnings():
@@ -256,7 +245,7 @@ class GymEnv(gym.Env):
             if (terminated and self.terminate) or truncated:
                 break
         if self.obs != "state":
-            self._frames.append(self._picture(self.size))
+            self._frames.append(self.picture())
         return self.observe(), total, bool(terminated and self.terminate), bool(truncated), info
 
     def _picture(self, size: int) -> np.ndarray:
@@ -274,24 +263,13 @@ class GymEnv(gym.Env):
             spaces.flatten(self._env.observation_space, self._observation), np.float32
         )
 
-    def observe(self):
-        """The observation of the current state, shaped as `observation_space`."""
-        if self.obs == "state":
-            return self.state_vector()
-        if not self._frames:
-            self._frames.extend([self._picture(self.size)] * self.frame_stack)
-        pixels = np.concatenate(self._frames)
-        return pixels if self.obs == "pixels" else {"pixels": pixels, "state": self.state_vector()}
+    def picture(self) -> np.ndarray:
+        """uint8 (3, size, size): what is observed."""
+        return self._picture(self.size)
 
-    def render(self) -> np.ndarray | None:
-        """uint8 (render_size, render_size, 3)."""
-        if self.render_mode is None:
-            gym.logger.warn(
-                "render() shows nothing with render_mode=None; make the environment with "
-                "'rgb_array'"
-            )
-            return None
-        return np.ascontiguousarray(np.moveaxis(self._picture(self.render_size), 0, -1))
+    def view(self) -> np.ndarray:
+        """uint8 (3, render_size, render_size): what people see."""
+        return self._picture(self.render_size)
 
     # -- states ------------------------------------------------------------------------------------
 
@@ -300,8 +278,7 @@ class GymEnv(gym.Env):
         which environments.
 
         Raises:
-            ValueError: when the environment does not say its state.
-        """
+            ValueError: when the environment does not say its state."""
         world = self._env.unwrapped
         return np.concatenate(
             [_read(world, self.name), [float(self._ended)], to_words(world.np_random)]
@@ -311,12 +288,8 @@ class GymEnv(gym.Env):
         """Go to a state of `get_state`; the frame stack then repeats its picture."""
         if self._observation is None:
             self.reset(seed=0)
-        world, expected = self._env.unwrapped, self.get_state().shape
-        state = np.asarray(state, np.float64)
-        if state.shape != expected or not np.isfinite(state).all():
-            raise ValueError(
-                f"{self.name} expects a finite state {expected} from get_state, got {state.shape}."
-            )
+        world = self._env.unwrapped
+        state = checked_state(state, self.get_state().size, self.name)
         self._ended = bool(state[-WORDS - 1])
         _write(world, state[: -WORDS - 1])
         from_words(world.np_random, state[-WORDS:])
@@ -341,8 +314,7 @@ class GymEnv(gym.Env):
             actions: (B, N, H, A).
 
         Returns:
-            (B, N, H+1, P) float32, index 0 the start.
-        """
+            (B, N, H+1, P) float32, index 0 the start."""
         if self._simulator is None:
             quiet = {
                 **self._arguments,

@@ -38,8 +38,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
     Raises:
         ValueError: for arguments the environment does not take.
-        gymnasium.error.Error: for an unknown id, naming the nearest.
-    """
+        gymnasium.error.Error: for an unknown id, naming the nearest."""
     foreign = is_foreign(env_id)
     spec = spec_of("gjwm/gym-v0" if foreign else env_id)
     if foreign:
@@ -65,9 +64,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
 
 
 def is_foreign(env_id: str) -> bool:
-    """Whether the env knows nothing of this package's protocol, of which `get_state` is the
-    mark.
-    """
+    """Whether the env does not speak this package's protocol: it has no `get_state`."""
     entry = spec_of(env_id).entry_point
     if isinstance(entry, str):
         if entry.startswith(("gymnasium.", "gjwm.")):  # known without importing a simulator
@@ -83,8 +80,7 @@ def is_unit(space: spaces.Box) -> bool:
 
 def torch_native(spec: EnvSpec) -> bool:
     """Whether an id has a vector environment on tensors: one that takes a `device`, which
-    Gymnasium's own numpy ones do not.
-    """
+    Gymnasium's own numpy ones do not."""
     creator = spec.vector_entry_point
     if creator is None:
         return False

@@ -1,6 +1,5 @@
 """dm_control's pendulum in torch: the world, its Gymnasium environment and its natively batched
-vector environment.
-"""
+vector environment."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ MASS_COLOUR = (222, 44, 40)
 
 class PendulumWorld(World):
     """The pendulum as a `World`. A state is `angle, velocity`; the angle is 0 upright and never
-    wrapped.
-    """
+    wrapped."""
 
     state_names = ("angle", "velocity")
     vector_names = ("cos", "sin", "velocity")
@@ -95,8 +93,7 @@ class PendulumWorld(World):
 
     def expert(self, state: Planes) -> Planes:
         """Pump energy until it is that of standing upright (Åström & Furuta, 2000), then hold with
-        a regulator.
-        """
+        a regulator."""
         angle, velocity = state
         wrapped = torch.atan2(torch.sin(angle), torch.cos(angle))
         # J, 0 upright at rest
@@ -171,8 +168,7 @@ class PendulumEnv(TorchEnv):
     ## Reward
 
     Per control step, summed over `action_repeat`: `reward="sparse"`, the suite's own: 1 within 8
-    degrees of upright, else 0;
-    `"smooth"`: (1 + cos) / 2, which has gradients.
+    degrees of upright, else 0; `"smooth"`: (1 + cos) / 2, which has gradients.
 
     ## Starting state
 
@@ -205,8 +201,7 @@ class PendulumEnv(TorchEnv):
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world.
-    """
+            a state that is none of this world."""
 
     world = PendulumWorld
 

@@ -38,8 +38,7 @@ def parse(maze: str | Sequence[str]) -> np.ndarray:
 
     Raises:
         ValueError: unless the rows are a square of at most 12 cells a side, walled all around, with
-            at least two free cells, all joined.
-    """
+            at least two free cells, all joined."""
     rows = MAZES.get(maze) if isinstance(maze, str) else tuple(maze)
     if rows is None:
         raise ValueError(f"maze is {maze!r}; pass rows of '#' and '.' or one of {', '.join(MAZES)}")
@@ -112,8 +111,7 @@ class PointMazeWorld(World):
 
     def _next_cells(self) -> np.ndarray:
         """The neighbour to go to from each cell on the way to each other: (M*M * M*M,), the cell
-        itself at the goal.
-        """
+        itself at the goal."""
         steps, side = distances(self.wall), len(self.wall)
         table = np.tile(np.arange(side * side)[:, None], side * side)
         for cell in np.flatnonzero(~self.wall.ravel()):
@@ -161,8 +159,7 @@ class PointMazeWorld(World):
         would touch.
 
         Returns:
-            the new coordinate, and whether a wall stopped it.
-        """
+            the new coordinate, and whether a wall stopped it."""
         sign = torch.where(step >= 0, 1.0, -1.0)
         edge = along + step + sign * (RADIUS + GAP)
         hit = torch.zeros_like(edge, dtype=torch.bool)
@@ -217,8 +214,7 @@ class PointMazeWorld(World):
 
     def expert(self, state: Planes) -> Planes:
         """To the next cell of the shortest way, or to the goal when it is in this cell: velocity
-        control, which brakes.
-        """
+        control, which brakes."""
         x, y, vx, vy, goal_x, goal_y = state
         side = len(self.wall)
         here, there = self._index(x, y), self._index(goal_x, goal_y)
@@ -341,15 +337,13 @@ class PointMazeEnv(TorchEnv):
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world.
-    """
+            a state that is none of this world."""
 
     world = PointMazeWorld
 
     def image_position(self, position: np.ndarray) -> np.ndarray:
         """Where positions (..., 2) are seen in a picture: shares of its width and height from the
-        top left corner.
-        """
+        top left corner."""
         return np.asarray(position, np.float64)  # the unit square is the picture
 
 

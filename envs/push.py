@@ -50,10 +50,7 @@ MOMENT_ARM = DIAGONAL / 3 + (
 FLOOR_COLOUR = (236, 236, 228)
 DISC_COLOUR = (222, 44, 40)
 # the block, and the end that its angle points to
-BLOCK_COLOUR, HEAD_COLOUR = (
-    (58, 90, 150),
-    (28, 40, 70),
-)
+BLOCK_COLOUR, HEAD_COLOUR = ((58, 90, 150), (28, 40, 70))
 GOAL_COLOUR, GOAL_HEAD_COLOUR = (150, 210, 170), (38, 150, 84)
 
 
@@ -68,8 +65,7 @@ def nearest(
 
     Returns:
         point (2 planes), the unit normal from disc to block (2 planes), both in the block's frame,
-        and the overlap, which is negative where they are apart.
-    """
+        and the overlap, which is negative where they are apart."""
     dx, dy = x - bx, y - by
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
     p, q = u.clamp(-HALF_LENGTH, HALF_LENGTH), v.clamp(-HALF_WIDTH, HALF_WIDTH)
@@ -89,8 +85,7 @@ def shove(
         depth: advance along the normal, > 0; along: advance along the tangent (-ny, nx).
 
     Returns:
-        displacement of the centre (2 planes) and rotation, rad.
-    """
+        displacement of the centre (2 planes) and rotation, rad."""
     inverse = 1.0 / MOMENT_ARM**2
     wx, wy = depth * nx - along * ny, depth * ny + along * nx  # where the point should go
     # f = M^-1 w, with M = I + J' J / c^2 and M^-1 = I - J' J / (c^2 + |p|^2).
@@ -124,8 +119,7 @@ def push(pose: Planes, dx: Tensor, dy: Tensor) -> Planes:
         pose: x, y of the disc; x, y, angle of the block: planes that do not overlap.
 
     Returns:
-        the same five planes, which do not overlap by more than `OVERLAP`, all inside the square.
-    """
+        the same five planes, which do not overlap by more than `OVERLAP`, all inside the square."""
     x0, y0, bx0, by0, angle0 = pose
     x, y = (x0 + dx).clamp(RADIUS, 1 - RADIUS), (y0 + dy).clamp(RADIUS, 1 - RADIUS)
     cos, sin = torch.cos(angle0), torch.sin(angle0)
@@ -157,8 +151,7 @@ def push(pose: Planes, dx: Tensor, dy: Tensor) -> Planes:
 
 class PushWorld(World):
     """Disc and block as a `World`. A state is `x, y, block_x, block_y, block_angle, goal_x, goal_y,
-    goal_angle`.
-    """
+    goal_angle`."""
 
     state_names = ("x", "y", "block_x", "block_y", "block_angle", "goal_x", "goal_y", "goal_angle")
     vector_names = (
@@ -307,15 +300,9 @@ class PushWorld(World):
 
         x, y, bx, by, cos, sin = (plane[..., 0] for plane in (x, y, bx, by, cos, sin))
         # the disc, in the block's frame
-        at_u, at_v = (
-            (x - bx) * cos + (y - by) * sin,
-            (y - by) * cos - (x - bx) * sin,
-        )
+        at_u, at_v = ((x - bx) * cos + (y - by) * sin, (y - by) * cos - (x - bx) * sin)
         # to where it touches the block
-        off_u, off_v = (
-            u - RADIUS * nx - at_u,
-            v - RADIUS * ny - at_v,
-        )
+        off_u, off_v = (u - RADIUS * nx - at_u, v - RADIUS * ny - at_v)
         sideways, gap = off_v * nx - off_u * ny, off_u * nx + off_v * ny
         ready = (sideways.abs() < 0.012) & (gap < 0.02)
         push_u, push_v = (
@@ -399,8 +386,7 @@ def _pose(x: Tensor, y: Tensor, angle: Tensor) -> Planes:
 
 def _pose_distance(pose: Planes, goal: Planes) -> Tensor:
     """Root of squared distance of the centres plus (2 LEVER sin(angle / 2))^2: the distance of
-    `_pose`'s planes.
-    """
+    `_pose`'s planes."""
     half = torch.sin((pose[2] - goal[2]) / 2)
     return torch.sqrt(
         (pose[0] - goal[0]) ** 2 + (pose[1] - goal[1]) ** 2 + (2 * LEVER * half) ** 2 + 1e-12
@@ -409,8 +395,7 @@ def _pose_distance(pose: Planes, goal: Planes) -> Tensor:
 
 def _room(u: Tensor, v: Tensor) -> Planes:
     """A point in the block's frame -> its distance from the block, and the unit vector away from
-    it.
-    """
+    it."""
     gap_u, gap_v = u - u.clamp(-HALF_LENGTH, HALF_LENGTH), v - v.clamp(-HALF_WIDTH, HALF_WIDTH)
     distance = torch.sqrt(gap_u**2 + gap_v**2).clamp(min=1e-6)
     return distance, gap_u / distance, gap_v / distance
@@ -418,8 +403,7 @@ def _room(u: Tensor, v: Tensor) -> Planes:
 
 def _pushes(device: torch.device) -> Planes:
     """Places on the block's outline to push at: point, inward normal, and how the block moves per
-    advance, (K,) each.
-    """
+    advance, (K,) each."""
     places = []
     for share in (-0.85, -0.5, -0.2, 0.2, 0.5, 0.85):
         for end in (-1.0, 1.0):
@@ -503,8 +487,7 @@ class PushEnv(TorchEnv):
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world.
-    """
+            a state that is none of this world."""
 
     world = PushWorld
 

@@ -27,17 +27,14 @@ CHUNK = 65536  # pixels that a CPU blends at a time: more would leave the cache
 @functools.cache
 def ink(colour: Colour, device: torch.device | str = "cpu") -> Tensor:
     """A colour as float32 (3,), not to be written to. Kept, because on an accelerator making it
-    waits for a copy.
-    """
+    waits for a copy."""
     return torch.tensor(colour, dtype=torch.float32, device=device)
 
 
 def share(
     low: Tensor | float, high: Tensor | float, size: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Share of each of `size` pixels in a line that lies within [low, high] (...) -> (...,
-    size).
-    """
+    """Share of each of `size` pixels in a line within [low, high] (...) -> (..., size)."""
     # left or upper edge of each pixel
     pixel = torch.arange(size, device=device, dtype=torch.float32)
     low, high = (torch.as_tensor(edge, device=device)[..., None] for edge in (low, high))
@@ -46,8 +43,7 @@ def share(
 
 def band(distance: Tensor, half: float) -> Tensor:
     """Coverage of a straight band of half width `half` by pixels at `distance` from its middle
-    line.
-    """
+    line."""
     return (torch.clamp(distance + 0.5, max=half) - torch.clamp(distance - 0.5, min=-half)).clamp_(
         min=0.0
     )
@@ -60,8 +56,7 @@ def disc(dx: Tensor, dy: Tensor, radius: float) -> Tensor:
 
 def turned(dx: Tensor, dy: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """(dx, dy) along and across the direction (cos, sin), each (n,): coordinates in a turned
-    shape's own frame.
-    """
+    shape's own frame."""
     cos, sin = cos[:, None, None], sin[:, None, None]
     return dx * cos + dy * sin, dy * cos - dx * sin
 
@@ -95,8 +90,7 @@ def stamp(
         planes: (n,) each: what the shapes depend on.
 
     Returns:
-        `frames`.
-    """
+        `frames`."""
     count, _, size, _ = frames.shape
     patch = min(size, int(2 * reach) + 2)
     pixel = torch.arange(patch, device=frames.device)

@@ -1,6 +1,5 @@
 """Linear-quadratic regulators around an equilibrium of a torch-native world: the last part of a
-swing-up.
-"""
+swing-up."""
 
 from __future__ import annotations
 
@@ -32,8 +31,7 @@ def regulator(
         repeat: control steps per action.
 
     Returns:
-        (X,) float64.
-    """
+        (X,) float64."""
 
     def stepped(joint: Tensor) -> Tensor:
         s = tuple(joint[:-1])

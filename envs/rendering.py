@@ -29,8 +29,7 @@ def choose_backend() -> str:
 
     Raises:
         RuntimeError: when neither library works on this machine, or MUJOCO_GL forbids both or names
-            what does not work.
-    """
+            what does not work."""
     # OpenGL without a graphics card: its threads cost small pictures more than they bring (64x64:
     # half of the time), and worker processes share the cores. At 480x480 they would save a third.
     os.environ.setdefault("LP_NUM_THREADS", "0")
@@ -128,8 +127,7 @@ class FastRenderer:
 
     Args:
         size: side of the picture, pixels.
-        camera: id of a fixed camera, or -1 for the free one.
-    """
+        camera: id of a fixed camera, or -1 for the free one."""
 
     def __init__(self, size: int, camera: int):
         self.size, self.camera_id = size, camera
@@ -205,8 +203,7 @@ class FaithfulRenderer:
 
     Args:
         size: side of the picture, pixels.
-        camera: id of a fixed camera, or -1 for the free one.
-    """
+        camera: id of a fixed camera, or -1 for the free one."""
 
     def __init__(self, size: int, camera: int):
         self.size, self.camera_id = size, camera

@@ -32,8 +32,7 @@ from .torch_world import Seed, World
 
 def _signature(env: type, kind: type[World], first: str | None) -> inspect.Signature:
     """What a class of environments takes: its own keywords, and those of every class its world
-    descends from.
-    """
+    descends from."""
     taken: dict[str, inspect.Parameter] = {}
     for cls in (*kind.__mro__, *env.__mro__):
         if "__init__" in vars(cls):
@@ -47,9 +46,8 @@ def _signature(env: type, kind: type[World], first: str | None) -> inspect.Signa
 
 
 class _Dressed:
-    """What one environment and a batch of them have in common. Shapes are those of one
-    environment; a batch has an axis B = num_envs in front.
-    """
+    """What one environment and a batch of them have in common. Shapes are those of one environment;
+    a batch has an axis B = num_envs in front."""
 
     world: ClassVar[type[World]]
 
@@ -85,8 +83,7 @@ class _Dressed:
 
     def get_state(self):
         """(X,) float64, see the class. The episode's clock is not part of it; in worlds with noise
-        its counter is, last.
-        """
+        its counter is, last."""
         return self._out(self._worlds.state())
 
     @property
@@ -109,8 +106,7 @@ class _Dressed:
 
     def true_state(self) -> dict[str, Any]:
         """Named variables that pictures show, for probes: "position" (P,) and the world's own,
-        float64.
-        """
+        float64."""
         return self._out(self._worlds.true_state())
 
     def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None):
@@ -128,8 +124,7 @@ class _Dressed:
         `gjwm.data.behaviours.Wandering`.
 
         Raises:
-            NotImplementedError: in a world that offers none.
-        """
+            NotImplementedError: in a world that offers none."""
         u = self._worlds.tensor(u).reshape(-1, 3)
         return self._out(self._worlds.random_places(u).double())
 
@@ -152,8 +147,7 @@ class _Dressed:
 
         Returns:
             (B, N, [P,] H+1, P') float32, index 0 the start: a tensor, which carries gradients, if
-            `actions` is one, else an array. Goals end nothing here.
-        """
+            `actions` is one, else an array. Goals end nothing here."""
         plans = self._worlds.tensor(actions)
         paths = self._worlds.simulate(states, plans, particles, generator)
         return paths if isinstance(actions, Tensor) else paths.cpu().numpy()
@@ -208,8 +202,7 @@ class TorchEnv(_Dressed, gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> `(observation, info)`; `options={"state": s}` says where, as
-        `set_state` does.
-        """
+        `set_state` does."""
         super().reset(seed=seed)
         state = state_option(options)
         self._worlds.seed(seed)
@@ -223,9 +216,7 @@ class TorchEnv(_Dressed, gym.Env):
         return self.observe(), info
 
     def step(self, action):
-        """Apply `action (A,)` -> `(observation, reward, terminated, truncated, {"success":
-        bool})`.
-        """
+        """Apply `action (A,)` -> (observation, reward, terminated, truncated, info "success")."""
         action = self._worlds.check_actions(action, self.action_space.shape)
         reward, success, terminated, truncated = self._worlds.step(action[None])
         return (
@@ -238,16 +229,14 @@ class TorchEnv(_Dressed, gym.Env):
 
     def render(self) -> np.ndarray | None:
         """uint8 (render_size, render_size, 3): the world, and its goal where observations do not
-        show that.
-        """
+        show that."""
         if cannot_render(self):
             return None
         return self._worlds.frames(self.render_size)[0]
 
     def set_state(self, state: np.ndarray) -> None:
         """Go to `state (X,)`: the frame stack repeats the current picture and the episode's clock
-        restarts.
-        """
+        restarts."""
         state = np.asarray(state, dtype=np.float64)
         width = len(self._worlds.state_names)
         if state.shape != (width,) and not (self._worlds.noises and state.shape == (width + 1,)):
@@ -269,8 +258,7 @@ class TorchVectorEnv(_Dressed, VectorEnv):
       torch tensors there
 
     Actions may be numpy or torch, whatever the device. Rewards are float32 (B,), flags bool (B,).
-    Every returned array or
-    tensor is fresh: later steps never write into it.
+    Every returned array or tensor is fresh: later steps never write into it.
 
     Seeds: `reset(seed=s)` seeds environment i with s + i, `reset(seed=[...])` each by name,
     `reset()` goes on with the next episodes. Episodes are drawn by integer arithmetic, the same on
@@ -321,8 +309,7 @@ class TorchVectorEnv(_Dressed, VectorEnv):
 
     def reset(self, *, seed: Seed = None, options: dict[str, Any] | None = None):
         """Start an episode in every environment -> `(observations, infos)`; `options={"state": (B,
-        X)}` says where.
-        """
+        X)}` says where."""
         super().reset(seed=int(seed) if isinstance(seed, int | np.integer) else None)
         state = state_option(options)
         self._worlds.seed(seed)
@@ -335,8 +322,7 @@ class TorchVectorEnv(_Dressed, VectorEnv):
 
     def step(self, actions):
         """Apply `actions (B, A)` -> `(observations, rewards, terminations, truncations, infos)`;
-        see the class.
-        """
+        see the class."""
         worlds = self._worlds
         rewards, success, terminated, truncated = worlds.step(
             worlds.check_actions(actions, self.action_space.shape)
@@ -385,16 +371,14 @@ class TorchVectorEnv(_Dressed, VectorEnv):
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One uint8 (render_size, render_size, 3) picture per environment, as the single
-        environment's `render`.
-        """
+        environment's `render`."""
         if cannot_render(self):
             return None
         return tuple(self._worlds.frames(self.render_size))
 
     def set_state(self, states) -> None:
         """Go to `states (B, X)`: frame stacks repeat the current picture and the episodes' clocks
-        restart.
-        """
+        restart."""
         shape = tuple(np.shape(states))
         if len(shape) != 2 or shape[0] != self.num_envs:
             raise ValueError(

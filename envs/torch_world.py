@@ -35,8 +35,7 @@ _COUNTER_BITS = 52  # of a world's noise counter: exact in a float64 state
 
 def _mixed(h: Tensor) -> Tensor:
     """splitmix64's finaliser: each input bit changes each output bit with probability one half.
-    int64 -> int64.
-    """
+    int64 -> int64."""
     for shift, multiplier in zip((30, 27), _MULTIPLIERS):
         h = (h ^ ((h >> shift) & ((1 << (64 - shift)) - 1))) * multiplier
     return h ^ ((h >> 31) & ((1 << 33) - 1))
@@ -88,8 +87,7 @@ class World:
         device: where the tensors live.
 
     Raises:
-        ValueError: if an argument is not one of the above.
-    """
+        ValueError: if an argument is not one of the above."""
 
     state_names: ClassVar[tuple[str, ...]] = ()  # what get_state, set_state and simulate mean by X
     vector_names: ClassVar[tuple[str, ...]] = ()  # what "state" observations hold
@@ -160,14 +158,12 @@ class World:
 
     def advance(self, state: Planes, action: Planes, noise: Planes | None = None) -> Planes:
         """One control step: X planes, A planes in [-1, 1] and `noises` normal planes (None: none)
-        -> X planes.
-        """
+        -> X planes."""
         raise NotImplementedError
 
     def reward(self, before: Planes, action: Planes, after: Planes) -> Tensor:
         """The reward of a control step -> a plane. Unless a world says otherwise: 1 at the goal,
-        else 0.
-        """
+        else 0."""
         return self.success(after).to(after[0].dtype)
 
     def position_of(self, state: Planes) -> Planes:
@@ -198,8 +194,7 @@ class World:
 
     def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
         """Pictures of planes (n, K) of all worlds, or of the worlds `rows (n,)` -> fresh uint8 (n,
-        K, 3, size, size).
-        """
+        K, 3, size, size)."""
         raise NotImplementedError
 
     def backdrop(self, size: int) -> Tensor:
@@ -215,16 +210,14 @@ class World:
 
     def scenes(self, state: Planes, size: int) -> Tensor:
         """Pictures for people, with the goal in them where that is not seen: planes (n,) -> uint8
-        (n, 3, size, size).
-        """
+        (n, 3, size, size)."""
         return self.pictures(tuple(plane[:, None] for plane in state), size)[:, 0]
 
     def begun(self, mask: Tensor | None, drawn: bool) -> None:
         """Called after states were put in place, in all worlds (None) or where mask (B,): for what
         follows from them.
 
-        drawn: they are from `draw`, not from outside.
-        """
+        drawn: they are from `draw`, not from outside."""
 
     def expert(self, state: Planes) -> Planes:
         """The scripted policy's action -> A planes."""
@@ -232,8 +225,7 @@ class World:
 
     def random_place(self, state: Planes, u: Planes) -> Planes:
         """A position to walk to in a straight line, from three uniform planes -> P planes, see
-        `TorchEnv.random_place`.
-        """
+        `TorchEnv.random_place`."""
         raise NotImplementedError(
             f"{type(self).__name__} has no random_place to wander to; choose another behaviour"
         )
@@ -241,8 +233,7 @@ class World:
     @property
     def planes(self) -> Planes:
         """The running episodes' states: X planes (B,). Before the first episode, where one with
-        seed 0 would begin.
-        """
+        seed 0 would begin."""
         if self._planes is None:
             self._put(self.draw(uniforms(self.key, self.episode, self.draws)), None, drawn=True)
         return self._planes
@@ -251,8 +242,7 @@ class World:
 
     def seed(self, seed: Seed) -> None:
         """Seed world i with `seed + i`, or with `seed[i]`; None goes on, and the first time seeds
-        from entropy.
-        """
+        from entropy."""
         if seed is None:
             if self.seeded:
                 return
@@ -300,8 +290,7 @@ class World:
 
     def set_state(self, states: Any) -> None:
         """Put the worlds into `states (B, X)`, with a new clock; the frame stack repeats the
-        picture.
-        """
+        picture."""
         planes, counter = self.check_states(states)
         if counter is not None:
             self.noise_counter = counter
@@ -320,8 +309,7 @@ class World:
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Apply `actions (B, A)` -> rewards (B,) float32, and success, terminated, truncated (B,)
-        bool.
-        """
+        bool."""
         action = tuple(actions.clamp(-1.0, 1.0).t().contiguous())
         state = self.planes
         running, rewards = None, None
@@ -360,8 +348,7 @@ class World:
 
     def observe(self, rows: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Fresh observations of all worlds, or of the worlds `rows (n,)`: never a view of anything
-        kept.
-        """
+        kept."""
         if self.obs == "pixels":
             return self._pixels(rows)
         if self.obs == "state":
@@ -385,10 +372,8 @@ class World:
         return torch.stack(of(self.planes), -1)
 
     def state(self) -> Tensor:
-        """(B, X) float64, in the order of `state_names`, then the noise counter where steps
-        are noisy;
-        invertible by `set_state`.
-        """
+        """(B, X) float64, in the order of `state_names`, then the noise counter where steps are
+        noisy; invertible by `set_state`."""
         columns = [*self.planes, self.noise_counter] if self.noises else list(self.planes)
         return torch.stack([plane.double() for plane in columns], -1)
 
@@ -419,8 +404,7 @@ class World:
 
     def expert_action(self, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """(B, A) scripted actions plus `noise` times a standard normal (CPU draw), clipped to [-1,
-        1].
-        """
+        1]."""
         actions = torch.stack(self.expert(self.planes), -1)
         if noise:
             drawn = torch.randn(actions.shape, generator=generator or self.noise_generator)
@@ -457,8 +441,7 @@ class World:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """As `simulate` -> the rewards' sum over the horizon (B', N[, P]) float32. Neither goals
-        nor time end anything here.
-        """
+        nor time end anything here."""
         total: Tensor | float = 0.0
         for _, reward, _ in self._rollout(states, actions, particles, generator):
             if reward is not None:
@@ -469,8 +452,7 @@ class World:
         self, states: Any, actions: Tensor, particles: int | None, generator: torch.Generator | None
     ):
         """Yield the state, the reward of the action that led there, and the batch's shape, at times
-        0..H.
-        """
+        0..H."""
         planes, _ = self.check_states(states)
         if (
             actions.ndim != 4
@@ -512,8 +494,7 @@ class World:
         """`actions` as a float32 tensor of `shape` on the device; ValueError if its shape or a NaN
         forbids it.
 
-        NaN is looked for where that is free, on the CPU.
-        """
+        NaN is looked for where that is free, on the CPU."""
         actions = self.tensor(actions).detach()
         if tuple(actions.shape) != shape:
             raise ValueError(f"action has shape {tuple(actions.shape)}; expected {shape}")
@@ -523,9 +504,7 @@ class World:
 
     def check_states(self, states: Any) -> tuple[Planes, Tensor | None]:
         """States (n, X), or with the noise counter (n, X+1) -> X planes (n,), and the counter or
-        None; ValueError if
-        one is none of this world.
-        """
+        None; ValueError if one is none of this world."""
         if not isinstance(states, Tensor):
             states = torch.from_numpy(np.array(states, dtype=np.float64))
         states, count = states.detach().to(self.device), len(self.state_names)

@@ -1,6 +1,5 @@
 """Two rooms, one door: the world, its Gymnasium environment and its natively batched vector
-environment.
-"""
+environment."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ from .torch_world import Planes, World
 
 class TwoRoomWorld(World):
     """Two rooms as a `World`: rules and pictures of `two_room_layout`, and the backgrounds of the
-    running episodes.
-    """
+    running episodes."""
 
     state_names = layout.STATE
     vector_bounds = (0.0, 1.0)
@@ -145,8 +143,7 @@ class TwoRoomWorld(World):
 
     def begun(self, mask: Tensor | None, drawn: bool) -> None:
         """Redraw walls where layouts changed. Worlds of one layout share one background, kept as
-        long as it holds.
-        """
+        long as it holds."""
         if self.obs == "state":
             return  # drawn when a picture is asked for
         wall_x, door_y = self.planes[4:6]
@@ -191,10 +188,9 @@ class TwoRoomEnv(TorchEnv):
     ## Description
 
     The agent is a dot in the unit square, which a vertical wall with one door cuts into two rooms.
-    It is asked to
-    move to a goal position. The picture shows walls, door and agent and **not** the goal: the goal
-    is a picture of its own (`goal_image()`), so the task is to get from what is seen to what is
-    wanted.
+    It is asked to move to a goal position. The picture shows walls, door and agent and **not** the
+    goal: the goal is a picture of its own (`goal_image()`), so the task is to get from what is seen
+    to what is wanted.
 
     Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is
     in steps.
@@ -285,15 +281,13 @@ class TwoRoomEnv(TorchEnv):
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world.
-    """
+            a state that is none of this world."""
 
     world = TwoRoomWorld
 
     def image_position(self, position: np.ndarray) -> np.ndarray:
         """Where positions (..., 2) are seen in a picture: shares of its width and height from the
-        top left corner.
-        """
+        top left corner."""
         return np.asarray(position, np.float64)  # the unit square is the picture
 
     @property

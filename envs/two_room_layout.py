@@ -60,14 +60,7 @@ DOOR_RANGE = (0.2, 0.8)  # of door_y when it is drawn per episode
 PLACE_DEPTH, PLACE_MISS = 0.15, 0.15  # world units, see `random_place`
 
 # what get_state, set_state and simulate mean by X
-STATE = (
-    "x",
-    "y",
-    "goal_x",
-    "goal_y",
-    "wall_x",
-    "door_y",
-)
+STATE = ("x", "y", "goal_x", "goal_y", "wall_x", "door_y")
 SUCCESS_RADIUS = 0.05
 
 # RGB, 0..255: a red dot and dark walls on a light floor; goals, where people look at them, are
@@ -108,8 +101,7 @@ def is_free(
     position: Tensor, wall_x: Tensor, door_y: Tensor, shortcut: float | None = None
 ) -> Tensor:
     """Whether the agent may stand at `position (..., 2)` in the layout `wall_x (...)`, `door_y
-    (...)` -> bool (...).
-    """
+    (...)` -> bool (...)."""
     x, y = position.unbind(-1)
     left, right, top, bottom = doorway(wall_x, door_y)
     inside = (x >= LOW) & (x <= HIGH) & (y >= LOW) & (y <= HIGH)
@@ -121,8 +113,7 @@ def is_free(
 
 def _posts(shortcut: float) -> tuple[float, float]:
     """Where the shortcut's opening begins and ends along y, for the agent's centre: one pair of
-    numbers for all checks.
-    """
+    numbers for all checks."""
     return float(np.float32(shortcut - SHORTCUT_HALF_WIDTH)), float(
         np.float32(shortcut + SHORTCUT_HALF_WIDTH)
     )
@@ -150,8 +141,7 @@ def slide(
     slip: Sequence[Tensor] | None,
 ):
     """The step (dx, dy) as the ice and the water change it. slip: displacement on ice, x and y;
-    None for none.
-    """
+    None for none."""
     if slip is not None:
         on_ice = (x > wall_x - WALL_REACH) & (x < wall_x + WALL_REACH) & _at_shortcut(y, shortcut)
         dx, dy = dx + on_ice * slip[0], dy + on_ice * slip[1]
@@ -163,8 +153,7 @@ def blow(
     x: Tensor, dx: Tensor, dy: Tensor, wall_x: Tensor, corridor: float, gust: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The step (dx, dy) with the gust's displacement, x and y, added for agents in the corridor |x
-    - wall_x| < corridor.
-    """
+    - wall_x| < corridor."""
     windy = (x - wall_x).abs() < corridor
     return dx + windy * gust[0], dy + windy * gust[1]
 
@@ -229,9 +218,8 @@ def move(
     and border.
 
     The agent travels along the straight line. What meets it first blocks one component, which is
-    dropped for the rest
-    of the step, and the other component goes on: it slides along the wall. No step, however long,
-    passes a wall.
+    dropped for the rest of the step, and the other component goes on: it slides along the wall. No
+    step, however long, passes a wall.
 
     Args:
         position: (..., 2) agent centre (x, y), world units; must be free (`is_free`).
@@ -242,8 +230,7 @@ def move(
         slip: (..., 2) displacement that ice adds, world units; None: it adds nothing.
 
     Returns:
-        (..., 2) the new agent centre, which is free again.
-    """
+        (..., 2) the new agent centre, which is free again."""
     dx, dy = (speed * action.clamp(-1.0, 1.0)).unbind(-1)
     x, y = position.unbind(-1)
     if shortcut is not None:
@@ -272,8 +259,7 @@ def expert_action(
 
     Returns:
         (..., 2) action in [-1, 1]: full speed along the larger component, slower only on the last
-        step to a target.
-    """
+        step to a target."""
     # world units past a face: a target on the face itself would only be reached in the limit
     ahead = 0.01
     x, y = position.unbind(-1)
@@ -314,8 +300,7 @@ def random_place(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) ->
         u: (..., 3) uniform on [0, 1).
 
     Returns:
-        (..., 2) world units.
-    """
+        (..., 2) world units."""
     which, first, second = u.unbind(-1)
     anywhere = LOW + (HIGH - LOW) * torch.stack([first, second], -1)
     beyond = torch.where(position[..., 0] > wall_x, -1.0, 1.0)
@@ -343,8 +328,7 @@ def draw_episode(
         separation: least distance of start and goal, world units.
 
     Returns:
-        `position (n, 2), goal (n, 2), wall_x (n,), door_y (n,)`, world units.
-    """
+        `position (n, 2), goal (n, 2), wall_x (n,), door_y (n,)`, world units."""
     u_wall, u_door, u_start = uniforms[:, 0], uniforms[:, 1], uniforms[:, 2:4]
     u_goal = uniforms[:, 4:].unflatten(-1, (GOAL_CANDIDATES, 2))  # (n, K, 2)
     wall_x = _within(WALL_RANGE, u_wall) if wall is None else torch.full_like(u_wall, wall)
@@ -358,10 +342,7 @@ def draw_episode(
         x_left = LOW + u[..., 0] * left_length[:, None]
         x_right = right[:, None] + u[..., 0] * right_length[:, None]
         # against rounding
-        x_left, x_right = (
-            torch.minimum(x_left, left[:, None]),
-            x_right.clamp(max=HIGH),
-        )
+        x_left, x_right = (torch.minimum(x_left, left[:, None]), x_right.clamp(max=HIGH))
         return torch.stack(
             [torch.where(in_left, x_left, x_right), LOW + u[..., 1] * (HIGH - LOW)], dim=-1
         )
@@ -442,8 +423,7 @@ def draw_dot(
         colour: RGB, 0..255.
 
     Returns:
-        `frames`.
-    """
+        `frames`."""
     size = frames.shape[-1]
     reach = DOT_REACH * size  # px
     patch = min(size, int(2 * reach) + 1)  # pixel centres that fit under the dot along one axis
@@ -475,8 +455,7 @@ def paint(backgrounds: Tensor, position: Tensor) -> Tensor:
     """Fresh pictures of the agent at `position (..., 2)` over `backgrounds`, which broadcast to
     (..., 3, size, size).
 
-    This is the fast path: one copy of the background and one small patch per picture.
-    """
+    This is the fast path: one copy of the background and one small patch per picture."""
     frames = torch.empty(
         *position.shape[:-1], *backgrounds.shape[-3:], dtype=torch.uint8, device=backgrounds.device
     )
@@ -499,8 +478,7 @@ def render(
         size: side of the picture, pixels.
 
     Returns:
-        uint8 (..., 3, size, size) on `position`'s device.
-    """
+        uint8 (..., 3, size, size) on `position`'s device."""
     wall_x, door_y = (
         torch.as_tensor(edge, dtype=torch.float32, device=position.device)
         for edge in (wall_x, door_y)
@@ -510,8 +488,7 @@ def render(
 
 def fixed_or_random(name: str, value: str | float, interval: tuple[float, float]) -> float | None:
     """ "fixed" -> 0.5, "random" -> None, a number within `interval` -> that number, rounded to
-    float32.
-    """
+    float32."""
     if value == "random":
         return None
     if value == "fixed":
@@ -525,8 +502,7 @@ def fixed_or_random(name: str, value: str | float, interval: tuple[float, float]
 
 def checked_shortcut(shortcut: float | None, door: float | None) -> float | None:
     """The bridge's y as the tensors hold it; ValueError unless its opening and the door's have a
-    wall between them.
-    """
+    wall between them."""
     if shortcut is None:
         return None
     apart = SHORTCUT_HALF_WIDTH + DOOR_CLEARANCE + 2 * AGENT_RADIUS

@@ -1,6 +1,5 @@
 """Seeded visual and physical variation of a MuJoCo scene, for tests of generalisation: one factor
-at a time, or several.
-"""
+at a time, or several."""
 
 from __future__ import annotations
 
@@ -55,8 +54,7 @@ class Variation:
 
     Raises:
         ValueError: for an unknown factor, a strength outside [0, 1], or variation of the free
-            camera.
-    """
+            camera."""
 
     def __init__(
         self, factors: Mapping[str, bool | float] | Iterable[str], model: Any, camera: int
@@ -84,8 +82,7 @@ class Variation:
 
     def apply(self, model: Any, word: int) -> None:
         """Write the variation of seed `word` into a model or a copy of it, whatever was written
-        there before.
-        """
+        there before."""
         for factor, strength in self.strength.items():
             change = getattr(self, f"_{factor}", None)
             if change is not None:
@@ -142,17 +139,13 @@ class Variation:
 
     def draw_over(self, picture: np.ndarray, word: int, time: float) -> np.ndarray:
         """Put the distractors of seed `word` at `time`, seconds, over a picture uint8 (3, size,
-        size), in place.
-        """
+        size), in place."""
         strength = self.strength.get("distractors")
         if strength is None:
             return picture
         rng, size = self._draws("distractors", word), picture.shape[-1]
         # sides of the picture, per second
-        start, velocity = (
-            rng.uniform(0, 1, (6, 2)),
-            rng.uniform(-0.5, 0.5, (6, 2)),
-        )
+        start, velocity = (rng.uniform(0, 1, (6, 2)), rng.uniform(-0.5, 0.5, (6, 2)))
         radius, colour = rng.uniform(0.02, 0.06, 6), rng.uniform(0, 255, (6, 3))
         path = (start + velocity * time) % 2
         centre = np.where(path > 1, 2 - path, path)

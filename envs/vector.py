@@ -10,13 +10,12 @@ it.
   processes
 
 What all of them share. Environment i of `reset(seed=s)` plays the episodes of a single environment
-reset with `seed=s + i`,
-whatever the number of workers. Autoreset is `SAME_STEP`: where an episode ends, `step` returns the
-first observation of the next one, and `infos["final_obs"]` the true last one of the ended, with the
-mask `infos["_final_obs"]`. Every array or tensor returned is fresh. With `device=None` results are
-numpy arrays and `final_obs` is Gymnasium's object array; with a device they are tensors there,
-rewards float32, and `final_obs` is a batch of the true next observations of *all* environments,
-ready for a replay buffer (on steps where an episode ended)."""
+reset with `seed=s + i`, whatever the number of workers. Autoreset is `SAME_STEP`: where an episode
+ends, `step` returns the first observation of the next one, and `infos["final_obs"]` the true last
+one of the ended, with the mask `infos["_final_obs"]`. Every array or tensor returned is fresh. With
+`device=None` results are numpy arrays and `final_obs` is Gymnasium's object array; with a device
+they are tensors there, rewards float32, and `final_obs` is a batch of the true next observations of
+*all* environments, ready for a replay buffer (on steps where an episode ended)."""
 
 from __future__ import annotations
 
@@ -34,6 +33,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from gjwm.envs.common import by_lane, each, write
 from gjwm.envs.making import importable, make_env, spec_of, torch_native
 from gjwm.envs.workers import Worker, WorkerDied, cores, start_method
 
@@ -69,8 +69,7 @@ def make_vec(
     Raises:
         ValueError: for arguments that cannot work.
         gymnasium.error.Error: for an unknown id, naming the nearest.
-        RuntimeError: when pixels are asked for and the machine has no headless OpenGL.
-    """
+        RuntimeError: when pixels are asked for and the machine has no headless OpenGL."""
     if not isinstance(n, int | np.integer) or n < 1 or (workers is not None and workers < 0):
         raise ValueError(f"expected n >= 1 and workers >= 0 or None, got {n!r} and {workers!r}.")
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
@@ -133,8 +132,7 @@ class BatchedEnv(VectorEnv):
     Args:
         single: one of the environments; its spaces and its spec are taken.
         n: how many there are.
-        device: None: numpy arrays are returned.
-    """
+        device: None: numpy arrays are returned."""
 
     def __init__(self, single: gym.Env, n: int, device: str | torch.device | None):
         self.num_envs = int(n)
@@ -158,8 +156,7 @@ class BatchedEnv(VectorEnv):
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Every environment's method `name` called with the arguments, or its attribute -> one
-        result each.
-        """
+        result each."""
         raise NotImplementedError
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
@@ -221,8 +218,7 @@ class BatchedEnv(VectorEnv):
         """Actions as an array (N, ...); ValueError naming the environment whose action cannot be
         taken.
 
-        Where actions are one-hot, whole numbers are taken too: (N,), or (N, groups).
-        """
+        Where actions are one-hot, whole numbers are taken too: (N,), or (N, groups)."""
         actions = (
             actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
         )
@@ -275,15 +271,12 @@ class BatchedEnv(VectorEnv):
         final: Observations,
     ):
         """What `step` returns, of arrays that nobody else holds. final: last observations, read
-        where an episode ended.
-        """
+        where an episode ended."""
         ended = terminated | truncated
         if ended.any():
             infos["_final_obs"] = ended.copy()
             if self.device is None:
-                infos["final_obs"] = np.full(self.num_envs, None, object)
-                for i in ended.nonzero()[0]:
-                    infos["final_obs"][i] = each(final, lambda x, i=i: x[i].copy())
+                infos["final_obs"] = by_lane(final, ended)
             else:
                 infos["final_obs"] = each(observations, np.copy)
                 write(infos["final_obs"], ended, each(final, lambda x: x[ended]))
@@ -302,24 +295,6 @@ class BatchedEnv(VectorEnv):
 
     def _out(self, value: Any) -> Any:
         return value if self.device is None else self._tensors(value)
-
-
-def each(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of an array, or of every array of a (nested) dict."""
-    return (
-        {name: each(v, function) for name, v in value.items()}
-        if isinstance(value, Mapping)
-        else function(value)
-    )
-
-
-def write(observations: Any, rows: Any, values: Any) -> None:
-    """observations[rows] = values, in place, for arrays or (nested) dicts of them."""
-    if isinstance(observations, Mapping):
-        for name, value in observations.items():
-            write(value, rows, values[name])
-    else:
-        observations[rows] = values
 
 
 # -- one environment after the other, here or in worker processes ----------------------------------
@@ -345,8 +320,7 @@ class EnvVector(BatchedEnv):
 
     Raises:
         RuntimeError: naming the environment whose own code failed, or saying that a worker cannot
-            run.
-    """
+            run."""
 
     def __init__(
         self,
@@ -416,8 +390,7 @@ class EnvVector(BatchedEnv):
     ) -> tuple[Observations, dict[str, Any]]:
         """Start an episode in every environment -> (observations, infos).
 
-        `options` go to all of them; a "state" (N, X) among them is shared out.
-        """
+        `options` go to all of them; a "state" (N, X) among them is shared out."""
         seeds = self._seeds(seed)
         super().reset(seed=next((s for s in seeds if s is not None), None))
         if any(s is not None for s in seeds):
@@ -453,8 +426,7 @@ class EnvVector(BatchedEnv):
 
     def step(self, actions: Any):
         """Apply actions (N, *A) -> (observations, rewards (N,), terminations (N,), truncations
-        (N,), infos).
-        """
+        (N,), infos)."""
         actions = self._checked(actions)
         self._turn = 1 - self._turn
         for group, block in zip(self._groups, self._blocks):
@@ -486,8 +458,7 @@ class EnvVector(BatchedEnv):
 
     def _mourn(self, k: int, death: WorkerDied, infos: dict[str, Any]) -> dict[str, Any]:
         """Begin new episodes in a new process where worker `k` died, and close the books of the old
-        ones.
-        """
+        ones."""
         block = self._blocks[k]
         write(self._arrays[2], block, each(self._arrays[1 - self._turn], lambda x: x[block]))
         what = "and its running episodes are truncated"
@@ -504,9 +475,8 @@ class EnvVector(BatchedEnv):
         """Seeds for episodes that begin because a worker died.
 
         They follow from the last seeds, the resets without any since, and the deaths since, so that
-        a run with the same seeds
-        and the same misfortune is the same run. Where no seed was ever given: None.
-        """
+        a run with the same seeds and the same misfortune is the same run. Where no seed was ever
+        given: None."""
         self._deaths += 1
         return [
             None
@@ -528,8 +498,7 @@ class EnvVector(BatchedEnv):
         stacklevel: int,
     ) -> list[dict[str, Any]]:
         """Put a new process in the place of one that died and reset its environments -> their
-        infos. Warns of each death.
-        """
+        infos. Warns of each death."""
         where = f"envs {self._blocks[k][0]} to {self._blocks[k][-1]} of {self.name}"
         while True:
             self._lost[k] += 1
@@ -574,16 +543,13 @@ class EnvVector(BatchedEnv):
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Every environment's method `name` called with the arguments, or its attribute -> one
-        result each.
-        """
+        result each."""
         for group in self._groups:
             group.ask("call", name, args, kwargs)
         return tuple(x for answer in self._answers() for x in answer)
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of every environment, to one value for all or a list with one for
-        each.
-        """
+        """Set an attribute of every environment, to one value or a list with one for each."""
         values = values if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"expected one value or {self.num_envs}, got {len(values)}.")
@@ -666,8 +632,7 @@ class _Group:
 
     def step(self, turn: int, actions: np.ndarray):
         """Rewards, terminations, truncations, and infos of steps and of resets where there are any,
-        by environment.
-        """
+        by environment."""
         step_infos, reset_infos = {}, {}
 
         def one(i: int, env: gym.Env, action: Any) -> tuple[float, bool, bool]:
@@ -744,8 +709,7 @@ def _empty(space: spaces.Space, n: int) -> Observations:
 
 class _Shared:
     """Such arrays in memory that worker processes see too. It has no name on the machine, so nobody
-    can leave it behind.
-    """
+    can leave it behind."""
 
     def __init__(self, space: spaces.Space, n: int):
         self._shapes = each(_empty(space, n), lambda array: (array.shape, array.dtype))

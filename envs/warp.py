@@ -2,14 +2,12 @@
 observations and rewards.
 
 Optional: `pip install 'gjwm[warp]'`. It also runs on a CPU, slowly, which is how it is tested;
-there the C simulators of
-`gjwm.envs.control_vector` are the ones to use. Warp computes in float32: from one state, one step
-agrees with MuJoCo to about four digits, while trajectories part ways at the first contact. Its
-pictures come from a ray tracer of its own and are those of neither OpenGL renderer, so a dataset
-should hold one kind only.
+there the C simulators of `gjwm.envs.control_vector` are the ones to use. Warp computes in float32:
+from one state, one step agrees with MuJoCo to about four digits, while trajectories part ways at
+the first contact. Its pictures come from a ray tracer of its own and are those of neither OpenGL
+renderer, so a dataset should hold one kind only.
 
-Source: MuJoCo Warp, https://github.com/google-deepmind/mujoco_warp.
-"""
+Source: MuJoCo Warp, https://github.com/google-deepmind/mujoco_warp."""
 
 from __future__ import annotations
 
@@ -20,13 +18,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from gjwm.envs.common import check_choices, check_counts, each, observation_space, write
 from gjwm.envs.control_suite import ControlSuiteEnv
-from gjwm.envs.suite_formulas import FORMULAS
-from gjwm.envs.vector import BatchedEnv, each, write
+from gjwm.envs.suite_tasks import FORMULAS
+from gjwm.envs.vector import BatchedEnv
 
 # point_mass-hard draws the gains of its tendons, which all simulators of a batch would share.
 TASKS = tuple(task for task in FORMULAS if task != ("point_mass", "hard"))
@@ -55,8 +53,7 @@ class WarpVectorEnv(BatchedEnv):
         ValueError: for tasks without a formula, and for actions of another shape or with NaN,
             naming the environment.
         RuntimeError: when the physics of an environment diverges or needs more contacts than
-            `contacts`, at its episode's end.
-    """
+            `contacts`, at its episode's end."""
 
     def __init__(
         self,
@@ -87,11 +84,8 @@ class WarpVectorEnv(BatchedEnv):
                 f"{domain}-{task} has no batched reward for Warp; choose from "
                 f"{', '.join('-'.join(t) for t in TASKS)}."
             )
-        if obs not in ("state", "pixels", "both") or min(size, frame_stack) < 1:
-            raise ValueError(
-                "expected obs 'state', 'pixels' or 'both', size >= 1 and frame_stack >= 1, got "
-                f"{obs!r}, {size} and {frame_stack}."
-            )
+        check_choices(obs=(obs, ("state", "pixels", "both")))
+        check_counts(size=(size, 1), frame_stack=(frame_stack, 1))
         # The environment whose model is simulated, and which draws where episodes begin.
         self._single = ControlSuiteEnv(
             domain=domain,
@@ -108,7 +102,9 @@ class WarpVectorEnv(BatchedEnv):
             frame_stack,
             action_repeat,
         )
-        self.single_observation_space = self._space(self._single.observation_space)
+        self.single_observation_space = observation_space(
+            obs, size, frame_stack, self._single.observation_space
+        )
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self._formula = FORMULAS[domain, task]
         self._single.reset(seed=0)  # what a task sets in its model at every reset is now set
@@ -172,14 +168,6 @@ class WarpVectorEnv(BatchedEnv):
         self._generators: list[np.random.Generator | None] = [None] * self.num_envs
         self._steps = np.zeros(self.num_envs, np.int64)  # of the running episodes
 
-    def _space(self, state: spaces.Space) -> spaces.Space:
-        pixels = spaces.Box(0, 255, (3 * self.frame_stack, self.size, self.size), np.uint8)
-        return {
-            "state": state,
-            "pixels": pixels,
-            "both": spaces.Dict({"pixels": pixels, "state": state}),
-        }[self.obs]
-
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
         """Warp and torch on one device and, if that is a GPU, on one stream."""
@@ -200,8 +188,7 @@ class WarpVectorEnv(BatchedEnv):
         options: dict[str, Any] | None = None,
     ):
         """Start an episode in every environment -> (observations, infos); `options={"state": (N,
-        X)}` says where.
-        """
+        X)}` says where."""
         seeds = self._seeds(seed)
         gym.vector.VectorEnv.reset(self, seed=next((s for s in seeds if s is not None), None))
         for i, one in enumerate(seeds):
@@ -215,8 +202,7 @@ class WarpVectorEnv(BatchedEnv):
 
     def step(self, actions: Any):
         """Apply actions (N, A) in [-1, 1] -> (observations, rewards, terminations, truncations,
-        infos).
-        """
+        infos)."""
         actions = self._on(actions)
         with self._on_device():
             self._fields.data("ctrl")[:] = self._middle + actions.clamp(-1, 1) * self._half
@@ -254,8 +240,7 @@ class WarpVectorEnv(BatchedEnv):
 
     def _advance(self) -> None:
         """One control step, as dm_control makes it; on a GPU it is recorded the second time and
-        replayed from then on.
-        """
+        replayed from then on."""
         if self._stream is None or not self._warm:
             self._control_step()
             self._warm = True
@@ -317,12 +302,11 @@ class WarpVectorEnv(BatchedEnv):
 
     def _look(self, rows: np.ndarray | None = None) -> Any:
         """Fresh observations of all simulators; or of those at `rows`, whose episodes have just
-        begun.
-        """
+        begun."""
         at = slice(None) if rows is None else torch.from_numpy(rows).to(self._where)
-        found = {}
+        seen = {}
         if self.obs != "pixels":
-            found["state"] = torch.cat(self._formula.observe(self._fields), 1)[at].float()
+            seen["state"] = torch.cat(self._formula.observe(self._fields), 1)[at].float()
         if self._camera is not None:
             frame = self._camera.picture()[:, None]  # (N, 1, 3, size, size)
             if rows is None:
@@ -330,8 +314,8 @@ class WarpVectorEnv(BatchedEnv):
             else:
                 self._frames[at] = frame[at].expand(-1, self.frame_stack, -1, -1, -1)
             # not a view of what the next reset writes into
-            found["pixels"] = self._frames[at].flatten(1, 2).clone()
-        return found if self.obs == "both" else found[self.obs]
+            seen["pixels"] = self._frames[at].flatten(1, 2).clone()
+        return seen if self.obs == "both" else seen[self.obs]
 
     def _check_physics(self, rows: np.ndarray) -> None:
         finite = self._fields.data("qpos").isfinite().all(1).cpu().numpy()
@@ -348,8 +332,7 @@ class WarpVectorEnv(BatchedEnv):
 
     def get_state(self) -> np.ndarray:
         """(N, X) float64: qpos, qvel, the solver's warm start, and where geoms stand on their
-        bodies (targets).
-        """
+        bodies (targets)."""
         with self._on_device():
             f = self._fields
             parts = [
@@ -362,8 +345,7 @@ class WarpVectorEnv(BatchedEnv):
 
     def set_state(self, states: Any) -> None:
         """Go to states (N, X) of `get_state`. The episodes' clocks go on; frame stacks fill as
-        steps are made.
-        """
+        steps are made."""
         model = self._single._model
         sizes = [model.nq, model.nv, model.nv, 3 * model.ngeom]
         states = np.asarray(states.cpu() if isinstance(states, Tensor) else states)
@@ -409,7 +391,7 @@ class WarpVectorEnv(BatchedEnv):
 
 
 class _Fields:
-    """`suite_formulas.Simulators` over Warp's arrays, which torch sees without a copy."""
+    """`suite_tasks.Simulators` over Warp's arrays, which torch sees without a copy."""
 
     xp = torch
 
@@ -442,14 +424,12 @@ class _Fields:
                 size = np.array(getattr(model, field)[row], np.float32)
                 self._seen[field, name] = torch.from_numpy(size).to(self._device)[None]
             return self._seen[field, name]
-        found = self.data(field)[:, row]
-        return found.flatten(1)
+        return self.data(field)[:, row].flatten(1)
 
 
 class _Camera:
     """Warp's ray tracer looking through one camera of every simulator: no shadows, the geoms that
-    OpenGL would draw.
-    """
+    OpenGL would draw."""
 
     def __init__(self, host_model: Any, model: Any, data: Any, camera: int, size: int):
         import mujoco_warp

@@ -1,6 +1,5 @@
 """Worker processes that each serve one object: started clean, told apart from their object's
-errors, easy to replace.
-"""
+errors, easy to replace."""
 
 from __future__ import annotations
 
@@ -20,14 +19,12 @@ GRACE = 5.0  # seconds that a worker has to close its object before it is killed
 
 class WorkerDied(RuntimeError):
     """A worker process ended without an answer: killed, crashed in native code, or not able to
-    start.
-    """
+    start."""
 
 
 def start_method() -> str:
     """ "forkserver", or "spawn" where there is none: a child forked after OpenGL was used hangs in
-    the driver.
-    """
+    the driver."""
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
@@ -47,8 +44,7 @@ class Worker:
 
     Args:
         factory: an importable callable; it and `args` are pickled, and `args` may hold
-            multiprocessing's shared arrays.
-    """
+            multiprocessing's shared arrays."""
 
     def __init__(self, factory: Callable[..., Any], *args: Any):
         context = multiprocessing.get_context(start_method())
@@ -76,8 +72,7 @@ class Worker:
 
     def ask(self, method: str, *args: Any) -> None:
         """Have the object's method called; `answer` brings what it returns. An answer nobody
-        fetched is thrown away.
-        """
+        fetched is thrown away."""
         while self._owed:
             with contextlib.suppress(Exception):
                 self.answer()
@@ -90,8 +85,7 @@ class Worker:
 
         Raises:
             WorkerDied: naming the exit code.
-            Exception: what the method (or the factory) raised, with its traceback as the cause.
-        """
+            Exception: what the method (or the factory) raised, with its traceback as the cause."""
         self._owed = 0
         try:
             good, value = self.connection.recv()

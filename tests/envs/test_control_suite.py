@@ -356,7 +356,7 @@ def test_copies_share_a_faithful_renderer_and_draw_their_own_scenes():
     env._frames.clear()
     np.testing.assert_array_equal(env.observe(), first)
     env.close()
-    with pytest.raises(ValueError, match="'fast' or 'faithful', got 'pretty'"):
+    with pytest.raises(ValueError, match="'pretty'; pass 'fast' or 'faithful'"):
         make("reacher-easy", renderer="pretty")
 
 

@@ -194,10 +194,7 @@ def test_patch_renderer_equals_a_brute_force_rasteriser(size):
         separation=0.1,
     )
     # half outside: clipped, not wrapped
-    position[0], position[1] = (
-        torch.tensor([0.0, 0.3]),
-        torch.tensor([1.0, 1.0]),
-    )
+    position[0], position[1] = (torch.tensor([0.0, 0.3]), torch.tensor([1.0, 1.0]))
     pictures = layout.render(position, wall_x, door_y, size).numpy().astype(float)
     for i in range(len(pictures)):
         x, y, wall, door = (float(v) for v in (*position[i], wall_x[i], door_y[i]))

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from gjwm.envs import make_vec, rendering
 from gjwm.envs.making import make_env
-from gjwm.envs.suite_formulas import FORMULAS
+from gjwm.envs.suite_tasks import FORMULAS
 from gjwm.envs.workers import Worker, WorkerDied, cores
 
 MODULE = """
@@ -300,10 +300,7 @@ def test_a_discrete_env_is_what_gymnasiums_own_vector_env_makes_of_it(workers):
     for t in range(60):
         a = rng.integers(2, size=3)
         # one-hot, or whole numbers
-        mine, other = (
-            ours.step(np.eye(2)[a] if t % 2 else a),
-            theirs.step(a),
-        )
+        mine, other = (ours.step(np.eye(2)[a] if t % 2 else a), theirs.step(a))
         for x, y in zip(mine[:4], other[:4]):
             np.testing.assert_array_equal(x, y)
         assert ("final_obs" in mine[4]) == ("final_obs" in other[4])

@@ -1,18 +1,18 @@
-"""Observations and rewards of dm_control tasks as formulas over a batch of simulators, in numpy or
-torch.
+"""What dm_control's tasks observe, reward and reach, as formulas over a batch of simulators.
 
-dm_control computes them in Python for one simulator at a time, which takes longer than the physics.
-In numpy these formulas give the same numbers to the last bit (`tests/envs/test_vector.py` holds
-them to that); in torch they serve simulators on an accelerator. Tasks without a formula are asked
-one by one. All arrays are (N, ...); `xp` is numpy or torch.
+dm_control computes observations and rewards in Python for one simulator at a time, which takes
+longer than the physics. In numpy these formulas give the same numbers to the last bit
+(`tests/envs/test_vector.py` holds them to that); in torch they serve simulators on an accelerator.
+Tasks without a formula are asked one by one. All arrays are (N, ...); `xp` is numpy or torch. What
+a goal is in each domain, a position and a radius, stands at the end.
 
-Source: dm_control.suite (Tassa et al., 2018, arXiv:1801.00690), whose definitions these are.
-"""
+Source: dm_control.suite (Tassa et al., 2018, arXiv:1801.00690), whose definitions these are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,8 +32,7 @@ class Simulators(Protocol):
 
     def of(self, field: str, name: str) -> Array:
         """The row of a named element in a field of mjData or mjModel, (N, *row); a sensor's
-        readings under "sensordata".
-        """
+        readings under "sensordata"."""
 
 
 class Formula(NamedTuple):
@@ -76,20 +75,17 @@ def tolerance(
 
 def _square(xp: Any, x: Array) -> Array:
     """x^2: of numpy's lone numbers by C's pow, which in one of a thousand differs from the product
-    in the last bit.
-    """
+    in the last bit."""
     return xp.array([value**2 for value in x.tolist()]) if xp is np and x.ndim == 1 else x * x
 
 
 def _norm(xp: Any, x: Array) -> Array:
     """Euclidean norm of (N, k), as numpy.linalg.norm of each row: by a product, which may fuse
-    multiplication and addition.
-    """
+    multiplication and addition."""
     return xp.sqrt((x[:, None] @ x[:, :, None])[:, 0, 0])
 
 
-# -- cartpole
-# --  ----------------------------------------------------------------------------------------------
+# -- cartpole --------------------------------------------------------------------------------------
 
 
 def _cartpole_observe(s: Simulators) -> list[Array]:
@@ -115,8 +111,7 @@ def _cartpole_sparse(s: Simulators) -> Array:
     ).prod(1)
 
 
-# -- the others
-# --  ----------------------------------------------------------------------------------------------
+# -- the others ------------------------------------------------------------------------------------
 
 
 def _pendulum_observe(s: Simulators) -> list[Array]:
@@ -216,3 +211,85 @@ FORMULAS: dict[tuple[str, str], Formula] = {
     ("walker", "walk"): Formula(_walker_observe, _walker_reward(1)),
     ("walker", "run"): Formula(_walker_observe, _walker_reward(8)),
 }
+
+
+# -- goals -----------------------------------------------------------------------------------------
+
+_BALL, _FREE, _HINGE = 1, 0, 3  # mujoco.mjtJoint
+
+
+@dataclass(frozen=True)
+class GoalSpace:
+    """A position computed from a `mujoco.MjModel` and joint positions, and how near counts as
+    there."""
+
+    position: Callable[[Any, np.ndarray], np.ndarray]  # model, qpos (..., nq) -> (..., P)
+    radius: float
+    units: str
+
+
+def goal_space(domain: str) -> GoalSpace:
+    """The domain's own goal space; for a domain without one, all its joint positions."""
+    return _GOALS.get(domain, _ANY)
+
+
+def _circle(angle: np.ndarray) -> list[np.ndarray]:
+    return [np.cos(angle), np.sin(angle)]
+
+
+def _fingertip(model, qpos: np.ndarray) -> np.ndarray:
+    """Planar two-link forward kinematics: xy of reacher's geom "finger", metres."""
+    arm, hand, finger = model.body("arm").pos, model.body("hand").pos, model.body("finger").pos
+    tip = finger + model.geom("finger").pos
+    shoulder, elbow = qpos[..., 0], qpos[..., 0] + qpos[..., 1]
+
+    def turned(angle: np.ndarray, v: np.ndarray) -> np.ndarray:
+        c, s = np.cos(angle), np.sin(angle)
+        return np.stack([c * v[0] - s * v[1], s * v[0] + c * v[1]], -1)
+
+    return arm[:2] + turned(shoulder, hand) + turned(elbow, tip)
+
+
+def _acrobot_tip(model, qpos: np.ndarray) -> np.ndarray:
+    """xz of acrobot's site "tip", metres: both links turn about y and point up at angle 0."""
+    base, elbow, tip = (
+        model.body("upper_arm").pos,
+        model.body("lower_arm").pos[2],
+        model.site("tip").pos[2],
+    )
+    upper, lower = qpos[..., 0], qpos[..., 0] + qpos[..., 1]
+    return base[[0, 2]] + np.stack(
+        [elbow * np.sin(upper) + tip * np.sin(lower), elbow * np.cos(upper) + tip * np.cos(lower)],
+        -1,
+    )
+
+
+def joint_positions(model, qpos: np.ndarray, signed: bool = False) -> np.ndarray:
+    """Joint positions (..., nq) with hinges as cosine and sine, and rotations as quaternions: with
+    a positive real part, so that they do not jump, or as they are if `signed`."""
+    parts = []
+    for kind, at in zip(model.jnt_type, model.jnt_qposadr):
+        if kind == _HINGE:
+            parts += _circle(qpos[..., at])
+        elif kind in (_FREE, _BALL):
+            rotation = at + 3 * (kind == _FREE)
+            parts += [qpos[..., i] for i in range(at, rotation)]
+            sign = np.where((qpos[..., rotation] < 0) & (not signed), -1.0, 1.0)
+            parts += [sign * qpos[..., i] for i in range(rotation, rotation + 4)]
+        else:
+            parts.append(qpos[..., at])
+    return np.stack(parts, -1)
+
+
+_GOALS = {
+    "reacher": GoalSpace(_fingertip, 0.02, "m, fingertip xy"),
+    "point_mass": GoalSpace(lambda model, q: q[..., :2], 0.02, "m, mass xy"),
+    "ball_in_cup": GoalSpace(lambda model, q: q[..., 2:4], 0.02, "m, ball xz"),
+    "cartpole": GoalSpace(
+        lambda model, q: np.stack([q[..., 0], *_circle(q[..., 1])], -1), 0.1, "cart m, cos, sin"
+    ),
+    "pendulum": GoalSpace(lambda model, q: np.stack(_circle(q[..., 0]), -1), 0.1, "cos, sin"),
+    "acrobot": GoalSpace(_acrobot_tip, 0.2, "m, tip xz"),
+    "finger": GoalSpace(lambda model, q: np.stack(_circle(q[..., 2]), -1), 0.1, "spinner cos, sin"),
+}
+_ANY = GoalSpace(joint_positions, 0.1, "m, cos, sin and quaternions of all joints")
