@@ -43,6 +43,22 @@ def checked(env):
 
 
 DOMAINS = sorted({domain for domain, _ in TASKS})
+HEAVY = ("dog", "humanoid_CMU", "quadruped")  # seconds for a claim that takes others a tenth
+# One task of each domain in the fast suite, all 51 with the slow ones.
+every_task = pytest.mark.parametrize(
+    ("domain", "task"),
+    [
+        pytest.param(
+            domain,
+            task,
+            id=f"{domain}-{task}",
+            marks=[pytest.mark.slow]
+            if domain in HEAVY or task != dict(TASKS[::-1])[domain]
+            else [],
+        )
+        for domain, task in TASKS
+    ],
+)
 
 
 def documented():
@@ -77,84 +93,75 @@ def test_gymnasium_finds_nothing_wrong(name, obs):
     env.close()
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_every_task_is_dm_controls_own(domain):
+@every_task
+def test_every_task_is_dm_controls_own(domain, task):
     """Observations, rewards and ends of 200 random steps, equal in every bit; and through action
     repeat.
     """
     rendering.choose_backend()
     from dm_control import suite
 
-    for name, task in TASKS:
-        if name != domain:
-            continue
-        env, repeated = make(f"{name}-{task}"), make(f"{name}-{task}", action_repeat=4)
-        theirs = suite.load(name, task, task_kwargs={"random": 0})
-        # Ours gives each episode a generator of its own, whose seed gymnasium's generator draws.
-        word = np_random(3)[0].integers(2**32, dtype=np.uint32)
-        theirs.task._random = np.random.RandomState(word)
-        timestep = theirs.reset()
-        sizes = (
-            *env.observation_space.shape,
-            *env.action_space.shape,
-            round(1000 * theirs.control_timestep()),
+    env, repeated = make(f"{domain}-{task}"), make(f"{domain}-{task}", action_repeat=4)
+    theirs = suite.load(domain, task, task_kwargs={"random": 0})
+    # Ours gives each episode a generator of its own, whose seed gymnasium's generator draws.
+    word = np_random(3)[0].integers(2**32, dtype=np.uint32)
+    theirs.task._random = np.random.RandomState(word)
+    timestep = theirs.reset()
+    sizes = (
+        *env.observation_space.shape,
+        *env.action_space.shape,
+        round(1000 * theirs.control_timestep()),
+    )
+    assert documented()[domain, task] == sizes
+    np.testing.assert_array_equal(env.reset(seed=3)[0], flat(timestep.observation))
+    np.testing.assert_array_equal(repeated.reset(seed=3)[0], flat(timestep.observation))
+    spec = theirs.action_spec()
+    low, high = (spec.minimum, spec.maximum) if domain != "lqr" else (-1.0, 1.0)
+    total = 0.0
+    for step, action in enumerate(np.repeat(actions(env, 50), 4, 0)):
+        timestep = theirs.step((low + high) / 2 + (high - low) / 2 * action.astype(np.float64))
+        o, reward, terminated, truncated, _ = env.step(action)
+        np.testing.assert_array_equal(o, flat(timestep.observation))
+        assert (
+            reward == timestep.reward and not terminated and not truncated and not timestep.last()
         )
-        assert documented()[name, task] == sizes
-        np.testing.assert_array_equal(env.reset(seed=3)[0], flat(timestep.observation))
-        np.testing.assert_array_equal(repeated.reset(seed=3)[0], flat(timestep.observation))
-        spec = theirs.action_spec()
-        low, high = (spec.minimum, spec.maximum) if name != "lqr" else (-1.0, 1.0)
-        total = 0.0
-        for step, action in enumerate(np.repeat(actions(env, 50), 4, 0)):
-            timestep = theirs.step((low + high) / 2 + (high - low) / 2 * action.astype(np.float64))
-            o, reward, terminated, truncated, _ = env.step(action)
+        total += reward
+        if step % 4 == 3:
+            o, reward, terminated, truncated, _ = repeated.step(action)
             np.testing.assert_array_equal(o, flat(timestep.observation))
-            assert (
-                reward == timestep.reward
-                and not terminated
-                and not truncated
-                and not timestep.last()
-            )
-            total += reward
-            if step % 4 == 3:
-                o, reward, terminated, truncated, _ = repeated.step(action)
-                np.testing.assert_array_equal(o, flat(timestep.observation))
-                assert reward == total and not terminated and not truncated
-                total = 0.0
+            assert reward == total and not terminated and not truncated
+            total = 0.0
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_a_state_carries_physics_and_the_generator(domain):
+@every_task
+def test_a_state_carries_physics_and_the_generator(domain, task):
     """100 steps on, and the resets after them, go as they went, whatever the env did in between."""
-    for name, task in TASKS:
-        if name != domain:
-            continue
-        env = make(f"{name}-{task}")
-        env.reset(seed=3)
-        for a in actions(env, 10, seed=1):
-            env.step(a)
-        state, o, drawn = env.get_state(), env.observe(), env._task._random.get_state()[1]
+    env = make(f"{domain}-{task}")
+    env.reset(seed=3)
+    for a in actions(env, 10, seed=1):
+        env.step(a)
+    state, o, drawn = env.get_state(), env.observe(), env._task._random.get_state()[1]
 
-        def future(env):
-            steps = [env.step(a)[:4] for a in actions(env, 100)]
-            # Tasks draw at resets only, or the state would lack what they draw.
-            return (
-                np.stack([x[0] for x in steps]),
-                [x[1:] for x in steps],
-                env.get_state(),
-                env.reset()[0],
-                env.reset()[0],
-            )
+    def future(env):
+        steps = [env.step(a)[:4] for a in actions(env, 100)]
+        # Tasks draw at resets only, or the state would lack what they draw.
+        return (
+            np.stack([x[0] for x in steps]),
+            [x[1:] for x in steps],
+            env.get_state(),
+            env.reset()[0],
+            env.reset()[0],
+        )
 
-        first = future(env)
-        env.reset(seed=9)
-        env.set_state(state)
-        np.testing.assert_array_equal(env.observe(), o)
-        np.testing.assert_array_equal(env.get_state(), state)
-        for before, now in zip(first, future(env)):
-            np.testing.assert_array_equal(now, before)
-        env.reset(seed=3)
-        np.testing.assert_array_equal(env._task._random.get_state()[1], drawn)
+    first = future(env)
+    env.reset(seed=9)
+    env.set_state(state)
+    np.testing.assert_array_equal(env.observe(), o)
+    np.testing.assert_array_equal(env.get_state(), state)
+    for before, now in zip(first, future(env)):
+        np.testing.assert_array_equal(now, before)
+    env.reset(seed=3)
+    np.testing.assert_array_equal(env._task._random.get_state()[1], drawn)
 
 
 EPISODES = """
@@ -189,14 +196,18 @@ def test_a_seed_reproduces_an_episode_of_every_domain_in_another_process():
     assert first == second
 
 
+@every_task
+def test_gymnasium_finds_nothing_wrong_with_any_task(domain, task):
+    env = make(f"{domain}-{task}", action_repeat=2)
+    checked(env)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_gymnasium_finds_nothing_wrong_with_any_task(domain):
-    tasks = [task for name, task in TASKS if name == domain]
-    for task, obs in [(task, "state") for task in tasks] + [(tasks[0], "both")]:
-        env = make(f"{domain}-{task}", obs=obs, size=32, action_repeat=2, render_mode="rgb_array")
-        checked(env)
-        env.close()
+def test_gymnasium_finds_nothing_wrong_with_the_pictures_of_any_domain(domain):
+    env = make(f"{domain}-{dict(TASKS[::-1])[domain]}", obs="both", size=32, action_repeat=2)
+    checked(env)
+    env.close()
 
 
 def test_a_seed_reproduces_an_episode_bit_for_bit():
