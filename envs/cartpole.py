@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import raster
 from .common import check_choices
-from .regulator import regulator
+from .lqr import lqr_gains
 from .torch_env import TorchEnv, TorchVectorEnv
 from .torch_world import Planes, World, gaussian
 
@@ -176,7 +176,7 @@ class CartpoleWorld(World):
     @functools.cached_property
     def _gains(self) -> list[float]:
         cost = (1.0, 10.0, 0.3, 1.0)
-        return regulator(
+        return lqr_gains(
             self.advance, (0.0,) * 4, state_cost=cost, action_cost=1.0, repeat=self.action_repeat
         ).tolist()
 
@@ -257,11 +257,11 @@ class CartpoleEnv(TorchEnv):
 
     ## Observation space
 
-    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames of 4.8 m
-      x 4.8 m, oldest first
-    - `"state"` (default `Box([-2.8, 2.8], [-1, 1], [-100, 100], (5,))`): cart m, cos, sin of the
-      angle, cart m/s, pole rad/s
-    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
+    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames of 4.8 m x 4.8 m,
+      oldest first
+    - `"state"` (`Box([-2.8, 2.8], [-1, 1], [-100, 100], (5,))`): cart m, cos, sin of the angle,
+      cart m/s, pole rad/s
+    - `"both"` (`Dict`): `"pixels"` and `"state"`
 
     The angle is from upright; a positive one leans to the right.
 
@@ -300,6 +300,8 @@ class CartpoleEnv(TorchEnv):
     | `terminate_on_goal` | False      | end the episode upright                            |
 
     and those of `TorchEnv`.
+
+    Version: v0, the first.
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and

@@ -59,11 +59,11 @@ class ControlSuiteEnv(StackedFrames):
 
     ## Observation space
 
-    - `"state"` (default `Box(-inf, inf, (S,), float32)`): the task's own observation, flattened in
-      its order
-    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest
-      first, newest last
-    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
+    - `"state"` (`Box(-inf, inf, (S,), float32)`): the task's own observation, flattened in its
+      order
+    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
+      newest last
+    - `"both"` (`Dict`): `"pixels"` and `"state"`
 
     After a reset or `set_state` the frame stack repeats the first frame. Pictures of the fast
     renderer have no shadows, reflections, skybox or multisampling (`gjwm.envs.rendering`); those of
@@ -110,6 +110,8 @@ class ControlSuiteEnv(StackedFrames):
     - `render_size` (default `size`): side of `render()`'s picture, pixels
     - `renderer` (default `"fast"`): `"fast"`, or `"faithful"`: dm_control's own pictures
     - `variation` (default None): what differs between episodes: factors of `gjwm.envs.variation`
+
+    Version: v0, the first.
 
     Raises:
         ValueError: for an unknown task or hidden name, an action of another shape or with NaN, a

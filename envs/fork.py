@@ -104,6 +104,8 @@ class ForkEnv(gym.Env):
     | `max_episode_steps` | 40         | steps until truncation                        |
     | `render_mode`       | None       | `"rgb_array"` for `render()`                  |
 
+    Version: v0, the first.
+
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and
             a state that is none of this world."""

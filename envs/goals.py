@@ -30,10 +30,10 @@ class GoalEnv(gym.Env):
 
     `Dict`, as hindsight relabelling (HER) expects it:
 
-    - `observation` (default the environment's own): the environment's own
-    - `achieved_goal` (default `Box (P,) float64`: position): `Dict` of `state` (P,) and `pixels`
-      uint8 (3, size, size), the newest frame
-    - `desired_goal` (default the same at the goal): the same at the goal: the goal as an image
+    - `observation`: the environment's own
+    - `achieved_goal` (`Box` (P,) float64): position; with `goal="both"` a `Dict` of `state` (P,)
+      and `pixels` uint8 (3, size, size), the newest frame
+    - `desired_goal`: the same at the goal
 
     ## Action space
 
@@ -67,6 +67,8 @@ class GoalEnv(gym.Env):
     - `reward` (default `"sparse"`): `"sparse"` or `"dense"`
     - `success_radius` (default None): None: the environment's own
     - `terminate_on_goal` (default False): end the episode at the goal
+
+    Version: v0, the first.
 
     Raises:
         ValueError: for unknown arguments, or an environment that does not offer its state."""

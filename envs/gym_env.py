@@ -62,10 +62,10 @@ class GymEnv(StackedFrames):
 
     ## Observation space
 
-    - `"state"` (default `Box(-inf, inf, (S,), float32)`): its observation, flattened
-    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest
-      first, newest last
-    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
+    - `"state"` (`Box(-inf, inf, (S,), float32)`): its observation, flattened
+    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
+      newest last
+    - `"both"` (`Dict`): `"pixels"` and `"state"`
 
     A frame is its observation where that is a picture, else what `render()` shows, scaled to a
     square.
@@ -101,6 +101,8 @@ class GymEnv(StackedFrames):
     - `render_mode` (default None): `"rgb_array"` for `render()`
     - `render_size` (default `size`): side of `render()`'s picture, pixels
     - any other: handed to the environment
+
+    Version: v0, the first.
 
     Raises:
         ValueError: for spaces that do not fit, actions of another shape or with NaN, or states it

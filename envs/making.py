@@ -37,8 +37,8 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     too; `gymnasium.make` would keep it for a `TimeLimit`, which can only shorten them.
 
     Raises:
-        ValueError: for arguments the environment does not take.
-        gymnasium.error.Error: for an unknown id, naming the nearest."""
+        ValueError: for arguments the environment does not take. gymnasium.error.Error: for an
+        unknown id, naming the nearest."""
     foreign = is_foreign(env_id)
     spec = spec_of("gjwm/gym-v0" if foreign else env_id)
     if foreign:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import raster
 from .common import check_choices
-from .regulator import regulator
+from .lqr import lqr_gains
 from .torch_env import TorchEnv, TorchVectorEnv
 from .torch_world import Planes, World, within
 
@@ -82,7 +82,7 @@ class PendulumWorld(World):
 
     @functools.cached_property
     def _gains(self) -> tuple[float, float]:
-        gains = regulator(
+        gains = lqr_gains(
             self.advance,
             (0.0, 0.0),
             state_cost=(10.0, 1.0),
@@ -157,11 +157,11 @@ class PendulumEnv(TorchEnv):
 
     ## Observation space
 
-    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames of 1.4 m
-      x 1.4 m, oldest first
-    - `"state"` (default `Box([-1, 1] and [-100, 100], (3,), float32)`): cos and sin of the angle
-      from upright, rad/s
-    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
+    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames of 1.4 m x 1.4 m,
+      oldest first
+    - `"state"` (`Box([-1, 1] and [-100, 100], (3,), float32)`): cos and sin of the angle from
+      upright, rad/s
+    - `"both"` (`Dict`): `"pixels"` and `"state"`
 
     A positive angle leans to the right.
 
@@ -198,6 +198,8 @@ class PendulumEnv(TorchEnv):
     | `terminate_on_goal` | False      | end the episode upright                            |
 
     and those of `TorchEnv`.
+
+    Version: v0, the first.
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and

@@ -296,11 +296,10 @@ class PointMazeEnv(TorchEnv):
 
     ## Observation space
 
-    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest
-      first, newest last
-    - `"state"` (default `Box([0, 1] and [-0.041, 0.041], (6,), float32)`): `x, y, vx, vy, goal_x,
-      goal_y`
-    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
+    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
+      newest last
+    - `"state"` (`Box([0, 1] and [-0.041, 0.041], (6,), float32)`): `x, y, vx, vy, goal_x, goal_y`
+    - `"both"` (`Dict`): `"pixels"` and `"state"`
 
     ## Reward
 
@@ -334,6 +333,8 @@ class PointMazeEnv(TorchEnv):
     | `terminate_on_goal` | True       | end the episode at the goal               |
 
     and those of `TorchEnv`.
+
+    Version: v0, the first.
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and

@@ -439,11 +439,10 @@ class PushEnv(TorchEnv):
 
     ## Observation space
 
-    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest
-      first, newest last
-    - `"state"` (default `Box(-1, 1, (10,), float32)`): disc x, y; block x, y, cos, sin; goal x, y,
-      cos, sin
-    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
+    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
+      newest last
+    - `"state"` (`Box(-1, 1, (10,), float32)`): disc x, y; block x, y, cos, sin; goal x, y, cos, sin
+    - `"both"` (`Dict`): `"pixels"` and `"state"`
 
     ## Reward
 
@@ -484,6 +483,8 @@ class PushEnv(TorchEnv):
     | `terminate_on_goal` | True       | end the episode at the goal               |
 
     and those of `TorchEnv`.
+
+    Version: v0, the first.
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and

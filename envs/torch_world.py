@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from .common import check_choices, check_counts
@@ -361,7 +362,7 @@ class World:
         if rows is not None:
             history = [tuple(plane[rows] for plane in state) for state in history]
         stacked = tuple(torch.stack(planes, 1) for planes in zip(*history))  # X planes (n, K)
-        return self.pictures(stacked, self.size, rows).flatten(1, 2)  # (n, 3 K, size, size)
+        return rearrange(self.pictures(stacked, self.size, rows), "n k c h w -> n (k c) h w")
 
     def _vectors(self, rows: Tensor | None) -> Tensor:
         state = self.planes if rows is None else tuple(plane[rows] for plane in self.planes)
@@ -391,7 +392,12 @@ class World:
 
     def frames(self, size: int) -> np.ndarray:
         """uint8 (B, size, size, 3), for people."""
-        return self.scenes(self.planes, size).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return (
+            rearrange(self.scenes(self.planes, size), "b c h w -> b h w c")
+            .contiguous()
+            .cpu()
+            .numpy()
+        )
 
     def true_state(self) -> dict[str, Tensor]:
         """What a picture shows, float64 (B, n) each."""
@@ -468,7 +474,7 @@ class World:
         worlds, candidates, horizon, _ = actions.shape
         # Time first and coordinates apart: each step then reads and writes contiguous (B, N)
         # planes.
-        steps = actions.permute(2, 3, 0, 1).contiguous().clamp(-1.0, 1.0)  # (H, A, B, N)
+        steps = rearrange(actions, "b n h a -> h a b n").contiguous().clamp(-1.0, 1.0)
         state = tuple(plane[:, None] for plane in planes)
         shape: tuple[int, ...] = (worlds, candidates)
         if particles is not None:

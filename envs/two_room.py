@@ -223,10 +223,10 @@ class TwoRoomEnv(TorchEnv):
 
     ## Observation space
 
-    - `"pixels"` (default `Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest
-      first, newest last
-    - `"state"` (default `Box(0, 1, (6,), float32)`): `x, y, goal_x, goal_y, wall_x, door_y`, wu
-    - `"both"` (default `Dict` of `"pixels"` and `"state"`):
+    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
+      newest last
+    - `"state"` (`Box(0, 1, (6,), float32)`): `x, y, goal_x, goal_y, wall_x, door_y`, wu
+    - `"both"` (`Dict`): `"pixels"` and `"state"`
 
     wu: world units.
 
@@ -278,6 +278,8 @@ class TwoRoomEnv(TorchEnv):
     | `terminate_on_goal` | True       | end the episode at the goal                               |
 
     and those of `TorchEnv`.
+
+    Version: v0, the first.
 
     Raises:
         ValueError: for an argument outside this table, an action of another shape or with NaN, and

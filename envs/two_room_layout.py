@@ -169,8 +169,7 @@ def sweep(
     bottom: Tensor,
     shortcut: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Move by (dx, dy) along the straight line and slide: the closed form behind `move`, on split
-    coordinates.
+    """Move by (dx, dy) along the straight line and slide: in closed form, on split coordinates.
 
     Mirrored so that the agent always travels towards larger x. Negation is exact in floating point,
     so an agent stopped at a face lands on precisely the number that later comparisons use, and can
@@ -203,41 +202,6 @@ def sweep(
     y_kept = torch.minimum(torch.maximum(y_end, top), bottom)
     y_end = torch.where((end > near) & (end < far), y_kept, y_end)
     return sign * end, y_end
-
-
-def move(
-    position: Tensor,
-    action: Tensor,
-    wall_x: Tensor,
-    door_y: Tensor,
-    speed: float = 0.04,
-    shortcut: float | None = None,
-    slip: Tensor | None = None,
-) -> Tensor:
-    """One step of the agent: displacement `speed * action`, swept exactly against walls, door posts
-    and border.
-
-    The agent travels along the straight line. What meets it first blocks one component, which is
-    dropped for the rest of the step, and the other component goes on: it slides along the wall. No
-    step, however long, passes a wall.
-
-    Args:
-        position: (..., 2) agent centre (x, y), world units; must be free (`is_free`).
-        action: (..., 2); clipped to [-1, 1].
-        wall_x, door_y: (...) or anything that broadcasts against `position[..., 0]`, world units.
-        speed: world units per step at |action| = 1.
-        shortcut: y of the frozen bridge, None for none.
-        slip: (..., 2) displacement that ice adds, world units; None: it adds nothing.
-
-    Returns:
-        (..., 2) the new agent centre, which is free again."""
-    dx, dy = (speed * action.clamp(-1.0, 1.0)).unbind(-1)
-    x, y = position.unbind(-1)
-    if shortcut is not None:
-        dx, dy = slide(
-            x, y, dx, dy, wall_x, shortcut, None if slip is None else slip.movedim(-1, 0)
-        )
-    return torch.stack(sweep(x, y, dx, dy, *doorway(wall_x, door_y), shortcut), dim=-1)
 
 
 def expert_action(

@@ -1,13 +1,12 @@
 """Many environments as one: `make_vec` takes any Gymnasium id and picks the way that is fast for
 it.
 
-- torch-native worlds (default any): one batch of tensors, their own `VectorEnv`
-- dm_control's tasks (default `"state"`): one process, simulators in a batch
-  (`gjwm.envs.control_vector`)
-- dm_control's tasks (default `"pixels"`, `"both"`): worker processes, each with an OpenGL context
-  of its own
-- any other, discrete or not (default its own): one after the other in this process, or in worker
-  processes
+- torch-native worlds: one batch of tensors, their own `VectorEnv`
+- dm_control's tasks from `"state"`: one process, simulators in a batch (`gjwm.envs.control_vector`)
+- dm_control's tasks from `"pixels"` or `"both"`: worker processes, each with an OpenGL context of
+  its own, which its lanes share
+- any other, discrete or not: one after the other in this process, or in worker processes where it
+  observes pictures
 
 What all of them share. Environment i of `reset(seed=s)` plays the episodes of a single environment
 reset with `seed=s + i`, whatever the number of workers. Autoreset is `SAME_STEP`: where an episode
@@ -67,8 +66,8 @@ def make_vec(
         kwargs: of the environment.
 
     Raises:
-        ValueError: for arguments that cannot work.
-        gymnasium.error.Error: for an unknown id, naming the nearest.
+        ValueError: for arguments that cannot work. gymnasium.error.Error: for an unknown id, naming
+        the nearest.
         RuntimeError: when pixels are asked for and the machine has no headless OpenGL."""
     if not isinstance(n, int | np.integer) or n < 1 or (workers is not None and workers < 0):
         raise ValueError(f"expected n >= 1 and workers >= 0 or None, got {n!r} and {workers!r}.")

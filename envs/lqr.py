@@ -13,7 +13,7 @@ from torch import Tensor
 Planes = tuple[Tensor, ...]
 
 
-def regulator(
+def lqr_gains(
     advance: Callable[[Planes, Planes], Planes],
     state: Sequence[float],
     *,
