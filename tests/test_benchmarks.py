@@ -7,6 +7,7 @@ import pytest
 from benchmark import main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", benchmarks.names())
 def test_a_benchmark_fills_its_table(name):
     rows = benchmarks.run(name, quick=True)
