@@ -186,9 +186,9 @@ UNUSED = {
     "gjwm.evaluation.probes.linear_probe",
     "gjwm.evaluation.probes.mlp_probe",
     "gjwm.models.interpolation.picture_strip",
-    "gjwm.objectives.characteristic.epps_pulley_gaussian",
+    "gjwm.objectives.epps_pulley.epps_pulley_gaussian",
     "gjwm.objectives.joint.joint_gaussian_nll",
-    "gjwm.objectives.sliced.energy_factor",
+    "gjwm.objectives.samples.energy_factor",
 }
 
 

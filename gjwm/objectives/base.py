@@ -4,8 +4,6 @@ are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Generator, Tensor, nn
 
@@ -140,67 +138,28 @@ class Discrepancy(nn.Module):
         """Of checked, single or double precision, whitened latents."""
         raise NotImplementedError
 
+    def _pairs_clusters(self, z: Tensor, clusters: Tensor | None) -> bool:
+        """Whether some samples may not be paired."""
+        return self.time == "cluster" and (z.dim() == 3 or clusters is not None)
 
-class SampleDiscrepancy(Discrepancy):
-    """A discrepancy of plain samples x (n, D), with pairs of one group left out where groups are
-    given.
-
-    Samples of other processes are gathered. Subclasses define `_statistic`.
-    """
-
-    def _discrepancy(
-        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
-    ) -> Tensor:
-        if self.synchronize:
-            z = distributed.gather(z)
-            mask = None if mask is None else distributed.gather(mask.to(torch.uint8)).bool()
-            clusters = None if clusters is None else distributed.gather(clusters)
-        draw = self._draw(z, generator)
-        laws = [self._statistic(x, group, draw) for x, group in self._laws(z, mask, clusters)]
+    def _laws(self, z: Tensor, mask: Tensor | None, synchronize: bool) -> list[tuple[Tensor, int]]:
+        """Each law's samples here (n, D), and their number, over all processes if asked: one law
+        per time step, or one of all.
+        """
+        if z.dim() == 3 and self.time == "per_step":
+            laws = [z[:, t] if mask is None else z[mask[:, t], t] for t in range(z.shape[1])]
+        else:
+            x = z.reshape(-1, z.shape[-1])
+            laws = [x if mask is None else x[mask.reshape(-1)]]
+        counts = torch.tensor([len(x) for x in laws], device=z.device)
+        counts = (distributed.sum_(counts) if synchronize else counts).tolist()
+        laws = [(x, n) for x, n in zip(laws, counts) if n >= 2]
         if not laws:
             raise ValueError(
                 f"{type(self).__name__} found no time step with two samples in z of shape "
                 f"{tuple(z.shape)}."
             )
-        return torch.stack(laws).mean()
-
-    def _draw(self, z: Tensor, generator: Generator | None) -> Tensor | None:
-        return None
-
-    def _laws(
-        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Each law's samples (n, D) and their groups (n,), or None when every sample is a group of
-        its own.
-        """
-        if z.dim() == 3 and self.time == "per_step":
-            for t in range(z.shape[1]):
-                x = z[:, t] if mask is None else z[mask[:, t], t]
-                if len(x) >= 2:
-                    yield x, None
-            return
-        group = None
-        if self.time == "cluster" and (z.dim() == 3 or clusters is not None):
-            group = (
-                torch.arange(len(z), device=z.device)
-                if clusters is None
-                else clusters.unique(return_inverse=True)[1]
-            )
-            if z.dim() == 3:
-                group = group[:, None].expand(z.shape[:2]).reshape(-1)
-        x = z.reshape(-1, z.shape[-1])
-        if mask is not None:
-            keep = mask.reshape(-1)
-            x, group = x[keep], None if group is None else group[keep]
-        if group is not None and (group == group[0]).all():
-            raise ValueError(
-                "the cross-trajectory estimator needs windows of at least two episodes, got one "
-                "episode."
-            )
-        yield x, group
-
-    def _statistic(self, x: Tensor, group: Tensor | None, draw: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        return laws
 
 
 class NoRegularizer(Discrepancy):

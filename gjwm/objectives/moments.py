@@ -4,26 +4,24 @@ Gaussian, and VICReg.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from gjwm.objectives import distributed
 from gjwm.objectives.base import Discrepancy, check_choice
-from gjwm.objectives.target import GaussianTarget
 
 
-def moments(x: Tensor, *, synchronize: bool = False) -> tuple[int, Tensor, Tensor]:
-    """Number, mean (D,) and scatter sum (x - mean)(x - mean)^T (D, D) of samples x (N, D), over all
-    processes if asked.
+def moments(x: Tensor, n: int, *, synchronize: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and scatter sum (x - mean)(x - mean)^T (D, D) of n samples, of which x (., D) are
+    here; the others are other processes'.
     """
-    n = distributed.count(len(x), x.device) if synchronize else len(x)
     total = x.sum(0)
     mean = (distributed.sum_with_gradient(total) if synchronize else total) / n
     centred = x - mean
     scatter = centred.T @ centred
-    return n, mean, distributed.sum_with_gradient(scatter) if synchronize else scatter
+    return mean, distributed.sum_with_gradient(scatter) if synchronize else scatter
 
 
 class _Moments(Discrepancy):
@@ -36,25 +34,11 @@ class _Moments(Discrepancy):
     def _discrepancy(
         self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
     ) -> Tensor:
-        values = []
-        for x in self._samples(z, mask):
-            n, mean, scatter = moments(x, synchronize=self.synchronize)
-            if n >= 2:
-                values.append(self._of_moments(n, mean, scatter))
-        if not values:
-            raise ValueError(
-                f"{type(self).__name__} found no time step with two samples in z of shape "
-                f"{tuple(z.shape)}."
-            )
+        values = [
+            self._of_moments(n, *moments(x, n, synchronize=self.synchronize))
+            for x, n in self._laws(z, mask, self.synchronize)
+        ]
         return torch.stack(values).mean()
-
-    def _samples(self, z: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
-        if z.dim() == 3 and self.time == "per_step":
-            for t in range(z.shape[1]):
-                yield z[:, t] if mask is None else z[mask[:, t], t]
-        else:
-            x = z.reshape(-1, z.shape[-1])
-            yield x if mask is None else x[mask.reshape(-1)]
 
     def _of_moments(self, n: int, mean: Tensor, scatter: Tensor) -> Tensor:
         raise NotImplementedError
@@ -72,7 +56,7 @@ class GaussianKL(_Moments):
             N > D is needed.
         per_dimension: divide by D, so that one weight serves several dimensions.
         time: "pooled" or "per_step".
-        target, distributed: see `Discrepancy`.
+        **common: target and distributed of `Discrepancy`.
     """
 
     def __init__(
@@ -81,10 +65,9 @@ class GaussianKL(_Moments):
         shrinkage: float = 0.05,
         per_dimension: bool = False,
         time: str = "pooled",
-        target: GaussianTarget | None = None,
-        distributed: bool = True,
+        **common: Any,
     ):
-        super().__init__(time=time, target=target, distributed=distributed)
+        super().__init__(time=time, **common)
         if not 0 <= shrinkage < 1:
             raise ValueError(f"GaussianKL's shrinkage must be in [0, 1), got {shrinkage}.")
         self.shrinkage, self.per_dimension = shrinkage, per_dimension
@@ -119,7 +102,7 @@ class VICReg(_Moments):
         std_weight, cov_weight, std_margin: see the formula.
         cov_norm: "d" as in the formula, or "pairs" to divide by D (D - 1) instead (PLDM, eb_jepa).
         time: "pooled" or "per_step".
-        target, distributed: see `Discrepancy`.
+        **common: target and distributed of `Discrepancy`.
     """
 
     def __init__(
@@ -130,17 +113,12 @@ class VICReg(_Moments):
         std_margin: float = 1.0,
         cov_norm: str = "d",
         time: str = "pooled",
-        target: GaussianTarget | None = None,
-        distributed: bool = True,
+        **common: Any,
     ):
-        super().__init__(time=time, target=target, distributed=distributed)
+        super().__init__(time=time, **common)
         check_choice("VICReg", "cov_norm", cov_norm, ("d", "pairs"))
-        self.std_weight, self.cov_weight, self.std_margin, self.cov_norm = (
-            std_weight,
-            cov_weight,
-            std_margin,
-            cov_norm,
-        )
+        self.std_weight, self.cov_weight = std_weight, cov_weight
+        self.std_margin, self.cov_norm = std_margin, cov_norm
 
     def _of_moments(self, n: int, mean: Tensor, scatter: Tensor) -> Tensor:
         covariance, d = scatter / (n - 1), len(mean)

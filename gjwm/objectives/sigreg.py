@@ -4,14 +4,15 @@ trajectories.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
 from gjwm.objectives import distributed
 from gjwm.objectives.base import Discrepancy, check_choice
-from gjwm.objectives.characteristic import Clusters, Quadrature, sliced_epps_pulley
-from gjwm.objectives.slices import SLICES, random_directions
-from gjwm.objectives.target import GaussianTarget
+from gjwm.objectives.projections import Clusters, Quadrature, sliced_epps_pulley
+from gjwm.objectives.samples import SLICES, random_directions
 
 
 class SIGReg(Discrepancy):
@@ -37,7 +38,7 @@ class SIGReg(Discrepancy):
         slices: "gaussian" directions, or "orthogonal" ones: see `random_directions`.
         compile: use kernels that Inductor compiles on first use (tens of seconds, announced and
             cached): several times faster again, and the path that pays off on CUDA.
-        target, distributed: see `Discrepancy`.
+        **common: target and distributed of `Discrepancy`.
 
     The value has first derivatives only.
     """
@@ -53,10 +54,9 @@ class SIGReg(Discrepancy):
         scale: str = "none",
         slices: str = "gaussian",
         compile: bool = False,
-        target: GaussianTarget | None = None,
-        distributed: bool = True,
+        **common: Any,
     ):
-        super().__init__(time=time, target=target, distributed=distributed)
+        super().__init__(time=time, **common)
         check_choice("SIGReg", "estimator", estimator, ("u", "v"))
         check_choice("SIGReg", "scale", scale, ("none", "n"))
         check_choice("SIGReg", "slices", slices, SLICES)
@@ -91,79 +91,27 @@ class SIGReg(Discrepancy):
         directions = random_directions(
             z.shape[-1], self.num_slices, generator, like=z, slices=self.slices
         )
-        synchronize = self.synchronize
-        if synchronize:
+        if self.synchronize:
             directions = distributed.broadcast(directions)
-
-        def sliced(x: Tensor, layout: Clusters | None = None) -> Tensor:
-            return sliced_epps_pulley(
-                x,
-                directions,
-                quadrature=self.quadrature,
-                clusters=layout,
-                unbiased=self.estimator == "u",
-                compiled=self.compiled,
-                synchronize=synchronize,
-            )
-
-        def scaled(value: Tensor, samples: int) -> Tensor:
-            return value * samples if self.scale == "n" else value
-
-        if self.time == "cluster" and (z.dim() == 3 or clusters is not None):
+        if self._pairs_clusters(z, clusters):
             if z.dim() == 2:
                 z, mask = z.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
-            layout, independent = _clusters(z, mask, clusters, synchronize)
-            return scaled(sliced(z, layout), independent)
-        if z.dim() == 3 and self.time == "per_step":
-            if mask is None:
-                counts = torch.full((z.shape[1],), z.shape[0], device=z.device)
-            else:
-                counts = mask.sum(0)
-            if synchronize:
-                counts = distributed.sum_(counts)
-            values = [
-                scaled(sliced(z[:, t] if mask is None else z[mask[:, t], t]), n)
-                for t, n in enumerate(counts.tolist())
-                if n >= 2
-            ]
-            if not values:
-                raise ValueError(
-                    f"SIGReg found no time step with two samples in z of shape {tuple(z.shape)}."
-                )
-            return torch.stack(values).mean()
-        x = z.reshape(-1, z.shape[-1])
-        x = x if mask is None else x[mask.reshape(-1)]
-        return scaled(sliced(x), distributed.count(len(x), x.device) if synchronize else len(x))
+            layout = Clusters.of(z, mask, clusters, self.synchronize)
+            return self._mean(z, directions, layout.independent, layout)
+        laws = self._laws(z, mask, self.synchronize)
+        return torch.stack([self._mean(x, directions, n) for x, n in laws]).mean()
 
-
-def _clusters(
-    z: Tensor, mask: Tensor | None, clusters: Tensor | None, synchronize: bool
-) -> tuple[Clusters, int]:
-    """Layout of z (B, T, D), and the number of clusters with samples over all processes."""
-    rows, length = z.shape[:2]
-    if mask is None:
-        counts = torch.full((rows,), length, device=z.device)
-    else:
-        counts = mask.sum(1)
-    index, number = None, rows
-    if clusters is not None:
-        ids = distributed.gather(clusters) if synchronize else clusters
-        unique, index = ids.unique(return_inverse=True)
-        number = len(unique)
-        if number == len(ids):
-            index = None  # every row has a cluster of its own
-        else:
-            index = torch.searchsorted(unique, clusters)
-            counts = counts.new_zeros(number).index_add_(0, index, counts)
-    if synchronize and index is not None:
-        counts = distributed.sum_(counts)
-    sums = torch.stack([counts.sum(), counts.square().sum(), (counts > 0).sum()])
-    if synchronize and index is None:
-        sums = distributed.sum_(sums)
-    samples, same, independent = sums.tolist()
-    if independent < 2:
-        raise ValueError(
-            "the cross-trajectory estimator needs windows of at least two episodes, got one "
-            "episode."
+    def _mean(
+        self, z: Tensor, directions: Tensor, independent: int, clusters: Clusters | None = None
+    ) -> Tensor:
+        """Mean of T over the directions (D, S), of this many independent samples."""
+        value = sliced_epps_pulley(
+            z,
+            directions,
+            quadrature=self.quadrature,
+            clusters=clusters,
+            unbiased=self.estimator == "u",
+            compiled=self.compiled,
+            synchronize=self.synchronize,
         )
-    return Clusters(mask, index, number, samples, same), independent
+        return value * independent if self.scale == "n" else value

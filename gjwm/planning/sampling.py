@@ -76,29 +76,62 @@ class _Full:
 _SPREADS = {"diagonal": _Diagonal, "full": _Full}
 
 
-class _Refitting(BoxPlanner):
-    """What CEM, iCEM and MPPI share: rounds of sampling, weighting the elites and refitting."""
+class CEM(BoxPlanner):
+    """Cross-entropy method with time-correlated noise (the sampling distribution of iCEM, Pinneri
+    et al., 2020).
 
+    Each round draws candidates around the mean, clips them to the bounds and refits mean and spread
+    to the elites. The warm start and the best plan so far always compete, so no round makes the
+    returned plan worse.
+
+    The defaults of `CEM`, `ICEM` and `MPPI` are set to find an optimum: 512 candidates and 32
+    rounds (iCEM, whose population shrinks: 40) reach that of a bowl or of LQR, 24 to 30 numbers,
+    within 1%. An agent that replans at every step from a warm start can do with far fewer:
+    `configs/planner` holds such settings.
+
+    Args:
+        samples: candidates per round.
+        iterations: rounds of sampling and refitting.
+        elites: candidates that the distribution is refitted to; None: an eighth of the samples (a
+            quarter in `MPPI`).
+        noise_beta: exponent of the noise's spectrum along time, see `coloured_noise`. 2 explores
+            far with few candidates, but with a diagonal covariance every round keeps to plans that
+            drift slowly and never reaches one that does not.
+        init_std: first standard deviation, in units of the action range's half width.
+        min_std: floor of the standard deviation: how far the last rounds still look around.
+        momentum: share of the old mean kept at each refit.
+        covariance: "diagonal": one std per action and step, noise always coloured; "full": also the
+            correlations between steps and actions, learnt from the elites as in CMA-ES (Hansen &
+            Ostermeier, 2001). A diagonal cannot follow a narrow valley, as in any plan whose early
+            actions must be balanced by later ones. O((H A / repeat)^3) per round.
+        memory: share of the old spread kept at each refit.
+        tolerance: stop early once, in every problem, the elites' costs lie within this share of the
+            range of the first round's elites: they agree. 0 never stops.
+        **box: low, high, repeat, budget_ms of `BoxPlanner`.
+    """
+
+    elite_share = 1 / 8  # of the samples, where elites is None
     decay, keep = 1.0, 0.0
     every_mean = False  # try the mean as a candidate in every round, not only in the last
 
     def __init__(
         self,
         *,
-        samples: int,
-        iterations: int,
-        elites: int,
-        noise_beta: float,
-        init_std: float,
-        min_std: float,
-        momentum: float,
-        covariance: str,
-        memory: float,
-        tolerance: float,
+        samples: int = 512,
+        iterations: int = 32,
+        elites: int | None = None,
+        noise_beta: float = 1.0,
+        init_std: float = 0.7,
+        min_std: float = 1e-3,
+        momentum: float = 0.1,
+        covariance: str = "full",
+        memory: float = 0.3,
+        tolerance: float = 0.0,
         **box: Any,
     ):
         super().__init__(**box)
         name = type(self).__name__
+        elites = max(1, int(self.elite_share * samples)) if elites is None else elites
         _check_sampling(name, samples, iterations, elites, init_std, min_std)
         if not 0 <= momentum < 1 or not 0 <= memory <= 1 or tolerance < 0:
             raise ValueError(
@@ -111,12 +144,8 @@ class _Refitting(BoxPlanner):
             )
         self.samples, self.iterations, self.elites = samples, iterations, elites
         self.noise_beta, self.init_std, self.min_std = noise_beta, init_std, min_std
-        self.momentum, self.covariance, self.memory, self.tolerance = (
-            momentum,
-            covariance,
-            memory,
-            tolerance,
-        )
+        self.momentum, self.covariance = momentum, covariance
+        self.memory, self.tolerance = memory, tolerance
 
     def weigh(self, costs: Tensor) -> Tensor:
         """Sorted costs of the elites (B, E), infinite where a candidate was dropped -> weights (B,
@@ -173,72 +202,7 @@ class _Refitting(BoxPlanner):
         return elite[:, 0], spread.std, costs[:, 0], elite
 
 
-class CEM(_Refitting):
-    """Cross-entropy method with time-correlated noise (the sampling distribution of iCEM, Pinneri
-    et al., 2020).
-
-    Each round draws candidates around the mean, clips them to the bounds and refits mean and spread
-    to the elites. The warm start and the best plan so far always compete, so no round makes the
-    returned plan worse.
-
-    The defaults of `CEM`, `ICEM` and `MPPI` are set to find an optimum: 512 candidates and 32
-    rounds (iCEM, whose
-    population shrinks: 40) reach that of a bowl or of LQR, 24 to 30 numbers, within 1%. An agent
-    that replans at every
-    step from a warm start can do with far fewer: `configs/planner` holds such settings.
-
-    Args:
-        samples: candidates per round.
-        iterations: rounds of sampling and refitting.
-        elites: candidates that the distribution is refitted to; None: an eighth of the samples (a
-            quarter in `MPPI`).
-        noise_beta: exponent of the noise's spectrum along time, see `coloured_noise`. 2 explores
-            far with few candidates, but with a diagonal covariance every round keeps to plans that
-            drift slowly and never reaches one that does not.
-        init_std: first standard deviation, in units of the action range's half width.
-        min_std: floor of the standard deviation: how far the last rounds still look around.
-        momentum: share of the old mean kept at each refit.
-        covariance: "diagonal": one std per action and step, noise always coloured; "full": also the
-            correlations between steps and actions, learnt from the elites as in CMA-ES (Hansen &
-            Ostermeier, 2001). A diagonal cannot follow a narrow valley, as in any plan whose early
-            actions must be balanced by later ones. O((H A / repeat)^3) per round.
-        memory: share of the old spread kept at each refit.
-        tolerance: stop early once, in every problem, the elites' costs lie within this share of the
-            range of the first round's elites: they agree. 0 never stops.
-        **box: low, high, repeat, budget_ms of `BoxPlanner`.
-    """
-
-    def __init__(
-        self,
-        *,
-        samples: int = 512,
-        iterations: int = 32,
-        elites: int | None = None,
-        noise_beta: float = 1.0,
-        init_std: float = 0.7,
-        min_std: float = 1e-3,
-        momentum: float = 0.1,
-        covariance: str = "full",
-        memory: float = 0.3,
-        tolerance: float = 0.0,
-        **box: Any,
-    ):
-        super().__init__(
-            samples=samples,
-            iterations=iterations,
-            elites=max(1, samples // 8) if elites is None else elites,
-            noise_beta=noise_beta,
-            init_std=init_std,
-            min_std=min_std,
-            momentum=momentum,
-            covariance=covariance,
-            memory=memory,
-            tolerance=tolerance,
-            **box,
-        )
-
-
-class ICEM(_Refitting):
+class ICEM(CEM):
     """iCEM (Pinneri et al., 2020) with a learnt covariance: a shrinking population, and elites kept
     from round to round.
 
@@ -250,41 +214,13 @@ class ICEM(_Refitting):
         decay: each round has this factor fewer candidates than the one before, but at least twice
             the elites.
         keep: share of the elites that competes again.
-        samples, iterations, elites, noise_beta, init_std, min_std, momentum, covariance, memory,
-            tolerance: see `CEM`.
-        **box: low, high, repeat, budget_ms of `BoxPlanner`.
+        **search: of `CEM`.
     """
 
     def __init__(
-        self,
-        *,
-        samples: int = 512,
-        iterations: int = 40,
-        elites: int | None = None,
-        noise_beta: float = 1.0,
-        init_std: float = 0.7,
-        min_std: float = 1e-3,
-        momentum: float = 0.1,
-        covariance: str = "full",
-        memory: float = 0.3,
-        tolerance: float = 0.0,
-        decay: float = 1.02,
-        keep: float = 0.3,
-        **box: Any,
+        self, *, iterations: int = 40, decay: float = 1.02, keep: float = 0.3, **search: Any
     ):
-        super().__init__(
-            samples=samples,
-            iterations=iterations,
-            elites=max(1, samples // 8) if elites is None else elites,
-            noise_beta=noise_beta,
-            init_std=init_std,
-            min_std=min_std,
-            momentum=momentum,
-            covariance=covariance,
-            memory=memory,
-            tolerance=tolerance,
-            **box,
-        )
+        super().__init__(iterations=iterations, **search)
         if decay < 1 or not 0 <= keep <= 1:
             raise ValueError(
                 f"ICEM expects decay >= 1 and 0 <= keep <= 1, got decay={decay} and keep={keep}."
@@ -292,7 +228,7 @@ class ICEM(_Refitting):
         self.decay, self.keep = decay, keep
 
 
-class MPPI(_Refitting):
+class MPPI(CEM):
     """Path integral control in the form of TD-MPC2 (Hansen et al., 2024): softmax weights over the
     elites, spread refitted.
 
@@ -302,42 +238,22 @@ class MPPI(_Refitting):
 
     Args:
         temperature: small follows the best candidate, large averages the elites as CEM does.
-        samples, iterations, elites, noise_beta, init_std, min_std, momentum, covariance, memory,
-            tolerance: see `CEM`.
-        **box: low, high, repeat, budget_ms of `BoxPlanner`.
+        **search: of `CEM`.
     """
 
     every_mean = True  # the weighted mean is the plan of path integral control
 
+    elite_share = 1 / 4
+
     def __init__(
         self,
         *,
-        samples: int = 512,
-        iterations: int = 32,
-        elites: int | None = None,
         temperature: float = 0.3,
-        noise_beta: float = 1.0,
         init_std: float = 1.0,
-        min_std: float = 1e-3,
         momentum: float = 0.0,
-        covariance: str = "full",
-        memory: float = 0.3,
-        tolerance: float = 0.0,
-        **box: Any,
+        **search: Any,
     ):
-        super().__init__(
-            samples=samples,
-            iterations=iterations,
-            elites=max(1, samples // 4) if elites is None else elites,
-            noise_beta=noise_beta,
-            init_std=init_std,
-            min_std=min_std,
-            momentum=momentum,
-            covariance=covariance,
-            memory=memory,
-            tolerance=tolerance,
-            **box,
-        )
+        super().__init__(init_std=init_std, momentum=momentum, **search)
         if not temperature > 0:
             raise ValueError(f"MPPI expects temperature > 0, got {temperature}.")
         self.temperature = temperature

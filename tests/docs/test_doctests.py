@@ -11,8 +11,8 @@ import pytest
     [
         "gjwm.evaluation.intervals",
         "gjwm.models.interpolation",
-        "gjwm.objectives.characteristic",
-        "gjwm.objectives.sliced",
+        "gjwm.objectives.epps_pulley",
+        "gjwm.objectives.samples",
     ],
 )
 def test_docstring_examples_are_true(module):

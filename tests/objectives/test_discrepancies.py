@@ -25,7 +25,6 @@ from gjwm.objectives import (
     Subspaces,
     VICReg,
     bhep,
-    characteristic,
     energy_1d,
     energy_factor,
     epps_pulley,
@@ -33,6 +32,7 @@ from gjwm.objectives import (
     epps_pulley_gaussian,
     joint_gaussian_nll,
     predictive_information,
+    projections,
     random_directions,
     wasserstein_1d,
 )
@@ -327,7 +327,7 @@ def test_unequal_trajectories_weigh_every_sample_alike():
 def test_chunks_do_not_change_the_result(monkeypatch):
     z = randn(6, 5, 7)
     whole = [d(z, generator=g(1)) for d in (ALL["sigreg"], ALL["sigreg_lewm"])]
-    monkeypatch.setattr(characteristic, "CHUNK", {"cpu": 90})
+    monkeypatch.setattr(projections, "CHUNK", {"cpu": 90})
     for d, value in zip((ALL["sigreg"], ALL["sigreg_lewm"]), whole):
         torch.testing.assert_close(d(z, generator=g(1)), value)
 

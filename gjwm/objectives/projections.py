@@ -1,11 +1,9 @@
-"""The one-dimensional Epps-Pulley statistic (Epps & Pulley, 1983; LeJEPA, Balestriero & LeCun,
-2025), its null law and closed forms.
+"""The Epps-Pulley statistic of many projections, with its gradient, masks, clusters and processes.
 
-T(x) = integral |phi_N(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt, with phi_N the empirical characteristic
-function of N samples. Because T is known the moment its characteristic function is, and its
-gradient with it, every function here computes both in the forward pass, one cache-sized chunk of
-slices after the other: nothing of size N * S * knots, nor (for `sliced_epps_pulley`) N * S, is
-kept."""
+Because T is known the moment its characteristic function is, and its gradient with it, every
+function here computes both in the forward pass, one cache-sized chunk of slices after the other:
+nothing of size N * S * knots, nor (for `sliced_epps_pulley`) N * S, is kept. The sums of sines and
+cosines come from `gjwm.objectives.harmonics`."""
 
 from __future__ import annotations
 
@@ -19,14 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from gjwm.objectives import distributed
 from gjwm.objectives.harmonics import Compiled, Factored
-
-W0 = math.sqrt(2 * math.pi)  # integral of the weight exp(-t^2/2)
-
-# Under H0 (N independent standard normals) N * T has this mean, this variance and this 95% point; T
-# is never 0 on a finite sample.
-EPPS_PULLEY_NULL_MEAN = W0 * (1 - 1 / math.sqrt(3))
-EPPS_PULLEY_NULL_VARIANCE = 4 * math.pi * (5**-0.5 - 2**-0.5 + 1 / 3)
-EPPS_PULLEY_NULL_95 = 2.94
 
 # Angles per chunk and thread: on a CPU the dozen arrays of a chunk should stay in the cores'
 # caches, compiled kernels have two arrays only, and a GPU (one thread here) wants large launches.
@@ -65,6 +55,35 @@ class Quadrature:
         weight = torch.full_like(k, 2 * self.dt)
         weight[0] = weight[-1] = self.dt
         return weight * phi, phi, k
+
+
+def sliced_epps_pulley(
+    z: Tensor,
+    directions: Tensor,
+    *,
+    quadrature: Quadrature,
+    clusters: Clusters | None = None,
+    unbiased: bool = False,
+    compiled: bool = False,
+    synchronize: bool = False,
+) -> Tensor:
+    """Mean of T over the projections z @ directions -> scalar.
+
+    Args:
+        z: (N, D) independent samples, or (B, T, D) with `clusters`.
+        directions: (D, S), not differentiated.
+        clusters: estimate |phi|^2 from pairs of different clusters only.
+        unbiased: without clusters, leave out the pairs (i, i).
+        compiled: use Inductor's kernels instead of eager ones.
+        synchronize: take the samples of all processes together. The gradient is then multiplied by
+            their number, so that the mean over processes which DistributedDataParallel takes of
+            parameter gradients is the gradient of the joint loss.
+
+    First derivatives only: the gradient is computed beside the value, so there is no graph to
+    differentiate again."""
+    if clusters is None:
+        return _SlicedSamples.apply(z, directions, quadrature, unbiased, compiled, synchronize)
+    return _SlicedClusters.apply(z, directions, quadrature, clusters, compiled, synchronize)
 
 
 def _samples_statistic(
@@ -127,6 +146,7 @@ class Clusters:
     mask: (B, T) or None, the samples that count. index: (B,) cluster of each row among `count`, or
     None when all differ.
     samples: how many count, over all processes. same: sum over clusters of (samples in it)^2.
+    independent: clusters with samples, over all processes.
     """
 
     mask: Tensor | None
@@ -134,6 +154,40 @@ class Clusters:
     count: int
     samples: int
     same: int
+    independent: int
+
+    @classmethod
+    def of(
+        cls, z: Tensor, mask: Tensor | None, clusters: Tensor | None, synchronize: bool
+    ) -> Clusters:
+        """Of z (B, T, D); rows that share an id of `clusters` (B,) are one cluster."""
+        rows, length = z.shape[:2]
+        if mask is None:
+            counts = torch.full((rows,), length, device=z.device)
+        else:
+            counts = mask.sum(1)
+        index, number = None, rows
+        if clusters is not None:
+            ids = distributed.gather(clusters) if synchronize else clusters
+            unique, index = ids.unique(return_inverse=True)
+            number = len(unique)
+            if number == len(ids):
+                index = None  # every row has a cluster of its own
+            else:
+                index = torch.searchsorted(unique, clusters)
+                counts = counts.new_zeros(number).index_add_(0, index, counts)
+        if synchronize and index is not None:
+            counts = distributed.sum_(counts)
+        sums = torch.stack([counts.sum(), counts.square().sum(), (counts > 0).sum()])
+        if synchronize and index is None:
+            sums = distributed.sum_(sums)
+        samples, same, independent = sums.tolist()
+        if independent < 2:
+            raise ValueError(
+                "the cross-trajectory estimator needs windows of at least two episodes, got one "
+                "episode."
+            )
+        return cls(mask, index, number, samples, same, independent)
 
 
 def _chunks(total: int, width: int, like: Tensor, compiled: bool) -> Iterator[slice]:
@@ -238,7 +292,7 @@ class _SlicedClusters(torch.autograd.Function):
         return grad * gradient, None, None, None, None, None
 
 
-class _PerSlice(torch.autograd.Function):
+class PerSlice(torch.autograd.Function):
     """T of every slice of x (N, S) -> (S,)."""
 
     @staticmethod
@@ -263,101 +317,3 @@ class _PerSlice(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (gradient,) = ctx.saved_tensors
         return grad * gradient, None, None
-
-
-def sliced_epps_pulley(
-    z: Tensor,
-    directions: Tensor,
-    *,
-    quadrature: Quadrature,
-    clusters: Clusters | None = None,
-    unbiased: bool = False,
-    compiled: bool = False,
-    synchronize: bool = False,
-) -> Tensor:
-    """Mean of T over the projections z @ directions -> scalar.
-
-    Args:
-        z: (N, D) independent samples, or (B, T, D) with `clusters`.
-        directions: (D, S), not differentiated.
-        clusters: estimate |phi|^2 from pairs of different clusters only.
-        unbiased: without clusters, leave out the pairs (i, i).
-        compiled: use Inductor's kernels instead of eager ones.
-        synchronize: take the samples of all processes together. The gradient is then multiplied by
-            their number, so that the mean over processes which DistributedDataParallel takes of
-            parameter gradients is the gradient of the joint loss.
-
-    First derivatives only: the gradient is computed beside the value, so there is no graph to
-    differentiate again."""
-    if clusters is None:
-        return _SlicedSamples.apply(z, directions, quadrature, unbiased, compiled, synchronize)
-    return _SlicedClusters.apply(z, directions, quadrature, clusters, compiled, synchronize)
-
-
-def epps_pulley(
-    x: Tensor, *, t_max: float = 5.0, knots: int = 17, unbiased: bool = False
-) -> Tensor:
-    """T = integral |phi_N(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt by the trapezoid rule.
-
-    Args:
-        x: projected samples (..., N, S): N samples of S separate slices.
-        t_max: the integral is cut at +-t_max; 5 agrees with the closed form to 2e-6 (LeJEPA's code
-            uses 3).
-        knots: quadrature points on [0, t_max].
-        unbiased: the U-statistic, whose mean is 0 for a Gaussian (and which can be negative).
-
-    Returns:
-        (..., S), without the factor N that some codes include, in single precision at least. For
-        N(0, 1) samples E[N T] = 1.059426.
-
-    Raises:
-        ValueError: for too few samples or numbers that are not floating point.
-
-    Samples that are all the same, the worst case, cost 0.41:
-
-    >>> round(epps_pulley(torch.zeros(100, 1)).item(), 3)
-    0.409
-    """
-    quadrature = Quadrature(t_max, knots)
-    x = _checked(x, 1 + unbiased)
-    *batch, n, slices = x.shape
-    flat = x.movedim(-2, 0).reshape(n, -1)
-    with torch.autocast(x.device.type, enabled=False):
-        return _PerSlice.apply(flat, quadrature, unbiased).reshape(*batch, slices)
-
-
-def _checked(x: Tensor, least: int) -> Tensor:
-    """Samples (..., N, S) in single or double precision: cosines of large arguments lose their
-    digits in less.
-    """
-    if x.dim() < 2 or x.shape[-2] < least or not x.is_floating_point():
-        raise ValueError(
-            f"expected floating-point samples (..., N, S) with N >= {least}, got {x.dtype} of "
-            f"shape {tuple(x.shape)}."
-        )
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def epps_pulley_exact(x: Tensor) -> Tensor:
-    """The same statistic in closed form on the whole line, O(N^2): (..., N, S) -> (..., S).
-
-    T = W0 [mean_ij exp(-(x_i - x_j)^2 / 2) - sqrt(2) mean_i exp(-x_i^2 / 4) + 1 / sqrt(3)] with W0
-    = sqrt(2 pi).
-
-    Raises:
-        ValueError: as `epps_pulley`.
-    """
-    x = _checked(x, 1)
-    with torch.autocast(x.device.type, enabled=False):
-        pairs = (x.unsqueeze(-2) - x.unsqueeze(-3)).square()
-        near = torch.exp(-pairs / 2).mean((-3, -2))
-        return W0 * (near - math.sqrt(2) * torch.exp(-x.square() / 4).mean(-2) + 1 / math.sqrt(3))
-
-
-def epps_pulley_gaussian(mean: float = 0.0, std: float = 1.0) -> float:
-    """T of the law N(mean, std^2) itself: what `epps_pulley` tends to as N grows. 0 for the
-    standard Gaussian.
-    """
-    variance = std * std
-    near = math.exp(-(mean**2) / (2 * (2 + variance)))
-    return W0 * ((1 + 2 * variance) ** -0.5 - 2 * (2 + variance) ** -0.5 * near + 3**-0.5)
