@@ -185,7 +185,6 @@ UNUSED = {
     "gjwm.evaluation.probes.knn_probe",
     "gjwm.evaluation.probes.linear_probe",
     "gjwm.evaluation.probes.mlp_probe",
-    "gjwm.models.interpolation.picture_strip",
     "gjwm.objectives.epps_pulley.epps_pulley_gaussian",
     "gjwm.objectives.joint.joint_gaussian_nll",
     "gjwm.objectives.samples.energy_factor",

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from gjwm._core import draws
 from gjwm.evaluation.normality import epps_pulley_p_value, henze_zirkler, mardia
 from gjwm.models.calibration import calibration_report as calibration_report
-from gjwm.models.calibration import gaussian_crps as gaussian_crps
+from gjwm.models.dynamics import gaussian_crps as gaussian_crps
 from gjwm.models.calibration import report_generator
 from gjwm.objectives import (
     EPPS_PULLEY_NULL_95,

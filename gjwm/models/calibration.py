@@ -16,33 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.models.dynamics import Past, Prediction, gaussian_crps
-
-__all__ = [
-    "LEVELS",
-    "Calibration",
-    "calibration_report",
-    "concatenate",
-    "energy_score",
-    "fit_calibration",
-    "fit_tail",
-    "fit_temperature",
-    "forecast_windows",
-    "gaussian_crps",
-]
+from gjwm.models.dynamics import Past, Prediction
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 # per dimension, of N(0, I) about itself: the baseline of "skill"
 UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)
 # of hard to ordinary deviations that `fit_tail` chooses from
-RATIOS = (
-    1.0,
-    1.5,
-    2.0,
-    2.5,
-    3.0,
-    3.5,
-)
+RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
 _ECE_LEVELS = torch.arange(0.05, 0.951, 0.05, dtype=torch.float64)
 
 
@@ -213,9 +193,8 @@ def _fit_factor(prediction: Prediction, target: Tensor, tail: float) -> tuple[fl
         return sum(((inside <= level).float().mean().item() - level) ** 2 for level in LEVELS)
 
     low, high = math.log(1 / 5), math.log(5)  # a factor beyond these would hide a broken model
-    for _ in range(
-        4
-    ):  # a grid, then finer ones around its best: coverage is a staircase in the factor
+    # A grid, then finer ones around its best: coverage is a staircase in the factor.
+    for _ in range(4):
         grid = torch.linspace(low, high, 17).tolist()
         best = min(grid, key=miscoverage)
         width = (high - low) / 8
@@ -236,9 +215,9 @@ def fit_tail(laws: Sequence[tuple[Prediction, Tensor]], *, rows: int = 1500) -> 
     """
 
     def gaps(ratio: float) -> float:
-        return sum(_fit_factor(law, target, ratio)[1] for law, target in few)
+        return sum(_fit_factor(law, target, ratio)[1] for law, target in thinned)
 
-    few = [_thinned(law, target, rows) for law, target in laws]
+    thinned = [_thinned(law, target, rows) for law, target in laws]
     return min(RATIOS, key=gaps)
 
 
@@ -307,14 +286,14 @@ def forecast_windows(
             f"forecasts of {horizon} steps need trajectories at least as long, got {a.shape[1]} "
             f"steps."
         )
-    found = []
+    forecasts = []
     for s in range(0, a.shape[1] - horizon + 1, stride or horizon):
         past = past_of(z, a, s, steps=past_steps)
         law = model.forecast(
             z[:, s], a[:, s : s + horizon], particles=particles, generator=generator, past=past
         )
-        found.append((law, z[:, s + 1 : s + horizon + 1]))
-    return found
+        forecasts.append((law, z[:, s + 1 : s + horizon + 1]))
+    return forecasts
 
 
 def concatenate(laws: Sequence[Prediction]) -> Prediction:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gjwm.models.decoder import ConvDecoder
-
 
 def _ends(z0: Tensor, z1: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if z0.shape != z1.shape or t.dim() != 1:
@@ -61,9 +59,3 @@ def slerp(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
     w0 = torch.where(straight, 1 - t, torch.sin((1 - t) * angle) / safe)
     w1 = torch.where(straight, t, torch.sin(t * angle) / safe)
     return ((1 - t) * r0 + t * r1) * (w0 * u0 + w1 * u1)
-
-
-def picture_strip(decoder: ConvDecoder, paths: Tensor) -> Tensor:
-    """Decoded paths (R, S, D), one below the other: uint8 (R * h, S * w, C)."""
-    images = decoder.image(paths).movedim(2, -1)  # (R, S, h, w, C)
-    return images.movedim(2, 1).flatten(2, 3).flatten(0, 1)

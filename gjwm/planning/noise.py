@@ -49,7 +49,9 @@ def coloured_noise(
     al., 2020).
 
     beta = 0 is white; 2 drifts like a random walk, which moves a slow system much further with the
-    same effort."""
+    same effort. `gjwm.data.behaviours` has the same in numpy: an episode's actions come from its
+    own numpy generator, so that collected data stay the same bit for bit, and are long enough for
+    an FFT where plans are short enough for one matrix product."""
     *lead, horizon, action_dim = shape
     if beta == 0 or horizon == 1:
         return draws.normal(shape, generator, device=device)

@@ -5,8 +5,7 @@ and one the law N(0, I).
 import pytest
 import torch
 
-from gjwm.models.decoder import ConvDecoder
-from gjwm.models.interpolation import linear, picture_strip, slerp, variance_preserving
+from gjwm.models.interpolation import linear, slerp, variance_preserving
 
 PATHS = [linear, variance_preserving, slerp]
 
@@ -60,12 +59,3 @@ def test_ends_in_one_line_have_no_great_circle_and_stay_finite():
         assert slerp(z, other, torch.linspace(0, 1, 5)).isfinite().all()
     with pytest.raises(ValueError, match="one shape"):
         slerp(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(1))
-
-
-def test_a_strip_shows_each_path_in_a_row_of_decoded_pictures():
-    torch.manual_seed(0)
-    decoder = ConvDecoder(16, (3, 16, 24))
-    paths = torch.stack([path(*ends(1), torch.linspace(0, 1, 5))[0] for path in PATHS])
-    strip = picture_strip(decoder, paths)
-    assert strip.shape == (3 * 16, 5 * 24, 3) and strip.dtype == torch.uint8
-    assert torch.equal(strip[16:32, 48:72].movedim(-1, 0), decoder.image(paths[1, 2]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 State = tuple[Tensor, ...]
@@ -37,7 +38,7 @@ class GRUMemory(nn.Module):
         step.
         """
         lead = z.shape[:-2]
-        x = torch.cat([z, a], -1).reshape(-1, z.shape[-2], z.shape[-1] + a.shape[-1])
+        x = rearrange(torch.cat([z, a], -1), "... t d -> (...) t d")
         # cuDNN asks for it
         beliefs, last = self.gru(x, state[0].reshape(1, -1, self.features).contiguous())
         return beliefs.reshape(*lead, z.shape[-2], self.features), (
@@ -94,8 +95,8 @@ class TransformerMemory(nn.Module):
         step.
         """
         lead = z.shape[:-2]
-        x = self.embed(z.reshape(-1, *z.shape[-2:]))
-        condition = self.condition(a.reshape(-1, *a.shape[-2:]))
+        x = self.embed(rearrange(z, "... t d -> (...) t d"))
+        condition = self.condition(rearrange(a, "... t a -> (...) t a"))
         new_state = []
         for block, past in zip(self.blocks, state):
             x, kept = block(x, condition, past.reshape(len(x), *past.shape[-2:]))
@@ -137,11 +138,10 @@ class _Block(nn.Module):
         return x, key_value[:, max(0, key_value.shape[1] - self.window + 1) :]
 
     def _attend(self, x: Tensor, key_value: Tensor) -> Tensor:
-        n, t, features = x.shape
-        length = key_value.shape[1]
+        t, length = x.shape[1], key_value.shape[1]
 
         def split(y: Tensor) -> Tensor:
-            return y.reshape(n, -1, self.heads, features // self.heads).transpose(1, 2)
+            return rearrange(y, "n t (heads f) -> n heads t f", heads=self.heads)
 
         here = torch.arange(length - t, length, device=x.device)
         distance = here[:, None] - torch.arange(length, device=x.device)  # (T, L+T) how long ago
@@ -151,7 +151,7 @@ class _Block(nn.Module):
         y = F.scaled_dot_product_attention(
             split(self.query(x)), split(key), split(value), attn_mask=bias
         )
-        return self.out(y.transpose(1, 2).reshape(n, t, features))
+        return self.out(rearrange(y, "n heads t f -> n t (heads f)"))
 
 
 def make_memory(

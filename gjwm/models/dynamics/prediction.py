@@ -375,9 +375,8 @@ class MixturePrediction(Prediction):
             w * _expected_distance(z[..., None, :] - self.means, self.variances.sqrt())
         ).sum(-2)
         spread = torch.zeros_like(to_target)
-        for k in range(
-            w.shape[-2]
-        ):  # one component against all: K^2 at once would not fit memory for many particles
+        # One component against all: K^2 at once would not fit memory for many particles.
+        for k in range(w.shape[-2]):
             gap = self.means[..., k : k + 1, :] - self.means
             std = (self.variances[..., k : k + 1, :] + self.variances).sqrt()
             spread = spread + w[..., k, :] * (w * _expected_distance(gap, std)).sum(-2)
