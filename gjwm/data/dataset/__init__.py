@@ -1,22 +1,18 @@
 """Datasets on disk: folders of HDF5 shards that can be extended at any time and outlive whatever
 stops the writing.
 
-`folder` writes, repairs and reads them, `shard` is one file, `journal` keeps what no shard holds
-yet, `stream` draws windows straight from disk, `verify` checks every byte, `foreign` brings other
-formats in, `episodes` is one episode in memory. The format is described in docs/data.md. Nothing
-here knows how the episodes were collected."""
+`writer` writes episodes and repairs a folder after a crash, `reader` reads them, `stream` draws
+windows straight from disk, `episodes` is one episode in memory. `shard` is one file, `journal`
+keeps what no shard holds yet, `metadata` lists the shards, `verify` checks every byte, `foreign`
+brings other formats in. The format is described in docs/data.md. Nothing here knows how the
+episodes were collected.
+"""
 
 from gjwm.data.dataset.episodes import Arrays, Episode, newest_frames, restack
-from gjwm.data.dataset.folder import (
-    SHARD_BYTES,
-    DatasetWriter,
-    dataset_info,
-    episode_lengths,
-    load_buffer,
-    read_episodes,
-)
+from gjwm.data.dataset.reader import dataset_info, episode_lengths, load_buffer, read_episodes
 from gjwm.data.dataset.stream import STORAGES, DiskWindows, bytes_in_memory, open_windows
 from gjwm.data.dataset.verify import verify
+from gjwm.data.dataset.writer import SHARD_BYTES, DatasetWriter
 
 __all__ = [
     "SHARD_BYTES",

@@ -19,7 +19,8 @@ from gymnasium import spaces
 from PIL import Image
 
 from gjwm.data.dataset.episodes import Arrays, Episode
-from gjwm.data.dataset.folder import DatasetWriter, dataset_info, read_episodes
+from gjwm.data.dataset.reader import dataset_info, read_episodes
+from gjwm.data.dataset.writer import DatasetWriter
 from gjwm.data.replay import rebuild_space
 
 
@@ -422,7 +423,8 @@ def _arrays(item: h5py.Dataset | h5py.Group) -> Arrays:
     nested = [name for name, value in item.items() if not isinstance(value, h5py.Dataset)]
     if nested:
         raise ValueError(
-            f"observations {', '.join(nested)} are nested; expected arrays, or one level of named arrays."
+            f"observations {', '.join(nested)} are nested; expected arrays, or one "
+            "level of named arrays."
         )
     return {name: value[()] for name, value in item.items()}
 
@@ -446,7 +448,8 @@ def _rescale(a: np.ndarray, low: Any, high: Any) -> np.ndarray:
     if low is not None:
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
             raise ValueError(
-                f"its actions have the bounds {low} and {high}; finite ones are needed to rescale them."
+                f"its actions have the bounds {low} and {high}; finite ones are needed to rescale "
+                "them."
             )
         a = 2 * (a - low) / (high - low) - 1
     if np.abs(a).max(initial=0) > 1 + 1e-3:

@@ -19,7 +19,6 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,18 +99,16 @@ class Journal:
         self._file.close()
 
 
-def read_journal(path: Path) -> Iterator[Record | int]:
-    """Whole records in order; then, if something else follows them, the number of bytes that are
-    not a record.
-    """
-    size = path.stat().st_size
+def read_journal(path: Path) -> tuple[list[Record], int]:
+    """Whole records in order, and how many bytes follow them that are not a record."""
+    records, size = [], path.stat().st_size
     with open(path, "rb") as file:
         while (begin := file.tell()) < size:
             record = _read_record(file, size)
             if record is None:
-                yield size - begin
-                return
-            yield record
+                return records, size - begin
+            records.append(record)
+    return records, 0
 
 
 def _read_record(file: Any, size: int) -> Record | None:

@@ -155,6 +155,11 @@ class Shard:
         """Episodes in this shard."""
         return len(self.rows)
 
+    @property
+    def steps(self) -> int:
+        """Steps of its episodes, each one row shorter than its rows."""
+        return int(self.rows.sum()) - len(self.rows)
+
     def read(self, episode: int) -> Columns:
         """All columns of the shard's `episode`-th episode, unchecked."""
         begin = int(self.offset[episode])
@@ -233,7 +238,8 @@ class Column:
             self.offsets = first + self.row_bytes * np.arange(count) if regular else None
         if self.offsets is None:
             raise ValueError(
-                f"{path} has been rewritten by another program; run `gjwm data convert` on the dataset."
+                f"{path} has been rewritten by another program; run `gjwm data convert` on the "
+                "dataset."
             )
 
     def want(self, descriptor: int, rows: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gjwm.data.dataset.episodes import not_finite
-from gjwm.data.dataset.folder import load_buffer, open_shards, require_episodes
+from gjwm.data.dataset.reader import load_buffer, open_shards, require_episodes
 from gjwm.data.dataset.shard import CHUNKED_BYTES, Column, Shard
 from gjwm.data.replay import (
     ReplayBuffer,
@@ -30,7 +30,8 @@ from gjwm.data.replay import (
 log = logging.getLogger(__name__)
 
 STORAGES = ("auto", "memory", "disk")
-OPEN_FILES = 512  # shards kept open; more are opened for each read, as processes may hold about a thousand files
+# Shards kept open; more are opened for each read, as processes may hold about a thousand files.
+OPEN_FILES = 512
 
 
 class DiskWindows(Windows):
@@ -148,7 +149,8 @@ class DiskWindows(Windows):
         values = out.view(columns[0].dtype)
         if self._fields[name].dtype != np.uint8 and not_finite(values):
             raise ValueError(
-                f"observation {name!r} contains NaN or infinity; `gjwm data verify` names the episode."
+                f"observation {name!r} contains NaN or infinity; `gjwm data verify` names the "
+                "episode."
             )
         return torch.from_numpy(values).to(self._dtype(name))
 

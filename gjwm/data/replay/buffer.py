@@ -190,7 +190,7 @@ class ReplayBuffer(Windows):
                 "or the image size."
             )
 
-    # -- writing -------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     @_locked
     def add(
@@ -287,7 +287,8 @@ class ReplayBuffer(Windows):
         done = terminated | _flags("truncated", truncated, (length,))
         if done[:-1].any():
             raise ValueError(
-                f"the episode ends on step {done.argmax()} of {length}; pass each episode by itself."
+                f"the episode ends on step {done.argmax()} of {length}; pass each episode by "
+                "itself."
             )
         self._check_first_stacks(stacks, np.arange(length + 1) == 0)
         closed = np.flatnonzero(~self._open)
@@ -366,7 +367,8 @@ class ReplayBuffer(Windows):
                 dtype.is_floating_point and not tensor.dtype.is_complex
             ):
                 raise ValueError(
-                    f"{label} is {tensor.dtype}; the observation space says {dtype}, convert it first."
+                    f"{label} is {tensor.dtype}; the observation space says {dtype}, convert it "
+                    "first."
                 )
             shape = tuple(tensor.shape)
             if shape == (*leading, *box.shape):
@@ -378,10 +380,10 @@ class ReplayBuffer(Windows):
             elif what == "o" and shape == (*leading, *self._frame_shapes[name]):
                 frames[name] = tensor.reshape(*leading, -1).to(dtype)
             else:
+                axis = "the observations, one more than the actions" if what == "o" else "num_envs"
                 raise ValueError(
                     f"{label} has shape {shape}; expected {(*leading, *box.shape)}, the leading "
-                    "axis being "
-                    f"{'the observations, one more than the actions' if what == 'o' else 'num_envs'}."
+                    f"axis being {axis}."
                 )
             if dtype.is_floating_point and frames[name].isnan().any():
                 raise ValueError(
@@ -416,7 +418,7 @@ class ReplayBuffer(Windows):
             )
         return tensor
 
-    # -- sampling ------------------------------------------------------------------------------------
+    # -- sampling ----------------------------------------------------------------------------------
 
     @_locked
     def sample(
@@ -432,7 +434,7 @@ class ReplayBuffer(Windows):
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         return self._o[name].index_select(0, rows.to(self.device))
 
-    # -- files ---------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     @_locked
     def save(self, path: str | Path) -> None:

@@ -1,0 +1,85 @@
+"""metadata.json of a dataset: what was played, and which shards hold it. Replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gjwm._core.files import replacing
+from gjwm.data.dataset.shard import FORMAT, Shard
+
+FILE = "metadata.json"
+# What all episodes of a dataset have in common.
+HEADER = (
+    "env_id",
+    "env_kwargs",
+    "observation_space",
+    "action_space",
+    "frame_stack",
+    "record_state",
+)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """metadata.json of the folder `path`, plain JSON.
+
+    Raises:
+        FileNotFoundError, ValueError: when there is no dataset, or the file is damaged.
+    """
+    file = Path(path) / FILE
+    if not file.is_file():
+        if file.parent.is_dir() and any(file.parent.glob("shard-*.*")):
+            raise ValueError(
+                f"{path} holds shards and no metadata.json; restore that file, or convert the "
+                "shards one by one."
+            )
+        raise FileNotFoundError(
+            f"no dataset at {path} (it has no metadata.json); collect one with `gjwm collect`."
+        )
+    again = "restore it or collect the dataset again"
+    try:
+        info = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); {again}.") from error
+    found = info.get("format") if isinstance(info, dict) else type(info).__name__
+    if found != FORMAT:
+        raise ValueError(
+            f"{file} has dataset format {found!r}, this version reads {FORMAT}; collect it again."
+        )
+    needed = (*HEADER, "versions", "episodes", "steps", "shards")
+    if missing := [name for name in needed if name not in info]:
+        raise ValueError(f"{file} lacks {', '.join(missing)}; {again}.")
+    return info
+
+
+def write_metadata(path: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Put `info` on disk, whole or not at all, and return it."""
+    with replacing(path / FILE) as partial:
+        partial.write_text(json.dumps(info, indent=1, allow_nan=False) + "\n")
+    return info
+
+
+def list_shard(path: Path, info: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The metadata with one shard more, on disk."""
+    with Shard(file) as shard:
+        if shard.first_episode != info["episodes"]:
+            raise ValueError(
+                f"{file} begins with episode {shard.first_episode}, metadata.json knows "
+                f"{info['episodes']} episodes; it belongs to another dataset: move it away."
+            )
+        entry = {"file": file.name, "episodes": shard.episodes, "steps": shard.steps}
+    counts = {name: info[name] + entry[name] for name in ("episodes", "steps")}
+    return write_metadata(path, info | counts | {"shards": [*info["shards"], entry]})
+
+
+def package_versions() -> dict[str, str]:
+    """What is installed while a dataset is started."""
+    found = {}
+    for package in ("gjwm", "torch", "numpy", "gymnasium", "mujoco", "dm-control"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
