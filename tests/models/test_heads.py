@@ -105,5 +105,5 @@ def test_dynamics_alone_are_fitted_to_frozen_latents(build):
     assert (
         law.variance.mean().sqrt().item() == pytest.approx(0.1, rel=0.4) and not dynamics.training
     )
-    with pytest.raises(ValueError, match="a window spans 13 steps"):
+    with pytest.raises(ValueError, match="a window has 13 steps"):
         refine(dynamics, latent_windows(z, a), RefineSettings(length=13, batch=64))

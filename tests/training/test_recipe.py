@@ -1,0 +1,194 @@
+"""The front door: a dataset, a model and an agent in a few lines, with what the commands do."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+import yaml
+
+import gjwm
+from gjwm.cli.app import main
+from gjwm.models.dynamics import GaussianDynamics
+from gjwm.models.encoders import ConvEncoder, MLPEncoder
+from gjwm.objectives import SIGReg
+from gjwm.training.fit import Threads
+from gjwm.training.recipe import (
+    CalibrateSettings,
+    DecodeSettings,
+    Recipe,
+    RefineSettings,
+    TrainSettings,
+)
+
+SMALL = dict(
+    latent_dim=4,
+    dynamics=partial(GaussianDynamics, hidden=16, std_hidden=8),
+    discrepancy=partial(SIGReg, num_slices=16),
+    train=TrainSettings(steps=6, batch=8, length=3),
+    refine=RefineSettings(steps=4, batch=8, length=3),
+    calibrate=CalibrateSettings(episodes=4, horizon=3, particles=4),
+    decode=DecodeSettings(steps=3, batch=4),
+)
+# Keyword arguments of `gjwm.collect`.
+FEW = dict(episodes=6, length=10, workers=0)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_any_gymnasium_environment_becomes_a_model_that_knows_its_origin(folder):
+    data = gjwm.collect("Pendulum-v1", **FEW)
+    assert len(data) == 6 and data.path.name == "Pendulum-v1" and data.lengths() == [10] * 6
+    again = gjwm.collect("Pendulum-v1", **FEW | {"episodes": 8})  # completes it
+    assert again == data and len(data) == 8
+    with pytest.raises(ValueError, match=r"was collected with .*'length': 10"):
+        gjwm.collect("Pendulum-v1", **FEW | {"length": 12})
+    with pytest.raises(ValueError, match="choose another"):
+        gjwm.collect("Pendulum-v1", action_repeat=3, **FEW)
+
+    model = gjwm.train(data, Recipe(**SMALL), run="runs/pendulum", threads=1)
+    assert isinstance(model.encoder, MLPEncoder) and not model.training
+    assert model.calibration is not None and model.decoder is None
+    origin = model.origin
+    assert (origin.env_id, origin.length, origin.behaviour) == ("Pendulum-v1", 10, {"coloured": 1})
+    assert origin.recipe["train"]["steps"] == 6 and origin.env_kwargs == {"terminate": False}
+    run = folder / "runs" / "pendulum"
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()]
+    assert steps == [6, 10]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["env"]["id"] == "Pendulum-v1" and config["refine"]["steps"] == 4
+
+    assert same(gjwm.WorldModel.load(run / "checkpoint.pt"), model)
+    # without a folder the same model, and with one that is whole nothing is done again
+    assert same(gjwm.train(str(data.path), Recipe(**SMALL), threads=1), model)
+    written = (run / "checkpoint.pt").stat().st_mtime_ns
+    assert same(gjwm.train(data, Recipe(**SMALL), run=run, threads=1), model)
+    assert (run / "checkpoint.pt").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="other settings of latent_dim"):
+        gjwm.train(data, Recipe(**SMALL | {"latent_dim": 5}), run=run)
+
+
+def test_pixels_get_a_convolutional_encoder_a_decoder_and_an_agent(folder):
+    data = gjwm.collect("gjwm/two-room-v0", obs="pixels", size=16, **FEW)
+    assert data.env_kwargs == {"terminate_on_goal": False, "obs": "pixels", "size": 16}
+    model = gjwm.train(data, Recipe(**SMALL), threads=1)
+    assert isinstance(model.encoder, ConvEncoder)
+    image = torch.from_numpy(next(iter(data)).o)
+    assert model.decoder.image(model.encode(image[:2])).shape == (2, 3, 16, 16)
+    agent = gjwm.MPCAgent(model, goal=image[-1], horizon=3)
+    action = agent.act(image[:1])
+    assert action.shape == (1, 2) and action.abs().max() <= 1
+
+
+def test_usual_arguments_are_those_of_the_experiments():
+    from gjwm.cli.config import env_kwargs, load_config
+    from gjwm.data.handle import usual_arguments
+
+    for experiment in ("reacher", "point_mass"):
+        cfg = load_config([f"experiment={experiment}"])
+        given = {"obs": "pixels"}
+        assert usual_arguments(cfg.env.id, given) | given == env_kwargs(cfg)
+
+
+def test_a_recipe_is_the_command(folder):
+    settings = [
+        *("experiment=two_room", "env.size=16", "latent_dim=4", "encoder.channels=[8,8]"),
+        *("encoder.hidden=16", "dynamics.hidden=16", "dynamics.std_hidden=8", "seed=3"),
+        *("train.steps=6", "train.batch=8", "train.length=3", "refine.steps=4", "refine.batch=8"),
+        *("calibrate.episodes=4", "calibrate.horizon=3", "calibrate.particles=4"),
+        *("decode.steps=3", "decode.batch=4", "discrepancy.num_slices=16", "threads=1"),
+        *("collect.episodes=6", "collect.length=10", "collect.workers=0", "report.every=0"),
+        *("logger.wandb=disabled", "name=command", "dataset=data/rooms"),
+    ]
+    assert [main([command, *settings]) for command in ("collect", "train")] == [0, 0]
+    recipe = Recipe(
+        **SMALL | {"encoder": partial(ConvEncoder, channels=[8, 8], hidden=16), "seed": 3}
+    )
+    model = gjwm.train("data/rooms", recipe, run="runs/python", threads=1)
+    made = gjwm.WorldModel.load("runs/command/checkpoint.pt")
+    assert same(made, model)
+    assert made.origin.behaviour == {"coloured": 0.25, "scripted": 0.75} == model.origin.behaviour
+    logs = [
+        [json.loads(line) for line in open(f"runs/{name}/metrics.jsonl")]
+        for name in ("command", "python")
+    ]
+    for row in (row for log in logs for row in log):
+        row.pop("frames_per_second", None)
+    assert logs[0] == logs[1]
+    config = yaml.safe_load(open("runs/command/config.yaml"))
+    assert config["collect"]["length"] == config["evaluate"]["length"] == 10  # resolved
+    assert config["refine"]["lr"] == 2e-3 and config["env"]["goal"] == "other-room"
+
+
+def test_data_of_unknown_origin_are_trained_on_without_calibration(folder):
+    data = gjwm.collect("Pendulum-v1", **FEW)
+    info = json.loads((data.path / "metadata.json").read_text())
+    info["env_id"] = "somewhere/else-v7"
+    (data.path / "metadata.json").write_text(json.dumps(info))
+    told = []
+    model = gjwm.train(data.path, Recipe(**SMALL), threads=1, notify=told.append)
+    assert model.calibration is None
+    assert "stay uncalibrated: no more episodes of somewhere/else-v7 can be collected" in told[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train": TrainSettings(steps=6, batch=8, length=30)}, "window has 30 steps"),
+        ({"refine": RefineSettings(steps=4, length=30)}, "refine.length=30 is longer"),
+        ({"encoder": partial(MLPEncoder, width=3)}, "encoder: .*'width'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named_before_a_run_folder_is_touched(changes, said, folder):
+    data = gjwm.collect("Pendulum-v1", **FEW)
+    with pytest.raises(ValueError, match=said):
+        gjwm.train(data, Recipe(**SMALL | changes), run="runs/x", threads=1)
+    assert not (folder / "runs" / "x" / "checkpoint.pt").exists()
+
+
+class Machine:
+    """A clock that moves by what a step takes with the present number of threads."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now = seconds, 0.0
+
+    def __call__(self):
+        return self.now
+
+    def step(self):
+        self.now += self.seconds[torch.get_num_threads()]
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_faster_thread_count_is_kept_and_measured_again_when_steps_slow_down(two_threads):
+    machine = Machine({1: 1.0, 2: 0.6})
+    threads = Threads(2, clock=machine)
+
+    def work(steps):
+        for _ in range(steps):
+            machine.step()
+            threads.step()
+        return torch.get_num_threads()
+
+    assert work(200) == 2
+    machine.seconds = {1: 1.1, 2: 9.0}  # another process has come
+    assert work(200) == 1
+    machine.seconds = {1: 1.1, 2: 0.6}  # it has gone, and one thread is no slower than it was
+    assert work(200) == 1
+    assert torch.get_num_threads() == 1 and work(1) == 1
