@@ -5,6 +5,7 @@ Conventions, all invisible on the page:
     code -->                          code that runs at this point
     <!-- test: replace "a" by "b" --> in the next block, such as a smaller number of episodes
     <!-- test: skip, because ... -->  the next block does not run
+Replacements may name SIZES (of a `Recipe`) and QUICK (an `Evaluation`), which take seconds.
 
 Python blocks share one namespace. A block with a caption is a file: it is written, or appended
 where the caption ends in "(append)". In shell blocks `pytest ...` runs and `gjwm ...` must compose.
@@ -73,10 +74,29 @@ def check_command(command: str, overrides: list[str]) -> None:
         load_config(with_experiment(command, fixed))
 
 
+def small(names: dict, body: str) -> None:
+    """Put SIZES and QUICK into the namespace when a block uses them."""
+    if "SIZES" in body:
+        from gjwm.training import recipe
+
+        names["SIZES"] = {
+            "train": recipe.TrainSettings(steps=4, batch=8),
+            "refine": recipe.RefineSettings(steps=0),
+            "calibrate": recipe.CalibrateSettings(episodes=0),
+            "decode": recipe.DecodeSettings(steps=0),
+        }
+    if "QUICK" in body:
+        from gjwm.evaluation import Evaluation
+
+        sizes = dict(episodes=8, length=12, pairs=2, steps=4, horizon=4, goal_offset=4)
+        names["QUICK"] = Evaluation(**sizes, probe_steps=5)
+
+
 def run(page: Path) -> dict:
     """Run all blocks of a page; returns the namespace that they leave."""
     names = {"__name__": "__page__"}
     for kind, body in blocks(page):
+        small(names, body)
         file = CAPTION.match(body) if kind.startswith("{code-block}") else None
         if file:
             path, text = Path(file["path"]), body[file.end() :]
