@@ -8,8 +8,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import gjwm.envs
-from gjwm.data.collect import make_env
 from gjwm.envs.goals import GoalEnv
+from gjwm.envs.making import make_env
 from gjwm.envs.task_names import TASKS
 
 

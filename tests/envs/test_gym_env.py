@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
-from gjwm.data.collect import make_env
+from gjwm.envs.making import make_env
 
 
 class Buttons(gym.Env):

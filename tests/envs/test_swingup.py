@@ -9,8 +9,8 @@ from scipy.integrate import solve_ivp
 
 import gjwm.envs.cartpole as cartpole
 import gjwm.envs.pendulum as pendulum
-from gjwm.data.collect import make_env
 from gjwm.envs.cartpole import CartpoleEnv, CartpoleVectorEnv, CartpoleWorld
+from gjwm.envs.making import make_env
 from gjwm.envs.pendulum import PendulumEnv, PendulumVectorEnv, PendulumWorld
 
 WORLDS = {"pendulum": PendulumWorld, "cartpole": CartpoleWorld}

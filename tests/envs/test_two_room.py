@@ -36,8 +36,7 @@ def actions_of(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, (*shape, 2)).astype(np.float32)
 
 
-# -- physics
-# --  ----------------------------------------------------------------------------------------------
+# -- physics ---------------------------------------------------------------------------------------
 
 
 def move(position, action, wall_x, door_y, speed=0.04):
@@ -157,8 +156,7 @@ def test_episodes_start_free_with_goals_where_they_were_asked_for(walls):
     assert (anywhere.position - anywhere.goal).norm(dim=-1).min() > 2 * anywhere.success_radius
 
 
-# -- pictures
-# --  ----------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 
 def brute_force_picture(x: float, y: float, wall_x: float, door_y: float, size: int) -> np.ndarray:
@@ -456,8 +454,7 @@ def test_simulate_equals_stepping_and_changes_nothing():
     assert isinstance(tensors, torch.Tensor) and np.array_equal(tensors.numpy(), positions)
 
 
-# -- devices
-# --  ----------------------------------------------------------------------------------------------
+# -- devices ---------------------------------------------------------------------------------------
 
 
 def test_a_device_gives_tensors_with_the_same_numbers():
@@ -501,8 +498,7 @@ def test_cuda_plays_the_same_episodes_as_the_cpu():
     assert torch.allclose(host.position, gpu.position.cpu(), atol=1e-5)
 
 
-# -- errors
-# --  ----------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,7 @@ def assert_same(a, b):
             np.testing.assert_array_equal(u, v)
 
 
-# -- the same numbers
-# --  ----------------------------------------------------------------------------------------------
+# -- the same numbers ------------------------------------------------------------------------------
 
 FAST = [
     "cartpole-three_poles",
@@ -629,8 +628,7 @@ def test_two_hundred_open_and_closed_leave_nothing_behind(env_id, kwargs):
     assert multiprocessing.active_children() == []
 
 
-# -- what is refused
-# --  ----------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"workers": 2}])
