@@ -127,7 +127,7 @@ def _palette(frames: np.ndarray, colours: int = 64) -> Image.Image:
         .getpalette()
     )
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*common.ravel().tolist(), *spread[: 3 * (colours // 2)]])
+    palette.putpalette([*common.ravel().tolist(), *(spread or [])[: 3 * (colours // 2)]])
     return palette
 
 
