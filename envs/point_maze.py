@@ -63,8 +63,8 @@ def distances(wall: np.ndarray) -> np.ndarray:
         table[goal, goal], frontier, steps = 0, [goal], 0
         while frontier:
             steps += 1
-            found = {c + d for c in frontier for d in (-1, 1, -side, side)}
-            frontier = [c for c in sorted(found) if not wall.ravel()[c] and table[c, goal] < 0]
+            neighbours = {c + d for c in frontier for d in (-1, 1, -side, side)}
+            frontier = [c for c in sorted(neighbours) if not wall.ravel()[c] and table[c, goal] < 0]
             table[frontier, goal] = steps
     return table
 

@@ -87,7 +87,7 @@ def rows(samples: int, dim: int, seeds: int) -> list[dict]:
     """One row per discrepancy: its departures in null standard deviations, and milliseconds of
     forward and backward.
     """
-    found = []
+    table = []
     for name, discrepancy in discrepancies().items():
         values = {
             law: torch.tensor(
@@ -108,8 +108,8 @@ def rows(samples: int, dim: int, seeds: int) -> list[dict]:
         row["Gaussian, value"] = null.mean().item()
         row["its std"] = null.std().item()
         row["ms"] = _milliseconds(discrepancy, samples, dim)
-        found.append(row)
-    return found
+        table.append(row)
+    return table
 
 
 def _milliseconds(discrepancy: Discrepancy, samples: int, dim: int, repeats: int = 5) -> float:

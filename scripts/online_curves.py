@@ -36,12 +36,12 @@ COLUMNS = ("task", "seed", "frames", "minutes", "return", "low", "high", "episod
 def rows_of(run: Path) -> list[dict[str, object]]:
     """One row per evaluation of a run."""
     cfg = OmegaConf.load(run / "config.yaml")
-    found: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    evaluations: dict[int, list[tuple[float, float]]] = defaultdict(list)
     with open(run / "returns.csv", newline="") as file:
         for row in csv.DictReader(file):
-            found[int(row["frames"])].append((float(row["seconds"]), float(row["return"])))
+            evaluations[int(row["frames"])].append((float(row["seconds"]), float(row["return"])))
     rows = []
-    for frames, entries in found.items():
+    for frames, entries in evaluations.items():
         returns = np.array([value for _, value in entries])
         report = return_report(returns, 0.0)
         numbers = dict(
@@ -111,9 +111,9 @@ def main() -> None:
         _, low, high = mean_interval(last)
         frames = max(points[-1][0] for points in runs.values())
         minutes = max(row["minutes"] for row in rows if row["task"] == task)
-        told = f" [{low:.0f}, {high:.0f}]" if len(last) > 1 else ""
+        ends = f" [{low:.0f}, {high:.0f}]" if len(last) > 1 else ""
         print(
-            f"{task}: {last.mean():.0f}{told} of {len(last)} runs after {frames} frames, at most "
+            f"{task}: {last.mean():.0f}{ends} of {len(last)} runs after {frames} frames, at most "
             f"{minutes} minutes; {last}"
         )
     if options.picture is not None:

@@ -35,15 +35,15 @@ class Configured:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for owner in cls.__mro__:
         if "__init__" not in vars(owner):
             continue
         parameters = inspect.signature(owner.__init__).parameters.values()
-        found = {p.name: p.default for p in parameters if p.default is not p.empty} | found
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty} | defaults
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return found
+    return defaults
 
 
 def _plain(value: Any) -> Any:

@@ -118,8 +118,8 @@ def _palette(frames: np.ndarray, colours: int = 64) -> Image.Image:
     still; half spread over all that occur, so that a small moving body, which is rare, keeps its
     own."""
     codes = frames.reshape(-1, 3).astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
-    found, counts = np.unique(codes, return_counts=True)
-    rgb = np.stack([found >> 16, found >> 8 & 255, found & 255], -1).astype(np.uint8)
+    present, counts = np.unique(codes, return_counts=True)
+    rgb = np.stack([present >> 16, present >> 8 & 255, present & 255], -1).astype(np.uint8)
     common = rgb[counts.argsort()[::-1][: colours // 2]]
     spread = (
         Image.fromarray(rgb[None])

@@ -122,18 +122,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, InstantiationException) and error.__cause__
             else error
         )
-        told = " ".join(str(cause).split())  # hydra's come in several lines
+        message = " ".join(str(cause).split())  # hydra's come in several lines
         if (
             isinstance(cause, OSError)
             and cause.errno in UNWRITABLE
             and cause.filename
             and command is not None
         ):
-            told = (
+            message = (
                 f"{cause.filename}: {cause.strerror}; set dataset=... or run_dir=... to a folder "
                 "that can be written."
             )
-        print(f"gjwm {arguments[0]}: {told}", file=sys.stderr)
+        print(f"gjwm {arguments[0]}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"gjwm {arguments[0]}: stopped.", file=sys.stderr)

@@ -21,8 +21,8 @@ def collect_command(cfg: DictConfig, command: str) -> None:
         return
     # Who asks for the missing episodes waits for whoever is collecting them.
     with holding(f"{cfg.dataset}.lock", wait=True):
-        found = (Path(cfg.dataset) / "metadata.json").exists()
-        there = dataset_info(cfg.dataset)["episodes"] if found else 0
+        exists = (Path(cfg.dataset) / "metadata.json").exists()
+        there = dataset_info(cfg.dataset)["episodes"] if exists else 0
         if there >= cfg.collect.episodes:
             print(f"{cfg.dataset}: holds {there} episodes, none are missing")
         else:

@@ -187,9 +187,9 @@ def _seen(model: WorldModel, run: str, env: Any, o: Any) -> Any:
         state = env.unwrapped.state_vector()[None]
         if state.shape[1:] == wanted:
             return state
-    found = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in shown.items())
+    sizes = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in shown.items())
     raise ValueError(
-        f"{run} was trained on observations {wanted} and the env gives {found}; set "
+        f"{run} was trained on observations {wanted} and the env gives {sizes}; set "
         "obs=pixels or obs=state, as in training."
     )
 

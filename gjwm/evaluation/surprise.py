@@ -127,10 +127,10 @@ def violation_report(
     """
 
     def scores(o: np.ndarray, a: np.ndarray) -> tuple[Tensor, Tensor]:
-        found = model.surprise(
+        surprise = model.surprise(
             torch.from_numpy(o)[None].to(model.device), torch.from_numpy(a)[None].to(model.device)
         )
-        return found.score[0].cpu(), found.p_value[0].cpu()
+        return surprise.score[0].cpu(), surprise.p_value[0].cpu()
 
     ordinary = [scores(e.o, e.a) for e in episodes]
     plain = torch.cat([s for s, _ in ordinary])
@@ -142,7 +142,7 @@ def violation_report(
     }
     for kind in VIOLATIONS:
         rng = np.random.default_rng([seed, VIOLATIONS.index(kind)])
-        found, alarms = [], []
+        peaks, alarms = [], []
         for episode in episodes:
             spoiled = spoil(
                 episode,
@@ -154,10 +154,10 @@ def violation_report(
             )
             score, p = scores(spoiled.o, spoiled.a)
             there = slice(spoiled.step, spoiled.step + (frozen_steps if kind == "frozen" else 1))
-            found.append(score[there].max())
+            peaks.append(score[there].max())
             alarms.append((p[there] < level).any())
         report[kind] = {
-            "auroc": auroc(torch.stack(found), windows if kind == "frozen" else plain),
+            "auroc": auroc(torch.stack(peaks), windows if kind == "frozen" else plain),
             "detection_rate": torch.stack(alarms).float().mean().item(),
         }
     return report

@@ -112,10 +112,10 @@ def _grade(report: Report, broken: tuple[Finding, ...]) -> tuple[str, str]:
     rate, (low, _) = planning["success_rate"], planning["ci95"]
     chance = max((planning[k] for k in ("random", "hold")), key=lambda row: row["success_rate"])
     oracle = planning.get("oracle")
-    beside = f"chance {chance['success_rate']:.0%}"
+    against = f"chance {chance['success_rate']:.0%}"
     if oracle is not None:
-        beside += f", true simulator {oracle['success_rate']:.0%}"
-    success = f"reaches {rate:.0%} of {planning['episodes']} goals ({beside})"
+        against += f", true simulator {oracle['success_rate']:.0%}"
+    success = f"reaches {rate:.0%} of {planning['episodes']} goals ({against})"
     if any(finding.name == "collapse" for finding in broken):
         return "poor", f"Not good: the latents have collapsed; the model {success}."
     if oracle is not None and oracle["success_rate"] < ORACLE_FLOOR:
@@ -137,13 +137,13 @@ def _grade(report: Report, broken: tuple[Finding, ...]) -> tuple[str, str]:
 def _strengths(report: Report) -> str:
     prediction, probe, calibration = report["prediction"], report["probe"], report["calibration"]
     linear = prediction.get("linear_gaussian")
-    beside = f"copying {prediction['copy_last_r2_by_horizon'][-1]:.2f}"
+    against = f"copying {prediction['copy_last_r2_by_horizon'][-1]:.2f}"
     if linear is not None:
-        beside = f"linear {linear['r2_by_horizon'][-1]:.2f}, {beside}"
+        against = f"linear {linear['r2_by_horizon'][-1]:.2f}, {against}"
     return (
         f"It predicts {prediction['horizon']} steps with R² {prediction['r2_by_horizon'][-1]:.2f} "
-        f"({beside}), its 90% intervals hold {calibration['coverage_90']:.0%}, and the position is "
-        f"read from z with R² {best_probe(probe):.2f}."
+        f"({against}), its 90% intervals hold {calibration['coverage_90']:.0%}, and the position "
+        f"is read from z with R² {best_probe(probe):.2f}."
     )
 
 

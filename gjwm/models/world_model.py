@@ -190,10 +190,10 @@ class WorldModel(nn.Module):
             ValueError: for NaN, or no episodes; the calibration is then the one before.
         """
         # Of the dynamics, whose laws no earlier calibration has changed.
-        found = fit_calibration(
+        calibration = fit_calibration(
             self.dynamics, z, a, horizon=horizon, particles=particles, generator=generator
         )
-        self.calibration = found.to(z.device)
+        self.calibration = calibration.to(z.device)
         return self.calibration
 
     def loss(

@@ -53,10 +53,10 @@ class History:
         if self._lengths is None or len(self._lengths) != envs:
             return [(None, None)]
         lengths = self._lengths.unique().tolist()
-        found: list[tuple[Tensor | None, Past | None]] = []
+        groups: list[tuple[Tensor | None, Past | None]] = []
         for length in lengths:
             index = None if len(lengths) == 1 else (self._lengths == length).nonzero()[:, 0]
             kept = [x[:, x.shape[1] - length :] for x in (self._z, self._a)]
             z, a = kept if index is None else (x[index] for x in kept)
-            found.append((index, (z, a) if length else None))
-        return found
+            groups.append((index, (z, a) if length else None))
+        return groups

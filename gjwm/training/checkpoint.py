@@ -87,9 +87,9 @@ class Checkpoints:
         """The file, which must have the bytes that were written; one cut short would be found only
         by whoever loads it.
         """
-        found = attachment.stat().st_size
-        if found != size:
-            raise ValueError(f"{attachment.name} has {found} bytes of {size}")
+        actual = attachment.stat().st_size
+        if actual != size:
+            raise ValueError(f"{attachment.name} has {actual} bytes of {size}")
         return attachment
 
     def _remove(self, path: Path) -> None:

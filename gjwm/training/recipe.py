@@ -260,11 +260,11 @@ class _Training:
         total = recipe.train.steps + recipe.refine.steps + decodes
         logging = nullcontext(self.log) if run is None else run.logging(total, after)
         with logging as self.log:
-            told = self._jointly(model, objective, windows, generator)
+            measured = self._jointly(model, objective, windows, generator)
             if recipe.refine.steps:
-                told |= self._refine(model, fresh, lengths, generator)
-            self._save(model, told)
-            self._calibrate(model, told)
+                measured |= self._refine(model, fresh, lengths, generator)
+            self._save(model, measured)
+            self._calibrate(model, measured)
             if decodes:
                 self._decode(model, shape, windows, generator)
         return model
@@ -290,7 +290,7 @@ class _Training:
     ) -> dict[str, Any]:
         checkpoints = None if self.run is None else self.run.checkpoints
         begin = time.perf_counter()
-        with self._stage("train", self.recipe.train.steps, 0, "loss") as told:
+        with self._stage("train", self.recipe.train.steps, 0, "loss") as logging:
             try:
                 train_jointly(
                     model,
@@ -299,7 +299,7 @@ class _Training:
                     self.recipe.train,
                     generator=generator,
                     checkpoints=checkpoints,
-                    **told,
+                    **logging,
                 )
             except FloatingPointError:
                 if checkpoints is not None:
@@ -314,7 +314,7 @@ class _Training:
     ) -> dict[str, Any]:
         begin, settings = time.perf_counter(), self.recipe.refine
         stage = ("refine", settings.steps, self.recipe.train.steps, "refine/mean_squared_error")
-        with self._stage(*stage) as told:
+        with self._stage(*stage) as logging:
             episodes = islice(iter(self.data), len(lengths))
             latents = encode_dataset(model, episodes, steps=sum(lengths), count=len(lengths))
             if fresh is not None:
@@ -322,17 +322,17 @@ class _Training:
                 self.notify(
                     f"refining trains {type(fresh).__name__} from the start (refine.dynamics)"
                 )
-            refine(model.dynamics, latents, settings, generator=generator, **told)
+            refine(model.dynamics, latents, settings, generator=generator, **logging)
         return {"refine_seconds": time.perf_counter() - begin}
 
-    def _save(self, model: WorldModel, told: dict[str, Any]) -> None:
+    def _save(self, model: WorldModel, measured: dict[str, Any]) -> None:
         """What describes the run changes together with its model, and only after training: one that
         fails leaves an older run whole.
         """
         if self.run is None:
             return
         training = {
-            **told,
+            **measured,
             "threads": torch.get_num_threads(),
             "peak_memory_mb": peak_memory_mb(model.device),
             "command": self.run.command,
@@ -341,7 +341,7 @@ class _Training:
         model.save(self.run.folder / "checkpoint.pt", **extra)
         self.run.write_config()
 
-    def _calibrate(self, model: WorldModel, told: dict[str, Any]) -> None:
+    def _calibrate(self, model: WorldModel, measured: dict[str, Any]) -> None:
         settings = self.recipe.calibrate
         if not settings.episodes:
             return
@@ -353,7 +353,7 @@ class _Training:
             return
         self.notify("calibrating predictions on held-out episodes")
         calibrate(model, self.data, settings, seed=self.recipe.seed)
-        self._save(model, told)
+        self._save(model, measured)
 
     def _decode(
         self,
@@ -366,8 +366,8 @@ class _Training:
         channels = shape[0] // windows.frame_stack
         decoder = ConvDecoder(model.latent_dim, (channels, *shape[1:])).to(self.device)
         before = recipe.train.steps + recipe.refine.steps
-        with self._stage("decoder", settings.steps, before, "decoder/squared_error") as told:
-            train_decoder(decoder, model, windows, settings, generator=generator, **told)
+        with self._stage("decoder", settings.steps, before, "decoder/squared_error") as logging:
+            train_decoder(decoder, model, windows, settings, generator=generator, **logging)
         model.attach_decoder(decoder)
         if self.run is not None:
             save_decoder(decoder, self.run.folder / "decoder.pt")

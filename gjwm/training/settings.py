@@ -16,8 +16,8 @@ Factory = Callable[..., Any]  # a class, or a functools.partial of one
 
 def _require(name: str, right: bool, expected: str, **given: Any) -> None:
     if not right:
-        found = ", ".join(f"{key}={value!r}" for key, value in given.items())
-        raise ValueError(f"{name} expects {expected}, got {found}.")
+        values = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        raise ValueError(f"{name} expects {expected}, got {values}.")
 
 
 @dataclass(frozen=True, kw_only=True)

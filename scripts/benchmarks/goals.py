@@ -64,9 +64,9 @@ def planners(repeat: int) -> dict[str, Planner]:
 
 def checkpoints(task: str, runs: Path) -> list[Path]:
     """Every trained seed of a task."""
-    found = [runs / task / "checkpoint.pt", *runs.glob(f"{task}/seed-*/checkpoint.pt")]
-    found += runs.glob(f"{task}-seed*/checkpoint.pt")
-    return sorted(path for path in found if path.is_file())
+    paths = [runs / task / "checkpoint.pt", *runs.glob(f"{task}/seed-*/checkpoint.pt")]
+    paths += runs.glob(f"{task}-seed*/checkpoint.pt")
+    return sorted(path for path in paths if path.is_file())
 
 
 def run(
@@ -86,15 +86,15 @@ def run(
     """
     rows = []
     for task, settings in TASKS.items():
-        found = [None] if quick else checkpoints(task, runs)
-        if not found:
+        paths = [None] if quick else checkpoints(task, runs)
+        if not paths:
             print(
                 f"no checkpoint of {task} under {runs}/: train one with `gjwm train`; the task is "
                 f"left out.",
                 flush=True,
             )
         tried: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for seed, path in enumerate(found):
+        for seed, path in enumerate(paths):
             for key, report in _one_seed(
                 settings, path, 2 if quick else pairs, seed, quick, simulate
             ):

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -486,38 +485,6 @@ def test_folders_that_cannot_be_written_are_named_and_nothing_is_lost(folder, ca
 def test_help_is_help_after_a_command_too(capsys):
     assert main(["train", "--help"]) == 0
     assert "two_room_random" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["collect", "train", "evaluate", "report", "video", "study"])
-def test_scripts_are_doors_to_the_same_commands(script, folder):
-    before = {"collect": 0, "study": 0, "train": 1, "report": 3}.get(script, 2)
-    for command in ("collect", "train", "evaluate")[:before]:
-        assert run(command) == 0
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "scripts" / f"{script}.py",
-            *SMALL,
-            "logger.wandb=disabled",
-            "study.seeds=[0,1]",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    if script == "study":
-        assert (
-            "Success, pooled:" in done.stdout and (folder / "runs/small/seed-1/run.log").is_file()
-        )
-    bad = subprocess.run(
-        [sys.executable, ROOT / "scripts" / f"{script}.py", "no.such=key"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert bad.returncode == 1 and "Traceback" not in bad.stderr
 
 
 ENSEMBLE = ["+dynamics@refine.dynamics=ensemble"]

@@ -364,13 +364,13 @@ class _Film:
         first = round(entry[f"videos/{self.camera}/from_timestamp"] * self.info["fps"])
         if file != self.file or first < self.position:
             self.file, self.position, self._frames = file, 0, read_video(file)
-        found = []
+        frames = []
         for frame in self._frames:
             self.position += 1
             if self.position > first:
-                found.append(_resized(frame, self.side))
-            if len(found) == entry["length"]:
-                return np.stack(found).transpose(0, 3, 1, 2)
+                frames.append(_resized(frame, self.side))
+            if len(frames) == entry["length"]:
+                return np.stack(frames).transpose(0, 3, 1, 2)
         raise ValueError(f"{file} ends before frame {first + entry['length']}.")
 
 

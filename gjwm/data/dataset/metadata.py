@@ -43,10 +43,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         info = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); {again}.") from error
-    found = info.get("format") if isinstance(info, dict) else type(info).__name__
-    if found != FORMAT:
+    kind = info.get("format") if isinstance(info, dict) else type(info).__name__
+    if kind != FORMAT:
         raise ValueError(
-            f"{file} has dataset format {found!r}, this version reads {FORMAT}; collect it again."
+            f"{file} has dataset format {kind!r}, this version reads {FORMAT}; collect it again."
         )
     needed = (*HEADER, "versions", "episodes", "steps", "shards")
     if missing := [name for name in needed if name not in info]:
@@ -76,10 +76,10 @@ def list_shard(path: Path, info: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """What is installed while a dataset is started."""
-    found = {}
+    versions = {}
     for package in ("gjwm", "torch", "numpy", "gymnasium", "mujoco", "dm-control"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions

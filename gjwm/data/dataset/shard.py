@@ -225,9 +225,9 @@ class Column:
                 masks.add(chunk.filter_mask)
 
             dataset.id.chunk_iter(note)
-            found = np.array(sorted(where), np.int64).reshape(-1, 3)
-            whole = dataset.chunks[0] == 1 and len(found) == count and masks <= {0}
-            self.offsets, self.sizes = (found[:, 1], found[:, 2]) if whole else (None, None)
+            chunks = np.array(sorted(where), np.int64).reshape(-1, 3)
+            whole = dataset.chunks[0] == 1 and len(chunks) == count and masks <= {0}
+            self.offsets, self.sizes = (chunks[:, 1], chunks[:, 2]) if whole else (None, None)
         else:
             corner = (0,) * len(self.shape)
             first = dataset.id.get_chunk_info_by_coord((0, *corner)).byte_offset

@@ -112,8 +112,8 @@ class DiskWindows(Windows):
         }
         self._pool = ThreadPoolExecutor(readers, "gjwm-unpack")
         self._readers = readers
-        few = len(self._files) <= OPEN_FILES
-        self._descriptors = [_open(file) for file in self._files] if few else None
+        keep_open = len(self._files) <= OPEN_FILES
+        self._descriptors = [_open(file) for file in self._files] if keep_open else None
 
     def __len__(self) -> int:
         """Steps in the dataset."""

@@ -190,9 +190,9 @@ def _require_empty(path: Path) -> None:
     # A writer killed at its very start leaves these two and nothing to lose.
     harmless = ("lock", FILE + ".partial")
     names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    if found := [name for name in names if name not in harmless]:
+    if others := [name for name in names if name not in harmless]:
         raise ValueError(
-            f"{path} is no dataset and not empty (it has {found[0]}); choose another folder."
+            f"{path} is no dataset and not empty (it has {others[0]}); choose another folder."
         )
 
 

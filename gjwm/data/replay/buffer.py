@@ -355,9 +355,9 @@ class ReplayBuffer(Windows):
         """
         given = value if isinstance(self.observation_space, spaces.Dict) else {"": value}
         if not isinstance(given, Mapping) or set(given) != set(self._fields):
-            found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
+            keys = sorted(given) if isinstance(given, Mapping) else type(given).__name__
             raise ValueError(
-                f"{what} is {found}; expected a dict with the keys {sorted(self._fields)}."
+                f"{what} is {keys}; expected a dict with the keys {sorted(self._fields)}."
             )
         frames, stacks = {}, {}
         for name, box in self._fields.items():
@@ -405,12 +405,12 @@ class ReplayBuffer(Windows):
         self, what: str, value: ArrayLike | Tensor, shape: tuple[int | None, ...]
     ) -> Tensor:
         tensor = _tensor(what, value).to(self.device)
-        found = tuple(tensor.shape)
-        if len(found) != len(shape) or any(s is not None and s != f for s, f in zip(shape, found)):
+        sizes = tuple(tensor.shape)
+        if len(sizes) != len(shape) or any(s not in (None, n) for s, n in zip(shape, sizes)):
             expected = ", ".join("T" if s is None else str(s) for s in shape) + (
                 "," if len(shape) == 1 else ""
             )
-            raise ValueError(f"{what} has shape {found}; expected ({expected}).")
+            raise ValueError(f"{what} has shape {sizes}; expected ({expected}).")
         tensor = tensor.float()
         if not tensor.isfinite().all():
             raise ValueError(
