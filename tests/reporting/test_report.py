@@ -323,12 +323,12 @@ def test_training_curves_group_what_belongs_together():
         {"step": k, "train/one_step": 0.1, "train/open_loop": 0.2, "loss": -1.0, "train/nll": None}
         for k in (1, 2)
     ]
-    found = {
+    result = {
         figure.title: [label for *_, label in figure.legend] for figure in training_figures(rows)
     }
-    assert found["Prediction error in training"] == ["train/one_step", "train/open_loop"]
+    assert result["Prediction error in training"] == ["train/one_step", "train/open_loop"]
     # a metric that was never finite has no curve
-    assert found["Loss, and the spread's part"] == ["loss"]
+    assert result["Loss, and the spread's part"] == ["loss"]
     assert training_figures([]) == []
 
 
@@ -436,10 +436,10 @@ def browse(page, folder, *, width=1240, dark=False):
         text=True,
         timeout=1800,
     )
-    found = re.search(r'<pre id="measured">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found and found[1], done.stderr[-2000:]
+    result = re.search(r'<pre id="measured">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert result and result[1], done.stderr[-2000:]
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return json.loads(html.unescape(found[1])), console
+    return json.loads(html.unescape(result[1])), console
 
 
 @needs_chromium
@@ -461,5 +461,5 @@ def test_a_browser_shows_every_figure_without_complaint(run, tmp_path):
 def test_the_browser_check_sees_errors_and_missing_figures(tmp_path):
     body = '<path class="line model"></path><figure id="empty"></figure><script>throw 1</script>'
     page = f"<!DOCTYPE html><html><body>{body}</body></html>"
-    found, console = browse(page, tmp_path)
-    assert len(console) == 1 and found["figures"] == []
+    result, console = browse(page, tmp_path)
+    assert len(console) == 1 and result["figures"] == []

@@ -30,8 +30,7 @@ from gjwm.study import (
 from gjwm.study import launch as launching
 from gjwm.study.summary import attempts, cell_figures, differences, over_tasks, policies
 
-# -- the grid
-# --  ----------------------------------------------------------------------------------------------
+# -- the grid --------------------------------------------------------------------------------------
 
 
 def test_a_grid_is_the_product_of_its_axes_with_tasks_outermost():
@@ -108,18 +107,17 @@ def test_overrides_are_written_as_hydra_reads_them():
         "",
     ):
         parsed = parser.parse_override(written("+key.of", value))
-        found = parsed.value()
+        result = parsed.value()
         assert (
-            getattr(found, "text", found) == value
+            getattr(result, "text", result) == value
             if not isinstance(value, dict | list)
-            else str(found) == str(value)
+            else str(result) == str(value)
         )
-        assert type(getattr(found, "text", found)) is type(value)
+        assert type(getattr(result, "text", result)) is type(value)
     assert written("~heads", None) == "~heads"
 
 
-# -- choosing
-# --  ----------------------------------------------------------------------------------------------
+# -- choosing --------------------------------------------------------------------------------------
 
 
 def evaluation(success, *, r2=0.5, episodes=10, config=None, **other):
@@ -147,8 +145,7 @@ def test_a_setting_is_chosen_by_success_then_by_prediction_then_by_order():
         best({})
 
 
-# -- running
-# --  ----------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 def compose(overrides):
@@ -199,8 +196,8 @@ def sweep(folder, **changes):
 
 
 def test_what_failed_is_listed_and_tried_again_and_what_is_done_is_not(tmp_path):
-    launch, told = FakeLauncher(fails={"a/kl/seed-1"}), []
-    sweep(tmp_path).execute(launch, told.append)
+    launch, messages = FakeLauncher(fails={"a/kl/seed-1"}), []
+    sweep(tmp_path).execute(launch, messages.append)
     assert (
         len(
             [
@@ -215,16 +212,16 @@ def test_what_failed_is_listed_and_tried_again_and_what_is_done_is_not(tmp_path)
     assert (
         states.pop("a/kl/1") == "failed" and set(states.values()) == {"done"} and len(states) == 7
     )
-    assert any("FAILED: gjwm run: out of luck." in line for line in told)
+    assert any("FAILED: gjwm run: out of luck." in line for line in messages)
     again = FakeLauncher()
-    sweep(tmp_path).execute(again, told.append)
+    sweep(tmp_path).execute(again, messages.append)
     assert [name for name in again.started if not name.startswith(str(tmp_path))] == ["a/kl/seed-1"]
     assert {r.state for r in sweep(tmp_path).records()} == {"done"}
     # Other settings of the planner are judged anew, and how many processes collect changes nothing.
     third = FakeLauncher()
-    sweep(tmp_path, given=["collect.workers=7"]).execute(third, told.append)
+    sweep(tmp_path, given=["collect.workers=7"]).execute(third, messages.append)
     assert third.started == []
-    sweep(tmp_path, given=["planner.samples=9"]).execute(third, told.append)
+    sweep(tmp_path, given=["planner.samples=9"]).execute(third, messages.append)
     assert (
         len(
             [
@@ -236,7 +233,7 @@ def test_what_failed_is_listed_and_tried_again_and_what_is_done_is_not(tmp_path)
         == 8
     )
     with pytest.raises(ValueError, match="other settings of lam"):
-        sweep(tmp_path, given=["objective.lam=2"]).execute(third, told.append)
+        sweep(tmp_path, given=["objective.lam=2"]).execute(third, messages.append)
 
 
 def test_data_are_collected_once_per_task_and_seed_and_without_them_no_run_starts(tmp_path):
@@ -383,8 +380,7 @@ def test_submitit_runs_the_same_jobs(tmp_path):
     assert errors["--version"] is None and errors["fly"].startswith("gjwm: unknown command 'fly'")
 
 
-# -- what it says
-# --  ----------------------------------------------------------------------------------------------
+# -- what it says ----------------------------------------------------------------------------------
 
 
 def records(rows):
@@ -402,16 +398,18 @@ def test_figures_of_a_cell_are_means_with_intervals_over_seeds():
             for seed, success, r2 in ((0, 0.5, 0.1), (1, 0.9, 0.4), (7, 1.0, 0.7))
         ]
     )
-    found = cell_figures(rows)
-    mean, low, high = found["R2, 5 steps"]
+    result = cell_figures(rows)
+    mean, low, high = result["R2, 5 steps"]
     assert mean == pytest.approx(0.4) and high - mean == pytest.approx(
         stats.t.ppf(0.975, 2) * 0.3 / np.sqrt(3)
     )
     assert low == pytest.approx(2 * mean - high)
-    assert found["train ms per step"][0] == 2 and found["peak MB"][0] == 100 and "hold" not in found
     assert (
-        found["success"][0] == pytest.approx(0.8)
-        and 0 <= found["success"][1] < found["success"][2] == 1
+        result["train ms per step"][0] == 2 and result["peak MB"][0] == 100 and "hold" not in result
+    )
+    assert (
+        result["success"][0] == pytest.approx(0.8)
+        and 0 <= result["success"][1] < result["success"][2] == 1
     )
     # Seeds that agree leave the uncertainty of 30 attempts, not none.
     agreed = cell_figures(records([("a", "m", seed, 1.0, {}) for seed in range(3)]))["success"]
@@ -434,23 +432,23 @@ def test_attempts_are_pooled_and_other_policies_count_once_per_seed():
 def test_the_interquartile_mean_is_over_runs_of_all_tasks():
     easy = [("easy", "m", k, rate, {}) for k, rate in enumerate((0.9, 1.0, 0.95, 0.97))]
     hard = [("hard", "m", k, rate, {}) for k, rate in enumerate((0.1, 0.5, 0.3, 0.4))]
-    found = over_tasks(records([*easy, *hard, ("easy", "lost", 0, 0.9, {})]), draws=2000)
-    assert list(found) == ["m"]  # the other method has no run of one task
-    row = found["m"]["success"]
+    result = over_tasks(records([*easy, *hard, ("easy", "lost", 0, 0.9, {})]), draws=2000)
+    assert list(result) == ["m"]  # the other method has no run of one task
+    row = result["m"]["success"]
     # the middle half of eight
     assert row["mean"] == pytest.approx((0.4 + 0.5 + 0.9 + 0.95) / 4) and row["runs"] == 8
-    assert row["low"] < row["mean"] < row["high"] and "hold" not in found["m"]
+    assert row["low"] < row["mean"] < row["high"] and "hold" not in result["m"]
     assert over_tasks(records(easy)) == {}
 
 
 def test_differences_are_between_runs_of_one_task_and_seed():
     rows = [("a", "ref", s, 0.2 + 0.3 * s, {}) for s in (0, 1)] + [("b", "ref", 0, 0.5, {})]
     rows += [("a", "m", s, 0.3 + 0.3 * s, {}) for s in (0, 1, 2)] + [("b", "m", 0, 0.8, {})]
-    found = differences(records(rows), "ref")
-    assert list(found) == ["m"] and found["m"]["pairs"] == 3
-    assert found["m"]["mean"] == pytest.approx((0.1 + 0.3) / 2)
+    result = differences(records(rows), "ref")
+    assert list(result) == ["m"] and result["m"]["pairs"] == 3
+    assert result["m"]["mean"] == pytest.approx((0.1 + 0.3) / 2)
     # each task agrees with itself
-    assert found["m"]["low"] == pytest.approx(0.2) and found["m"]["high"] == pytest.approx(0.2)
+    assert result["m"]["low"] == pytest.approx(0.2) and result["m"]["high"] == pytest.approx(0.2)
     with pytest.raises(ValueError, match="no method of the study: ref, m"):
         differences(records(rows), "vicreg")
 
@@ -490,18 +488,18 @@ def test_the_ranking_puts_the_figure_first_that_says_most():
             rank = {"gaussianity": {"effective_rank": 1 + rng.random(), "effective_rank_ideal": 2}}
             rows.append((task, f"m{k}", 0, k / 10, {"r2": k / 20, **rank}))
     runs = [*records(rows), Record("b", "m9", None, 0, False, "b/m9", None, "lost")]
-    found = ranking(runs, draws=200)
-    assert next(iter(found)) in ("R2, 5 steps", "skill nats/dim") and found["R2, 5 steps"]["all"][
+    result = ranking(runs, draws=200)
+    assert next(iter(result)) in ("R2, 5 steps", "skill nats/dim") and result["R2, 5 steps"]["all"][
         "rho"
     ] == pytest.approx(1)
-    assert found["R2, 5 steps"]["all"]["runs"] == 16 and set(found["R2, 5 steps"]) == {
+    assert result["R2, 5 steps"]["all"]["runs"] == 16 and set(result["R2, 5 steps"]) == {
         "a",
         "b",
         "all",
     }
-    assert abs(found["effective rank, share of ideal"]["all"]["rho"]) < 0.9
+    assert abs(result["effective rank, share of ideal"]["all"]["rho"]) < 0.9
     # the one does not vary, the others are too few
-    assert "R2, 1 step" not in found and ranking(runs[:4]) == {}
+    assert "R2, 1 step" not in result and ranking(runs[:4]) == {}
 
 
 def test_a_study_leaves_tables_pictures_and_the_names_of_what_failed(tmp_path):
