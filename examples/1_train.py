@@ -41,13 +41,13 @@ def main():
     model.save(out / "two-room.pt")
 
     # Goal images, beside the same planner on the true simulator, random actions, standing still.
-    short = dict(episodes=6, length=20, pairs=2, steps=4, horizon=4, goal_offset=4, probe_steps=5)
+    short = dict(episodes=8, length=20, pairs=2, steps=4, horizon=4, goal_offset=4, probe_steps=5)
     report = gjwm.evaluate(model, Evaluation(**short) if SMALL else Evaluation())
     planning = report["planning"]
     for name, attempts in {"model": planning, **planning}.items():
-        if isinstance(attempts, dict) and "success" in attempts:
+        if isinstance(attempts, dict) and "success_rate" in attempts:
             low, high = attempts["ci95"]
-            print(f"{name:8} {attempts['success']:5.0%} of the goals [{low:.0%}, {high:.0%}]")
+            print(f"{name:8} {attempts["success_rate"]:5.0%} of the goals [{low:.0%}, {high:.0%}]")
 
 
 if __name__ == "__main__":

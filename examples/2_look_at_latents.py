@@ -10,7 +10,7 @@ import torch
 
 import gjwm
 from gjwm.evaluation.geometry import embedding_report
-from gjwm.evaluation.probes import knn_probe, linear_probe, r2_score
+from gjwm.evaluation.probes import knn_readout, linear_readout, r2_score
 
 SMALL = "GJWM_SMALL" in os.environ  # as the tests run it
 
@@ -23,7 +23,7 @@ def main():
         origin.env_id,
         **origin.env_kwargs,
         behaviour=origin.behaviour,
-        episodes=6 if SMALL else 100,
+        episodes=10 if SMALL else 100,
         length=origin.length,
         seed=1_000_000,  # episodes that training never saw
         path="data/examples-held-out",
@@ -40,9 +40,10 @@ def main():
         print(f"{name}: {geometry[name]:.2f}, a Gaussian's {geometry[f'{name}_ideal']:.2f}")
 
     half = len(z) // 2  # probes are fitted on one half and scored on the other
-    rows = [x.flatten(0, 1) for x in (z[:half], position[:half], z[half:], position[half:])]
-    for probe in (linear_probe, knn_probe):
-        print(f"position by {probe.__name__}: R² {probe(*rows):.3f}")
+    zs, ys = ([x[s].flatten(0, 1) for s in (slice(half), slice(half, None))] for x in (z, position))
+    for readout in (linear_readout, knn_readout):
+        r2 = r2_score(readout(zs[0], ys[0])(zs[1]), ys[1])
+        print(f"position by {readout.__name__}: R² {r2:.3f}")
 
     rollout = model.rollout(z[:, 0], a)  # open loop: the first latent and the actions
     for k in (1, 5, 10):
