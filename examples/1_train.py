@@ -46,8 +46,8 @@ def main():
     planning = report["planning"]
     for name, attempts in {"model": planning, **planning}.items():
         if isinstance(attempts, dict) and "success_rate" in attempts:
-            low, high = attempts["ci95"]
-            print(f"{name:8} {attempts["success_rate"]:5.0%} of the goals [{low:.0%}, {high:.0%}]")
+            rate, (low, high) = attempts["success_rate"], attempts["ci95"]
+            print(f"{name:8} {rate:5.0%} of the goals [{low:.0%}, {high:.0%}]")
 
 
 if __name__ == "__main__":
