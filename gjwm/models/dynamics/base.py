@@ -145,26 +145,24 @@ class Dynamics(Configured, nn.Module):
     def training_means(self, z: Tensor, a: Tensor) -> Tensor:
         """Predicted means of z[:, 1:] for the alignment, (2, ..., B, T, D): open loop over the
         window z (B, T+1, D), a (B, T, A), and one step from each latent.
+
+        With a memory the first half of the window is read, not predicted open loop: a memory that
+        has seen nothing would be trained to guess.
         """
-        return torch.stack([self.open_loop_means(z, a), self.one_step_means(z, a)])
+        one_step, path = self.one_step_means(z, a), self.open_loop_means(z, a)
+        read = a.shape[1] - path.shape[-2]
+        return torch.stack([torch.cat([one_step[..., :read, :], path], -2), one_step])
 
     def one_step_means(self, z: Tensor, a: Tensor) -> Tensor:
         """E[z_{t+1} | z_t, a_t] of a window: z (B, T+1, D), a (B, T, A) -> (..., B, T, D)."""
         return self._step(z[:, :-1], self._inputs(a), self._sequence_context(z[:, :-1], a))
 
     def open_loop_means(self, z: Tensor, a: Tensor) -> Tensor:
-        """The mean path from a window's first latent, shaped as `one_step_means`.
-
-        With a memory the first half of the window is read, not predicted open loop: a memory that
-        has seen nothing would be trained to guess.
-        """
+        """The mean path over a window, or with a memory over its second half: (..., B, T, D)."""
         read = a.shape[1] // 2 if self.has_memory else 0
         past = (z[:, :read], a[:, :read]) if read else None
         state = self._remember(past, z[:, 0], (z.shape[0],))
-        path = torch.stack(self._path(z[:, read], a[:, read:], state)[1:], -2)
-        if not read:
-            return path
-        return torch.cat([self.one_step_means(z[:, : read + 1], a[:, :read]), path], -2)
+        return torch.stack(self._path(z[:, read], a[:, read:], state)[1:], -2)
 
     # -- shared machinery --------------------------------------------------------------------------
 

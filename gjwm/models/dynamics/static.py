@@ -123,9 +123,9 @@ class StaticLatents(Dynamics):
 
     def open_loop_means(self, z: Tensor, a: Tensor) -> Tensor:
         """As the rollout: the first latent's static ones are held over the window."""
-        held = repeat(z[:, 0, -self.static_dim :], "b s -> b t s", t=a.shape[1])
-        means = self.dynamics.open_loop_means(z[..., : -self.static_dim], torch.cat([a, held], -1))
-        return self._with(means, held)
+        _, a, static = self._held(z[:, 0], a)
+        means = self.dynamics.open_loop_means(z[..., : -self.static_dim], a)
+        return self._with(means, static[:, None])
 
     @staticmethod
     def _with(means: Tensor, static: Tensor) -> Tensor:
