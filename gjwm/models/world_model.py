@@ -16,6 +16,7 @@ from gjwm._core.types import Batch
 from gjwm.models.calibration import Calibration, fit_calibration
 from gjwm.models.dynamics import Dynamics, Past, Prediction
 from gjwm.objectives import JointEmbeddingObjective
+from gjwm.objectives.losses import weighted_sum
 
 FORMAT = 1  # of the checkpoint file
 
@@ -225,8 +226,8 @@ class WorldModel(nn.Module):
         z_hat = self.dynamics.training_means(z, batch.a)
         losses = objective(z_hat, z_next, z, clusters=batch.episode, generator=generator)
         losses["nll"] = self.dynamics.nll(z[:, :-1], batch.a, z_next)
-        # disjoint parameters: no weight to choose between them
-        losses["loss"] = losses["loss"] + losses["nll"]
+        # The spread and the heads have parameters of their own: no weight to choose between them.
+        weights = {**objective.weights, "nll": 1.0, **dict.fromkeys(self.heads, 1.0)}
         for name, head in self.heads.items():
             if not hasattr(head, "loss"):
                 raise ValueError(
@@ -234,7 +235,7 @@ class WorldModel(nn.Module):
                     "windows: use `gjwm online`, or gjwm.rl.RewardLearner."
                 )
             losses[name] = head.loss(z.detach(), batch)
-            losses["loss"] = losses["loss"] + losses[name]
+        losses["loss"] = weighted_sum(losses, weights)
         with torch.no_grad():
             losses["open_loop"], losses["one_step"] = (
                 (part - z_next).square().mean() for part in z_hat

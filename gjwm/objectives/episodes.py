@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gjwm.objectives.base import check_choice
+from gjwm.objectives.losses import weighted_sum
 from gjwm.objectives.objective import JointEmbeddingObjective, judge
 
 LAWS = ("marginal", "within")
@@ -64,6 +65,15 @@ class EpisodeObjective(nn.Module):
             # A copy: what a discrepancy keeps between calls (subspaces, running moments) is of one
             # space.
             self.static_discrepancy = copy.deepcopy(objective.discrepancy)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """How much each of the losses counts."""
+        static = {
+            "static_alignment": self.static_weight,
+            "static_discrepancy": self.objective.lam,
+        }
+        return self.objective.weights | (static if self.static_dim else {})
 
     def forward(
         self,
@@ -123,10 +133,7 @@ class EpisodeObjective(nn.Module):
             clusters=clusters,
             generator=generator,
         )
-        losses["loss"] = losses["loss"] + self.static_weight * losses["static_alignment"]
-        if self.objective.lam:
-            losses["loss"] = losses["loss"] + self.objective.lam * losses["static_discrepancy"]
-        return losses
+        return losses | {"loss": weighted_sum(losses, self.weights)}
 
 
 def make_objective(

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from gjwm.objectives import distributed
 from gjwm.objectives.base import NonFiniteLatentsError, check_choice
 from gjwm.objectives.joint import predictive_information
+from gjwm.objectives.losses import weighted_sum
 from gjwm.objectives.sigreg import SIGReg
 
 ALIGNMENTS = ("mse", "joint")
@@ -60,6 +61,11 @@ class JointEmbeddingObjective(nn.Module):
         self.detach_target, self.align = detach_target, align
         self.ridge, self.alignment_weight = ridge, alignment_weight
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """How much each of the losses counts."""
+        return {"alignment": self.alignment_weight, "discrepancy": self.lam}
+
     @classmethod
     def lewm(cls, **changes) -> JointEmbeddingObjective:
         """LeWM: mean squared error over batch, time and dimensions + 0.09 * `SIGReg.lewm()`."""
@@ -108,9 +114,8 @@ class JointEmbeddingObjective(nn.Module):
 
     def combine(self, alignment: Tensor, discrepancy: Tensor) -> dict[str, Tensor]:
         """The two terms and their weighted sum, "loss"."""
-        loss = alignment if self.alignment_weight == 1 else self.alignment_weight * alignment
-        loss = loss + self.lam * discrepancy if self.lam else loss
-        return {"loss": loss, "alignment": alignment, "discrepancy": discrepancy}
+        losses = {"alignment": alignment, "discrepancy": discrepancy}
+        return {"loss": weighted_sum(losses, self.weights), **losses}
 
     def alignment(self, z_hat: Tensor, z_next: Tensor, mask: Tensor | None = None) -> Tensor:
         """How far predictions lie from their targets; arguments as `forward`."""

@@ -20,6 +20,7 @@ from gjwm._core.types import Batch
 from gjwm.models.dynamics import StaticLatents
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import EpisodeObjective, JointEmbeddingObjective
+from gjwm.objectives.losses import weighted_sum
 from gjwm.rl.actor_critic import Policy, QEnsemble
 from gjwm.rl.settings import LearnerSettings
 
@@ -156,7 +157,7 @@ class RewardLearner:
         # One latent of each window: what the discrepancy compares is then all but independent.
         objective = self.objective(z_hat, z[:, 1:], z[:, :1], generator=generator)
         terms = {"objective": objective["loss"], **errors}
-        loss = sum(self.weights[name] * term for name, term in terms.items())
+        loss = weighted_sum(terms, {name: self.weights[name] for name in terms})
         self._optimizers["optimizer"].zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.settings.clip)
