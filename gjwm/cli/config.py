@@ -279,17 +279,4 @@ def dataset_of(cfg: DictConfig) -> Dataset:
 
 def require_same_env(cfg: DictConfig, dataset: str) -> None:
     """Raise ValueError for data of another world than cfg.env."""
-    data = Dataset.open(dataset)
-    made = {"id": data.env_id, **data.env_kwargs}
-    wanted = OmegaConf.to_container(cfg.env, resolve=True)
-    different = sorted(
-        key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key)
-    )
-    if different:
-        raise ValueError(
-            f"{dataset} was collected with "
-            + ", ".join(
-                f"env.{key}={made.get(key)!r} and not {wanted.get(key)!r}" for key in different
-            )
-            + "; pass the same settings, or another dataset=..."
-        )
+    Dataset.open(dataset).require_env(cfg.env.id, env_kwargs(cfg))

@@ -14,7 +14,7 @@ from gjwm.data.dataset import STORAGES
 from gjwm.reporting import LiveReport
 from gjwm.reporting.logging import RunLogger, check_mode
 from gjwm.training.fit import Log
-from gjwm.training.run import Run
+from gjwm.training.run import RETURNS, Run
 
 
 def run_of(cfg: DictConfig, command: str, **options: Any) -> Run:
@@ -29,7 +29,10 @@ def run_of(cfg: DictConfig, command: str, **options: Any) -> Run:
                 live.update(step)
 
             yield log
-            live.finish(steps)
+            if options.get("last") == RETURNS:
+                live.finish(steps, f"{RETURNS} has what was earned")
+            else:
+                live.finish(steps)
 
     return Run(
         cfg.run_dir,

@@ -63,6 +63,23 @@ class Dataset:
         """Steps of each episode."""
         return episode_lengths(self.path)
 
+    def require_env(self, env_id: str, env_kwargs: Mapping[str, Any]) -> None:
+        """Raise ValueError if another environment made these data: nothing later would notice."""
+        collected = {"id": self.env_id, **self.env_kwargs}
+        wanted = {"id": env_id, **env_kwargs}
+        different = sorted(
+            key for key in collected.keys() | wanted.keys() if collected.get(key) != wanted.get(key)
+        )
+        if different:
+            raise ValueError(
+                f"{self.path} was collected with "
+                + ", ".join(
+                    f"env.{key}={collected.get(key)!r} and not {wanted.get(key)!r}"
+                    for key in different
+                )
+                + "; pass the same settings, or another dataset=..."
+            )
+
     def collectable(self) -> bool:
         """Whether more episodes like these can be collected: the environment is known here, and so
         is who acted.

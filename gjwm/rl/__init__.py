@@ -15,7 +15,7 @@ from gjwm.rl.oracle import simulator_actor
 from gjwm.rl.returns import Act, ReturnCurve, play_returns, return_report
 from gjwm.rl.settings import Exploration, LearnerSettings, OnlineSettings, Oracle
 from gjwm.rl.stream import Stream, Transition
-from gjwm.rl.training import RewardRecipe, RewardTraining, learn
+from gjwm.rl.training import RewardRecipe, learn
 
 __all__ = [
     "Act",
@@ -27,7 +27,6 @@ __all__ = [
     "ReturnCurve",
     "RewardLearner",
     "RewardRecipe",
-    "RewardTraining",
     "Stream",
     "Transition",
     "lambda_returns",

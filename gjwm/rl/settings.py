@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gjwm.planning import Planner
+from gjwm.training.settings import Factory
 
 
 def _check_whole(settings: object, group: str, least: int, *names: str) -> None:
@@ -126,9 +126,9 @@ class Exploration:
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle:
-    """A planner on the true simulator, see `simulator_actor`."""
+    """A planner on the true simulator, see `simulator_actor`; `planner` makes one."""
 
-    planner: Planner
+    planner: Factory
     horizon: int = 40
     replan_every: int = 4
 

@@ -1,13 +1,12 @@
-"""A task learned from its reward, from Python: `learn`. `gjwm online` is the same, with a log and a
-page.
-"""
+"""A task learned from its reward, in one call: `learn`."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Generator, nn
 
+from gjwm import __version__
 from gjwm.data.dataset import (
     DiskWindows,
     dataset_info,
@@ -22,13 +22,14 @@ from gjwm.data.dataset import (
     open_windows,
     read_episodes,
 )
+from gjwm.data.handle import HELD_OUT, Dataset
 from gjwm.data.replay import ReplayBuffer, available_memory, buffer_bytes, residence
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.models.heads import RewardHead
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.objectives import SIGReg, make_objective
-from gjwm.planning import MPPI, Planner
+from gjwm.planning import MPPI
 from gjwm.planning.agent import reward_agent
 from gjwm.rl.actor_critic import Policy, QEnsemble
 from gjwm.rl.learner import RewardLearner
@@ -38,9 +39,9 @@ from gjwm.rl.returns import Act, ReturnCurve, play_returns, return_report
 from gjwm.rl.settings import LearnerSettings, OnlineSettings
 from gjwm.rl.stream import Stream
 from gjwm.training.checkpoint import Checkpoints
-
-# Seeds of evaluation start here, and above: training never sees them.
-HELD_OUT = 1_000_000
+from gjwm.training.metrics import progress
+from gjwm.training.run import RETURNS, Run, sole_process, write_json
+from gjwm.training.settings import Factory, ObjectiveSettings, made, plain
 
 
 def _encoder(observation_shape: tuple[int, ...], latent_dim: int) -> nn.Module:
@@ -50,7 +51,7 @@ def _encoder(observation_shape: tuple[int, ...], latent_dim: int) -> nn.Module:
     return MLPEncoder(observation_shape, latent_dim, hidden=(128, 128), symlog=True)
 
 
-def _heads() -> dict[str, Callable[..., nn.Module]]:
+def _heads() -> dict[str, Factory]:
     return {
         "reward": RewardHead,
         "value": partial(QEnsemble, hidden=128),
@@ -69,26 +70,32 @@ class RewardRecipe:
         heads: name -> (latent_dim=, action_dim=) -> module: "reward", and if wanted "termination",
             and "value" with "policy".
         discrepancy: () -> module of the objective.
-        objective: other arguments of `make_objective`.
-        planner: maximises the reward.
+        objective: see there.
+        planner: () -> a planner, which maximises the reward.
         learner, online: see there.
         seed: of weights, actions and episodes.
     """
 
     latent_dim: int = 32
-    encoder: Callable[..., nn.Module] = _encoder
-    dynamics: Callable[..., nn.Module] = field(
+    encoder: Factory = _encoder
+    dynamics: Factory = field(
         default_factory=lambda: partial(GaussianDynamics, hidden=128, std_hidden=64)
     )
-    heads: Mapping[str, Callable[..., nn.Module]] = field(default_factory=_heads)
+    heads: Mapping[str, Factory] = field(default_factory=_heads)
     # one latent of each window is judged
-    discrepancy: Callable[[], nn.Module] = field(
+    discrepancy: Factory = field(
         default_factory=lambda: partial(SIGReg, num_slices=64, time="pooled")
     )
-    objective: Mapping[str, Any] = field(default_factory=lambda: {"lam": 1.0})
-    planner: Planner = field(
-        default_factory=lambda: MPPI(
-            samples=24, iterations=1, elites=6, covariance="diagonal", init_std=0.7, min_std=0.05
+    objective: ObjectiveSettings = field(default_factory=lambda: ObjectiveSettings(lam=1.0))
+    planner: Factory = field(
+        default_factory=lambda: partial(
+            MPPI,
+            samples=24,
+            iterations=1,
+            elites=6,
+            covariance="diagonal",
+            init_std=0.7,
+            min_std=0.05,
         )
     )
     learner: LearnerSettings = field(default_factory=LearnerSettings)
@@ -100,10 +107,11 @@ def learn(
     env_id: str,
     recipe: RewardRecipe | None = None,
     *,
-    run: str | Path | None = None,
+    run: str | Path | Run | None = None,
     device: str = "cpu",
     workers: int | None = None,
-    log: Log | None = None,
+    storage: str = "auto",
+    notify: Callable[[str], Any] = print,
     **env_kwargs: Any,
 ) -> WorldModel:
     """Learn a task from its reward: while acting, from `recipe.online.data`, or both.
@@ -111,10 +119,12 @@ def learn(
     Args:
         env_id, env_kwargs: of `gjwm.make_env`: any environment with actions in a box, whose
             observations are one array.
-        run: a folder for checkpoint.pt and returns.csv; states are kept in it, and learning goes on
-            from the last one, with the settings that it began with. None: nothing is kept.
+        run: a folder that gets checkpoint.pt, returns.csv (every return of every evaluation) and
+            returns.json (of all actors at the end), and from which an interrupted training goes on;
+            None writes nothing.
         workers: processes that step environments, see `gjwm.make_vec`.
-        log: called with scalars and the step they belong to.
+        storage: where the dataset lies while it is learned from, see `open_windows`.
+        notify: told what happens.
 
     Returns:
         the model, in evaluation mode. `reward_agent` acts with it.
@@ -122,43 +132,38 @@ def learn(
     Raises:
         ValueError: for settings, an environment or data that do not go together.
         MemoryError: when replay takes more than there is.
+        FloatingPointError: when a loss is NaN or infinite.
     """
-    with RewardTraining(
-        env_id, recipe or RewardRecipe(), env_kwargs=env_kwargs, device=device, workers=workers
-    ) as training:
-        training.run(run, log=log)
-        if run is not None:
-            training.finish()
-            training.model.save(Path(run) / "checkpoint.pt")
-    return training.model
+    recipe = RewardRecipe() if recipe is None else recipe
+    with ExitStack() as stack:
+        if run is not None and not isinstance(run, Run):
+            stack.enter_context(sole_process(run))
+            config = {"env": {"id": env_id, **env_kwargs}, **plain(recipe)}
+            run = Run(run, config, device=device, resume=True, last=RETURNS)
+        training = _Training(env_id, env_kwargs, recipe, device, workers, storage, notify)
+        stack.callback(training.stream.close)
+        return training.go(run)
 
 
-class RewardTraining:
-    """Environments and a learner that are made and checked; `run` then trains. Close it, or use it
-    in a `with`.
-
-    Args:
-        env_id, env_kwargs, device, workers: see `learn`.
-        storage: where the dataset lies while it is learned from, see `open_windows`.
-        notify: told what memory is taken, before it is.
-    """
+class _Training:
+    """One training: environments and a learner that are made and checked before `go` trains."""
 
     def __init__(
         self,
         env_id: str,
+        env_kwargs: dict[str, Any],
         recipe: RewardRecipe,
-        *,
-        env_kwargs: Mapping[str, Any] | None = None,
-        device: str = "cpu",
-        workers: int | None = None,
-        storage: str = "auto",
-        notify: Callable[[str], None] = lambda text: None,
+        device: str,
+        workers: int | None,
+        storage: str,
+        notify: Callable[[str], Any],
     ):
-        self.env_id, self.env_kwargs, self.recipe = env_id, dict(env_kwargs or {}), recipe
+        self.env_id, self.env_kwargs, self.recipe = env_id, env_kwargs, recipe
         self.settings, self.workers = recipe.online, workers
         self.storage, self.notify = storage, notify
         self.device = device
-        self.curve: ReturnCurve | None = None
+        if self.settings.data is not None:
+            Dataset.open(self.settings.data).require_env(env_id, env_kwargs)
         # Windows and replay live beside the model on a GPU if they fit.
         self._home = "auto" if device.startswith("cuda") else "cpu"
         self.stream = Stream(
@@ -166,6 +171,7 @@ class RewardTraining:
         )
         try:
             self.learner = self._make_learner()
+            self.planner = made("planner", recipe.planner)
             if self.settings.oracle and not hasattr(self.stream.envs, "get_state"):
                 raise ValueError(
                     f"online.oracle sets the simulator's state, and {env_id} does not let it: use "
@@ -174,16 +180,6 @@ class RewardTraining:
         except BaseException:
             self.stream.close()
             raise
-
-    def __enter__(self) -> RewardTraining:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free the environments."""
-        self.stream.close()
 
     @property
     def model(self) -> WorldModel:
@@ -200,18 +196,18 @@ class RewardTraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = WorldModel(
-                recipe.encoder(observation_shape=list(shape), latent_dim=recipe.latent_dim),
-                recipe.dynamics(**sizes),
-                {name: head(**sizes) for name, head in recipe.heads.items()},
+                made(
+                    "encoder",
+                    recipe.encoder,
+                    observation_shape=list(shape),
+                    latent_dim=recipe.latent_dim,
+                ),
+                made("dynamics", recipe.dynamics, **sizes),
+                {name: made(f"heads.{name}", head, **sizes) for name, head in recipe.heads.items()},
             ).to(self.device)
-            objective = make_objective(recipe.discrepancy(), **recipe.objective)
-        online = asdict(recipe.online)
-        del online["oracle"], online["data"]
-        model.origin = Origin(
-            env_id=self.env_id,
-            env_kwargs=self.env_kwargs,
-            recipe={"learner": asdict(recipe.learner), "online": online, "seed": recipe.seed},
-        )
+            discrepancy = made("discrepancy", recipe.discrepancy)
+            objective = make_objective(discrepancy, **plain(recipe.objective))
+        model.origin = Origin(env_id=self.env_id, env_kwargs=self.env_kwargs, recipe=plain(recipe))
         return RewardLearner(model, objective, recipe.learner)
 
     def check_memory(self, episodes: int) -> None:
@@ -243,52 +239,83 @@ class RewardTraining:
                 "lower env.size."
             )
 
-    def run(
-        self,
-        folder: str | Path | None = None,
-        *,
-        episodes: int | None = None,
-        log: Log | None = None,
-    ) -> float:
-        """Train, from the newest state in `folder`/state if there is one -> seconds of training.
-
-        Args:
-            folder: for states, and returns.csv, which has another name until `finish`; None:
-                nothing is kept.
-            episodes: of the dataset, the first ones; None: all.
-            log: called with scalars and the step.
-
-        Raises:
-            FloatingPointError: when a loss is not finite. States are removed: going on from them
-                would end the same way.
-        """
-        settings, data = self.settings, self.settings.data
-        if episodes is None:
-            episodes = 0 if data is None else dataset_info(data)["episodes"]
+    def go(self, run: Run | None) -> WorldModel:
+        data = self.settings.data
+        episodes, after = 0 if data is None else dataset_info(data)["episodes"], None
+        if run is None:
             self.check_memory(episodes)
-        checkpoints = None if folder is None else Checkpoints(Path(folder) / "state")
-        kept = None if checkpoints is None else checkpoints.latest()
-        after = None if kept is None else kept.step
-        self.curve = None if folder is None else self._curve(Path(folder), after)
-        seconds = 0.0
+            self._train(None, episodes, None, lambda scalars, step: None)
+            return self.model
+        # Only now is anything in the run's folder touched.
+        begun = run.begin(self.steps, episodes, self.check_memory)
+        if begun is None:
+            self.notify(f"{run.folder}: already trained, nothing to resume")
+            return WorldModel.load(run.folder / "checkpoint.pt", self.device)
+        after, episodes = begun
+        curve = self._curve(run.folder, after)
+        with run.logging(self.steps, after) as log:
+            try:
+                self._train(run.checkpoints, episodes, curve, log)
+            except FloatingPointError:
+                run.checkpoints.clear()  # going on would end the same way
+                raise
+            returns = {actor: self.returns(actor) for actor in self.actors}
+            # Nothing that takes long or can fail is left: now what there was of an earlier run of
+            # this name goes.
+            curve.finish()
+            seconds = run.checkpoints.latest().content["seconds"]
+            training = {"seconds": seconds, "threads": torch.get_num_threads()}
+            training["command"] = run.command
+            about = {"version": __version__, "config": run.config, "training": training}
+            self.model.save(run.folder / "checkpoint.pt", **about)
+            run.write_config()
+        # Last, and after the log is whole: a run without it is not done.
+        content = {"version": __version__, "command": run.command, "returns": returns}
+        write_json(run.folder / RETURNS, content)
+        for name, row in returns.items():
+            low, high = row["ci95"]
+            self.notify(
+                f"{name:8s} return {row['return_mean']:.1f} [{low:.1f}, {high:.1f}] of "
+                f"{row['episodes']} episodes, {1e3 * row['seconds_per_step']:.1f} ms per step"
+            )
+        return self.model
 
-        def evaluate(step: int, spent: float) -> dict[str, float]:
-            nonlocal seconds
-            seconds = spent
+    def _train(
+        self, checkpoints: Checkpoints | None, episodes: int, curve: ReturnCurve | None, log: Log
+    ) -> None:
+        """Learn from the dataset's first `episodes`, then while acting, from the newest state."""
+        settings = self.settings
+        state = None if checkpoints is None else checkpoints.latest()
+        fresh = state is None or state.step <= settings.pretrain  # replay was not kept yet
+        shown: dict[str, float] = {}
+
+        def evaluate(step: int, seconds: float) -> dict[str, float]:
             report = self.returns("plan")
-            if self.curve is not None:
-                self.curve.add(step, spent, report["returns"])
+            if curve is not None:
+                curve.add(step, seconds, report["returns"])
             low, high = report["ci95"]
             earned = {"return": report["return_mean"], "low": low, "high": high}
             return {f"evaluate/{name}": value for name, value in earned.items()}
 
-        generator = Generator().manual_seed(self.recipe.seed)
-        shared = dict(evaluate=evaluate, log=log, generator=generator, checkpoints=checkpoints)
-        fresh = after is None or after <= settings.pretrain  # replay was not kept yet
-        try:
+        def log_and_show(scalars: dict[str, float], step: int) -> None:
+            log(scalars, step)
+            shown.update(scalars)
+            bar.report(step, loss=shown.get("loss", math.nan), earned=shown.get("evaluate/return"))
+
+        with progress(self.steps, desc="online") as bar:
+            shared: dict[str, Any] = dict(
+                evaluate=evaluate,
+                log=log_and_show,
+                generator=Generator().manual_seed(self.recipe.seed),
+                checkpoints=checkpoints,
+            )
             if settings.pretrain and fresh:
                 windows = open_windows(
-                    data, self._home, storage=self.storage, episodes=episodes, notify=self.notify
+                    settings.data,
+                    self._home,
+                    storage=self.storage,
+                    episodes=episodes,
+                    notify=self.notify,
                 )
                 prefetch = 2 if isinstance(windows, DiskWindows) else 0
                 pretrain(self.learner, windows, settings, prefetch=prefetch, **shared)
@@ -297,19 +324,7 @@ class RewardTraining:
                     torch.cuda.empty_cache()  # else it would still count as taken
             if settings.steps:
                 replay = self._replay(episodes) if fresh else None
-                train_online(
-                    self.learner, self.recipe.planner, self.stream, replay, settings, **shared
-                )
-        except FloatingPointError:
-            if checkpoints is not None:
-                checkpoints.clear()
-            raise
-        return seconds if checkpoints is None else checkpoints.latest().content["seconds"]
-
-    def finish(self) -> None:
-        """returns.csv gets its name, in place of that of an earlier run."""
-        if self.curve is not None:
-            self.curve.finish()
+                train_online(self.learner, self.planner, self.stream, replay, settings, **shared)
 
     def _curve(self, folder: Path, after: int | None) -> ReturnCurve:
         if after is not None and self.settings.steps:
@@ -373,7 +388,7 @@ class RewardTraining:
             with simulator_actor(
                 self.env_id,
                 self.env_kwargs,
-                oracle.planner,
+                made("online.oracle.planner", oracle.planner),
                 horizon=oracle.horizon,
                 replan_every=oracle.replan_every,
                 discount=discount,
@@ -384,7 +399,7 @@ class RewardTraining:
         if kind == "plan":
             agent = reward_agent(
                 model,
-                self.recipe.planner,
+                self.planner,
                 horizon=settings.horizon,
                 discount=discount,
                 policy_plans=settings.policy_plans,

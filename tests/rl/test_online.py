@@ -1004,7 +1004,7 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     ] == ["30", "30"]
     begun = folder / "state" / "run.json"
     kept = json.loads(begun.read_text())
-    begun.write_text(json.dumps({**kept, "config": {**kept["config"], "device": "cuda"}}))
+    begun.write_text(json.dumps({**kept, "device": "cuda"}))
     (folder / "returns.json").unlink()
     capsys.readouterr()
     assert main(["online", *TINY, *DATA, *FROM_DATA, "resume=true"]) == 1
