@@ -92,9 +92,8 @@ class QEnsemble(Configured, nn.Module):
         self.layers = nn.ModuleList(
             BatchedLinear(members, i, o) for i, o in itertools.pairwise(sizes)
         )
-        with (
-            torch.no_grad()
-        ):  # all values start in the middle of the bins, not where the first weights happen to be
+        with torch.no_grad():
+            # All values start in the middle of the bins, not where the first weights happen to be.
             self.layers[-1].weight.zero_()
             self.layers[-1].bias.zero_()
 

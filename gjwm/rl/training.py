@@ -28,7 +28,7 @@ from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.models.heads import RewardHead
 from gjwm.models.world_model import Origin, WorldModel
-from gjwm.objectives import SIGReg, make_objective
+from gjwm.objectives import SIGReg
 from gjwm.planning import MPPI
 from gjwm.planning.agent import reward_agent
 from gjwm.rl.actor_critic import Policy, QEnsemble
@@ -40,8 +40,9 @@ from gjwm.rl.settings import LearnerSettings, OnlineSettings
 from gjwm.rl.stream import Stream
 from gjwm.training.checkpoint import Checkpoints
 from gjwm.training.metrics import progress
+from gjwm.training.recipe import build, make_objective
 from gjwm.training.run import RETURNS, Run, sole_process, write_json
-from gjwm.training.settings import Factory, ObjectiveSettings, made, plain
+from gjwm.training.settings import Factory, ModelRecipe, ObjectiveSettings, made, plain
 
 
 def _encoder(observation_shape: tuple[int, ...], latent_dim: int) -> nn.Module:
@@ -60,23 +61,15 @@ def _heads() -> dict[str, Factory]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardRecipe:
+class RewardRecipe(ModelRecipe):
     """A model, how it plans, and how both learn from reward. Sizes are for one core.
 
     Args:
-        latent_dim: D.
-        encoder: (observation_shape=, latent_dim=) -> module.
-        dynamics: (latent_dim=, action_dim=) -> module.
-        heads: name -> (latent_dim=, action_dim=) -> module: "reward", and if wanted "termination",
-            and "value" with "policy".
-        discrepancy: () -> module of the objective.
-        objective: see there.
+        heads: "reward", and if wanted "termination", and "value" with "policy".
         planner: () -> a planner, which maximises the reward.
         learner, online: see there.
-        seed: of weights, actions and episodes.
     """
 
-    latent_dim: int = 32
     encoder: Factory = _encoder
     dynamics: Factory = field(
         default_factory=lambda: partial(GaussianDynamics, hidden=128, std_hidden=64)
@@ -100,7 +93,6 @@ class RewardRecipe:
     )
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     online: OnlineSettings = field(default_factory=OnlineSettings)
-    seed: int = 0
 
 
 def learn(
@@ -191,22 +183,12 @@ class _Training:
         return self.settings.pretrain + self.settings.steps
 
     def _make_learner(self) -> RewardLearner:
-        recipe, shape = self.recipe, self.stream.observation_space.shape
-        sizes = {"latent_dim": recipe.latent_dim, "action_dim": self.stream.action_space.shape[0]}
+        recipe, stream = self.recipe, self.stream
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            model = WorldModel(
-                made(
-                    "encoder",
-                    recipe.encoder,
-                    observation_shape=list(shape),
-                    latent_dim=recipe.latent_dim,
-                ),
-                made("dynamics", recipe.dynamics, **sizes),
-                {name: made(f"heads.{name}", head, **sizes) for name, head in recipe.heads.items()},
-            ).to(self.device)
-            discrepancy = made("discrepancy", recipe.discrepancy)
-            objective = make_objective(discrepancy, **plain(recipe.objective))
+            shape, action_dim = stream.observation_space.shape, stream.action_space.shape[0]
+            model = build(recipe, shape, action_dim, self.device)
+            objective = make_objective(recipe)
         model.origin = Origin(env_id=self.env_id, env_kwargs=self.env_kwargs, recipe=plain(recipe))
         return RewardLearner(model, objective, recipe.learner)
 

@@ -25,6 +25,7 @@ from gjwm.training.run import Run, decoder_of, save_decoder, sole_process
 from gjwm.training.settings import (
     CalibrateSettings,
     DecodeSettings,
+    ModelRecipe,
     ObjectiveSettings,
     Recipe,
     RefineSettings,
@@ -115,14 +116,14 @@ def _thread_count(threads: int | None, device: str) -> Iterator[Threads | None]:
         torch.set_num_threads(before)
 
 
-def make_objective(recipe: Recipe) -> nn.Module:
-    """The objective of the joint training."""
+def make_objective(recipe: ModelRecipe) -> nn.Module:
+    """The objective that encoder and dynamics learn from."""
     discrepancy = made("discrepancy", recipe.discrepancy)
     return objectives.make_objective(discrepancy, **plain(recipe.objective))
 
 
 def build(
-    recipe: Recipe, observation_shape: tuple[int, ...], action_dim: int, device: str = "cpu"
+    recipe: ModelRecipe, observation_shape: tuple[int, ...], action_dim: int, device: str = "cpu"
 ) -> WorldModel:
     """An untrained model for observations and actions of these shapes."""
     encoder = recipe.encoder or (ConvEncoder if len(observation_shape) == 3 else MLPEncoder)

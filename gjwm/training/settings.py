@@ -150,9 +150,8 @@ class DecodeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides which model a dataset becomes. Its defaults learn dm_control's
-    reacher from 64x64 pixels.
+class ModelRecipe:
+    """What a model is made of, and its objective.
 
     Components are factories: classes, or `functools.partial` of them.
 
@@ -162,7 +161,7 @@ class Recipe:
             `MLPEncoder` for vectors.
         dynamics, heads: called with (latent_dim=, action_dim=).
         discrepancy: called without arguments.
-        seed: of first weights, windows and slices.
+        seed: of first weights and of all that is drawn in training.
     """
 
     latent_dim: int = 32
@@ -171,10 +170,6 @@ class Recipe:
     heads: Mapping[str, Factory] = field(default_factory=dict)
     discrepancy: Factory = SIGReg
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    train: TrainSettings = field(default_factory=TrainSettings)
-    refine: RefineSettings = field(default_factory=RefineSettings)
-    calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
     seed: int = 0
 
     def __post_init__(self):
@@ -194,6 +189,18 @@ class Recipe:
     def plain(self) -> dict[str, Any]:
         """All settings as plain data, factories by the names of their classes."""
         return plain(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ModelRecipe):
+    """Everything that decides which model a dataset becomes. Its defaults learn dm_control's
+    reacher from 64x64 pixels.
+    """
+
+    train: TrainSettings = field(default_factory=TrainSettings)
+    refine: RefineSettings = field(default_factory=RefineSettings)
+    calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
 
 
 def made(name: str, factory: Factory, **given: Any) -> Any:

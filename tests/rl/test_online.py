@@ -681,8 +681,8 @@ def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
     with pytest.raises(ValueError, match="block >= 2"):
         Exploration(block=1)
     # the first 2,000 steps are five blocks of a single lane
-    alone = Explorer(Exploration(block=400), 1, 1, generator(2))
-    a = torch.stack([alone.aimless() for _ in range(2400)])[:, 0, 0]
+    single = Explorer(Exploration(block=400), 1, 1, generator(2))
+    a = torch.stack([single.aimless() for _ in range(2400)])[:, 0, 0]
     assert (a[:2000].abs() > 0.999).float().mean() < 0.01 and (
         a[2000:].abs() > 0.999
     ).float().mean() > 0.3
