@@ -26,7 +26,7 @@ def main():
 
     # Act with what was learned: the planner, with values beyond its horizon.
     agent = reward_agent(
-        model, recipe.planner, horizon=recipe.online.horizon, discount=recipe.learner.discount
+        model, recipe.planner(), horizon=recipe.online.horizon, discount=recipe.learner.discount
     )
     env = gjwm.make_env(**TASK)
     o, _ = env.reset(seed=1_000_000)

@@ -223,7 +223,7 @@ class _Training:
 
     def go(self, run: Run | None) -> WorldModel:
         data = self.settings.data
-        episodes, after = 0 if data is None else dataset_info(data)["episodes"], None
+        episodes = 0 if data is None else dataset_info(data)["episodes"]
         if run is None:
             self.check_memory(episodes)
             self._train(None, episodes, None, lambda scalars, step: None)
