@@ -537,12 +537,8 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
             "refine.length=50",
             "refine.length=50 is longer than the longest episode of data/small, 20 steps",
         ),
-        ("refine.batch=0", "refining expects steps, batch and length >= 1"),
+        ("refine.batch=0", "refining expects steps >= 0, batch and length >= 1"),
         ("refine.lr=-1", "lr and clip > 0"),
-        (
-            "refine.dynamics={_target_:gjwm.models.dynamics.GaussianDynamics,latent_dim:8}",
-            "set refine.dynamics.latent_dim=4",
-        ),
         ("refine.dynamics=ensemble", "such as +dynamics@refine.dynamics=ensemble, got 'ensemble'"),
         ("objective.static_dim=2", "set train.episodes to half the batch"),
         ("objective.static_dim=null", "objective.static_dim must be a whole number, got None"),
