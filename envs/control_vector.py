@@ -111,7 +111,7 @@ class ControlSuiteVectorEnv(BatchedEnv):
         observations = final = self._observe()
         infos: dict[str, Any] = {}
         ended = (terminated | truncated).nonzero()[0]
-        if len(ended):
+        if len(ended) and self.autoreset:
             observations = observations.copy()
             for i, (observation, info) in zip(
                 ended, self._physics.map(ControlSuiteEnv.reset, ended)

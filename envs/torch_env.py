@@ -280,6 +280,8 @@ class TorchVectorEnv(_Dressed, VectorEnv):
         "render_fps": 10,
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
+    # False: an episode that ended goes on instead of making way for the next
+    autoreset = True
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -332,7 +334,7 @@ class TorchVectorEnv(_Dressed, VectorEnv):
 
         ended = terminated | truncated
         on_cpu = self.device.type == "cpu"
-        if not on_cpu or bool(ended.any()):
+        if self.autoreset and (not on_cpu or bool(ended.any())):
             rows = ended.nonzero()[:, 0] if on_cpu else None
             infos["_final_obs"] = self._out(ended)
             infos["final_info"] = {

@@ -133,6 +133,9 @@ class BatchedEnv(VectorEnv):
         n: how many there are.
         device: None: numpy arrays are returned."""
 
+    # False: an episode that ended goes on, where its world does, instead of making way for the next
+    autoreset = True
+
     def __init__(self, single: gym.Env, n: int, device: str | torch.device | None):
         self.num_envs = int(n)
         self.device = None if device is None else torch.device(device)
@@ -429,7 +432,7 @@ class EnvVector(BatchedEnv):
         actions = self._checked(actions)
         self._turn = 1 - self._turn
         for group, block in zip(self._groups, self._blocks):
-            group.ask("step", self._turn, actions[block[0] : block[-1] + 1])
+            group.ask("step", self._turn, actions[block[0] : block[-1] + 1], self.autoreset)
         answers, deaths = self._answers_and_deaths()
         rewards, terminated, truncated = (
             np.zeros(self.num_envs),
@@ -629,7 +632,7 @@ class _Group:
 
         return self._each(one, seeds, options)
 
-    def step(self, turn: int, actions: np.ndarray):
+    def step(self, turn: int, actions: np.ndarray, autoreset: bool):
         """Rewards, terminations, truncations, and infos of steps and of resets where there are any,
         by environment."""
         step_infos, reset_infos = {}, {}
@@ -643,9 +646,10 @@ class _Group:
                 step_infos[i] = info
             if terminated or truncated:
                 write(self.arrays[2], i, observation)
-                observation, info = env.reset()
-                if info:
-                    reset_infos[i] = info
+                if autoreset:
+                    observation, info = env.reset()
+                    if info:
+                        reset_infos[i] = info
             write(self.arrays[turn], i, observation)
             return float(reward), bool(terminated), bool(truncated)
 

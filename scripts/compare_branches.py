@@ -29,8 +29,9 @@ from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import collect_episodes, make_env
 from gjwm.data.dataset import read_episodes
 from gjwm.envs.fork import GAP, JUNCTION, START_X, place
-from gjwm.evaluation.evaluate import encode_episodes
-from gjwm.models.calibration import calibration_report, concatenate, forecast_windows
+from gjwm.evaluation.calibration import calibration_report
+from gjwm.evaluation.prediction import encode_episodes
+from gjwm.models.calibration import concatenate, forecast_windows
 from gjwm.models.dynamics import DeterministicDynamics, Dynamics, GaussianDynamics, MixtureDynamics
 from gjwm.models.heads import StateHead
 from gjwm.models.world_model import WorldModel

@@ -23,9 +23,10 @@ from gjwm.cli.config import CALIBRATION, HELD_OUT
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import collect_episodes
 from gjwm.data.dataset import read_episodes
-from gjwm.evaluation.evaluate import encode_episodes, marginal_report, prediction_report
+from gjwm.evaluation.calibration import calibration_report
+from gjwm.evaluation.prediction import encode_episodes, marginal_report, prediction_report
 from gjwm.evaluation.surprise import violation_report
-from gjwm.models.calibration import calibration_report, concatenate, forecast_windows
+from gjwm.models.calibration import concatenate, forecast_windows
 from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import platform
 import sys
 import time
@@ -15,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm import __version__
 from gjwm._core.machine import cores
-from gjwm.cli.config import HELD_OUT, behaviour_of, env_kwargs, keyword_arguments
-from gjwm.data.collect import Episode, collect_episodes
-from gjwm.evaluation.evaluate import Details, check_members, check_protocol, evaluate
+from gjwm.cli.config import behaviour_of, env_kwargs, keyword_arguments
+from gjwm.evaluation import Details, Evaluation, evaluate, held_out_episodes
+from gjwm.evaluation.evaluate import Task
 from gjwm.evaluation.verdict import judge
 from gjwm.models.world_model import WorldModel, load_payload
 from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, save_arrays, write_report
@@ -32,33 +31,32 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     """
     run = Path(cfg.run_dir)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
-    options = evaluate_arguments(cfg)
-    if options.get("kappa") is not None:
-        check_members(model.dynamics)
+    settings, task = evaluation_settings(cfg), task_of(cfg)
     planner = instantiate(cfg.planner)
+    task.goals(settings, planner)  # what cannot work is told before episodes are collected
     print("collecting held-out episodes", flush=True)
-    episodes, details = held_out_episodes(cfg), Details()
+    episodes = held_out_episodes(task, settings, workers=cfg.collect.workers)
+    details = Details()
     report = evaluate(
         model,
-        cfg.env.id,
-        env_kwargs(cfg),
-        episodes,
-        planner,
+        settings,
+        env_id=task.env_id,
+        env_kwargs=task.env_kwargs,
+        episodes=episodes,
+        planner=planner,
         notify=lambda message: print(message, flush=True),
         details=details,
-        **options,
     )
     if cfg.report.worst + cfg.report.typical:
         print("filming attempts", flush=True)
         try:
             films = films_of(
                 model,
-                cfg.env.id,
-                env_kwargs(cfg),
+                task,
                 details,
                 decoder=decoder_of(run, cfg.device),
                 position=details.readouts["position"],
-                seed=options["seed"],
+                seed=settings.seed,
             )
         except ValueError as error:
             # what was measured is worth more than its pictures
@@ -100,37 +98,14 @@ def report_command(cfg: DictConfig, command: str) -> None:
     print(write_report(cfg.run_dir))
 
 
-def held_out_episodes(cfg: DictConfig, *, episodes: int | None = None) -> list[Episode]:
-    """Episodes with seeds that training never saw, recorded with their simulator states."""
-    return list(
-        collect_episodes(
-            cfg.env.id,
-            env_kwargs(cfg),
-            behaviour_of(cfg),
-            episodes=episodes or cfg.evaluate.episodes,
-            length=cfg.evaluate.length,
-            seed=HELD_OUT + cfg.evaluate.seed,
-            workers=cfg.collect.workers,
-            record_state=True,
-        )
-    )
+def task_of(cfg: DictConfig) -> Task:
+    """The environment and the behaviour of cfg."""
+    return Task(cfg.env.id, env_kwargs(cfg), behaviour_of(cfg))
 
 
-def evaluate_arguments(cfg: DictConfig) -> dict[str, Any]:
-    """cfg.evaluate as `evaluate`'s arguments, checked before minutes are spent on episodes."""
-    own = OmegaConf.masked_copy(
-        cfg.evaluate, [k for k in cfg.evaluate if k not in ("length", "episodes")]
-    )
-    options = keyword_arguments("evaluate", own, evaluate, besides=["episodes", "length"])
-    episodes, length = cfg.evaluate.episodes, cfg.evaluate.length
-    if not isinstance(episodes, int) or not isinstance(length, int) or episodes < 8 or length < 1:
-        raise ValueError(
-            "expected evaluate.episodes >= 8, half of which fit the probes, and evaluate.length "
-            f">= 1, got {episodes!r} and {length!r}."
-        )
-    known = inspect.signature(check_protocol).parameters
-    check_protocol(**{name: value for name, value in options.items() if name in known})
-    return options
+def evaluation_settings(cfg: DictConfig) -> Evaluation:
+    """cfg.evaluate, checked."""
+    return Evaluation(**keyword_arguments("evaluate", cfg.evaluate, Evaluation))
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -10,9 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from gjwm._core.files import holding
 from gjwm.cli.collect import collect_command
 from gjwm.cli.config import recipe_of
-from gjwm.cli.evaluate import evaluate_arguments, evaluate_command
+from gjwm.cli.evaluate import evaluate_command, evaluation_settings
 from gjwm.cli.train import train_command
-from gjwm.evaluation.evaluate import check_members
 from gjwm.reporting import EVALUATION
 from gjwm.training.recipe import check_refined
 from gjwm.training.run import require_same_training, same_evaluation
@@ -27,9 +26,7 @@ def run_command(cfg: DictConfig, command: str) -> None:
     # What would fail after collecting or training is told now.
     recipe = recipe_of(cfg)
     check_refined(recipe)
-    evaluate_arguments(cfg)
-    if cfg.evaluate.kappa is not None:
-        check_members((recipe.refine.dynamics or recipe.dynamics).func)
+    evaluation_settings(cfg)
     cfg.resume = True
     run, now = Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True)
     with holding(run / "lock", wait=True):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from gjwm.cli.config import env_kwargs
-from gjwm.cli.evaluate import evaluate_arguments, held_out_episodes
-from gjwm.evaluation.evaluate import check_members, encode_episodes
+from gjwm.cli.evaluate import evaluation_settings, task_of
 from gjwm.models.world_model import WorldModel
-from gjwm.reporting.films import attempt, films_of, goals_video, grid_video, position_readout
+from gjwm.reporting.films import film_attempts, goals_video, grid_video
 from gjwm.reporting.logging import log_results
 from gjwm.training.run import decoder_of
 
@@ -25,7 +23,7 @@ def video_command(cfg: DictConfig, command: str) -> None:
     checkpoint = Path(cfg.video.checkpoint or run / "checkpoint.pt")
     model = WorldModel.load(checkpoint, cfg.device)
     decoder = decoder_of(checkpoint.parent, cfg.device)
-    options = evaluate_arguments(cfg)
+    settings = evaluation_settings(cfg)
     suffixes = (cfg.video.format,) if isinstance(cfg.video.format, str) else tuple(cfg.video.format)
     count = max(cfg.video.episodes, cfg.video.grid)
     if count < 1 or cfg.video.episodes < 0 or cfg.video.grid < 0:
@@ -33,42 +31,19 @@ def video_command(cfg: DictConfig, command: str) -> None:
             "a video shows video.episodes attempts in detail and video.grid at once, one of them "
             f"at least 1, got {cfg.video.episodes} and {cfg.video.grid}."
         )
-    if options["kappa"] is not None:
-        check_members(model.dynamics)
     seeds = [cfg.evaluate.seed] if cfg.video.seeds is None else list(cfg.video.seeds)
     made = []
     for seed in seeds:
-        own = cfg.copy()
-        own.evaluate.seed = seed
-        episodes = held_out_episodes(own, episodes=max(count, cfg.video.readout_episodes))
-        details = attempt(
+        films = film_attempts(
             model,
-            cfg.env.id,
-            env_kwargs(cfg),
-            episodes,
-            instantiate(cfg.planner),
+            task_of(cfg),
+            replace(settings, seed=seed),
             count=count,
-            seed=seed,
-            **{
-                k: options[k]
-                for k in ("goals", "goal_offset", "steps", "horizon", "replan_every", "kappa")
-            },
-        )
-        position = None
-        if cfg.video.readout_episodes:
-            latents = encode_episodes(model, episodes)
-            position = position_readout(
-                latents, episodes, generator=torch.Generator().manual_seed(seed)
-            )
-        films = films_of(
-            model,
-            cfg.env.id,
-            env_kwargs(cfg),
-            details,
+            planner=instantiate(cfg.planner),
             decoder=decoder,
-            position=position,
+            readout_episodes=cfg.video.readout_episodes,
             scale=cfg.video.scale,
-            seed=seed,
+            workers=cfg.collect.workers,
         )
         name = "" if cfg.video.seeds is None else f"-seed-{seed}"
         for suffix in suffixes:

@@ -14,6 +14,10 @@ import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
+from gjwm.envs.making import make_env as make_env
+from gjwm.envs.vector import make_vec as make_vec
+from gjwm.envs.vector import shows_pictures as shows_pictures
+
 
 class Moment(NamedTuple):
     """What an actor may look at besides observations."""

@@ -300,7 +300,8 @@ def _simulator(env: Any, record_state: bool) -> dict[str, Any]:
         )
     if not hasattr(env, "get_state"):
         raise ValueError(
-            f"{type(env).__name__} has no get_state, position and true_state; set record_state=False."
+            f"{type(env).__name__} has no get_state, position and true_state; set "
+            "record_state=False."
         )
     return {
         "sim_state": np.array(as_array(env.get_state()), np.float64),

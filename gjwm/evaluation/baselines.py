@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
-from gjwm.data.collect import Episode
+from gjwm.data.acting import RecordedActor, play
+from gjwm.data.dataset import Episode
+from gjwm.evaluation.calibration import UNIT_GAUSSIAN_NATS
 from gjwm.evaluation.intervals import ratio_interval
 from gjwm.models.dynamics import LinearGaussianDynamics
 from gjwm.models.world_model import WorldModel
@@ -74,18 +75,17 @@ def linear_gaussian_report(z: Tensor, a: Tensor, *, horizon: int) -> dict[str, A
     return {
         "r2_by_horizon": scored["r2"],
         "r2_ci95_by_horizon": scored["ci95"],
-        "skill_nats_per_dim": 0.5 * np.log(2 * np.pi * np.e) - nll,
+        "skill_nats_per_dim": UNIT_GAUSSIAN_NATS - nll,
     }
 
 
 @torch.inference_mode()
 def noise_floor(
     model: WorldModel,
-    env: gymnasium.Env,
+    envs: Any,
     episodes: Sequence[Episode],
     *,
     horizon: int,
-    windows: int = 24,
     frame_stack: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -98,34 +98,33 @@ def noise_floor(
     here: see the probes.
 
     Args:
-        env: the model's environment, with `set_state` and `observe`; its own randomness is seeded
-            anew.
-        episodes: held out, recorded with their simulator states.
-        windows: futures played again, one per episode, their starts spread over the episodes.
+        envs: the model's environments, one per future that is played again; their own randomness
+            is seeded anew.
+        episodes: held out, recorded with their simulator states; at least as many as `envs`.
 
     Returns:
         windows; r2_by_horizon, None at the steps whose frame stack still shows the restart;
         deterministic: whether all agree.
     """
-    count = min(windows, len(episodes))
+    count, length = envs.num_envs, len(episodes[0].a)
     rng = np.random.default_rng(seed)
-    length = len(episodes[0].a)
+    starts = [int(rng.integers(0, length - horizon + 1)) for _ in range(count)]
+    recorded = [episode.a[s : s + horizon] for episode, s in zip(episodes, starts)]
     latents = torch.stack(
         [model.encode(torch.from_numpy(e.o).to(model.device)) for e in episodes[:count]]
     )
     variance = latents.flatten(0, 1).var(0).sum().clamp(min=1e-12)
-    error = np.zeros((count, horizon))
-    for i, episode in enumerate(episodes[:count]):
-        start = int(rng.integers(0, length - horizon + 1))
-        env.reset(seed=20_000_000 + seed + i)
-        env.unwrapped.set_state(episode.sim_state[start])
-        env.unwrapped.observe()  # fills the frame stack
-        again = np.stack([env.step(episode.a[t])[0] for t in range(start, start + horizon)])
-        difference = (
-            model.encode(torch.from_numpy(again).to(model.device))
-            - latents[i, start + 1 : start + horizon + 1]
-        )
-        error[i] = difference.square().sum(-1).double().cpu().numpy()
+    envs.autoreset = False
+    states = np.stack([episode.sim_state[s] for episode, s in zip(episodes, starts)])
+    envs.reset(seed=20_000_000 + seed)
+    envs.set_state(states)
+    o = envs.observe()  # fills the frame stack
+    lanes, error = np.arange(count), []
+    for k, step in enumerate(play(envs, RecordedActor(np.stack(recorded)), o, horizon), 1):
+        again = model.encode(torch.from_numpy(step.following).to(model.device))
+        difference = again - latents[lanes, np.add(starts, k)]
+        error.append(difference.square().sum(-1).double().cpu().numpy())
+    error = np.stack(error, 1)  # (E, H)
     floor = 1 - error.mean(0) / (2 * float(variance))
     known = [None if k < frame_stack - 1 else float(r2) for k, r2 in enumerate(floor, start=1)]
     return {

@@ -3,13 +3,16 @@ regression, fitted on one set of episodes and scored on another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Generator, Tensor, nn
 
+from gjwm.data.dataset import Episode
+from gjwm.evaluation.intervals import ratio_interval
 from gjwm.models.layers import mlp
 from gjwm.training.train import fit_rows
 
@@ -94,34 +97,54 @@ def mlp_readout(
     return read
 
 
-def linear_probe(
-    z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options: Any
-) -> float:
-    """R² of `linear_readout` on the test rows."""
-    return _score(linear_readout, z_train, y_train, z_test, y_test, **options)
+def probe_report(
+    z: Tensor,
+    episodes: Sequence[Episode],
+    *,
+    steps: int = 1500,
+    fitted: dict[str, Readout] | None = None,
+    generator: Generator,
+) -> dict[str, Any]:
+    """Read the true state from z: probes are fitted on one half of the held-out episodes and scored
+    on the other.
 
+    Args:
+        z: latents (E, T+1, D) of the episodes, which were recorded with their true states.
+        steps: gradient steps of the MLP probe.
+        fitted: filled with the MLP probe of each variable.
 
-def knn_probe(
-    z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options: Any
-) -> float:
-    """R² of `knn_readout` on the test rows."""
-    return _score(knn_readout, z_train, y_train, z_test, y_test, **options)
-
-
-def mlp_probe(
-    z_train: Tensor, y_train: Tensor, z_test: Tensor, y_test: Tensor, **options: Any
-) -> float:
-    """R² of `mlp_readout` on the test rows."""
-    return _score(mlp_readout, z_train, y_train, z_test, y_test, **options)
-
-
-def _score(
-    fit: Callable[..., Readout],
-    z_train: Tensor,
-    y_train: Tensor,
-    z_test: Tensor,
-    y_test: Tensor,
-    **options,
-):
-    _check(z_test, y_test)
-    return r2_score(fit(z_train, y_train, **options)(z_test).double(), y_test.double())
+    Returns:
+        linear_r2, knn_r2, mlp_r2 of the goal-relevant position, each with its *_ci95 by a bootstrap
+        over the scoring episodes, and under "variables" those of every true state variable.
+    """
+    half = len(episodes) // 2
+    flat = z.double().cpu()
+    z_train, z_test = flat[:half].flatten(0, 1), flat[half:].flatten(0, 1)
+    variables = {}
+    for name in episodes[0].true_state:
+        y = torch.from_numpy(np.stack([e.true_state[name] for e in episodes])).double().flatten(2)
+        if y.flatten(0, 1).var(0).max() < 1e-12:
+            continue  # constant over the episodes: nothing to read
+        y_train, y_test = y[:half].flatten(0, 1), y[half:]
+        readouts = {
+            "linear": linear_readout(z_train, y_train),
+            "knn": knn_readout(z_train, y_train),
+            "mlp": mlp_readout(z_train, y_train, steps=steps, generator=generator),
+        }
+        if fitted is not None:
+            fitted[name] = readouts["mlp"]
+        variables[name] = {}
+        for kind, read in readouts.items():
+            estimate = read(z_test).view_as(y_test)
+            variables[name][f"{kind}_r2"] = r2_score(estimate.flatten(0, 1), y_test.flatten(0, 1))
+            error = (estimate - y_test).square().sum((1, 2)).numpy()  # per episode
+            low, high = ratio_interval(
+                error, (y_test - y_test.mean((0, 1))).square().sum((1, 2)).numpy()
+            )
+            variables[name][f"{kind}_r2_ci95"] = [float(1 - high), float(1 - low)]
+    if "position" not in variables:
+        raise ValueError(
+            "the held-out true_state() has no 'position' that varies, which the headline probe "
+            "reads."
+        )
+    return {**variables["position"], "variables": variables}

@@ -19,27 +19,14 @@ from torch import Generator, Tensor, nn
 from gjwm.models.dynamics import Past, Prediction
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-# per dimension, of N(0, I) about itself: the baseline of "skill"
-UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)
 # of hard to ordinary deviations that `fit_tail` chooses from
 RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
-_ECE_LEVELS = torch.arange(0.05, 0.951, 0.05, dtype=torch.float64)
 
 
-def report_generator(generator: Generator | None) -> Generator:
-    """The generator of a report, which is computed on the CPU: never torch's global one, which a
-    report must not advance.
+def check_law(prediction: Prediction, target: Tensor) -> None:
+    """ValueError unless a law and what happened (..., D) can be compared: other shapes, no targets,
+    NaN or infinite values, or a variance that is not positive.
     """
-    if generator is None:
-        return torch.Generator().manual_seed(0)  # a report of the same figures reads the same
-    return (
-        generator
-        if generator.device.type == "cpu"
-        else torch.Generator().manual_seed(generator.initial_seed())
-    )
-
-
-def _check(prediction: Prediction, target: Tensor) -> None:
     if target.dim() < 2 or not target.numel():
         raise ValueError(
             f"calibration needs at least one target, in rows (..., D), got shape "
@@ -64,102 +51,7 @@ def _check(prediction: Prediction, target: Tensor) -> None:
         )
 
 
-def expected_calibration_error(pit: Tensor) -> float:
-    """Mean over the levels .05 to .95 of |share of central intervals that hold the target - level|,
-    from PIT values.
-    """
-    # the smallest central interval that holds the target
-    inside = 2 * (pit.flatten().double() - 0.5).abs()
-    return (
-        torch.stack([((inside <= level).double().mean() - level).abs() for level in _ECE_LEVELS])
-        .mean()
-        .item()
-    )
-
-
-def energy_score(
-    prediction: Prediction, target: Tensor, *, samples: int = 32, generator: Generator | None = None
-) -> Tensor:
-    """E|x - y| - E|x - x'|/2 of all D dimensions together, in z's units: (..., D) -> (...)
-    (Gneiting & Raftery, 2007).
-    """
-    if prediction.mean.shape != target.shape:
-        raise ValueError(
-            f"expected a prediction of the target's shape {tuple(target.shape)}, got mean "
-            f"{tuple(prediction.mean.shape)}."
-        )
-    draws = torch.stack([prediction.sample(generator) for _ in range(samples)])
-    to_target = (draws - target).norm(dim=-1).mean(0)
-    # Neighbouring draws are as independent as any two, and cost S distances instead of S^2.
-    spread = (draws - draws.roll(1, 0)).norm(dim=-1).mean(0)
-    return to_target - spread / 2
-
-
-@torch.no_grad()
-def calibration_report(
-    prediction: Prediction, target: Tensor, *, bins: int = 20, generator: Generator | None = None
-) -> dict[str, float | list[float]]:
-    """Whether predicted intervals hold what they promise.
-
-    Args:
-        prediction: a law of (..., D), see `gjwm.models.dynamics.Prediction`.
-        target: what happened, (..., D).
-        bins: of the PIT histogram.
-        generator: draws the energy score's samples; None: one seeded alike for every report.
-
-    Returns:
-        nll (nats per dimension), skill (what it gains on the latents' marginal N(0, 1), nats per
-        dimension), crps, coverage_{50,80,90,95}, ece (mean over levels .05 to .95 of |coverage -
-        level|), spread_skill (rms predicted std / rms error, ideally 1), pit_ks (largest gap of the
-        PIT's distribution to uniform), pit (its histogram, each bin ideally 1), mahalanobis (mean
-        of (z - m)^T Cov^-1 (z - m) / D, ideally 1), energy_score (at most 2,000 rows) and
-        temperature (the factor on std that makes squared errors right on average).
-
-    Raises:
-        ValueError: for other shapes, no targets, NaN or infinite values, or a variance that is not
-            positive.
-    """
-    _check(prediction, target)
-    prediction, target = (
-        prediction.to("cpu", torch.float64),
-        target.detach().to("cpu", torch.float64),
-    )
-    dim = target.shape[-1]
-    nll = -prediction.log_prob(target).mean().item() / dim
-    pit = prediction.cdf(target).flatten()
-    inside = 2 * (pit - 0.5).abs()
-    ordered = pit.sort().values
-    ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
-    squared = (target - prediction.mean).square()
-    lead = target.shape[:-1].numel()
-    rows = torch.arange(0, lead, -(-lead // 2000))
-    flat = prediction if len(target.shape) == 2 else _flattened(prediction, len(target.shape) - 1)
-    generator = report_generator(generator)
-    return {
-        "nll": nll,
-        "skill": UNIT_GAUSSIAN_NATS - nll,
-        "crps": prediction.crps(target).mean().item(),
-        **{
-            f"coverage_{round(100 * level)}": (inside <= level).double().mean().item()
-            for level in LEVELS
-        },
-        "ece": expected_calibration_error(pit),
-        "spread_skill": (prediction.variance.mean() / squared.mean().clamp(min=1e-300))
-        .sqrt()
-        .item(),
-        "pit_ks": torch.maximum((ranks - ordered).abs(), (ordered - ranks + 1 / len(ordered)).abs())
-        .max()
-        .item(),
-        "pit": (torch.histc(pit.clamp(0, 1), bins, 0, 1) * bins / len(pit)).tolist(),
-        "mahalanobis": prediction.mahalanobis(target).mean().item() / dim,
-        "energy_score": energy_score(flat[rows], target.reshape(-1, dim)[rows], generator=generator)
-        .mean()
-        .item(),
-        "temperature": (squared / prediction.variance).mean().sqrt().item(),
-    }
-
-
-def _flattened(prediction: Prediction, axes: int) -> Prediction:
+def flattened(prediction: Prediction, axes: int) -> Prediction:
     return prediction.map(lambda x: x.flatten(0, axes - 1))
 
 
@@ -177,14 +69,14 @@ def fit_temperature(prediction: Prediction, target: Tensor, *, tail: float = 1.0
         tail: the ratio of `Prediction.tailed` that the law gets as well.
 
     Raises:
-        ValueError: as `calibration_report`.
+        ValueError: as `check_law`.
     """
     return _fit_factor(prediction, target, tail)[0]
 
 
 def _fit_factor(prediction: Prediction, target: Tensor, tail: float) -> tuple[float, float]:
     """The factor of `fit_temperature`, and the squared gaps of coverage that it leaves."""
-    _check(prediction, target)
+    check_law(prediction, target)
 
     def miscoverage(log_factor: float) -> float:
         inside = (
@@ -211,7 +103,7 @@ def fit_tail(laws: Sequence[tuple[Prediction, Tensor]], *, rows: int = 1500) -> 
         rows: of each that are looked at, evenly spaced.
 
     Raises:
-        ValueError: as `calibration_report`.
+        ValueError: as `check_law`.
     """
 
     def gaps(ratio: float) -> float:
@@ -324,7 +216,7 @@ def fit_calibration(
     """
     one_step = model.predict_sequence(z[:, :-1], a)
     # Neighbouring steps say the same: more rows would be slower and not surer.
-    ahead = [_thinned(_flattened(one_step, 2), z[:, 1:].flatten(0, 1), 6000)]
+    ahead = [_thinned(flattened(one_step, 2), z[:, 1:].flatten(0, 1), 6000)]
     if horizon > 1:
         windows = forecast_windows(
             model, z, a, horizon=min(horizon, a.shape[1]), particles=particles, generator=generator

@@ -11,7 +11,7 @@ its speed cannot be known."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,12 @@ from gjwm._core.drawing import (
 )
 from gjwm._core.drawing import stack_films as stack
 from gjwm._core.video import panel, write_video
-from gjwm.data.collect import Episode, make_env
-from gjwm.evaluation.evaluate import (
-    Details,
-    GoalEpisodes,
-    GoalPairs,
-    attempt_goals,
-    copies,
-    goal_pairs_ahead,
-    goal_pairs_from_resets,
-    model_policy,
-)
+from gjwm.data.acting import OneLane, RecordedActor, make_env, play
+from gjwm.data.dataset import Episode
+from gjwm.evaluation import Details, Evaluation
+from gjwm.evaluation.evaluate import Task, attempt, default_planner, held_out_episodes
+from gjwm.evaluation.goals import GoalEpisodes, GoalPairs
+from gjwm.evaluation.prediction import encode_episodes
 from gjwm.evaluation.probes import Readout, mlp_readout
 from gjwm.models.calibration import past_of
 from gjwm.models.decoder import ConvDecoder
@@ -65,24 +60,24 @@ class Recording:
 
 
 def play_again(env: gymnasium.Env, pairs: GoalPairs, actions: np.ndarray, index: int) -> Recording:
-    """Attempt `index` of `attempt_goals` once more, with its seed and so with its luck.
+    """Attempt `index` of `attempt_goals` once more, with its seed and so with its noise.
 
     Args:
         env: made with render_mode="rgb_array".
         actions: (E, T, A) of all attempts.
     """
-    world = env.unwrapped
+    world, lane = env.unwrapped, OneLane(env)
     env.reset(seed=index)
     world.set_state(pairs.goal[index])
     goal = world.render()
     env.reset(seed=index)
     world.set_state(pairs.start[index])
     observations, frames, rewards = [world.observe()], [world.render()], []
-    for action in actions[index]:
-        observation, reward, *_ = env.step(action)
-        observations.append(observation)
+    recorded = RecordedActor(actions[index : index + 1])
+    for step in play(lane, recorded, observations[0][None], actions.shape[1]):
+        observations.append(step.following[0])
         frames.append(world.render())
-        rewards.append(float(reward))
+        rewards.append(float(step.r[0]))
     return Recording(np.stack(observations), np.stack(frames), goal, np.array(rewards))
 
 
@@ -244,8 +239,7 @@ class Filming:
 
 def films_of(
     model: WorldModel,
-    env_id: str,
-    env_kwargs: dict[str, Any],
+    task: Task,
     details: Details,
     *,
     decoder: ConvDecoder | None = None,
@@ -253,21 +247,21 @@ def films_of(
     scale: int | None = None,
     seed: int = 0,
 ) -> Filming:
-    """Ready to film the attempts of an evaluation; `details` as `gjwm.evaluation.evaluate.evaluate`
-    or `attempt` filled them.
+    """Ready to film the attempts of an evaluation; `details` as `evaluate` or `attempt` of
+    `gjwm.evaluation.evaluate` filled them.
 
     Raises:
         ValueError: when the environment draws no pictures.
     """
     try:
-        env = make_env(env_id, **{**env_kwargs, "render_mode": "rgb_array"})
+        env = make_env(task.env_id, **{**task.env_kwargs, "render_mode": "rgb_array"})
         env.reset(seed=0)
         picture = env.unwrapped.render()
     except (ValueError, TypeError, ImportError, RuntimeError, gymnasium.error.Error) as error:
-        raise ValueError(f"{env_id} cannot be filmed: {error}") from error
+        raise ValueError(f"{task.env_id} cannot be filmed: {error}") from error
     if getattr(picture, "ndim", 0) != 3:
         raise ValueError(
-            f"{env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a "
+            f"{task.env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a "
             f"picture."
         )
     return Filming(
@@ -278,50 +272,87 @@ def films_of(
         details.plans,
         decoder,
         position,
-        imagined_from=env_kwargs.get("frame_stack", 1) - 1,
+        imagined_from=task.frame_stack - 1,
         scale=scale,
         seed=seed,
     )
 
 
-def attempt(
+def film_attempts(
     model: WorldModel,
-    env_id: str,
-    env_kwargs: dict[str, Any],
-    episodes: Sequence[Episode],
-    planner: Planner,
+    task: Task,
+    settings: Evaluation,
     *,
     count: int,
-    goals: str = "ahead",
-    goal_offset: int | None = 12,
-    steps: int = 25,
-    horizon: int = 12,
-    replan_every: int = 1,
-    kappa: float | None = None,
-    seed: int = 0,
-) -> Details:
-    """Attempt `count` held-out goals with the model, as `evaluate` does and nothing else of it."""
-    envs = copies(make_env(env_id, **env_kwargs), count)
-    try:
-        if goals == "ahead":
-            rng = np.random.default_rng(seed)
-            pairs = goal_pairs_ahead(envs[0], episodes, offset=goal_offset, count=count, rng=rng)
-        else:
-            pairs = goal_pairs_from_resets(envs[0], count=count, seed=10_000_000 + seed)
-        policy = model_policy(
-            model,
-            planner,
-            pairs,
-            horizon=horizon,
-            replan_every=replan_every,
-            kappa=kappa,
-            generator=torch.Generator(model.device).manual_seed(seed),
-        )
-        attempts = attempt_goals(envs, pairs, policy, steps=steps)
-    finally:
-        for env in envs:
-            env.close()
-    return Details(pairs=pairs, attempts=attempts, plans=policy.plans)
+    planner: Planner | None = None,
+    decoder: ConvDecoder | None = None,
+    readout_episodes: int = 64,
+    scale: int | None = None,
+    workers: int | None = None,
+) -> Filming:
+    """Attempt `count` held-out goals with the model, ready to be filmed.
+
+    Args:
+        planner: None: `gjwm.evaluation.evaluate.default_planner`.
+        readout_episodes: held-out episodes that teach z -> position; 0: films show no plans.
+        workers: processes that collect, see `collect_episodes`.
+        The others as `Filming`.
+    """
+    planner = default_planner() if planner is None else planner
+    goals = task.goals(settings, planner)
+    wanted = max(count, readout_episodes, 8)
+    settings = replace(settings, pairs=count, episodes=wanted)
+    episodes = held_out_episodes(task, settings, workers=workers)
+    details = attempt(model, task, settings, episodes, goals, planner)
+    position = None
+    if readout_episodes:
+        latents = encode_episodes(model, episodes)
+        generator = torch.Generator().manual_seed(settings.seed)
+        position = position_readout(latents, episodes, generator=generator)
+    return films_of(
+        model,
+        task,
+        details,
+        decoder=decoder,
+        position=position,
+        scale=scale,
+        seed=settings.seed,
+    )
+
+
+def film(
+    model: WorldModel,
+    path: str | Path = "goals.mp4",
+    settings: Evaluation | None = None,
+    *,
+    shown: int = 4,
+    grid: bool = False,
+    planner: Planner | None = None,
+    decoder: ConvDecoder | None = None,
+    fps: float = 8,
+) -> Path:
+    """Film a model's attempts at held-out goals in the environment that it comes from.
+
+    Args:
+        path: .mp4 or .gif.
+        settings: None: `Evaluation()`.
+        shown: attempts.
+        grid: all at once instead of one after the other in detail.
+        planner: None: `gjwm.evaluation.evaluate.default_planner`.
+        decoder: z -> picture, for what is imagined; None leaves that out.
+
+    Raises:
+        ValueError: for a model of unknown origin, or an environment that draws no pictures.
+    """
+    films = film_attempts(
+        model,
+        Task.of(model),
+        Evaluation() if settings is None else settings,
+        count=shown,
+        planner=planner,
+        decoder=decoder,
+    )
+    return (grid_video if grid else goals_video)(path, films, shown=shown, fps=fps)
 
 
 def goals_video(path: str | Path, films: Filming, *, shown: int, fps: float = 8) -> Path:
@@ -366,14 +397,14 @@ def gallery(
     chosen = [(int(i), "worst") for i in order[:worst]]
     taken = {i for i, _ in chosen}
     chosen += [(int(i), "typical") for i in order[middle : middle + typical] if int(i) not in taken]
-    found = []
+    rows = []
     for index, kind in chosen:
         film = films.film(index, per_row=2)
         name = f"attempt-{index:03d}"
         write_video(folder / f"{name}.mp4", film, fps=fps, quality=quality)
         nearest = int(films.attempts.distance[index, 1:].argmin()) + 1
         Image.fromarray(film[nearest]).save(folder / f"{name}.jpg", quality=80)
-        found.append(
+        rows.append(
             {
                 "file": f"{name}.mp4",
                 "poster": f"{name}.jpg",
@@ -384,4 +415,4 @@ def gallery(
                 "start_distance": float(films.attempts.distance[index, 0]),
             }
         )
-    return found
+    return rows

@@ -11,29 +11,28 @@ returns   what an agent earns in environments of its own
 from gjwm.rl.exploration import Explorer
 from gjwm.rl.learner import RewardLearner, lambda_returns
 from gjwm.rl.loop import pretrain, train_online
-from gjwm.rl.oracle import simulator_actor
-from gjwm.rl.returns import Act, ReturnCurve, play_returns, return_report
+from gjwm.rl.oracle import RewardOracle
+from gjwm.rl.returns import PolicyActor, ReturnCurve, play_returns, return_report
 from gjwm.rl.settings import Exploration, LearnerSettings, OnlineSettings, Oracle
-from gjwm.rl.stream import Stream, Transition
+from gjwm.rl.stream import Stream
 from gjwm.rl.training import RewardRecipe, learn
 
 __all__ = [
-    "Act",
     "Exploration",
     "Explorer",
     "LearnerSettings",
     "OnlineSettings",
     "Oracle",
+    "PolicyActor",
     "ReturnCurve",
     "RewardLearner",
+    "RewardOracle",
     "RewardRecipe",
     "Stream",
-    "Transition",
     "lambda_returns",
     "learn",
     "play_returns",
     "pretrain",
     "return_report",
-    "simulator_actor",
     "train_online",
 ]

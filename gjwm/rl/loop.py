@@ -186,7 +186,7 @@ def train_online(
             flags = (seen.terminated, seen.truncated)
             buffer.add(seen.o, seen.a, seen.r, *flags, seen.o_next, mask=seen.valid)
             agent.reset(torch.from_numpy(seen.ended))
-            recent += seen.returns
+            recent += stream.earned
             rewarded = rewarded or bool((seen.r != 0).any())
             before, step = step, step + stream.lanes
             progress.passed("stepping")

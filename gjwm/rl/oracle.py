@@ -4,89 +4,100 @@ its horizon all it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from gymnasium.vector import VectorEnv
 from torch import Generator, Tensor
 
-from gjwm.envs.vector import make_vec
+from gjwm.data.acting import Moment, as_array, make_vec
 from gjwm.planning import Planner
 from gjwm.planning.controller import RecedingHorizon
-from gjwm.rl.returns import Act
 
 
-@contextmanager
-def simulator_actor(
-    env_id: str,
-    env_kwargs: Mapping[str, Any],
-    planner: Planner,
-    *,
-    horizon: int = 40,
-    replan_every: int = 4,
-    discount: float = 0.99,
-    generator: Generator | None = None,
-) -> Iterator[Act]:
-    """For `play_returns`: plans on copies of the played environments, whose states it is shown;
-    they close with the block.
+class RewardOracle:
+    """An actor that plans on copies of the played environments, whose states it is shown; `close`
+    lets go of them, as does a `with` block.
 
     Args:
         env_id, env_kwargs: of the environments played, which must have `get_state` and whose copies
             observe "state".
         planner: with the same number of candidates in each round the copies are made once, else
             again for each larger number.
-        horizon, replan_every, generator: see `gjwm.planning.agent.RecedingHorizon`.
+        horizon, replan_every, generator: see `gjwm.planning.RecedingHorizon`.
         discount: g per step.
 
     Raises (when first called):
         ValueError: for environments without `get_state`.
     """
-    controller: RecedingHorizon | None = None
-    copies: VectorEnv | None = None
 
-    def act(o: np.ndarray, envs: VectorEnv) -> np.ndarray:
-        nonlocal controller
+    def __init__(
+        self,
+        env_id: str,
+        env_kwargs: Mapping[str, Any],
+        planner: Planner,
+        *,
+        horizon: int = 40,
+        replan_every: int = 4,
+        discount: float = 0.99,
+        generator: Generator | None = None,
+    ):
+        self.env_id, self.env_kwargs = env_id, {**env_kwargs, "obs": "state"}
+        self.planner, self.discount = planner, discount
+        self.options = dict(horizon=horizon, replan_every=replan_every, generator=generator)
+        self.controller: RecedingHorizon | None = None
+        self.copies: VectorEnv | None = None
+
+    def act(self, o: Any, info: Moment) -> Tensor:
+        envs = info.envs
         if not hasattr(envs, "get_state"):
             raise ValueError(
-                f"an oracle needs environments whose states can be read and set; {env_id} has no "
-                f"get_state."
+                f"an oracle needs environments whose states can be read and set; {self.env_id} has "
+                f"no get_state."
             )
-        if controller is None:
-            controller = RecedingHorizon(
-                planner,
-                horizon=horizon,
-                action_dim=envs.single_action_space.shape[0],
-                replan_every=replan_every,
-                generator=generator,
-            )
-        states = np.asarray(envs.get_state()) if controller.needs_plan else None
+        if self.controller is None:
+            action_dim = envs.single_action_space.shape[0]
+            self.controller = RecedingHorizon(self.planner, action_dim=action_dim, **self.options)
+        states = as_array(envs.get_state()) if self.controller.needs_plan else None
+        return self.controller.act(lambda a: self._score(states, a), envs.num_envs)
 
-        def score(a: Tensor) -> Tensor:
-            nonlocal copies
-            count = a.shape[0] * a.shape[1]
-            if copies is None or copies.num_envs < count:
-                if copies is not None:
-                    copies.close()
-                copies = make_vec(env_id, count, workers=0, **{**env_kwargs, "obs": "state"})
-            # Copies that have no candidate of their own play the last one again.
-            rows = np.minimum(np.arange(copies.num_envs), count - 1)
-            # A reset also sets the clock back: no copy runs into its time limit.
-            copies.reset(options={"state": np.repeat(states, a.shape[1], 0)[rows]})
-            actions = a.flatten(0, 1).cpu().numpy()[rows]
-            earned, going = np.zeros(len(rows)), np.ones(len(rows))
-            for h in range(a.shape[2]):
-                _, r, terminated, _, _ = copies.step(actions[:, h])
-                earned += discount**h * going * r
-                going *= ~terminated
-            return -torch.from_numpy(earned[:count]).float().view(a.shape[:2])
+    def reset(self, mask: Any = None) -> None:
+        if self.controller is not None:
+            self.controller.reset(mask)
 
-        return controller.act(score, len(o)).numpy()
+    def _score(self, states: np.ndarray, a: Tensor) -> Tensor:
+        """States (B, X), plans (B, N, H, A) -> minus what they earn (B, N)."""
+        count, candidates = a.shape[0] * a.shape[1], a.shape[1]
+        copies = self._copies(count)
+        # Copies that have no candidate of their own play the last one again.
+        rows = np.minimum(np.arange(copies.num_envs), count - 1)
+        # A reset also sets the clock back: no copy runs into its time limit.
+        copies.reset(options={"state": repeat(states, "b x -> (b n) x", n=candidates)[rows]})
+        actions = rearrange(a, "b n h a -> (b n) h a").cpu().numpy()[rows]
+        earned, going = np.zeros(len(rows)), np.ones(len(rows))
+        for h in range(a.shape[2]):
+            _, r, terminated, _, _ = copies.step(actions[:, h])
+            earned += self.discount**h * going * r
+            going *= ~terminated
+        return -torch.from_numpy(earned[:count]).float().view(a.shape[:2])
 
-    try:
-        yield act
-    finally:
-        if copies is not None:
-            copies.close()
+    def _copies(self, count: int) -> VectorEnv:
+        if self.copies is None or self.copies.num_envs < count:
+            self.close()
+            self.copies = make_vec(self.env_id, count, workers=0, **self.env_kwargs)
+        return self.copies
+
+    def close(self) -> None:
+        """Let go of the copies."""
+        if self.copies is not None:
+            self.copies.close()
+            self.copies = None
+
+    def __enter__(self) -> RewardOracle:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()

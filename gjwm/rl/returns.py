@@ -5,23 +5,34 @@ own.
 from __future__ import annotations
 
 import csv
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv
+import torch
+from torch import Tensor
 
 from gjwm._core.files import replacing
-from gjwm.envs.vector import make_vec
+from gjwm.data.acting import Actor, Memoryless, Moment, make_vec, play
 from gjwm.evaluation.intervals import mean_interval
+from gjwm.models.world_model import WorldModel
 
-Act = Callable[[np.ndarray, VectorEnv], np.ndarray]
+
+class PolicyActor(Memoryless):
+    """A model's policy alone, without a plan."""
+
+    def __init__(self, model: WorldModel):
+        self.model = model
+
+    @torch.no_grad()
+    def act(self, o: Any, info: Moment) -> Tensor:
+        z = self.model.encode(torch.as_tensor(o).to(self.model.device))
+        return self.model.heads["policy"](z)
 
 
 def play_returns(
-    act: Act,
+    actor: Actor,
     env_id: str,
     env_kwargs: Mapping[str, Any],
     *,
@@ -33,8 +44,7 @@ def play_returns(
     """One episode in each of E environments side by side, with seeds seed, seed + 1, ...
 
     Args:
-        act: observations (E, *O) and the environments themselves, which only an oracle looks into
-            -> actions (E, A). Called at each step, also for environments that are done.
+        actor: acts at each step, also for environments that are done.
         env_id, env_kwargs, workers: see `gjwm.envs.vector.make_vec`.
         limit: steps after which an episode should have ended.
 
@@ -51,28 +61,26 @@ def play_returns(
     envs = make_vec(env_id, episodes, workers=workers, **env_kwargs)
     try:
         o, _ = envs.reset(seed=seed)
-        returns, running = np.zeros(episodes), np.ones(episodes, bool)
-        thought, steps = 0.0, 0
-        while running.any():
-            begin = time.perf_counter()
-            a = act(o, envs)
-            thought, steps = thought + time.perf_counter() - begin, steps + episodes
-            if steps > limit * episodes:
-                raise ValueError(
-                    f"an episode of {env_id} goes on after {limit} steps; returns need episodes "
-                    "that end: set env.max_episode_steps."
-                )
-            o, r, terminated, truncated, infos = envs.step(a)
-            if np.any(infos.get("worker_died", False)):
+        returns, running, thought = np.zeros(episodes), np.ones(episodes, bool), 0.0
+        for steps, step in enumerate(play(envs, actor, o), 1):
+            if not step.valid.all():
                 raise RuntimeError(
                     f"a worker process of {env_id} died while returns were measured; measure them "
                     f"again."
                 )
-            returns[running] += r[running]
-            running &= ~(terminated | truncated)
+            thought += step.seconds
+            returns[running] += step.r[running]
+            running &= ~step.ended
+            if not running.any():
+                break
+            if steps >= limit:
+                raise ValueError(
+                    f"an episode of {env_id} goes on after {limit} steps; returns need episodes "
+                    "that end: set env.max_episode_steps."
+                )
     finally:
         envs.close()
-    return returns, thought / steps
+    return returns, thought / steps / episodes
 
 
 def return_report(returns: np.ndarray, seconds_per_step: float) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Exploration:
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle:
-    """A planner on the true simulator, see `simulator_actor`; `planner` makes one."""
+    """A planner on the true simulator, see `RewardOracle`; `planner` makes one."""
 
     planner: Factory
     horizon: int = 40

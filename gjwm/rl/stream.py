@@ -5,30 +5,12 @@ back to one moment.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from gjwm.envs.vector import make_vec, shows_pictures
-
-
-class Transition(NamedTuple):
-    """One step of N lanes."""
-
-    o: np.ndarray  # (N, *O)
-    a: np.ndarray  # (N, A)
-    r: np.ndarray  # (N,)
-    terminated: np.ndarray  # (N,)
-    truncated: np.ndarray  # (N,)
-    o_next: np.ndarray  # (N, *O), the true last one where an episode ended
-    valid: np.ndarray  # (N,) false where a worker process died on this step
-    returns: list[float]  # of the episodes that ended
-
-    @property
-    def ended(self) -> np.ndarray:
-        """(N,) bool."""
-        return self.terminated | self.truncated
+from gjwm.data.acting import Transition, advance, make_vec, shows_pictures
 
 
 class Stream:
@@ -94,28 +76,22 @@ class Stream:
         self.observation, _ = self.envs.reset(seed=[int(s) for s in seeds])
         self._actions: list[np.ndarray] = []
         self._returns = np.zeros(self.lanes)
+        self.earned: list[float] = []
 
     def step(self, a: np.ndarray) -> Transition:
         """Actions (N, A) in [-1, 1] -> what happened; `observation` (N, *O) is then what to act on
-        next.
+        next, and `earned` holds the returns of the episodes that ended.
         """
-        o, a = self.observation, np.array(a, np.float32)
+        a = np.array(a, np.float32)
         self._actions.append(a)
-        following, r, terminated, truncated, infos = self.envs.step(a)
-        ended = terminated | truncated
-        o_next = following
-        if ended.any():
-            o_next = np.array(following)
-            for i in ended.nonzero()[0]:
-                o_next[i] = infos["final_obs"][i]
-        valid = ~np.asarray(infos.get("worker_died", np.zeros(self.lanes)), bool)
-        self._returns += r
-        returns = self._returns[ended & valid].tolist()
-        self._returns[ended] = 0
-        self.observation = following
-        if ended.all():
+        seen = advance(self.envs, self.observation, a)
+        self._returns += seen.r
+        self.earned = self._returns[seen.ended & seen.valid].tolist()
+        self._returns[seen.ended] = 0
+        self.observation = seen.following
+        if seen.ended.all():
             self._begin()
-        return Transition(o, a, r, terminated, truncated, o_next, valid, returns)
+        return seen
 
     def state_dict(self) -> dict[str, Any]:
         """The seeds' place, and the actions since they were set (T, N, A)."""

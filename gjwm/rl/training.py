@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, nn
 
 from gjwm import __version__
+from gjwm.data.acting import Actor, HoldActor, RandomActor
 from gjwm.data.dataset import (
     DiskWindows,
     dataset_info,
@@ -34,8 +36,8 @@ from gjwm.planning.agent import reward_agent
 from gjwm.rl.actor_critic import Policy, QEnsemble
 from gjwm.rl.learner import RewardLearner
 from gjwm.rl.loop import Log, pretrain, train_online
-from gjwm.rl.oracle import simulator_actor
-from gjwm.rl.returns import Act, ReturnCurve, play_returns, return_report
+from gjwm.rl.oracle import RewardOracle
+from gjwm.rl.returns import PolicyActor, ReturnCurve, play_returns, return_report
 from gjwm.rl.settings import LearnerSettings, OnlineSettings
 from gjwm.rl.stream import Stream
 from gjwm.training.checkpoint import Checkpoints
@@ -349,9 +351,9 @@ class _Training:
 
     def returns(self, actor: str) -> dict[str, Any]:
         """What one of `actors` earns on seeds that training never sees, the same ones each time."""
-        with self._actor(actor) as act:
+        with self._actor(actor) as acting:
             returns, seconds = play_returns(
-                act,
+                acting,
                 self.env_id,
                 self.env_kwargs,
                 episodes=self.settings.episodes,
@@ -361,13 +363,13 @@ class _Training:
         return return_report(returns, seconds)
 
     @contextmanager
-    def _actor(self, kind: str) -> Iterator[Act]:
+    def _actor(self, kind: str) -> Iterator[Actor]:
         model, settings, discount = self.model, self.settings, self.recipe.learner.discount
         generator = Generator(self.device if kind == "plan" else "cpu")
         generator.manual_seed(self.recipe.seed)
         if kind == "oracle":
             oracle = settings.oracle
-            with simulator_actor(
+            with RewardOracle(
                 self.env_id,
                 self.env_kwargs,
                 made("online.oracle.planner", oracle.planner),
@@ -375,11 +377,10 @@ class _Training:
                 replan_every=oracle.replan_every,
                 discount=discount,
                 generator=generator,
-            ) as act:
-                yield act
-            return
-        if kind == "plan":
-            agent = reward_agent(
+            ) as actor:
+                yield actor
+        elif kind == "plan":
+            yield reward_agent(
                 model,
                 self.planner,
                 horizon=settings.horizon,
@@ -387,15 +388,9 @@ class _Training:
                 policy_plans=settings.policy_plans,
                 generator=generator,
             )
-
-        def act(o: Any, envs: Any) -> Any:
-            if kind == "plan":
-                return agent.act(o).cpu().numpy()
-            if kind == "policy":
-                with torch.no_grad():
-                    z = model.encode(torch.as_tensor(o).to(self.device))
-                    return model.heads["policy"](z).cpu().numpy()
-            a = torch.zeros(len(o), model.action_dim)
-            return (a if kind == "hold" else a.uniform_(-1, 1, generator=generator)).numpy()
-
-        yield act
+        elif kind == "policy":
+            yield PolicyActor(model)
+        elif kind == "hold":
+            yield HoldActor(model.action_dim)
+        else:
+            yield RandomActor(model.action_dim, np.random.default_rng(self.recipe.seed))

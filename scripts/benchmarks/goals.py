@@ -17,15 +17,15 @@ import torch
 
 from benchmarks.planning import FEW_ROUNDS, observation_of
 from gjwm.data.behaviours import Coloured
-from gjwm.data.collect import collect_episodes, make_env
-from gjwm.evaluation.evaluate import (
+from gjwm.data.collect import collect_episodes
+from gjwm.evaluation.goals import (
     GoalPairs,
+    OracleActor,
     attempt_goals,
-    copies,
+    goal_lanes,
     goal_pairs_ahead,
     goal_pairs_from_resets,
-    model_policy,
-    oracle_policy,
+    model_actor,
     planning_report,
 )
 from gjwm.evaluation.intervals import wilson_interval
@@ -129,10 +129,10 @@ def _one_seed(
 ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
     steps = 4 if quick else settings["steps"]
     model = None if path is None else WorldModel.load(path)
-    env = make_env(settings["env_id"], **settings["env"], **observation_of(model))
-    chosen = _pairs(env, settings, pairs, seed)
-    radius = env.unwrapped.success_radius
-    blind = copies(make_env(settings["env_id"], **dict(settings["env"], obs="state")), pairs)
+    seen = {**settings["env"], **observation_of(model)}
+    with goal_lanes(settings["env_id"], seen, pairs) as envs:
+        chosen = _pairs(envs, settings, seed)
+    blind = {**settings["env"], "obs": "state"}
     generator = torch.Generator().manual_seed
     for name, planner in planners(settings["repeat"]).items():
         if quick:
@@ -142,42 +142,33 @@ def _one_seed(
             }.get(name)
             if planner is None:
                 continue
+        plan = dict(settings["plan"], generator=generator(seed))
         if name in simulate:
-            policy = oracle_policy(
-                blind[0], planner, chosen, generator=generator(seed), **settings["plan"]
-            )
-            yield (
-                ("simulator", name),
-                planning_report(attempt_goals(blind, chosen, policy, steps=steps), radius),
-            )
+            actor = OracleActor(chosen.goal_position, planner, **plan)
+            with goal_lanes(settings["env_id"], blind, pairs) as envs:
+                attempts = attempt_goals(envs, chosen, actor, steps=steps)
+                yield ("simulator", name), planning_report(attempts, envs.success_radius)
         if model is not None:
-            # An ensemble is planned on as experiment=two_room_random does.
-            kappa = 1.0 if model.dynamics.members > 1 else None
-            policy = model_policy(
-                model, planner, chosen, generator=generator(seed), kappa=kappa, **settings["plan"]
-            )
-            seeing = copies(env, pairs)
-            yield (
-                ("model", name),
-                planning_report(attempt_goals(seeing, chosen, policy, steps=steps), radius),
-            )
+            actor = model_actor(model, planner, chosen, **plan)
+            with goal_lanes(settings["env_id"], seen, pairs) as envs:
+                attempts = attempt_goals(envs, chosen, actor, steps=steps)
+                yield ("model", name), planning_report(attempts, envs.success_radius)
 
 
-def _pairs(env: Any, settings: dict[str, Any], count: int, seed: int) -> GoalPairs:
+def _pairs(envs: Any, settings: dict[str, Any], seed: int) -> GoalPairs:
     if "ahead" not in settings:
-        return goal_pairs_from_resets(env, count=count, seed=30_000_000 + seed)
+        return goal_pairs_from_resets(envs, seed=30_000_000 + seed)
     episodes = list(
         collect_episodes(
             settings["env_id"],
             dict(settings["env"], obs="state"),
             Coloured(),
-            episodes=count,
+            episodes=envs.num_envs,
             length=60,
             seed=3_000_000 + seed,
             workers=0,
             record_state=True,
         )
     )
-    return goal_pairs_ahead(
-        env, episodes, offset=settings["ahead"], count=count, rng=np.random.default_rng(seed)
-    )
+    rng = np.random.default_rng(seed)
+    return goal_pairs_ahead(envs, episodes, offset=settings["ahead"], rng=rng)

@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from gjwm.data.collect import make_env
-from gjwm.evaluation.evaluate import (
-    Policy,
+from gjwm.data.acting import Actor, Memoryless, RandomActor, as_array, make_vec, play
+from gjwm.evaluation.goals import (
+    OracleActor,
     attempt_goals,
-    copies,
+    goal_lanes,
     goal_pairs_from_resets,
-    oracle_policy,
     planning_report,
-    random_policy,
 )
 from gjwm.planning import CEM, GradientPlanner, Planner
 from gjwm.planning.controller import RecedingHorizon
@@ -72,96 +70,86 @@ def _cem(quick: bool, repeat: int, samples: int = 384, iterations: int = 5) -> P
 
 def _goals(world: str, quick: bool, count: int) -> list[dict[str, Any]]:
     env_id, kwargs, steps, horizon, replan_every, repeat = GOALS[world]
-    env = make_env(env_id, **kwargs, obs="state", terminate_on_goal=False)
-    pairs = goal_pairs_from_resets(env, count=count, seed=40_000_000)
-    envs = copies(env, count)
+    kwargs = {**kwargs, "obs": "state", "terminate_on_goal": False}
     plan = dict(
         horizon=horizon, replan_every=replan_every, generator=torch.Generator().manual_seed(0)
     )
-    policies = {
-        "CEM on the simulator": lambda: oracle_policy(envs[0], _cem(quick, repeat), pairs, **plan),
-        "scripted": lambda: _scripted(envs, pairs.start),
-        "random": lambda: random_policy(env.action_space.shape[0], np.random.default_rng(0)),
-    }
     rows = []
-    for name, make in policies.items():
-        episodes = attempt_goals(envs, pairs, make(), steps=4 if quick else steps)
-        report = planning_report(episodes, env.unwrapped.success_radius)
-        rows.append(
-            _row(
-                world,
-                name,
-                "success",
-                report["success_rate"],
-                report["ci95"],
-                count,
-                episodes.seconds_per_step,
-            )
-        )
+    with goal_lanes(env_id, kwargs, count) as envs:
+        pairs = goal_pairs_from_resets(envs, seed=40_000_000)
+        actors = {
+            "CEM on the simulator": OracleActor(pairs.goal_position, _cem(quick, repeat), **plan),
+            "scripted": ScriptedActor(),
+            "random": RandomActor(envs.single_action_space.shape[0], np.random.default_rng(0)),
+        }
+        for name, actor in actors.items():
+            episodes = attempt_goals(envs, pairs, actor, steps=4 if quick else steps)
+            report = planning_report(episodes, envs.success_radius)
+            mean, seconds = report["success_rate"], episodes.seconds_per_step
+            rows.append(_row(world, name, "success", mean, report["ci95"], count, seconds))
     return rows
 
 
-def _scripted(envs: list[Any], starts: np.ndarray) -> Policy:
-    """Each environment's own expert, which reads goals from the state: the start's, as
-    `attempt_goals` sets them.
+class ScriptedActor(Memoryless):
+    """The environments' own expert, which reads goals from the state."""
+
+    def act(self, o: Any, info: Any) -> np.ndarray:
+        return as_array(info.envs.expert_action())
+
+
+class ReturnOracle(Memoryless):
+    """A planner for the return that `simulator` predicts: a world with a smooth reward, where the
+    one that is played has the suite's own.
     """
-    return lambda observation, states: np.stack([env.unwrapped.expert_action() for env in envs])
+
+    def __init__(self, planner: Planner, simulator: Any, **options: Any):
+        self.controller = RecedingHorizon(planner, action_dim=1, **options)
+        self.simulator = simulator
+
+    def act(self, o: Any, info: Any) -> Any:
+        states = as_array(info.envs.get_state())
+        return self.controller.act(
+            lambda a: -self.simulator.simulate_return(states, a), info.envs.num_envs
+        )
 
 
 def _swingup(world: str, quick: bool, count: int) -> list[dict[str, Any]]:
     env_id, action_repeat, horizon, replan_every, samples, rounds = SWINGUPS[world]
     kwargs = dict(obs="state", action_repeat=action_repeat)
-    simulator = make_env(env_id, reward="smooth", **kwargs).unwrapped
-
-    def score(states: np.ndarray):
-        return lambda a: -simulator.simulate_return(states, a)
-
-    def planning(planner: Planner) -> Policy:
-        controller = RecedingHorizon(
-            planner,
-            horizon=4 if quick else horizon,
-            action_dim=1,
-            replan_every=replan_every,
-            generator=torch.Generator().manual_seed(0),
-        )
-        return lambda envs, states: controller.act(score(states), len(states)).numpy()
-
+    simulator = make_vec(env_id, 1, reward="smooth", **kwargs)
     gradient = GradientPlanner(
         **(dict(starts=2, iterations=2, survivors=1) if quick else dict(starts=24, iterations=15))
     )
-    rng = np.random.default_rng(0)
-    policies: dict[str, Any] = {
+
+    def planning(planner: Planner) -> Actor:
+        return ReturnOracle(
+            planner,
+            simulator,
+            horizon=4 if quick else horizon,
+            replan_every=replan_every,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    actors: dict[str, Actor] = {
         "CEM on the simulator": planning(_cem(quick, 2, samples, rounds)),
         "GradientPlanner on the simulator": planning(gradient),
-        "scripted": lambda env, states: env.unwrapped.expert_action(),
-        "random": lambda env, states: rng.uniform(-1, 1, (count, 1)).astype(np.float32),
+        "scripted": ScriptedActor(),
+        "random": RandomActor(1, np.random.default_rng(0)),
     }
-    return [
-        _episodes(world, name, policy, env_id, kwargs, quick, count)
-        for name, policy in policies.items()
-    ]
-
-
-def _episodes(
-    world: str, name: str, policy: Any, env_id: str, kwargs: dict[str, Any], quick: bool, count: int
-) -> dict[str, Any]:
-    import time
-
-    import gymnasium
-
-    env = gymnasium.make_vec(
-        f"gjwm.envs:{env_id}", num_envs=count, vectorization_mode="vector_entry_point", **kwargs
-    )
-    env.reset(seed=40_000_000)
-    returns, seconds, steps = np.zeros(count), 0.0, 4 if quick else 1000 // kwargs["action_repeat"]
-    for _ in range(steps):
-        states, since = env.unwrapped.get_state(), time.perf_counter()
-        action = policy(env, states)
-        seconds += time.perf_counter() - since
-        returns += env.step(action)[1]
-    half = 1.96 * returns.std(ddof=1) / np.sqrt(count)
-    interval = [returns.mean() - half, returns.mean() + half]
-    return _row(world, name, "return", returns.mean(), interval, count, seconds / steps / count)
+    steps = 4 if quick else 1000 // action_repeat
+    rows = []
+    for name, actor in actors.items():
+        envs = make_vec(env_id, count, **kwargs)
+        o, _ = envs.reset(seed=40_000_000)
+        returns, seconds = np.zeros(count), 0.0
+        for step in play(envs, actor, o, steps):
+            returns += step.r
+            seconds += step.seconds
+        half = 1.96 * returns.std(ddof=1) / np.sqrt(count)
+        interval = [returns.mean() - half, returns.mean() + half]
+        mean = returns.mean()
+        rows.append(_row(world, name, "return", mean, interval, count, seconds / steps / count))
+    return rows
 
 
 def _row(

@@ -15,23 +15,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.planning import state_model
+from gjwm.data.acting import as_array
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import make_env
 from gjwm.envs.two_room_layout import WALL_REACH
-from gjwm.evaluation.evaluate import (
+from gjwm.evaluation.goals import (
     CostOfGoals,
     GoalPairs,
+    OracleActor,
     attempt_goals,
-    copies,
+    goal_lanes,
     goal_pairs_from_resets,
-    model_policy,
-    oracle_policy,
+    model_actor,
     planning_report,
 )
 from gjwm.planning import CEM
@@ -124,7 +124,7 @@ def steps_through(opening: float | np.ndarray, start: np.ndarray) -> np.ndarray:
     return sum(np.maximum(np.abs(x1 - x0), np.abs(y1 - y0)) for x0, y0, x1, y1 in legs) / SPEED
 
 
-def tempting_pairs(env: gymnasium.Env, *, count: int, seed: int) -> GoalPairs:
+def tempting_pairs(*, count: int, seed: int) -> GoalPairs:
     """The first `count` starts and goals of the world's resets that are `SAVED` steps and more
     nearer by the bridge.
 
@@ -135,7 +135,8 @@ def tempting_pairs(env: gymnasium.Env, *, count: int, seed: int) -> GoalPairs:
     Raises:
         ValueError: when there are not as many among the resets drawn.
     """
-    drawn = goal_pairs_from_resets(env, count=max(16 * count, 200), seed=seed)
+    with goal_lanes(ENV_ID, ENV, max(16 * count, 200)) as envs:
+        drawn = goal_pairs_from_resets(envs, seed=seed)
     bridge, door = steps_through(BRIDGE, drawn.start), steps_through(drawn.start[:, 5], drawn.start)
     deep = np.abs(drawn.start[:, 2] - drawn.start[:, 4]) >= WALL_REACH + DEPTH
     kept = np.flatnonzero((door - bridge >= SAVED) & (door <= HORIZON - SPARE) & deep)[:count]
@@ -160,9 +161,7 @@ def run(
     ms_per_step.
     """
     count = 4 if quick else 200
-    env = make_env(ENV_ID, **ENV)
-    pairs = tempting_pairs(env, count=count, seed=20_000_000)
-    envs = copies(env, count)
+    pairs = tempting_pairs(count=count, seed=20_000_000)
     planner = CEM(
         samples=16 if quick else 256,
         iterations=2 if quick else 4,
@@ -189,14 +188,17 @@ def run(
                 replan_every=REPLAN,
                 generator=torch.Generator().manual_seed(0),
                 cost=cost,
-                particles=PARTICLES if uncertain else None,
             )
+            particles = PARTICLES if uncertain else None
             if kind == "simulator":
-                policy = oracle_policy(envs[0], planner, pairs, **options)
+                outcomes = dict(particles=particles)
+                actor = OracleActor(pairs.goal_position, planner, outcomes=outcomes, **options)
             else:
-                policy = model_policy(model, planner, pairs, **options)
-            episodes = attempt_goals(envs, pairs, policy, steps=6 if quick else STEPS)
-            report = planning_report(episodes, env.unwrapped.success_radius)
+                actor = model_actor(model, planner, pairs, particles=particles, **options)
+            with goal_lanes(ENV_ID, ENV, count) as envs:
+                episodes = attempt_goals(envs, pairs, actor, steps=6 if quick else STEPS)
+                radius, sunk = envs.success_radius, float(np.mean(as_array(envs.sunk)))
+            report = planning_report(episodes, radius)
             rows.append(
                 {
                     "model": kind,
@@ -205,8 +207,8 @@ def run(
                     "low": report["ci95"][0],
                     "high": report["ci95"][1],
                     "episodes": report["episodes"],
-                    "steps": steps_to_goal(episodes.distance, env.unwrapped.success_radius),
-                    "drowned": sum(bool(e.unwrapped.sunk) for e in envs) / count,
+                    "steps": steps_to_goal(episodes.distance, radius),
+                    "drowned": sunk,
                     "ms_per_step": 1e3 * report["seconds_per_step"],
                 }
             )

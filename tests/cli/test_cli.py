@@ -497,33 +497,16 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
     assert "refining trains EnsembleDynamics from the start" in capsys.readouterr().out
     model = WorldModel.load(folder / "runs" / "small" / "checkpoint.pt")
     assert model.dynamics.config["members"] == 2 and model.calibration is not None
-    reports = []
-    for kappa in ("evaluate.kappa=0", "evaluate.kappa=5.0"):
-        assert run("evaluate", *ENSEMBLE, kappa) == 0
-        reports.append(
-            json.loads((folder / "runs" / "small" / "evaluation.json").read_text())["planning"]
-        )
-    assert [report["protocol"]["kappa"] for report in reports] == [0, 5.0]
-    # what the members disagree on changes plans
-    assert reports[0]["closest_distance_mean"] != reports[1]["closest_distance_mean"]
-    assert run("video", *ENSEMBLE, "evaluate.kappa=5.0") == 0
+    assert run("evaluate", *ENSEMBLE) == 0
+    report = json.loads((folder / "runs" / "small" / "evaluation.json").read_text())
+    assert report["planning"]["protocol"]["cost"] == "GoalCost"
+    assert run("video", *ENSEMBLE) == 0
     capsys.readouterr()
-    assert run("evaluate", *ENSEMBLE, "evaluate.kappa=much") == 1
-    assert "kappa must be a number, or null" in capsys.readouterr().err
-    assert run("train", "name=plain") == 0 and capsys.readouterr()
-    for command in ("evaluate", "video"):
-        assert run(command, "name=plain", "evaluate.kappa=1") == 1
-        told = capsys.readouterr()
-        assert (
-            "kappa=null, or train with dynamics=ensemble" in told.err
-            and "collecting" not in told.out
-        )
     # And before anything is collected or trained:
     for wrong, message in (
-        (["evaluate.kappa=1"], "kappa=null"),
         (["evaluate.horizon=0"], "horizon must be a whole number"),
         ([*ENSEMBLE, "refine.steps=0"], "would never be trained"),
-        (["refine.dynamics=ensemble", "evaluate.kappa=1"], "got 'ensemble'"),
+        (["refine.dynamics=ensemble"], "got 'ensemble'"),
         ([*ENSEMBLE, "+refine.dynamics.no_such=1"], "~refine.dynamics.NAME removes a setting"),
     ):
         assert run("run", "name=other", "dataset=data/other", *wrong) == 1

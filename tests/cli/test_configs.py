@@ -16,7 +16,7 @@ from gjwm._core.types import Batch
 from gjwm.cli.config import env_kwargs, fill, load_config, recipe_of, split_sweep
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import make_env
-from gjwm.evaluation.evaluate import check_members
+from gjwm.models.dynamics import Dynamics
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import make_objective
 from gjwm.rl import LearnerSettings, RewardLearner
@@ -100,8 +100,6 @@ def _check_planned(cfg):
     """The dynamics that training ends with can be made, and planned on as evaluation asks."""
     recipe = recipe_of(cfg)
     check_refined(recipe)
-    if cfg.evaluate.kappa is not None:
-        check_members((recipe.refine.dynamics or recipe.dynamics).func)
 
 
 @pytest.mark.parametrize("name", options("study"))

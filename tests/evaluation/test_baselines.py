@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.data.collect import Episode, collect_episodes, make_env
+from gjwm.data.acting import make_vec
+from gjwm.data.collect import Episode, collect_episodes
 from gjwm.evaluation.baselines import linear_gaussian_report, noise_floor, open_loop_windows
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.world_model import WorldModel
@@ -75,6 +76,9 @@ class Drift(gymnasium.Env):
         self.x = self.np_random.normal(size=2)
         return self.observe(), {}
 
+    def get_state(self):
+        return self.x.copy()
+
     def set_state(self, state):
         self.x = np.array(state)
 
@@ -84,6 +88,13 @@ class Drift(gymnasium.Env):
     def step(self, action):
         self.x = 0.9 * self.x + 0.1 * action + 0.3 * self.np_random.normal(size=2)
         return self.observe(), 0.0, False, False, {}
+
+
+gymnasium.register("test/Drift-v0", entry_point=Drift)
+
+
+def lanes(count):
+    return make_vec("test/Drift-v0", count)
 
 
 def recorded(env, count, steps):
@@ -100,7 +111,7 @@ def world_of(encoder):
 def test_the_floor_of_a_noisy_world_is_its_noise():
     env = Drift()
     episodes = list(recorded(env, 600, 12))
-    floor = noise_floor(world_of(Position()), env, episodes, horizon=8, windows=600)
+    floor = noise_floor(world_of(Position()), lanes(600), episodes, horizon=8)
     variance = np.stack([e.o for e in episodes]).reshape(-1, 2).var(0, ddof=1).sum()
     noise = 2 * 0.09 * (1 - 0.81 ** np.arange(1, 9)) / 0.19
     assert not floor["deterministic"]
@@ -112,9 +123,8 @@ def test_a_deterministic_world_has_no_noise():
     episodes = list(
         collect_episodes("gjwm/two-room-v0", settings, episodes=8, length=24, record_state=True)
     )
-    floor = noise_floor(
-        world_of(Position()), make_env("gjwm/two-room-v0", **settings), episodes, horizon=8
-    )
+    envs = make_vec("gjwm/two-room-v0", 8, **settings)
+    floor = noise_floor(world_of(Position()), envs, episodes, horizon=8)
     assert (
         floor["deterministic"] and min(floor["r2_by_horizon"]) > 1 - 1e-6 and floor["windows"] == 8
     )
@@ -122,5 +132,5 @@ def test_a_deterministic_world_has_no_noise():
 
 def test_steps_whose_frame_stack_still_shows_the_restart_have_no_floor():
     episodes = list(recorded(Drift(), 8, 12))
-    floor = noise_floor(world_of(Position()), Drift(), episodes, horizon=4, frame_stack=3)
+    floor = noise_floor(world_of(Position()), lanes(8), episodes, horizon=4, frame_stack=3)
     assert [r2 is None for r2 in floor["r2_by_horizon"]] == [True, False, False, False]

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.evaluation.geometry import (
-    calibration_report,
-    effective_rank,
-    embedding_report,
-    gaussian_crps,
-    rank_me,
-)
+from gjwm.evaluation.calibration import calibration_report
+from gjwm.evaluation.geometry import effective_rank, embedding_report, rank_me
 from gjwm.evaluation.normality import epps_pulley_p_value, henze_zirkler
-from gjwm.models.dynamics import Prediction
+from gjwm.models.dynamics import Prediction, gaussian_crps
 
 
 def randn(*shape, seed=0):

@@ -8,30 +8,27 @@ import numpy as np
 import pytest
 import torch
 
+from gjwm.data.acting import HoldActor, RandomActor, RecordedActor, make_vec
 from gjwm.data.behaviours import Coloured
-from gjwm.data.collect import Episode, collect_episodes, make_env
-from gjwm.evaluation.evaluate import (
-    Details,
+from gjwm.data.collect import collect_episodes
+from gjwm.data.dataset import Episode
+from gjwm.evaluation import Details, Evaluation, evaluate
+from gjwm.evaluation.calibration import calibration_by_horizon
+from gjwm.evaluation.goals import (
     GoalEpisodes,
+    OracleActor,
     attempt_goals,
-    calibration_by_horizon,
-    evaluate,
     goal_pairs_ahead,
     goal_pairs_from_resets,
-    hold_policy,
-    marginal_report,
-    model_policy,
-    oracle_policy,
     planning_report,
-    prediction_report,
-    probe_report,
-    random_policy,
+    simulator_planner,
 )
-from gjwm.models.dynamics import Dynamics, EnsembleDynamics, GaussianDynamics, Prediction
+from gjwm.evaluation.prediction import marginal_report, prediction_report
+from gjwm.evaluation.probes import probe_report
+from gjwm.models.dynamics import Dynamics, GaussianDynamics, Prediction
 from gjwm.models.encoders import MLPEncoder
-from gjwm.models.world_model import WorldModel
+from gjwm.models.world_model import Origin, WorldModel
 from gjwm.planning import CEM
-from gjwm.planning.costs import GoalCost
 
 TWO_ROOM = {"obs": "state", "goal": "other-room", "terminate_on_goal": False}
 
@@ -158,72 +155,78 @@ def reacher_episodes():
 
 def test_a_goal_ahead_is_the_state_that_the_same_episode_reached(reacher_episodes):
     kwargs, episodes = reacher_episodes
-    env = make_env("gjwm/reacher-easy-v0", **kwargs)
-    pairs = goal_pairs_ahead(env, episodes, offset=12, count=6, rng=np.random.default_rng(0))
+    envs = make_vec("gjwm/reacher-easy-v0", 6, **kwargs)
+    pairs = goal_pairs_ahead(envs, episodes, offset=12, rng=np.random.default_rng(0))
     for i, episode in enumerate(episodes):
         t = next(t for t in range(19) if np.array_equal(episode.sim_state[t], pairs.start[i]))
         assert np.array_equal(episode.sim_state[t + 12], pairs.goal[i])
         np.testing.assert_allclose(pairs.goal_position[i], episode.position[t + 12], atol=1e-9)
-    with pytest.raises(ValueError, match="7 goal pairs need"):
-        goal_pairs_ahead(env, episodes, offset=12, count=7, rng=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="6 goal pairs need"):
+        goal_pairs_ahead(envs, episodes[:5], offset=12, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="longer episodes than 30"):
-        goal_pairs_ahead(env, episodes, offset=31, count=6, rng=np.random.default_rng(0))
+        goal_pairs_ahead(envs, episodes, offset=31, rng=np.random.default_rng(0))
 
 
 def test_replaying_the_recorded_actions_reaches_the_goal_exactly(reacher_episodes):
     """The attempt starts and steps as the episode did: nothing is lost in between, so a perfect
-    policy can score 100%.
+    actor can score 100%.
     """
     kwargs, episodes = reacher_episodes
-    envs = [make_env("gjwm/reacher-easy-v0", **kwargs) for _ in episodes]
-    pairs = goal_pairs_ahead(envs[0], episodes, offset=12, count=6, rng=np.random.default_rng(0))
+    envs = make_vec("gjwm/reacher-easy-v0", 6, **kwargs)
+    pairs = goal_pairs_ahead(envs, episodes, offset=12, rng=np.random.default_rng(0))
     starts = [
         next(t for t in range(19) if np.array_equal(e.sim_state[t], s))
         for e, s in zip(episodes, pairs.start, strict=True)
     ]
-    recorded = iter(np.stack([e.a[t : t + 12] for e, t in zip(episodes, starts, strict=True)], 1))
-    attempts = attempt_goals(envs, pairs, lambda o, s: next(recorded), steps=12)
+    recorded = np.stack([e.a[t : t + 12] for e, t in zip(episodes, starts, strict=True)])
+    attempts = attempt_goals(envs, pairs, RecordedActor(recorded), steps=12)
     np.testing.assert_allclose(attempts.distance[:, -1], 0, atol=1e-9)
     assert attempts.distance[:, 0].min() > 1e-3
 
 
-def test_the_oracle_crosses_the_door_and_chance_does_not():
-    envs = [make_env("gjwm/two-room-v0", **TWO_ROOM) for _ in range(8)]
-    pairs = goal_pairs_from_resets(envs[0], count=8, seed=3)
+@pytest.mark.parametrize("cheap", [False, True])
+def test_the_oracle_crosses_the_door_and_chance_does_not(cheap):
+    envs = make_vec("gjwm/two-room-v0", 8, **TWO_ROOM)
+    pairs = goal_pairs_from_resets(envs, seed=3)
     assert ((pairs.start[:, 0] < 0.5) != (pairs.goal_position[:, 0] < 0.5)).all()
     planner = CEM(samples=128, iterations=4, elites=16)
-    oracle = oracle_policy(envs[0], planner, pairs, horizon=24, replan_every=6, generator=g())
-    radius = envs[0].unwrapped.success_radius
+    planner = simulator_planner(planner, 24, 2) if cheap else planner
+    oracle = OracleActor(pairs.goal_position, planner, horizon=24, replan_every=6, generator=g())
     rates = [
-        planning_report(attempt_goals(envs, pairs, policy, steps=60), radius)["success_rate"]
-        for policy in (oracle, random_policy(2, np.random.default_rng(0)), hold_policy(2))
+        planning_report(attempt_goals(envs, pairs, actor, steps=60), envs.success_radius)
+        for actor in (oracle, RandomActor(2, np.random.default_rng(0)), HoldActor(2))
     ]
+    rates = [report["success_rate"] for report in rates]
     assert rates[0] >= 7 / 8 and rates[1] <= 1 / 8 and rates[2] == 0
 
 
-def tiny_evaluation(seed=0, details=None):
-    episodes = list(
-        collect_episodes("gjwm/two-room-v0", TWO_ROOM, episodes=12, length=30, record_state=True)
-    )
+def test_an_episode_that_ends_at_its_goal_goes_on():
+    """Where a world ends an episode at its goal, the attempt is still at that goal afterwards."""
+    ends = {**TWO_ROOM, "terminate_on_goal": True}
+    envs = make_vec("gjwm/two-room-v0", 4, **ends)
+    pairs = goal_pairs_from_resets(envs, seed=0)
+    there = type(pairs)(pairs.goal, pairs.goal, pairs.goal_position, pairs.goal_observation)
+    attempts = attempt_goals(envs, there, HoldActor(2), steps=3)
+    np.testing.assert_allclose(attempts.distance, 0, atol=1e-6)
+
+
+def tiny_model():
     torch.manual_seed(0)
-    shape = episodes[0].o.shape[1:]
     model = WorldModel(
-        MLPEncoder(shape, 4, hidden=(16,)), GaussianDynamics(4, 2, hidden=16, std_hidden=8)
+        MLPEncoder((6,), 4, hidden=(16,)), GaussianDynamics(4, 2, hidden=16, std_hidden=8)
     ).eval()
-    return evaluate(
-        model,
-        "gjwm/two-room-v0",
-        TWO_ROOM,
-        episodes,
-        CEM(samples=32, iterations=2, elites=8),
-        goals="reset",
-        pairs=4,
-        steps=6,
-        horizon=6,
-        probe_steps=100,
-        seed=seed,
-        details=details,
+    model.origin = Origin(
+        env_id="gjwm/two-room-v0", env_kwargs=TWO_ROOM, behaviour={"uniform": 1}, length=30
     )
+    return model
+
+
+def tiny_evaluation(details=None):
+    settings = Evaluation(
+        episodes=12, length=30, pairs=4, steps=6, horizon=6, replan_every=1, probe_steps=100, seed=0
+    )
+    planner = CEM(samples=32, iterations=2, elites=8)
+    return evaluate(tiny_model(), settings, planner=planner, details=details)
 
 
 @pytest.fixture(scope="module")
@@ -232,39 +235,9 @@ def evaluated():
     return tiny_evaluation(details=details), details
 
 
-def test_kappa_plans_on_each_members_own_path():
-    torch.manual_seed(0)
-    model = WorldModel(
-        MLPEncoder((6,), 4, hidden=(16,)), EnsembleDynamics(4, 2, members=3, hidden=16)
-    ).eval()
-    env = make_env("gjwm/two-room-v0", obs="state", goal="other-room")
-    pairs = goal_pairs_from_resets(env, count=5, seed=0)
-    o = torch.randn(5, 6, generator=g())
-    planner = CEM(samples=32, iterations=2, elites=4)
-    with torch.no_grad():
-        goal, z0 = model.encode(torch.from_numpy(pairs.goal_observation)), model.encode(o)
-        for kappa in (None, 0.0, 2.0):
-            policy = model_policy(
-                model, planner, pairs, horizon=5, replan_every=1, generator=g(), kappa=kappa
-            )
-            policy.agent.act(o)
-            a = policy.agent.plan.mean[:, None]
-            paths = model.dynamics.rollout_members(z0, a)  # (B, 1, M, H+1, D)
-            each = torch.stack([GoalCost(goal)(paths[:, :, m], a)[:, 0] for m in range(3)], -1)
-            expected = GoalCost(goal)(model.rollout(z0, a), a)[:, 0]
-            if kappa is not None:
-                expected = each.mean(-1) + kappa * each.std(-1, correction=0)
-            torch.testing.assert_close(policy.agent.plan.cost, expected)
-    plain = WorldModel(MLPEncoder((6,), 4, hidden=(16,)), GaussianDynamics(4, 2, hidden=16)).eval()
-    with pytest.raises(ValueError, match="these dynamics are GaussianDynamics"):
-        model_policy(plain, planner, pairs, horizon=5, replan_every=1, generator=g(), kappa=1.0)
-
-
 def test_goals_of_neighbouring_seeds_are_others():
-    env = make_env("gjwm/two-room-v0", obs="state", goal="other-room")
-    one, again, next_ = (
-        goal_pairs_from_resets(env, count=6, seed=seed).goal_position for seed in (1, 1, 2)
-    )
+    envs = make_vec("gjwm/two-room-v0", 6, obs="state", goal="other-room")
+    one, again, next_ = (goal_pairs_from_resets(envs, seed=s).goal_position for s in (1, 1, 2))
     assert np.array_equal(one, again)
     assert np.linalg.norm(one[:, None] - next_[None], axis=-1).min() > 1e-6
 
@@ -308,6 +281,26 @@ def test_details_are_what_the_figures_were_made_of(evaluated):
     assert set(report["timings"]) >= {"prediction", "representation", "planning with the model"}
 
 
-def test_bad_protocols_are_named():
-    with pytest.raises(ValueError, match="'ahead' or 'reset'"):
-        evaluate(None, "gjwm/two-room-v0", TWO_ROOM, [], CEM(), goals="sideways")
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (dict(goals="sideways"), "'ahead', 'reset' or None"),
+        (dict(episodes=4), "evaluate.episodes >= 8"),
+        (dict(pairs=0), "pairs must be a whole number"),
+        (dict(goals="ahead", goal_offset=None), "goal_offset must be a whole number"),
+        (dict(horizon=2, replan_every=3), "cannot last for"),
+        (dict(seed=-1), "seed must be"),
+    ],
+)
+def test_bad_settings_are_named(wrong, match):
+    with pytest.raises(ValueError, match=match):
+        Evaluation(**wrong)
+
+
+def test_what_does_not_fit_the_world_is_named_before_anything_is_collected():
+    stranger = tiny_model()
+    stranger.origin = None
+    with pytest.raises(ValueError, match="does not say which environment"):
+        evaluate(stranger)
+    with pytest.raises(ValueError, match="draws no goals of its own"):
+        evaluate(stranger, Evaluation(goals="reset"), env_id="gjwm/reacher-easy-v0")

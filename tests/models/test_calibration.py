@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
+from gjwm.evaluation.calibration import calibration_report, energy_score
 from gjwm.models.calibration import (
     Calibration,
-    calibration_report,
-    energy_score,
     fit_calibration,
     fit_tail,
     fit_temperature,

@@ -4,17 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.data.collect import collect_episodes, make_env
-from gjwm.evaluation.evaluate import Details, attempt_goals, goal_pairs_from_resets, random_policy
+from gjwm.data.acting import HoldActor, RandomActor, make_env, make_vec
+from gjwm.data.collect import collect_episodes
+from gjwm.evaluation import Details, Evaluation
+from gjwm.evaluation.evaluate import Task, attempt
+from gjwm.evaluation.goals import attempt_goals, goal_pairs_from_resets
 from gjwm.models.decoder import ConvDecoder
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import MLPEncoder
-from gjwm.models.world_model import WorldModel
+from gjwm.models.world_model import Origin, WorldModel
 from gjwm.planning import CEM
-from gjwm.reporting.films import attempt, films_of, gallery, play_again, position_readout
+from gjwm.reporting.films import film, films_of, gallery, play_again, position_readout
 
 ICE = "gjwm/two-room-slippery-v0"
 SETTINGS = {"obs": "state", "size": 16, "terminate_on_goal": False}
+TASK = Task("gjwm/two-room-v0", SETTINGS, None)
 
 
 def model_of_states():
@@ -23,13 +27,13 @@ def model_of_states():
     return WorldModel(encoder, GaussianDynamics(4, 2, hidden=8, std_hidden=8)).eval()
 
 
-def test_an_attempt_played_again_has_the_same_luck():
+def test_an_attempt_played_again_has_the_same_noise():
     """On ice each step slips at random: only the attempt's own seed gives the same path."""
     settings = {**SETTINGS, "slip": 0.1}
-    envs = [make_env(ICE, **settings) for _ in range(8)]
-    pairs = goal_pairs_from_resets(envs[0], count=8, seed=0)
+    envs = make_vec(ICE, 8, **settings)
+    pairs = goal_pairs_from_resets(envs, seed=0)
     pairs.start[:, :2] = (0.5, 0.35)  # on the bridge
-    attempts = attempt_goals(envs, pairs, random_policy(2, np.random.default_rng(0)), steps=6)
+    attempts = attempt_goals(envs, pairs, RandomActor(2, np.random.default_rng(0)), steps=6)
     env = make_env(ICE, **settings, render_mode="rgb_array")
     for i in (5, 2):
         recording = play_again(env, pairs, attempts.actions, i)
@@ -53,24 +57,14 @@ def attempted():
         collect_episodes("gjwm/two-room-v0", SETTINGS, episodes=8, length=10, record_state=True)
     )
     planner = CEM(samples=16, iterations=1, elites=4)
-    details = attempt(
-        model,
-        "gjwm/two-room-v0",
-        SETTINGS,
-        episodes,
-        planner,
-        count=5,
-        goals="reset",
-        steps=6,
-        horizon=4,
-        replan_every=2,
-    )
+    settings = Evaluation(pairs=5, steps=6, horizon=4, replan_every=2, seed=0)
+    details = attempt(model, TASK, settings, episodes, "reset", planner)
     return model, episodes, details
 
 
 def films(attempted, **extra):
     model, _, details = attempted
-    return films_of(model, "gjwm/two-room-v0", SETTINGS, details, scale=4, **extra)
+    return films_of(model, TASK, details, scale=4, **extra)
 
 
 def test_a_film_grows_with_what_can_be_shown(attempted):
@@ -114,13 +108,10 @@ def test_a_model_that_imagines_exactly_shows_no_error(attempted):
     held = Details(
         pairs=details.pairs,
         attempts=attempt_goals(
-            [make_env("gjwm/two-room-v0", **SETTINGS) for _ in range(5)],
-            details.pairs,
-            lambda o, s: np.zeros((5, 2), np.float32),
-            steps=6,
+            make_vec("gjwm/two-room-v0", 5, **SETTINGS), details.pairs, HoldActor(2), steps=6
         ),
     )
-    filming = films_of(model, "gjwm/two-room-v0", SETTINGS, held)
+    filming = films_of(model, TASK, held)
     recording = play_again(filming.env, held.pairs, held.attempts.actions, 1)
     z = model.encode(torch.from_numpy(recording.observations)).detach()
     samples = z.expand(3, -1, -1)
@@ -155,11 +146,20 @@ def test_pictures_are_enlarged_to_a_readable_size_and_shrunk_to_a_bearable_one(a
     assert filming._size(16, 16) == (64, 64)  # scale 4
     assert filming._size(128, 128) == (256, 256) and filming._size(500, 1000) == (160, 320)
     model, _, details = attempted
-    by_itself = films_of(model, "gjwm/two-room-v0", SETTINGS, details)
+    by_itself = films_of(model, TASK, details)
     assert [by_itself._size(n, n)[0] for n in (16, 64, 96, 200)] == [192, 192, 192, 200]
 
 
 def test_a_world_without_pictures_is_named(attempted):
     model, _, details = attempted
     with pytest.raises(ValueError, match="cannot be filmed"):
-        films_of(model, "gjwm/two-room-v0", {**SETTINGS, "render_size": 3}, details)
+        films_of(model, Task(TASK.env_id, {**SETTINGS, "render_size": 3}, None), details)
+
+
+def test_a_model_is_filmed_where_it_comes_from(tmp_path):
+    model = model_of_states()
+    model.origin = Origin(env_id="gjwm/two-room-v0", env_kwargs=SETTINGS, length=10)
+    settings = Evaluation(length=10, steps=4, horizon=3)
+    planner = CEM(samples=8, iterations=1, elites=2)
+    path = film(model, tmp_path / "goals.gif", settings, shown=2, planner=planner)
+    assert path == tmp_path / "goals.gif" and path.stat().st_size > 1000

@@ -21,6 +21,7 @@ from gjwm._core.types import Batch
 from gjwm.cli.app import main
 from gjwm.cli.config import load_config
 from gjwm.cli.online import reward_recipe
+from gjwm.data.acting import HoldActor, Moment, RandomActor
 from gjwm.data.dataset import dataset_info
 from gjwm.data.replay import ReplayBuffer
 from gjwm.models.dynamics import EnsembleDynamics, GaussianDynamics, with_static
@@ -38,12 +39,12 @@ from gjwm.rl import (
     OnlineSettings,
     ReturnCurve,
     RewardLearner,
+    RewardOracle,
     Stream,
     lambda_returns,
     play_returns,
     pretrain,
     return_report,
-    simulator_actor,
     train_online,
 )
 from gjwm.rl.actor_critic import Policy, QEnsemble, TwoHot
@@ -419,7 +420,7 @@ def test_a_streams_episodes_differ_and_end_with_their_true_last_observation():
         if o_next is not None:
             np.testing.assert_array_equal(seen.o[~ended], o_next[~ended])
         o_next, ended = seen.o_next, seen.ended
-        returns += seen.returns
+        returns += stream.earned
         if ended.any():
             # 0.02 per step and a little noise: the last observation is a step on, not the same nor
             # the next first one.
@@ -431,19 +432,29 @@ def test_a_streams_episodes_differ_and_end_with_their_true_last_observation():
         Stream("gjwm/cartpole-swingup-v0", {"obs": "both", "size": 16}, lanes=1, seed=0, workers=0)
 
 
+class Acts:
+    """An actor made of a function of observations."""
+
+    def __init__(self, act):
+        self.act = lambda o, info: act(o)
+
+    def reset(self, mask=None):
+        pass
+
+
 def test_returns_are_those_of_whole_episodes():
     returns, seconds = play_returns(
-        lambda o, _: (0.6 - o) / 0.2, "test/Slide-v0", {}, episodes=6, seed=3
+        Acts(lambda o: (0.6 - o) / 0.2), "test/Slide-v0", {}, episodes=6, seed=3
     )
     assert (returns > 13).all() and (returns <= 20).all() and seconds > 0
-    fallen, _ = play_returns(lambda o, _: np.ones_like(o), "test/Slide-v0", {}, episodes=6, seed=3)
+    fallen, _ = play_returns(Acts(np.ones_like), "test/Slide-v0", {}, episodes=6, seed=3)
     assert (fallen < returns).all()
     report = return_report(np.array([1.0, 2.0, 6.0]), 0.5)
     assert report["return_mean"] == 3 and report["ci95"] == pytest.approx([-3.572, 9.572], abs=1e-3)
     with pytest.raises(ValueError, match="goes on after 5 steps"):
-        play_returns(lambda o, _: 0 * o, "test/Slide-v0", {}, episodes=1, seed=0, limit=5)
+        play_returns(Acts(lambda o: 0 * o), "test/Slide-v0", {}, episodes=1, seed=0, limit=5)
     with pytest.raises(ValueError, match="at least one episode"):
-        play_returns(lambda o, _: o, "test/Slide-v0", {}, episodes=0, seed=0)
+        play_returns(Acts(lambda o: o), "test/Slide-v0", {}, episodes=0, seed=0)
 
 
 def test_an_oracle_sees_the_true_rewards_of_its_plans():
@@ -453,14 +464,14 @@ def test_an_oracle_sees_the_true_rewards_of_its_plans():
     kwargs = {"obs": "state", "action_repeat": 4, "max_episode_steps": 20}
     planner = ICEM(samples=24, iterations=3, elites=6, repeat=4)
     plan = dict(horizon=12, replan_every=4, generator=generator())
-    with simulator_actor("gjwm/point_mass-easy-v0", kwargs, planner, **plan) as act:
-        played, _ = play_returns(act, "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
-    still, _ = play_returns(
-        lambda o, envs: np.zeros((3, 2)), "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1
-    )
+    with RewardOracle("gjwm/point_mass-easy-v0", kwargs, planner, **plan) as oracle:
+        played, _ = play_returns(oracle, "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
+    still, _ = play_returns(HoldActor(2), "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
     assert played.mean() > still.mean() + 5, (played, still)
-    with simulator_actor("x", {}, planner) as act, pytest.raises(ValueError, match="no get_state"):
-        act(np.zeros((2, 1)), SyncVectorEnv([Slide, Slide]))
+    with pytest.raises(ValueError, match="no get_state"):
+        RewardOracle("x", {}, planner).act(
+            np.zeros((2, 1)), Moment(SyncVectorEnv([Slide, Slide]), 0)
+        )
 
 
 def test_a_return_curve_is_whole_and_goes_on(tmp_path):
@@ -595,9 +606,7 @@ def test_rewards_alone_are_learned_and_planned_for():
         rows[-1]
     )
     agent = reward_agent(subject.model, planner(), horizon=4, discount=0.99, generator=generator(5))
-    learned, _ = play_returns(
-        lambda o, _: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100
-    )
+    learned, _ = play_returns(agent, "test/Slide-v0", {}, episodes=20, seed=100)
     assert learned.mean() > 12, learned.mean()
 
 
@@ -608,13 +617,9 @@ def test_acting_learns_what_pays():
     """
     subject = run(1000, update_ratio=0.5, aimless_steps=200)
     agent = reward_agent(subject.model, planner(), horizon=3, discount=0.9, generator=generator(5))
-    learned, _ = play_returns(
-        lambda o, _: agent.act(o).numpy(), "test/Slide-v0", {}, episodes=20, seed=100
-    )
-    draw = np.random.default_rng(0)
-    aimless, _ = play_returns(
-        lambda o, _: draw.uniform(-1, 1, o.shape), "test/Slide-v0", {}, episodes=20, seed=100
-    )
+    learned, _ = play_returns(agent, "test/Slide-v0", {}, episodes=20, seed=100)
+    chance = RandomActor(1, np.random.default_rng(0))
+    aimless, _ = play_returns(chance, "test/Slide-v0", {}, episodes=20, seed=100)
     assert learned.mean() > 14 and aimless.mean() < 8, (learned.mean(), aimless.mean())
 
 
@@ -636,7 +641,7 @@ def test_actions_stay_aimless_until_something_was_earned(monkeypatch, pays, plan
 
 def test_evaluation_leaves_learning_as_it_is():
     def evaluate(step, seconds):
-        play_returns(lambda o, _: 0 * o, "test/Slide-v0", {}, episodes=2, seed=50)
+        play_returns(Acts(lambda o: 0 * o), "test/Slide-v0", {}, episodes=2, seed=50)
         return {"evaluate/return": 1.0}
 
     plain, judged = run(80), run(80, evaluate=evaluate, evaluate_every=20)

@@ -1,0 +1,163 @@
+"""Do predicted laws hold what they promise? Any law is judged through its marginals' probability
+integral transform (PIT), scores and samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from gjwm.models.calibration import (
+    LEVELS,
+    check_law,
+    concatenate,
+    flattened,
+    forecast_windows,
+)
+from gjwm.models.dynamics import Prediction
+from gjwm.models.world_model import WorldModel
+
+# per dimension, of N(0, I) about itself: the baseline of "skill"
+UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)
+_ECE_LEVELS = torch.arange(0.05, 0.951, 0.05, dtype=torch.float64)
+
+
+def report_generator(generator: Generator | None) -> Generator:
+    """The generator of a report, which is computed on the CPU: never torch's global one, which a
+    report must not advance.
+    """
+    if generator is None:
+        return torch.Generator().manual_seed(0)  # a report of the same figures reads the same
+    return (
+        generator
+        if generator.device.type == "cpu"
+        else torch.Generator().manual_seed(generator.initial_seed())
+    )
+
+
+def expected_calibration_error(pit: Tensor) -> float:
+    """Mean over the levels .05 to .95 of |share of central intervals that hold the target - level|,
+    from PIT values.
+    """
+    # the smallest central interval that holds the target
+    inside = 2 * (pit.flatten().double() - 0.5).abs()
+    return (
+        torch.stack([((inside <= level).double().mean() - level).abs() for level in _ECE_LEVELS])
+        .mean()
+        .item()
+    )
+
+
+def energy_score(
+    prediction: Prediction, target: Tensor, *, samples: int = 32, generator: Generator | None = None
+) -> Tensor:
+    """E|x - y| - E|x - x'|/2 of all D dimensions together, in z's units: (..., D) -> (...)
+    (Gneiting & Raftery, 2007).
+    """
+    if prediction.mean.shape != target.shape:
+        raise ValueError(
+            f"expected a prediction of the target's shape {tuple(target.shape)}, got mean "
+            f"{tuple(prediction.mean.shape)}."
+        )
+    draws = torch.stack([prediction.sample(generator) for _ in range(samples)])
+    to_target = (draws - target).norm(dim=-1).mean(0)
+    # Neighbouring draws are as independent as any two, and cost S distances instead of S^2.
+    spread = (draws - draws.roll(1, 0)).norm(dim=-1).mean(0)
+    return to_target - spread / 2
+
+
+@torch.no_grad()
+def calibration_report(
+    prediction: Prediction, target: Tensor, *, bins: int = 20, generator: Generator | None = None
+) -> dict[str, float | list[float]]:
+    """Whether predicted intervals hold what they promise.
+
+    Args:
+        prediction: a law of (..., D), see `gjwm.models.dynamics.Prediction`.
+        target: what happened, (..., D).
+        bins: of the PIT histogram.
+        generator: draws the energy score's samples; None: one seeded alike for every report.
+
+    Returns:
+        nll (nats per dimension), skill (what it gains on the latents' marginal N(0, 1), nats per
+        dimension), crps, coverage_{50,80,90,95}, ece (mean over levels .05 to .95 of |coverage -
+        level|), spread_skill (rms predicted std / rms error, ideally 1), pit_ks (largest gap of the
+        PIT's distribution to uniform), pit (its histogram, each bin ideally 1), mahalanobis (mean
+        of (z - m)^T Cov^-1 (z - m) / D, ideally 1), energy_score (at most 2,000 rows) and
+        temperature (the factor on std that makes squared errors right on average).
+
+    Raises:
+        ValueError: for other shapes, no targets, NaN or infinite values, or a variance that is not
+            positive.
+    """
+    check_law(prediction, target)
+    prediction, target = (
+        prediction.to("cpu", torch.float64),
+        target.detach().to("cpu", torch.float64),
+    )
+    dim = target.shape[-1]
+    nll = -prediction.log_prob(target).mean().item() / dim
+    pit = prediction.cdf(target).flatten()
+    inside = 2 * (pit - 0.5).abs()
+    ordered = pit.sort().values
+    ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
+    squared = (target - prediction.mean).square()
+    lead = target.shape[:-1].numel()
+    rows = torch.arange(0, lead, -(-lead // 2000))
+    flat = prediction if len(target.shape) == 2 else flattened(prediction, len(target.shape) - 1)
+    generator = report_generator(generator)
+    return {
+        "nll": nll,
+        "skill": UNIT_GAUSSIAN_NATS - nll,
+        "crps": prediction.crps(target).mean().item(),
+        **{
+            f"coverage_{round(100 * level)}": (inside <= level).double().mean().item()
+            for level in LEVELS
+        },
+        "ece": expected_calibration_error(pit),
+        "spread_skill": (prediction.variance.mean() / squared.mean().clamp(min=1e-300))
+        .sqrt()
+        .item(),
+        "pit_ks": torch.maximum((ranks - ordered).abs(), (ordered - ranks + 1 / len(ordered)).abs())
+        .max()
+        .item(),
+        "pit": (torch.histc(pit.clamp(0, 1), bins, 0, 1) * bins / len(pit)).tolist(),
+        "mahalanobis": prediction.mahalanobis(target).mean().item() / dim,
+        "energy_score": energy_score(flat[rows], target.reshape(-1, dim)[rows], generator=generator)
+        .mean()
+        .item(),
+        "temperature": (squared / prediction.variance).mean().sqrt().item(),
+    }
+
+
+@torch.inference_mode()
+def calibration_by_horizon(
+    model: WorldModel,
+    z: Tensor,
+    a: Tensor,
+    *,
+    horizons: Sequence[int],
+    particles: int,
+    generator: Generator,
+) -> dict[str, Any]:
+    """One-step calibration at the top level, and under "horizon_k" that of forecasts k steps
+    ahead.
+    """
+    report: dict[str, Any] = dict(
+        calibration_report(model.predict_sequence(z[:, :-1], a), z[:, 1:])
+    )
+    reached = [k for k in horizons if k <= a.shape[1]]
+    if reached:
+        windows = forecast_windows(
+            model, z, a, horizon=max(reached), particles=particles, generator=generator
+        )
+        law, truth = (
+            concatenate([law for law, _ in windows]),
+            torch.cat([truth for _, truth in windows]),
+        )
+        for k in reached:
+            report[f"horizon_{k}"] = calibration_report(law[:, k - 1], truth[:, k - 1])
+    return report

@@ -1,0 +1,278 @@
+"""Attempts to reach goals: which pairs of start and goal, who acts, and what became of it.
+
+Success is measured on the simulator's true position, never on a latent distance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from gjwm.data.acting import Actor, Moment, as_array, make_vec, play
+from gjwm.data.dataset import Episode
+from gjwm.evaluation.intervals import wilson_interval
+from gjwm.models.world_model import WorldModel
+from gjwm.planning import ICEM, CategoricalCEM, Planner
+from gjwm.planning.agent import MPCAgent
+from gjwm.planning.controller import RecedingHorizon
+from gjwm.planning.costs import Cost, GoalCost
+
+# goals (B, D), in latents or in positions -> the cost of reaching them
+CostOfGoals = Callable[[Tensor], Cost]
+
+
+@dataclass(frozen=True)
+class GoalPairs:
+    """E start and goal states of one environment, with what an agent sees of the goal."""
+
+    start: np.ndarray  # (E, X) simulator states
+    goal: np.ndarray  # (E, X)
+    goal_position: np.ndarray  # (E, P)
+    goal_observation: np.ndarray  # (E, *O) the goal at rest
+
+
+def goal_pairs_ahead(
+    envs: Any, episodes: Sequence[Episode], *, offset: int, rng: np.random.Generator
+) -> GoalPairs:
+    """One start per lane, at a random time of a held-out episode; the goal is `offset` agent steps
+    later in the same episode.
+    """
+    count = envs.num_envs
+    if count > len(episodes):
+        raise ValueError(
+            f"{count} goal pairs need as many held-out episodes, got {len(episodes)}; collect more."
+        )
+    if len(episodes[0].a) < offset:
+        raise ValueError(
+            f"a goal {offset} steps ahead needs longer episodes than {len(episodes[0].a)} steps."
+        )
+    times = [int(rng.integers(0, len(e.a) - offset + 1)) for e in episodes[:count]]
+    start = np.stack([e.sim_state[t] for e, t in zip(episodes, times)])
+    goal = np.stack([e.sim_state[t + offset] for e, t in zip(episodes, times)])
+    return _see_goals(envs, start, goal)
+
+
+def goal_pairs_from_resets(envs: Any, *, seed: int) -> GoalPairs:
+    """Starts and goals that the world itself draws on reset (its `goal` attribute is a position),
+    one per lane.
+
+    Args:
+        seed: another gives other goals, also the next.
+    """
+    # seed + i would give seeds 1 and 2 the same goals but one.
+    seeds = [
+        int(np.random.SeedSequence([seed, i]).generate_state(1)[0]) for i in range(envs.num_envs)
+    ]
+    envs.reset(seed=seeds)
+    return _see_goals(envs, as_array(envs.get_state()), as_array(envs.goal_state()))
+
+
+def _see_goals(envs: Any, start: np.ndarray, goal: np.ndarray) -> GoalPairs:
+    envs.set_state(goal)
+    return GoalPairs(start, goal, as_array(envs.position), as_array(envs.observe()))
+
+
+@dataclass(frozen=True)
+class GoalEpisodes:
+    """Outcome of E attempts."""
+
+    distance: np.ndarray  # (E, steps+1) to the goal, in the position's units
+    returns: np.ndarray  # (E,) the task's own reward
+    seconds_per_step: float  # of deciding, per env; simulation not counted
+    actions: np.ndarray  # (E, steps, A)
+
+    def reached(self, radius: float) -> np.ndarray:
+        """(E,) whether within `radius` of the goal at any step after the start."""
+        return self.distance[:, 1:].min(1) <= radius
+
+
+def attempt_goals(envs: Any, pairs: GoalPairs, actor: Actor, *, steps: int) -> GoalEpisodes:
+    """One attempt per pair, all at once: lane i starts in pairs.start[i] and takes `steps` agent
+    steps.
+
+    Lane i is seeded with i. An episode that ends goes on, where its world does.
+    """
+    envs.autoreset = False
+    envs.reset(seed=0)
+    envs.set_state(pairs.start)
+    o = as_array(envs.observe())
+
+    def distances() -> np.ndarray:
+        return np.linalg.norm(as_array(envs.position) - pairs.goal_position, axis=-1)
+
+    distance, returns, seconds, actions = [distances()], np.zeros(len(o)), 0.0, []
+    for step in play(envs, actor, o, steps):
+        distance.append(distances())
+        returns += step.r
+        seconds += step.seconds
+        actions.append(step.a)
+    return GoalEpisodes(
+        np.stack(distance, 1), returns, seconds / steps / len(o), np.stack(actions, 1)
+    )
+
+
+def planning_report(attempts: GoalEpisodes, radius: float) -> dict[str, Any]:
+    """Success = within `radius` of the goal at any step after the start."""
+    success = attempts.reached(radius)
+    low, high = wilson_interval(int(success.sum()), len(success))
+    return {
+        "success_rate": float(success.mean()),
+        "ci95": [low, high],
+        "episodes": len(success),
+        "return_mean": float(attempts.returns.mean()),
+        "closest_distance_mean": float(attempts.distance[:, 1:].min(1).mean()),
+        "start_distance_mean": float(attempts.distance[:, 0].mean()),
+        "seconds_per_step": attempts.seconds_per_step,
+    }
+
+
+class RememberedPlans:
+    """An agent that remembers its plans: `plans` holds (step, means (E, H, A)) of each time it
+    planned.
+    """
+
+    def __init__(self, agent: MPCAgent):
+        self.agent = agent
+        self.plans: list[tuple[int, np.ndarray]] = []
+
+    def act(self, o: Any, info: Moment) -> Tensor:
+        plans_now = self.agent.controller.needs_plan
+        action = self.agent.act(o, info)
+        if plans_now:
+            self.plans.append((info.step, as_array(self.agent.plan.mean)))
+        return action
+
+    def reset(self, mask: Any = None) -> None:
+        self.agent.reset(mask)
+
+
+def model_actor(
+    model: WorldModel,
+    planner: Planner,
+    pairs: GoalPairs,
+    *,
+    cost: CostOfGoals = GoalCost,
+    **options: Any,
+) -> RememberedPlans:
+    """Plans in latent space towards the goals as they are seen; `options` of `MPCAgent`."""
+    with torch.inference_mode():
+        goal = model.encode(torch.from_numpy(pairs.goal_observation).to(model.device))
+    return RememberedPlans(MPCAgent(model, planner, cost(goal), **options))
+
+
+def simulator_planner(planner: Planner, horizon: int, action_dim: int) -> Planner:
+    """A search for the true simulator, whose rollouts cost far more than a model's: iCEM with three
+    times as many candidates as it has numbers to find, as good as a CEM at a tenth of its rollouts
+    (docs/planning.md).
+
+    Bounds and action blocks are those of `planner`; one of discrete actions is taken as it is.
+    """
+    if isinstance(planner, CategoricalCEM):
+        return planner
+    box = {name: getattr(planner, name) for name in ("low", "high", "repeat")}
+    numbers = -(-horizon // planner.repeat) * action_dim
+    samples = min(max(3 * numbers, 32), 256)
+    return ICEM(
+        samples=samples,
+        iterations=4,
+        elites=max(3, samples // 6),
+        noise_beta=2.0,
+        min_std=0.05,
+        covariance="diagonal",
+        decay=1.25,
+        **box,
+    )
+
+
+class OracleActor:
+    """A planner and a cost on the true simulator and true positions.
+
+    Where the rest of the last plan already comes within half the success radius of the goal, as
+    simulated from the true state, it is kept: a simulator needs no second search for what it knows.
+
+    Args:
+        goal_position: (B, P).
+        planner: must not need gradients, which simulators lack; see `simulator_planner`.
+        horizon, replan_every, generator: see `gjwm.planning.RecedingHorizon`.
+        cost: of reaching goals, which are positions.
+        outcomes: further arguments of the environments' `simulate`, such as `particles` where
+            worlds have noise; every plan is then searched anew.
+    """
+
+    def __init__(
+        self,
+        goal_position: np.ndarray,
+        planner: Planner,
+        *,
+        horizon: int,
+        replan_every: int,
+        generator: Generator,
+        cost: CostOfGoals = GoalCost,
+        outcomes: Mapping[str, Any] | None = None,
+    ):
+        self.goal, self.cost, self.planner = torch.from_numpy(goal_position).float(), cost, planner
+        self.options = dict(horizon=horizon, replan_every=replan_every, generator=generator)
+        self.outcomes = dict(outcomes or {})
+        self.controller: RecedingHorizon | None = None
+
+    def act(self, o: Any, info: Moment) -> Tensor:
+        envs = info.envs
+        if self.controller is None:
+            action_dim = envs.single_action_space.shape[0]
+            self.controller = RecedingHorizon(self.planner, action_dim=action_dim, **self.options)
+        if not self.controller.needs_plan:
+            return self.controller.act(None, envs.num_envs)
+        states, rest = as_array(envs.get_state()), self.controller.state_dict()["mean"]
+        search = torch.ones(envs.num_envs, dtype=torch.bool)
+        if rest is not None and not self.outcomes:
+            path = torch.as_tensor(envs.simulate(states, rest[:, None].numpy()))[:, 0]
+            nearest = (path - self.goal[:, None]).norm(dim=-1).amin(1)
+            search = nearest > envs.success_radius / 2
+        cost = self.cost(self.goal[search])
+
+        def score(a: Tensor) -> Tensor:
+            # Where nothing is searched the rest of the last plan, which competes, is the best.
+            costs = torch.zeros(a.shape[:2])
+            if rest is not None:
+                costs = (a - rest[:, None]).square().mean((-2, -1))
+            if search.any():
+                paths = envs.simulate(states[search.numpy()], a[search].numpy(), **self.outcomes)
+                costs[search] = cost(torch.as_tensor(paths), a[search])
+            return costs
+
+        return self.controller.act(score, envs.num_envs)
+
+    def reset(self, mask: Any = None) -> None:
+        if self.controller is not None:
+            self.controller.reset(mask)
+
+
+def check_planner(planner: Planner, action_groups: Sequence[int], env_id: str) -> None:
+    """Raise a ValueError for a planner of actions of another kind than the env's."""
+    if not isinstance(planner, CategoricalCEM):
+        if action_groups:
+            raise ValueError(
+                f"{env_id} has discrete actions, {type(planner).__name__} plans in a box: use "
+                f"planner=categorical."
+            )
+        return
+    if not action_groups:
+        raise ValueError(
+            f"CategoricalCEM plans one-hot actions; those of {env_id} lie in a box: use CEM or "
+            f"ICEM."
+        )
+    if tuple(planner.groups or (sum(action_groups),)) != tuple(action_groups):
+        raise ValueError(
+            f"the actions of {env_id} are one-hot vectors of sizes {list(action_groups)}: set "
+            f"planner.groups to these, got {planner.groups}."
+        )
+
+
+def goal_lanes(env_id: str, env_kwargs: Mapping[str, Any], count: int) -> Any:
+    """`count` environments to attempt goals in, in this process: `with goal_lanes(...) as envs`."""
+    return closing(make_vec(env_id, count, workers=0, **env_kwargs))
