@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from gjwm._core.video import write_video
-from gjwm.evaluation.geometry import embedding_report, gaussianity_curves, trajectory_report
 from gjwm.evaluation.calibration import calibration_report
+from gjwm.evaluation.geometry import embedding_report, gaussianity_curves, trajectory_report
 from gjwm.models.dynamics import Prediction
 from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, LiveReport, save_arrays, write_report
 from gjwm.reporting.figures import coverage_from_pit, training_figures
