@@ -174,8 +174,8 @@ def simulator_planner(planner: Planner, horizon: int, action_dim: int) -> Planne
     """
     if isinstance(planner, CategoricalCEM):
         return planner
-    box = {name: getattr(planner, name) for name in ("low", "high", "repeat")}
-    numbers = -(-horizon // planner.repeat) * action_dim
+    box = {k: getattr(planner, k) for k in ("low", "high", "repeat") if hasattr(planner, k)}
+    numbers = -(-horizon // box.get("repeat", 1)) * action_dim
     samples = min(max(3 * numbers, 32), 256)
     return ICEM(
         samples=samples,
