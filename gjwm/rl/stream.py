@@ -63,6 +63,7 @@ class Stream:
                 f"{env_id} has discrete actions, and values and policy are for actions in [-1, 1]."
             )
         self.lanes, self.seed = lanes, seed
+        self.earned: list[float] = []  # returns of the episodes that ended on the last step
         # An OpenGL context belongs to the thread that made it.
         self.overlaps = bool(getattr(self.envs, "workers", 0)) or not shows_pictures(
             self.observation_space
@@ -76,7 +77,6 @@ class Stream:
         self.observation, _ = self.envs.reset(seed=[int(s) for s in seeds])
         self._actions: list[np.ndarray] = []
         self._returns = np.zeros(self.lanes)
-        self.earned: list[float] = []
 
     def step(self, a: np.ndarray) -> Transition:
         """Actions (N, A) in [-1, 1] -> what happened; `observation` (N, *O) is then what to act on

@@ -22,7 +22,6 @@ from torch import Tensor
 from benchmarks.planning import state_model
 from gjwm.data.acting import as_array
 from gjwm.data.behaviours import behaviour_from_weights
-from gjwm.data.collect import make_env
 from gjwm.envs.two_room_layout import WALL_REACH
 from gjwm.evaluation.goals import (
     CostOfGoals,

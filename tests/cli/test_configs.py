@@ -16,7 +16,6 @@ from gjwm._core.types import Batch
 from gjwm.cli.config import env_kwargs, fill, load_config, recipe_of, split_sweep
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import make_env
-from gjwm.models.dynamics import Dynamics
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import make_objective
 from gjwm.rl import LearnerSettings, RewardLearner
