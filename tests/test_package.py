@@ -27,6 +27,23 @@ MODULES = {
 ENVS = {f"gjwm.envs.{p.stem}": p for p in (ROOT / "envs").glob("*.py") if p.stem != "__init__"}
 ENVS["gjwm.envs"] = ROOT / "envs" / "__init__.py"
 
+# Imports run down this list: a room may use those in the rows above it and itself. `envs` uses
+# nothing, and only `data` and what opens the package use `envs`.
+ROWS = [
+    {"_core"},
+    {"objectives"},
+    {"models"},
+    {"planning"},
+    {"data"},
+    {"training"},
+    {"evaluation"},
+    {"rl"},
+    {"reporting"},
+    {"study"},
+    {"cli"},
+]
+RANK = {room: i for i, row in enumerate(ROWS) for room in row}
+
 # Heavy or replaceable dependencies live behind one door each: package -> rooms or modules.
 DOORS = {
     "wandb": {"gjwm.reporting.logging"},

@@ -52,6 +52,7 @@ def check_law(prediction: Prediction, target: Tensor) -> None:
 
 
 def flattened(prediction: Prediction, axes: int) -> Prediction:
+    """A law of (..., D) whose first `axes` axes become one."""
     return prediction.map(lambda x: x.flatten(0, axes - 1))
 
 
