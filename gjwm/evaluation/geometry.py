@@ -1,4 +1,5 @@
-"""Label-free diagnostics: is the law of z a standard Gaussian?
+"""Label-free diagnostics: is the law of z a standard Gaussian, and do predicted intervals hold what
+they promise?
 
 Every figure that an ideal Gaussian batch does not bring to 0 or 1 comes with the value such a batch
 of the same size has."""
@@ -78,6 +79,7 @@ def _figures(
     statistic = n * epps_pulley(
         independent @ random_directions(d, slices, generator, like=independent)
     )
+    subset = independent[:2000]
     return {
         "effective_rank": effective_rank(spectrum),
         "rank_me": rank_me(samples),
@@ -97,6 +99,8 @@ def _figures(
         "norm_squared_mean": norms.mean().item() / d,
         "norm_squared_variance": norms.var().item() / (2 * d),
         "norm_ks_p": float(stats.kstest(norms.numpy(), stats.chi2(d).cdf).pvalue),
+        **mardia(subset),
+        **henze_zirkler(subset),
     }
 
 
@@ -130,11 +134,13 @@ def embedding_report(
     """
     generator = report_generator(generator)
     samples, independent = _samples(z, generator)
+    ours = _figures(samples, independent, slices, generator)
     gaussian = []
     for _ in range(ideals):
         batch = torch.randn(samples.shape, generator=generator, dtype=torch.float64)
         gaussian.append(_figures(batch, batch[: len(independent)], slices, generator))
     report = {"samples": len(samples), "independent_samples": len(independent)}
+    for name, value in ours.items():
         report[name] = value
         report[f"{name}_ideal"] = float(np.mean([figures[name] for figures in gaussian]))
     n, d = samples.shape
