@@ -4,9 +4,8 @@ settings and plain objects made of it.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -149,56 +148,6 @@ def _is(value: Any, kind: type) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and math.isfinite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-# Keyword arguments that commands pass themselves: no settings.
-OWN = {
-    *("log", "log_every", "generator", "prefetch", "checkpoints", "checkpoint_every"),
-    *("offset", "evaluate", "exploration", "notify", "details", "model", "objective"),
-}
-
-
-def keyword_arguments(
-    group: str,
-    settings: DictConfig,
-    function: Callable,
-    *,
-    own: Collection[str] = OWN,
-    besides: Collection[str] = (),
-) -> dict[str, Any]:
-    """A config group as the keyword arguments of `function`, with wrong names and kinds told in one
-    sentence.
-
-    Args:
-        own: keyword arguments that are no settings.
-        besides: other settings of the group, to be named with them.
-
-    Raises:
-        ValueError: for a name that `function` does not take, or no number where its default is one
-            (null where it may be None).
-    """
-    options = OmegaConf.to_container(settings, resolve=True)
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in own
-    }
-    for name, value in options.items():
-        if name not in parameters:
-            raise ValueError(
-                f"there is no setting {group}.{name}; choose from "
-                f"{', '.join([*parameters, *besides])}."
-            )
-        default = parameters[name].default
-        if isinstance(default, bool) or not isinstance(default, int | float):
-            continue
-        whole = isinstance(default, int)
-        right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if value is None and "None" in str(parameters[name].annotation):
-            continue
-        if not (right and math.isfinite(value)):
-            raise ValueError(f"{group}.{name} must be a {'whole ' * whole}number, got {value!r}.")
-    return options
 
 
 def factory(settings: Mapping[str, Any], name: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm import __version__
 from gjwm._core.machine import cores
-from gjwm.cli.config import behaviour_of, env_kwargs, keyword_arguments
+from gjwm.cli.config import behaviour_of, env_kwargs, factory, fill
 from gjwm.evaluation import Details, Evaluation, evaluate, held_out_episodes
 from gjwm.evaluation.evaluate import Task
 from gjwm.evaluation.verdict import judge
@@ -44,6 +44,7 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
         env_kwargs=task.env_kwargs,
         episodes=episodes,
         planner=planner,
+        cost=factory(cfg.cost, "cost"),
         notify=lambda message: print(message, flush=True),
         details=details,
     )
@@ -105,7 +106,7 @@ def task_of(cfg: DictConfig) -> Task:
 
 def evaluation_settings(cfg: DictConfig) -> Evaluation:
     """cfg.evaluate, checked."""
-    return Evaluation(**keyword_arguments("evaluate", cfg.evaluate, Evaluation))
+    return fill(Evaluation, cfg.evaluate, "evaluate")
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from gjwm.cli.config import factory
 from gjwm.cli.evaluate import evaluation_settings, task_of
 from gjwm.models.world_model import WorldModel
 from gjwm.reporting.films import film_attempts, goals_video, grid_video
@@ -40,6 +41,7 @@ def video_command(cfg: DictConfig, command: str) -> None:
             replace(settings, seed=seed),
             count=count,
             planner=instantiate(cfg.planner),
+            cost=factory(cfg.cost, "cost"),
             decoder=decoder,
             readout_episodes=cfg.video.readout_episodes,
             scale=cfg.video.scale,

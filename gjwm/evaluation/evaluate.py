@@ -364,7 +364,7 @@ def _planning(
 def cost_name(cost: CostOfGoals) -> str:
     """Of a class, a function or a partial of one."""
     cost = getattr(cost, "func", cost)
-    return getattr(cost, "__name__", type(cost).__name__)
+    return getattr(cost, "__qualname__", type(cost).__name__)
 
 
 class Stages:

@@ -153,6 +153,11 @@ class RiskCost:
     def __init__(self, cost: Cost, *, kappa: float = 1.0):
         self.cost, self.kappa = cost, kappa
 
+    @classmethod
+    def to_goal(cls, goal: Tensor, *, kappa: float = 1.0, **weights: float) -> RiskCost:
+        """Of a `GoalCost` with these weights: goal (B, D)."""
+        return cls(GoalCost(goal, **weights), kappa=kappa)
+
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
         c = per_particle(self.cost, z, a)
         return c.mean(-1) + self.kappa * c.std(-1, correction=0) if self.kappa else c.mean(-1)

@@ -38,13 +38,13 @@ from gjwm.data.acting import OneLane, RecordedActor, make_env, play
 from gjwm.data.dataset import Episode
 from gjwm.evaluation import Details, Evaluation
 from gjwm.evaluation.evaluate import Task, attempt, default_planner, held_out_episodes
-from gjwm.evaluation.goals import GoalEpisodes, GoalPairs
+from gjwm.evaluation.goals import CostOfGoals, GoalEpisodes, GoalPairs
 from gjwm.evaluation.prediction import encode_episodes
 from gjwm.evaluation.probes import Readout, mlp_readout
 from gjwm.models.calibration import past_of
 from gjwm.models.decoder import ConvDecoder
 from gjwm.models.world_model import WorldModel
-from gjwm.planning import Planner
+from gjwm.planning import GoalCost, Planner
 
 _WIDEST = 320  # pixels of one picture in a film
 
@@ -285,6 +285,7 @@ def film_attempts(
     *,
     count: int,
     planner: Planner | None = None,
+    cost: CostOfGoals = GoalCost,
     decoder: ConvDecoder | None = None,
     readout_episodes: int = 64,
     scale: int | None = None,
@@ -294,6 +295,7 @@ def film_attempts(
 
     Args:
         planner: None: `gjwm.evaluation.evaluate.default_planner`.
+        cost: goals (B, D) -> the cost of plans towards them.
         readout_episodes: held-out episodes that teach z -> position; 0: films show no plans.
         workers: processes that collect, see `collect_episodes`.
         The others as `Filming`.
@@ -303,7 +305,7 @@ def film_attempts(
     wanted = max(count, readout_episodes, 8)
     settings = replace(settings, pairs=count, episodes=wanted)
     episodes = held_out_episodes(task, settings, workers=workers)
-    details = attempt(model, task, settings, episodes, goals, planner)
+    details = attempt(model, task, settings, episodes, goals, planner, cost)
     position = None
     if readout_episodes:
         latents = encode_episodes(model, episodes)
@@ -328,7 +330,6 @@ def film(
     shown: int = 4,
     grid: bool = False,
     planner: Planner | None = None,
-    decoder: ConvDecoder | None = None,
     fps: float = 8,
 ) -> Path:
     """Film a model's attempts at held-out goals in the environment that it comes from.
@@ -339,7 +340,7 @@ def film(
         shown: attempts.
         grid: all at once instead of one after the other in detail.
         planner: None: `gjwm.evaluation.evaluate.default_planner`.
-        decoder: z -> picture, for what is imagined; None leaves that out.
+        What is imagined is drawn by the model's decoder, where training made one.
 
     Raises:
         ValueError: for a model of unknown origin, or an environment that draws no pictures.
@@ -350,7 +351,7 @@ def film(
         Evaluation() if settings is None else settings,
         count=shown,
         planner=planner,
-        decoder=decoder,
+        decoder=model.decoder,
     )
     return (grid_video if grid else goals_video)(path, films, shown=shown, fps=fps)
 

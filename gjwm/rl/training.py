@@ -46,6 +46,7 @@ from gjwm.training.recipe import build, make_objective
 from gjwm.training.run import RETURNS, Run, sole_process, write_json
 from gjwm.training.settings import Factory, ModelRecipe, ObjectiveSettings, made, plain
 
+
 def _encoder(observation_shape: tuple[int, ...], latent_dim: int) -> nn.Module:
     if len(observation_shape) == 3:
         return ConvEncoder(observation_shape, latent_dim)

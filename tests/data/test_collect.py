@@ -25,10 +25,13 @@ MODULE = """
     from gymnasium import spaces
 
     class Drift(gym.Env):
-        '''A point on a line, drawn as a grey level; ends at the edge. The seed decides where it starts.'''
+        '''A point on a line, drawn as a grey level, up to the edge; the seed says where it starts.'''
 
-        def __init__(self, frame_stack=1, fail_beyond=None, die_beyond=None, die_once=None, largest=1.0):
-            self.k, self.fail, self.die, self.marker = frame_stack, fail_beyond, die_beyond, die_once
+        def __init__(
+            self, frame_stack=1, fail_beyond=None, die_beyond=None, die_once=None, largest=1.0
+        ):
+            self.k, self.fail, self.die = frame_stack, fail_beyond, die_beyond
+            self.marker = die_once
             self.observation_space = spaces.Box(0, 255, (frame_stack, 4, 4), np.uint8)
             self.action_space = spaces.Box(-largest, largest, (2,), np.float32)
 
