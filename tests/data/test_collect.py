@@ -25,7 +25,7 @@ MODULE = """
     from gymnasium import spaces
 
     class Drift(gym.Env):
-        '''A point on a line, drawn as a grey level, up to the edge; the seed says where it starts.'''
+        '''A point on a line, drawn as a grey level, up to the edge; seeds say where it starts.'''
 
         def __init__(
             self, frame_stack=1, fail_beyond=None, die_beyond=None, die_once=None, largest=1.0
