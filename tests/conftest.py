@@ -29,6 +29,7 @@ SLOW = [
     "objectives/test_discrepancies.py::test_compiled_kernels_agree_with_eager_ones",
     "objectives/test_distributed.py::test_two_processes_equal_one",
     "planning/test_agent.py::test_a_compiled_agent_plans_the_same",
+    "rl/test_online.py::test_a_compiled_update_is_the_plain_one",
     "rl/test_online.py::test_acting_learns_what_pays",
     "rl/test_online.py::test_the_command_learns_from_data_alone",
     "rl/test_online.py::test_the_command_learns_resumes_and_reports",
