@@ -126,6 +126,8 @@ def fill(cls: type[Settings], settings: Mapping[str, Any], name: str, **given: A
     """
     if isinstance(settings, DictConfig):
         settings = OmegaConf.to_container(settings, resolve=True)
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{name} is a group of settings, {name}.KEY=VALUE, got {settings!r}.")
     hints = get_type_hints(cls)
     names = [field.name for field in fields(cls)]
     for key, value in settings.items():

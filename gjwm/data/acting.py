@@ -130,7 +130,8 @@ def play(envs: Any, actor: Actor, o: Any, steps: int | None = None) -> Iterator[
         a = as_array(actor.act(o, Moment(envs, step)))
         seen = advance(envs, o, a, time.perf_counter() - since)
         yield seen
-        if seen.ended.any():
+        # Where episodes go on past their end, nothing new begins.
+        if seen.ended.any() and getattr(envs, "autoreset", True):
             actor.reset(seen.ended)
         o, step = seen.following, step + 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +121,7 @@ def collect(
     workers: int | None = None,
     **env_kwargs: Any,
 ) -> Dataset:
-    """A dataset of `episodes` episodes; what is missing of it is collected.
+    """A dataset of at least `episodes` episodes; what is missing of it is collected.
 
     Episode i depends on (seed, i) and the settings alone: whatever interrupts it, calling this
     again completes the same dataset.
@@ -131,15 +133,23 @@ def collect(
             0.25}, with arguments as {"coloured": {"weight": 1.0, "beta": 1.0}}; None: coloured
             noise.
         path: the folder; None: data/<the id's name>.
-        workers: processes; None: one per core, 0: this one.
+        workers: processes; None: one per core, 0: this one. Scripts that use processes need the
+            usual `if __name__ == "__main__":`.
         env_kwargs: the environment's arguments, such as obs="pixels", size=64, action_repeat=2; see
             `usual_arguments` for those that are not given.
 
     Raises:
         ValueError: for settings that cannot work, or a folder that holds other episodes.
+        RuntimeError: when a worker process calls it again.
     """
-    env_kwargs = usual_arguments(env_id, env_kwargs) | env_kwargs
-    weights = (
+    if multiprocessing.parent_process() is not None:
+        # It would wait for the folder, which the script's own process holds.
+        raise RuntimeError(
+            "gjwm.collect was called again in a worker process, which imports the script anew: put "
+            'the script\'s calls under `if __name__ == "__main__":`, or pass workers=0.'
+        )
+    env_kwargs = _plain(usual_arguments(env_id, env_kwargs) | env_kwargs)
+    weights = _plain(
         {behaviour: 1.0} if isinstance(behaviour, str) else dict(behaviour or {"coloured": 1.0})
     )
     if path is None:
@@ -173,6 +183,11 @@ def collect(
                 f"{env_id} with {env_kwargs}; choose another path=..."
             )
     return Dataset(path, env_id, env_kwargs, weights, workers)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As the folder's metadata keep them: tuples are lists."""
+    return json.loads(json.dumps(settings))
 
 
 # Worlds without velocities: one frame shows all there is.

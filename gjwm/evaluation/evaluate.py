@@ -44,7 +44,8 @@ from gjwm.evaluation.probes import Readout, probe_report
 from gjwm.evaluation.settings import Evaluation
 from gjwm.evaluation.surprise import violation_report
 from gjwm.models.world_model import WorldModel
-from gjwm.planning import CEM, CategoricalCEM, Planner
+from gjwm.planning import Planner
+from gjwm.planning.agent import default_planner
 from gjwm.planning.costs import GoalCost
 
 NOISE_FLOOR_WINDOWS = 24
@@ -122,6 +123,13 @@ class Task:
             raise ValueError(f"{self.env_id} draws no goals of its own: set goal_offset.")
         return goals
 
+    def default_planner(self) -> Planner:
+        """The usual search among the environment's kind of actions."""
+        env = make_env(self.env_id, **{**self.env_kwargs, "obs": "state", "frame_stack": 1})
+        groups = getattr(env.unwrapped, "action_groups", ())
+        env.close()
+        return default_planner(groups)
+
     def pairs(
         self, envs: Any, episodes: Sequence[Episode], goals: str, settings: Evaluation
     ) -> GoalPairs:
@@ -163,21 +171,6 @@ def check_equal_length(episodes: Sequence[Episode]) -> None:
         )
 
 
-def default_planner(action_groups: Sequence[int] = ()) -> Planner:
-    """The search of configs/planner/cem.yaml, or for discrete actions of categorical.yaml."""
-    if action_groups:
-        return CategoricalCEM(samples=256, iterations=4, elites=24)
-    return CEM(
-        samples=256,
-        iterations=4,
-        elites=24,
-        noise_beta=2.0,
-        min_std=0.05,
-        covariance="diagonal",
-        memory=0.1,
-    )
-
-
 def evaluate(
     model: WorldModel,
     settings: Evaluation | None = None,
@@ -208,7 +201,7 @@ def evaluate(
     """
     settings = Evaluation() if settings is None else settings
     task = Task.of(model, env_id, env_kwargs, behaviour)
-    planner = default_planner() if planner is None else planner
+    planner = task.default_planner() if planner is None else planner
     goals = task.goals(settings, planner)
     details = Details() if details is None else details
     stages = Stages(notify)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from gjwm._core import draws
 from gjwm.models.dynamics import Past, Prediction, TailedPrediction
 from gjwm.models.world_model import WorldModel
+from gjwm.planning.categorical import CategoricalCEM
 from gjwm.planning.controller import RecedingHorizon
 from gjwm.planning.costs import Cost, GoalCost, RewardCost
 from gjwm.planning.history import History
@@ -254,8 +255,12 @@ class MPCAgent:
         return torch.stack(actions, -2)
 
 
-def default_planner() -> CEM:
-    """The planner of `configs/planner/cem.yaml`: few rounds, for acting from a warm start."""
+def default_planner(action_groups: Sequence[int] = ()) -> CEM | CategoricalCEM:
+    """The planner of `configs/planner/cem.yaml`, or for discrete actions of categorical.yaml: few
+    rounds, for acting from a warm start.
+    """
+    if action_groups:
+        return CategoricalCEM(samples=256, iterations=4, elites=24)
     return CEM(
         samples=256,
         iterations=4,

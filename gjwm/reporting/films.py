@@ -37,7 +37,7 @@ from gjwm._core.video import panel, write_video
 from gjwm.data.acting import OneLane, RecordedActor, make_env, play
 from gjwm.data.dataset import Episode
 from gjwm.evaluation import Details, Evaluation
-from gjwm.evaluation.evaluate import Task, attempt, default_planner, held_out_episodes
+from gjwm.evaluation.evaluate import Task, attempt, held_out_episodes
 from gjwm.evaluation.goals import CostOfGoals, GoalEpisodes, GoalPairs
 from gjwm.evaluation.prediction import encode_episodes
 from gjwm.evaluation.probes import Readout, mlp_readout
@@ -294,13 +294,13 @@ def film_attempts(
     """Attempt `count` held-out goals with the model, ready to be filmed.
 
     Args:
-        planner: None: `gjwm.evaluation.evaluate.default_planner`.
+        planner: None: the usual search among the environment's actions.
         cost: goals (B, D) -> the cost of plans towards them.
         readout_episodes: held-out episodes that teach z -> position; 0: films show no plans.
         workers: processes that collect, see `collect_episodes`.
         The others as `Filming`.
     """
-    planner = default_planner() if planner is None else planner
+    planner = task.default_planner() if planner is None else planner
     goals = task.goals(settings, planner)
     wanted = max(count, readout_episodes, 8)
     settings = replace(settings, pairs=count, episodes=wanted)
@@ -339,7 +339,7 @@ def film(
         settings: None: `Evaluation()`.
         shown: attempts.
         grid: all at once instead of one after the other in detail.
-        planner: None: `gjwm.evaluation.evaluate.default_planner`.
+        planner: None: the usual search among the environment's actions.
         What is imagined is drawn by the model's decoder, where training made one.
 
     Raises:

@@ -353,8 +353,13 @@ class _Training:
             )
             return
         self.notify("calibrating predictions on held-out episodes")
-        calibrate(model, self.data, settings, seed=self.recipe.seed)
-        self._save(model, measured)
+        try:
+            calibrate(model, self.data, settings, seed=self.recipe.seed)
+        except ValueError as error:
+            # The model is worth more than its intervals, and is there already.
+            self.notify(f"predictions stay uncalibrated: {error}")
+        else:
+            self._save(model, measured)
 
     def _decode(
         self,

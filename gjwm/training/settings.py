@@ -30,6 +30,16 @@ class ObjectiveSettings:
     static_dim: int = 0
     static_weight: float = 4.0
 
+    def __post_init__(self):
+        _require(
+            "the objective",
+            self.lam >= 0 and self.law in ("marginal", "within") and self.static_dim >= 0,
+            "lam >= 0, law marginal or within and static_dim >= 0",
+            lam=self.lam,
+            law=self.law,
+            static_dim=self.static_dim,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -61,6 +71,21 @@ class TrainSettings:
             steps=self.steps,
             batch=self.batch,
             length=self.length,
+        )
+        _require(
+            "training",
+            self.episodes is None or self.episodes >= 1,
+            "episodes >= 1, or None for all windows",
+            episodes=self.episodes,
+        )
+        _require(
+            "training",
+            self.lr > 0 and self.clip > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1,
+            "lr and clip > 0, weight_decay >= 0 and warmup from 0 to below 1",
+            lr=self.lr,
+            clip=self.clip,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
         )
 
 
@@ -122,8 +147,13 @@ class CalibrateSettings:
     def __post_init__(self):
         _require(
             "calibration",
-            self.horizon >= 1 and self.episodes >= 0 and self.particles >= 1,
-            "calibrate.horizon >= 1, calibrate.episodes >= 0 and calibrate.particles >= 1",
+            self.horizon >= 1
+            and self.episodes >= 0
+            and self.particles >= 1
+            and (self.length is None or self.length >= 1),
+            "calibrate.horizon >= 1, calibrate.episodes >= 0, calibrate.particles >= 1 and "
+            "calibrate.length >= 1 or null",
+            length=self.length,
             horizon=self.horizon,
             episodes=self.episodes,
             particles=self.particles,
@@ -175,7 +205,7 @@ class ModelRecipe:
     def __post_init__(self):
         _require(
             "a recipe",
-            isinstance(self.latent_dim, int) and self.latent_dim >= 1,
+            type(self.latent_dim) is int and self.latent_dim >= 1,
             "a whole latent_dim >= 1",
             latent_dim=self.latent_dim,
         )

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gjwm.evaluation
-
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
@@ -15,7 +13,6 @@ def main(path: Path):
     return runpy.run_path(str(path))["main"]()
 
 
-@pytest.mark.skipif(not hasattr(gjwm.evaluation, "Evaluation"), reason="evaluate comes")
 def test_they_run_in_reading_order_at_small_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GJWM_SMALL", "1")
