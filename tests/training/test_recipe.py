@@ -1,6 +1,7 @@
 """The front door: a dataset, a model and an agent in a few lines, with what the commands do."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 import gjwm
 from gjwm.cli.app import main
+from gjwm.evaluation import Evaluation
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.objectives import SIGReg
@@ -16,6 +18,7 @@ from gjwm.training.fit import Threads
 from gjwm.training.recipe import (
     CalibrateSettings,
     DecodeSettings,
+    ObjectiveSettings,
     Recipe,
     RefineSettings,
     TrainSettings,
@@ -192,3 +195,45 @@ def test_the_faster_thread_count_is_kept_and_measured_again_when_steps_slow_down
     machine.seconds = {1: 1.1, 2: 0.6}  # it has gone, and one thread is no slower than it was
     assert work(200) == 1
     assert torch.get_num_threads() == 1 and work(1) == 1
+
+
+def test_the_same_call_takes_the_same_data_whatever_holds_its_arguments(folder):
+    asked = dict(FEW, obs="pixels", size=16, hidden=("target",))
+    first = gjwm.collect("gjwm/reacher-easy-v0", **asked)
+    again = gjwm.collect("gjwm/reacher-easy-v0", **asked)
+    assert len(first) == len(again) == 6
+    assert again.env_kwargs["hidden"] == ["target"]
+
+
+def test_a_model_outlives_episodes_that_cannot_calibrate_it(folder):
+    data = gjwm.collect("CartPole-v1", **dict(FEW, episodes=20, length=40), terminate=True)
+    notes = []
+    recipe = Recipe(**SMALL | {"calibrate": CalibrateSettings(episodes=12, horizon=3)})
+    model = gjwm.train(data, recipe, notify=notes.append)
+    assert model.calibration is None
+    assert any("stay uncalibrated" in note and "one length" in note for note in notes)
+
+
+def test_discrete_actions_are_planned_without_being_told(folder):
+    data = gjwm.collect("CartPole-v1", **FEW)
+    model = gjwm.train(data, Recipe(**SMALL))
+    settings = Evaluation(episodes=8, length=10, pairs=2, steps=3, horizon=3, goal_offset=3)
+    report = gjwm.evaluate(model, replace(settings, oracle=False, probe_steps=20))
+    assert report["planning"]["episodes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        (TrainSettings, {"lr": -1.0}),
+        (TrainSettings, {"clip": 0.0}),
+        (TrainSettings, {"warmup": 2.0}),
+        (TrainSettings, {"episodes": 0}),
+        (CalibrateSettings, {"length": 0}),
+        (ObjectiveSettings, {"lam": -1.0}),
+        (ObjectiveSettings, {"law": "foo"}),
+    ],
+)
+def test_settings_refuse_what_cannot_train(settings, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))!r}"):
+        settings(**wrong)
