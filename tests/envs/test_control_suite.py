@@ -292,6 +292,15 @@ def test_acrobots_position_is_its_tip_and_joint_positions_do_not_jump():
     np.testing.assert_allclose(env.position, position, atol=1e-9)
 
 
+def test_the_true_state_holds_every_number_of_every_joint():
+    """A free body has seven, a ball joint four, a hinge its cosine and sine, a slide one."""
+    env = gym.make("gjwm/quadruped-walk-v0").unwrapped
+    env.reset(seed=0)
+    numbers = {0: 7, 1: 4, 2: 1, 3: 2}  # by MuJoCo's mjtJoint
+    expected = sum(numbers[int(kind)] for kind in env._model.jnt_type)
+    assert env.true_state()["qpos"].shape == (expected,) == (39,)
+
+
 def test_reacher_position_is_the_fingertip():
     env = make("reacher-easy")
     for seed in range(5):
