@@ -175,9 +175,9 @@ def run(
     model = None
     if "learned" in models:  # on state vectors, from hurried and from aimless episodes
         behaviour = behaviour_from_weights({"scripted": 0.6, "coloured": 0.4})
-        count, steps, mixed = (8, 20, None) if quick else (2000, 4000, 16)
+        episodes, steps, mixed = (8, 20, None) if quick else (2000, 4000, 16)
         settings = TrainSettings(steps=steps, batch=128, episodes=mixed)
-        options = dict(count=count, settings=settings, latent_dim=12, hidden=64, std_hidden=32)
+        options = dict(count=episodes, settings=settings, latent_dim=12, hidden=64, std_hidden=32)
         model = state_model(ENV_ID, ENV, behaviour, **options)
     rows = []
     for kind in models:
