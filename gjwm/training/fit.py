@@ -97,6 +97,8 @@ class Threads:
                 fastest = min(self._best, key=self._best.__getitem__)
                 torch.set_num_threads(self._turns[0] if self._turns else fastest)
             self._since = self._clock()
+        elif self._usual is not None and now - self._since > 2 * self.WINDOW * self._usual:
+            self._begin()  # twice the window's time is over, however few steps it took
         elif self._step == self.WINDOW:
             seconds = (now - self._since) / self.WINDOW
             if self._usual is not None and seconds > 2 * self._usual:
