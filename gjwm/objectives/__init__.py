@@ -16,7 +16,6 @@ from gjwm.objectives.epps_pulley import EPPS_PULLEY_NULL_VARIANCE as EPPS_PULLEY
 from gjwm.objectives.epps_pulley import W0 as W0
 from gjwm.objectives.epps_pulley import epps_pulley as epps_pulley
 from gjwm.objectives.epps_pulley import epps_pulley_exact as epps_pulley_exact
-from gjwm.objectives.epps_pulley import epps_pulley_gaussian as epps_pulley_gaussian
 from gjwm.objectives.joint import JointGaussian as JointGaussian
 from gjwm.objectives.joint import joint_gaussian_nll as joint_gaussian_nll
 from gjwm.objectives.joint import predictive_information as predictive_information

@@ -80,12 +80,3 @@ def epps_pulley_exact(x: Tensor) -> Tensor:
         pairs = (x.unsqueeze(-2) - x.unsqueeze(-3)).square()
         near = torch.exp(-pairs / 2).mean((-3, -2))
         return W0 * (near - math.sqrt(2) * torch.exp(-x.square() / 4).mean(-2) + 1 / math.sqrt(3))
-
-
-def epps_pulley_gaussian(mean: float = 0.0, std: float = 1.0) -> float:
-    """T of the law N(mean, std^2) itself: what `epps_pulley` tends to as N grows. 0 for the
-    standard Gaussian.
-    """
-    variance = std * std
-    near = math.exp(-(mean**2) / (2 * (2 + variance)))
-    return W0 * ((1 + 2 * variance) ** -0.5 - 2 * (2 + variance) ** -0.5 * near + 3**-0.5)

@@ -31,8 +31,8 @@ from gjwm._core.drawing import (
     fit,
     grid_film,
     spread_of,
+    stack_films,
 )
-from gjwm._core.drawing import stack_films as stack
 from gjwm._core.video import panel, write_video
 from gjwm.data.acting import OneLane, RecordedActor, make_env, play
 from gjwm.data.dataset import Episode
@@ -154,7 +154,7 @@ class Filming:
         ]
         top = panel(columns, captions=captions, scale=1, per_row=per_row)
         plots = self._curves(index, recording, z, mean, samples, distance, radius)
-        return stack([top, draw_curves(plots, width=top.shape[2])])
+        return stack_films([top, draw_curves(plots, width=top.shape[2])])
 
     def small(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """For a grid: frames (T+1, h, w, 3) with the goal shining through, and where it is reached
