@@ -1,8 +1,12 @@
 """Claims about the agent: warm starts, segments, particles, proposals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from gjwm.models.calibration import Calibration
 from gjwm.models.dynamics import (
@@ -15,13 +19,15 @@ from gjwm.models.dynamics import (
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import WorldModel
 from gjwm.planning import CEM, ICEM, GradientPlanner, MPCAgent, Plan, RecedingHorizon
-from gjwm.planning.agent import particle_rollout
+from gjwm.planning.agent import default_planner, particle_rollout
 from gjwm.planning.costs import (
     DisagreementCost,
     GoalCost,
     RiskCost,
     SumCost,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def g(seed=0):
@@ -474,3 +480,9 @@ def test_a_compiled_agent_plans_the_same():
         agent.act(o)
         plans.append(agent.plan.mean)
     torch.testing.assert_close(plans[0], plans[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name, groups", [("cem", ()), ("categorical", (3,))])
+def test_the_default_planner_is_the_command_lines(name, groups):
+    settings = OmegaConf.load(ROOT / "configs" / "planner" / f"{name}.yaml")
+    assert vars(instantiate(settings)) == vars(default_planner(groups))
