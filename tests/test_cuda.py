@@ -41,7 +41,7 @@ from gjwm.planning import (
     GradientPlanner,
     RandomShooting,
 )
-from gjwm.planning.agent import MPCAgent
+from gjwm.planning.agent import AgentOptions, MPCAgent
 from gjwm.planning.costs import GoalCost
 from gjwm.rl import LearnerSettings, RewardLearner
 from gjwm.rl.actor_critic import Policy, QEnsemble
@@ -188,7 +188,13 @@ def agents(**options):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"particles": 8}, {"replan_every": 2, "reuse": 0.3}, {"dynamics": "gru"}, {"chunk": 50}],
+    [
+        {},
+        {"particles": 8},
+        {"replan_every": 2, "options": AgentOptions(reuse=0.3)},
+        {"dynamics": "gru"},
+        {"options": AgentOptions(chunk=50)},
+    ],
     ids=str,
 )
 def test_an_agent_acts_on_the_gpu_as_on_the_cpu(options):
@@ -205,7 +211,7 @@ def test_an_agent_acts_on_the_gpu_as_on_the_cpu(options):
 @pytest.mark.slow
 def test_cuda_graphs_change_no_plan():
     _, eager = agents()
-    _, replayed = agents(compile=True)
+    _, replayed = agents(options=AgentOptions(compile=True))
     for step in range(5):
         o = torch.randn(3, 4, generator=g(step))
         close(eager.act(o).cpu(), replayed.act(o), 1e-3)

@@ -61,10 +61,8 @@ class _Planning:
         """Who acts in one episode, on observations (1, *O)."""
         raise NotImplementedError
 
-    def _agent(
-        self, model: WorldModel, cost: Cost, rng: np.random.Generator, **options: Any
-    ) -> MPCAgent:
-        return MPCAgent(model, self._planner(), cost, **self._horizons(rng), **options)
+    def _agent(self, model: WorldModel, cost: Cost, rng: np.random.Generator) -> MPCAgent:
+        return MPCAgent(model, self._planner(), cost, **self._horizons(rng))
 
     def _planner(self) -> ICEM:
         return ICEM(samples=self.samples, elites=self.elites, iterations=self.iterations)
@@ -132,7 +130,7 @@ class Curious(_Planning):
                 f"{type(model.dynamics).__name__}; train it with dynamics=ensemble."
             )
         curiosity = SumCost({"disagreement": (-1.0, DisagreementCost())})
-        return self._agent(model, curiosity, rng, rollout=model.dynamics.rollout_members)
+        return self._agent(model, curiosity, rng)
 
 
 class _Players(Memoryless):

@@ -139,5 +139,9 @@ class ConvEncoder(Encoder):
         self.head = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, latent_dim))
 
     def features(self, o: Tensor) -> Tensor:
-        o = o.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255).sub_(0.5)
+        if o.dtype != torch.uint8:
+            raise ValueError(
+                f"this model reads pictures of uint8 in 0..255, got {o.dtype}: convert them first."
+            )
+        o = o.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(0.5)
         return self.head(rearrange(self.conv(o), "n c h w -> n (c h w)"))

@@ -5,7 +5,7 @@ stateless: the warm start comes in as `mean` and the randomness as `generator`, 
 exactly, and the agent decides what to carry from one plan to the next. `docs/planning.md` says
 which to use when."""
 
-from gjwm.planning.agent import MPCAgent
+from gjwm.planning.agent import AgentOptions, MPCAgent
 from gjwm.planning.categorical import CategoricalCEM
 from gjwm.planning.controller import RecedingHorizon
 from gjwm.planning.costs import GoalCost, RewardCost, RiskCost, SumCost
@@ -17,6 +17,7 @@ __all__ = [
     "CEM",
     "ICEM",
     "MPPI",
+    "AgentOptions",
     "CategoricalCEM",
     "GoalCost",
     "GradientPlanner",

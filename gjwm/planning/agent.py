@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,42 @@ from gjwm.planning.costs import Cost, GoalCost, RewardCost
 from gjwm.planning.history import History
 from gjwm.planning.sampling import CEM
 from gjwm.planning.search import Plan, Planner
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentOptions:
+    """What most agents leave as it is: how plans are imagined, and which others compete with them.
+
+    Args:
+        rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged without
+            `particles`, such as samples of any law, with noise of their own for each candidate
+            (`lambda z0, a: model.rollout(z0, a, particles=16, generator=generator)`); None: the
+            model's mean rollout, or the members of an ensemble side by side. With a memory it is
+            called with `past=` as well, (z (B, L, D), a (B, L, A)) or None.
+        policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts, made
+            without a past, compete in each plan.
+        policy_plans: rollouts of the policy; more than one only helps a policy that draws its
+            actions.
+        reuse: see `RecedingHorizon`.
+        history: steps of the past that a memory reads, at most.
+        chunk: rollouts made and judged at a time, one for each particle but not for each member of
+            an ensemble. None: 2,048 on a CPU, where batches that fit the cache are faster than one
+            large one, and 32,768 on a GPU, which idles in small ones.
+        compile: compile the rollout with torch.compile (CUDA graphs on a GPU). The first plan of
+            each shape then takes tens of seconds.
+    """
+
+    rollout: Callable[..., Tensor] | None = None
+    policy: Callable[[Tensor], Tensor] | None = None
+    policy_plans: int = 1
+    reuse: float = 0.0
+    history: int = 16
+    chunk: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("policy_plans", "history", "chunk"):
+            _check_count(name, getattr(self, name))
 
 
 class MPCAgent:
@@ -44,23 +81,11 @@ class MPCAgent:
             candidates of a round (common random numbers), so that plans are ranked by what they do
             and not by their draws. Each round draws afresh, or the search would fit its plan to
             those few draws; planners that differentiate keep them. For dynamics without a memory
-            whose law is a diagonal Gaussian; for others pass a `rollout` that samples.
-        rollout: (z0 (B, D), a (B, N, H, A)) -> z (B, N, [P,] H+1, D), what is judged when particles
-            is None, such as samples of any law, with noise of their own for each candidate
-            (`lambda z0, a: model.rollout(z0, a, particles=16, generator=generator)`); None: the
-            model's mean rollout, or the members of an ensemble side by side. With a memory it is
-            called with `past=` as well, (z (B, L, D), a (B, L, A)) or None.
-        policy: (z (..., D)) -> a (..., A), a prior such as a learned actor: its rollouts, made
-            without a past, compete in each plan.
-        policy_plans: rollouts of the policy; more than one only helps a policy that draws its
-            actions.
-        reuse: see `RecedingHorizon`.
-        history: steps of the past that a memory reads, at most.
-        chunk: rollouts made and judged at a time, one for each particle but not for each member of
-            an ensemble. None: 2,048 on a CPU, where batches that fit the cache are faster than one
-            large one, and 32,768 on a GPU, which idles in small ones.
-        compile: compile the rollout with torch.compile (CUDA graphs on a GPU). The first plan of
-            each shape then takes tens of seconds.
+            whose law is a diagonal Gaussian; for others set `AgentOptions.rollout`.
+        options: see `AgentOptions`.
+
+    Raises:
+        ValueError: for a goal that is no observation of the model, and settings that do not fit.
     """
 
     def __init__(
@@ -74,50 +99,33 @@ class MPCAgent:
         replan_every: int = 1,
         generator: Generator | None = None,
         particles: int | None = None,
-        rollout: Callable[[Tensor, Tensor], Tensor] | None = None,
-        policy: Callable[[Tensor], Tensor] | None = None,
-        policy_plans: int = 1,
-        reuse: float = 0.0,
-        history: int = 16,
-        chunk: int | None = None,
-        compile: bool = False,
+        options: AgentOptions | None = None,
     ):
-        counts = (
-            ("particles", particles),
-            ("policy_plans", policy_plans),
-            ("history", history),
-            ("chunk", chunk),
-        )
-        for name, value in counts:
-            if value is not None and value < 1:
-                raise ValueError(f"MPCAgent expects {name} >= 1, got {value}.")
+        self.model, self.particles = model, particles
+        self.options = options = AgentOptions() if options is None else options
         if particles is not None:
+            _check_count("particles", particles)
             _check_particles(model)
         if (cost is None) == (goal is None):
             raise ValueError("MPCAgent plans for a cost or for a goal: give one of the two.")
-        self.model, self.cost = model, _cost_of(model, goal) if cost is None else cost
-        self.chunk = chunk or (2048 if model.device.type == "cpu" else 32768)
-        self.particles, self.policy, self.policy_plans = particles, policy, policy_plans
+        self.cost = _cost_of(model, goal) if cost is None else cost
+        self.chunk = options.chunk or (2048 if model.device.type == "cpu" else 32768)
         self.controller = RecedingHorizon(
             default_planner() if planner is None else planner,
             horizon=horizon,
             action_dim=model.action_dim,
             replan_every=replan_every,
             generator=generator,
-            reuse=reuse,
+            reuse=options.reuse,
         )
-        members = getattr(model.dynamics, "members", 1) > 1
-        usual = model.dynamics.rollout_members if members else model.rollout
-        self._rollout = usual if rollout is None else rollout
-        if compile:
+        dynamics = model.dynamics
+        usual = dynamics.rollout_members if dynamics.members > 1 else model.rollout
+        self._rollout = options.rollout or usual
+        if options.compile:
             mode = "reduce-overhead" if model.device.type == "cuda" else None
             self._rollout = torch.compile(self._rollout, mode=mode, dynamic=False)
-        # The past of each env, where it matters, and what the last plan was made from: start,
-        # particle noise, pasts.
-        self._history = History(history) if getattr(model.dynamics, "has_memory", False) else None
-        self._imagined: (
-            tuple[Tensor, Tensor | None, list[tuple[Tensor | None, Past | None]] | None] | None
-        ) = None
+        self._history = History(options.history) if dynamics.has_memory else None
+        self._imagined: _Imagined | None = None  # what the last plan was made from
 
     @property
     def plan(self) -> Plan | None:
@@ -142,10 +150,7 @@ class MPCAgent:
         device = self.model.device
 
         def moved(part: dict[str, Any]) -> dict[str, Any]:
-            return {
-                name: value.to(device) if isinstance(value, Tensor) else value
-                for name, value in part.items()
-            }
+            return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in part.items()}
 
         self.controller.load_state_dict(moved(state["controller"]))
         if self._history is not None:
@@ -158,43 +163,39 @@ class MPCAgent:
             ValueError: for another observation shape, such as that of one env without the axis B,
                 or when the encoder returns NaN.
         """
-        o = torch.as_tensor(o)
-        expected = getattr(self.model.encoder, "observation_shape", None)
-        if o.dim() == 0 or (expected is not None and o.dim() != 1 + len(expected)):
+        shape = tuple(self.model.encoder.observation_shape)
+        o = _tensor(o, "observations", shape)
+        if o.dim() != 1 + len(shape):
             raise ValueError(
-                "the agent acts in a batch of envs and expects observations (B, "
-                f"{', '.join(map(str, expected or ['...']))}), got {tuple(o.shape)}: add the axis "
-                "B with o[None]."
+                f"the agent acts in a batch of envs and expects observations {_batch_of(shape)}, "
+                f"got {tuple(o.shape)}: add the axis B with o[None]."
             )
         # A planner may differentiate the rollout, which tensors made in inference mode forbid.
         with torch.inference_mode(False), torch.no_grad():
-            envs, device = o.shape[0], self.model.device
-            if not self.controller.needs_plan and self._history is None:
-                return self.controller.act(None, envs, device)
+            envs, device, controller = len(o), self.model.device, self.controller
+            if not controller.needs_plan and self._history is None:
+                return controller.act(None, envs, device)
             z0 = self.model.encode(o.clone().to(device))
             if not z0.isfinite().all():
                 raise ValueError(
                     "the encoder returned NaN or infinity for these observations; the model has "
                     "diverged."
                 )
-            shape = (envs, 1, self.particles or 0, self.controller.horizon, z0.shape[-1])
-            keep = getattr(self.controller.planner, "differentiates", False)
-            pasts = None if self._history is None else self._history.groups(envs)
-            if self.controller.needs_plan:
-                self._imagined = z0, None, pasts
+            pasts = [(None, None)] if self._history is None else self._history.groups(envs)
+            if controller.needs_plan:
+                self._imagined = _Imagined(z0, pasts)
+            keep = getattr(controller.planner, "differentiates", False)
+            noise_shape = (envs, 1, self.particles or 0, controller.horizon, z0.shape[-1])
 
             def score(a: Tensor) -> Tensor:
-                if self.particles is not None and (self._imagined[1] is None or not keep):
-                    noise = draws.normal(shape, self.controller.generator, device=device)
-                    self._imagined = z0, noise, pasts
-                return self._score(z0, a, self._imagined[1])
+                seen = self._imagined
+                if self.particles is not None and (seen.noise is None or not keep):
+                    seen.noise = draws.normal(noise_shape, controller.generator, device=device)
+                return self._score(z0, a, seen.noise)
 
-            action = self.controller.act(
-                score,
-                envs,
-                device,
-                None if self.policy is None else lambda: self._policy_rollouts(z0),
-            )
+            policy = self.options.policy
+            proposals = None if policy is None else lambda: self._policy_rollouts(z0, policy)
+            action = controller.act(score, envs, device, proposals)
             if self._history is not None:
                 self._history.append(z0, action)
             return action
@@ -208,13 +209,11 @@ class MPCAgent:
         """
         if self._imagined is None or self.plan is None:
             raise ValueError("nothing has been planned yet: call act first.")
-        z0, noise, _ = self._imagined
         with torch.no_grad():
             a = self.plan.mean[:, None]
-            z = self.imagine(z0, a, noise)
-            terms = (
-                self.cost.terms(z, a) if hasattr(self.cost, "terms") else {"cost": self.cost(z, a)}
-            )
+            z = self.imagine(self._imagined.z0, a, self._imagined.noise)
+            named = hasattr(self.cost, "terms")
+            terms = self.cost.terms(z, a) if named else {"cost": self.cost(z, a)}
         return {name: value[:, 0] for name, value in terms.items()}
 
     def imagine(self, z0: Tensor, a: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -227,7 +226,7 @@ class MPCAgent:
             return particle_rollout(self.model, z0, a, noise)
         if self._history is None:
             return self._rollout(z0, a)
-        pasts = [(None, None)] if self._imagined is None else self._imagined[2]
+        pasts = [(None, None)] if self._imagined is None else self._imagined.pasts
         if len(pasts) == 1:
             return self._rollout(z0, a, past=pasts[0][1])
         paths = torch.cat([self._rollout(z0[i], a[i], past=past) for i, past in pasts])
@@ -240,11 +239,11 @@ class MPCAgent:
         costs = [self.cost(self.imagine(z0, part, noise), part) for part in parts]
         return costs[0] if len(costs) == 1 else torch.cat(costs, 1)
 
-    def _policy_rollouts(self, z0: Tensor) -> Tensor:
+    def _policy_rollouts(self, z0: Tensor, policy: Callable[[Tensor], Tensor]) -> Tensor:
         """What the policy would do from z0 (B, D) -> (B, P, H, A)."""
-        z, actions = z0[:, None].expand(-1, self.policy_plans, -1), []
+        z, actions = z0[:, None].expand(-1, self.options.policy_plans, -1), []
         for _ in range(self.controller.horizon):
-            a = self.policy(z)
+            a = policy(z)
             if a.shape != (*z.shape[:-1], self.model.action_dim):
                 raise ValueError(
                     f"expected the policy to map latents {tuple(z.shape)} to actions (..., "
@@ -253,6 +252,15 @@ class MPCAgent:
             actions.append(a)
             z = self.model.predict(z, a).mean
         return torch.stack(actions, -2)
+
+
+@dataclass
+class _Imagined:
+    """What a plan was made from: the start (B, D), each env's past, the particles' noise."""
+
+    z0: Tensor
+    pasts: list[tuple[Tensor | None, Past | None]]
+    noise: Tensor | None = None
 
 
 def default_planner(action_groups: Sequence[int] = ()) -> CEM | CategoricalCEM:
@@ -272,16 +280,34 @@ def default_planner(action_groups: Sequence[int] = ()) -> CEM | CategoricalCEM:
     )
 
 
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"MPCAgent expects {name} >= 1, got {value}.")
+
+
+def _batch_of(shape: tuple[int, ...]) -> str:
+    return f"(B, {', '.join(map(str, shape))})"
+
+
+def _tensor(x: ArrayLike, name: str, shape: tuple[int, ...]) -> Tensor:
+    """`x` as a tensor, or a ValueError for what holds no numbers, such as a file's name."""
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"expected {name} {_batch_of(shape)} as an array or a tensor, got a "
+            f"{type(x).__name__} ({error})."
+        ) from error
+
+
 def _cost_of(model: WorldModel, goal: ArrayLike) -> GoalCost:
     """The cost of latents that are not those of the goals (B, *O) or (*O)."""
-    goal, shape = torch.as_tensor(goal), tuple(model.encoder.observation_shape)
-    if (
-        goal.dim() not in (len(shape), len(shape) + 1)
-        or goal.shape[goal.dim() - len(shape) :] != shape
-    ):
+    shape = tuple(model.encoder.observation_shape)
+    goal = _tensor(goal, "a goal", shape)
+    if goal.dim() - len(shape) not in (0, 1) or goal.shape[goal.dim() - len(shape) :] != shape:
         raise ValueError(
-            f"expected a goal of the observations' shape {shape}, or (B, "
-            f"{', '.join(map(str, shape))}), got {tuple(goal.shape)}."
+            f"expected a goal of the observations' shape {shape}, or {_batch_of(shape)}, got "
+            f"{tuple(goal.shape)}."
         )
     with torch.inference_mode(False), torch.no_grad():
         batch = goal.clone() if goal.dim() > len(shape) else goal[None].clone()
@@ -289,27 +315,25 @@ def _cost_of(model: WorldModel, goal: ArrayLike) -> GoalCost:
 
 
 def _check_particles(model: WorldModel) -> None:
-    """Raise unless a mean and a variance per latent dimension are all that the model's prediction
-    depends on and says.
-    """
+    """Raise unless a prediction is a mean and a variance per latent dimension."""
+    z, a = (torch.zeros(1, n, device=model.device) for n in (model.latent_dim, model.action_dim))
     with torch.no_grad():
-        device = model.device
-        law = model.predict(
-            torch.zeros(1, model.latent_dim, device=device),
-            torch.zeros(1, model.action_dim, device=device),
-        )
-    reason = None
-    if getattr(model.dynamics, "has_memory", False):
+        law = model.predict(z, a)
+    law = law.base if isinstance(law, TailedPrediction) else law
+    if model.dynamics.has_memory:
         reason = "have a memory"
-    elif type(law.base if isinstance(law, TailedPrediction) else law) is not Prediction:
+    elif model.dynamics.static_dim:
+        reason = "keep some latents as they are"
+    elif type(law) is not Prediction:
         reason = f"predict a {type(law).__name__}"
-    if reason is not None:
-        raise ValueError(
-            "MPCAgent(particles=...) samples independent Gaussians per latent dimension, and "
-            f"these {type(model.dynamics).__name__} {reason}: pass rollout=lambda z0, a: "
-            "model.rollout(z0, a, particles=P) (with a memory lambda z0, a, past: ... past=past) "
-            "instead. An ensemble needs neither: its members are planned on side by side."
-        )
+    else:
+        return
+    raise ValueError(
+        "MPCAgent(particles=...) samples independent Gaussians per latent dimension, and these "
+        f"{type(model.dynamics).__name__} {reason}: pass options=AgentOptions(rollout=lambda z0, "
+        "a: model.rollout(z0, a, particles=P)) instead (with a memory lambda z0, a, past: ... "
+        "past=past). An ensemble needs neither: its members are planned on side by side."
+    )
 
 
 def particle_rollout(model: WorldModel, z0: Tensor, a: Tensor, noise: Tensor) -> Tensor:
@@ -382,6 +406,8 @@ def reward_agent(
         horizon=horizon,
         replan_every=replan_every,
         generator=generator,
-        policy=None if policy is None else lambda z: policy.sample(z, generator)[0],
-        policy_plans=policy_plans,
+        options=AgentOptions(
+            policy=None if policy is None else lambda z: policy.sample(z, generator)[0],
+            policy_plans=policy_plans,
+        ),
     )

@@ -4,6 +4,7 @@ where that is cheap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,14 @@ from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
 from gjwm._core import draws
-from gjwm.planning.search import Clock, Judge, Plan, Score, check_warm_start
+from gjwm.planning.search import (
+    Judge,
+    Plan,
+    Score,
+    check_budget,
+    check_rounds,
+    check_warm_start,
+)
 
 
 class CategoricalCEM:
@@ -46,26 +54,17 @@ class CategoricalCEM:
         exhaustive: int = 1024,
         budget_ms: float | None = None,
     ):
-        if not 1 <= elites <= samples or iterations < 1:
-            raise ValueError(
-                "CategoricalCEM expects 1 <= elites <= samples and iterations >= 1, got "
-                f"elites={elites}, samples={samples}, iterations={iterations}."
-            )
+        check_rounds("CategoricalCEM", samples, iterations, elites)
+        check_budget(budget_ms)
         if not 0 < smoothing <= 1 or not 0 <= momentum < 1:
             raise ValueError(
                 f"expected 0 < smoothing <= 1 and 0 <= momentum < 1, got {smoothing} and "
                 f"{momentum}."
             )
-        if budget_ms is not None and not budget_ms > 0:
-            raise ValueError(f"budget_ms must be above 0, or None for no limit, got {budget_ms}.")
         self.samples, self.iterations, self.elites = samples, iterations, elites
         self.groups = None if groups is None else tuple(groups)
-        self.smoothing, self.momentum, self.exhaustive, self.budget_ms = (
-            smoothing,
-            momentum,
-            exhaustive,
-            budget_ms,
-        )
+        self.smoothing, self.momentum = smoothing, momentum
+        self.exhaustive, self.budget_ms = exhaustive, budget_ms
 
     @torch.no_grad()
     def plan(
@@ -82,22 +81,16 @@ class CategoricalCEM:
         Raises:
             ValueError: as `BoxPlanner.plan`.
         """
-        clock = Clock(self.budget_ms)
-        check_warm_start(mean)
-        envs, horizon, action_dim = mean.shape
+        check_warm_start(mean, proposals)
+        horizon, action_dim = mean.shape[1:]
         groups = self.groups or (action_dim,)
         if sum(groups) != action_dim:
             raise ValueError(
                 f"one-hot parts of sizes {groups} make {sum(groups)} entries, the warm start has "
                 f"{action_dim}."
             )
-        if proposals is not None and (proposals.dim() != 4 or proposals[:, 0].shape != mean.shape):
-            raise ValueError(
-                f"expected proposals ({envs}, P, {horizon}, {action_dim}), got "
-                f"{tuple(proposals.shape)}."
-            )
-        judge = Judge(score)
-        if self._sequences(groups, horizon) <= self.exhaustive:
+        judge = Judge(score, self.budget_ms)
+        if math.prod(float(size) ** horizon for size in groups) <= self.exhaustive:
             return self._enumerate(judge, mean, groups)
         p = self._smoothed(mean.clamp(min=0), groups)
         warm = (mean != 0).flatten(1).any(1)[:, None, None, None]
@@ -108,21 +101,18 @@ class CategoricalCEM:
             candidates = self._sample(p, groups, generator)
             kept = offered[:, : self.samples]
             if round_ == 0:  # an env without a warm start has no plan to offer
-                kept = torch.cat(
-                    [torch.where(warm, kept[:, :1], candidates[:, :1]), kept[:, 1:]], 1
-                )
+                first = torch.where(warm, kept[:, :1], candidates[:, :1])
+                kept = torch.cat([first, kept[:, 1:]], 1)
             candidates[:, : kept.shape[1]] = kept
-            order = judge(candidates).topk(self.elites, dim=1, largest=False)
-            elite = candidates.gather(
-                1, order.indices[..., None, None].expand(-1, -1, horizon, action_dim)
-            )
-            weights = order.values.isfinite().to(mean.dtype)
+            costs, index = judge(candidates).topk(self.elites, dim=1, largest=False)
+            elite = candidates.gather(1, index[..., None, None].expand(-1, -1, *mean.shape[1:]))
+            weights = costs.isfinite().to(mean.dtype)
             frequency = ((weights / weights.sum(1, keepdim=True))[..., None, None] * elite).sum(1)
             p = self._smoothed(self.momentum * p + (1 - self.momentum) * frequency, groups)
-            offered, cost = elite[:, :1], order.values[:, 0]
-            if round_ == self.iterations - 1 or not clock.another_round():
+            offered = elite[:, :1]
+            if not judge.another_round():
                 break
-        return Plan(elite[:, 0], (p * (1 - p)).sqrt(), cost, elite, judge.evaluations)
+        return Plan(elite[:, 0], (p * (1 - p)).sqrt(), costs[:, 0], elite, judge.evaluations)
 
     def _smoothed(self, weights: Tensor, groups: Sequence[int]) -> Tensor:
         """Weights (B, H, A) -> probabilities that sum to 1 in each group and are nowhere 0."""
@@ -135,35 +125,23 @@ class CategoricalCEM:
 
     def _sample(self, p: Tensor, groups: Sequence[int], generator: Generator | None) -> Tensor:
         """p (B, H, A) -> one-hot candidates (B, N, H, A)."""
-        uniform = draws.uniform(
-            (p.shape[0], self.samples, *p.shape[1:]), generator, device=p.device
-        )
+        shape = (len(p), self.samples, *p.shape[1:])
+        uniform = draws.uniform(shape, generator, device=p.device)
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
         return _most_likely(p.log()[:, None] + gumbel, groups).to(p.dtype)
 
     @staticmethod
-    def _sequences(groups: Sequence[int], horizon: int) -> float:
-        count = 1.0
-        for size in groups:
-            count *= float(size) ** horizon
-        return count
-
-    @staticmethod
     def _enumerate(judge: Judge, mean: Tensor, groups: Sequence[int]) -> Plan:
-        envs, horizon, _ = mean.shape
-        choices = [
-            torch.arange(size, device=mean.device) for _ in range(horizon) for size in groups
-        ]
+        horizon = mean.shape[1]
+        choices = [torch.arange(size, device=mean.device) for size in groups] * horizon
         index = torch.cartesian_prod(*choices).view(-1, horizon, len(groups))  # (N, H, groups)
-        plans = torch.cat([one_hot(index[..., g], size) for g, size in enumerate(groups)], -1).to(
-            mean.dtype
-        )
-        cost, best = judge(plans.expand(envs, -1, -1, -1)).min(1)
+        parts = [one_hot(index[..., g], size) for g, size in enumerate(groups)]
+        plans = torch.cat(parts, -1).to(mean.dtype)
+        cost, best = judge(plans.expand(len(mean), -1, -1, -1)).min(1)
         return Plan(plans[best], torch.zeros_like(mean), cost, None, judge.evaluations)
 
 
 def _most_likely(weights: Tensor, groups: Sequence[int]) -> Tensor:
     """The one-hot vector of each group's largest entry, in the weights' dtype."""
-    return torch.cat(
-        [one_hot(part.argmax(-1), part.shape[-1]) for part in weights.split(list(groups), -1)], -1
-    ).to(weights.dtype)
+    parts = weights.split(list(groups), -1)
+    return torch.cat([one_hot(x.argmax(-1), x.shape[-1]) for x in parts], -1).to(weights.dtype)

@@ -48,15 +48,13 @@ class RecedingHorizon:
             raise ValueError(
                 f"expected 1 <= replan_every <= horizon, got {replan_every} and {horizon}."
             )
-        self.planner, self.horizon, self.action_dim = planner, horizon, action_dim
         if not 0 <= reuse <= 1:
             raise ValueError(f"expected 0 <= reuse <= 1, got {reuse}.")
+        self.planner, self.horizon, self.action_dim = planner, horizon, action_dim
         self.replan_every, self.generator, self.reuse = replan_every, generator, reuse
         self.plan: Plan | None = None
         self._mean: Tensor | None = None
-        self._runners_up: Tensor | None = (
-            None  # (B, K, H, A) the last plan's elites, shifted along with it
-        )
+        self._runners_up: Tensor | None = None  # (B, K, H, A) elites, shifted along with the mean
         self._age = 0
 
     def reset(self, mask: ArrayLike | None = None) -> None:
@@ -77,17 +75,15 @@ class RecedingHorizon:
                 )
             if not ((mask == 0) | (mask == 1)).all():
                 raise ValueError(
-                    f"a reset mask holds true or false (or 1 and 0) for each env, got "
-                    f"{mask.tolist()}."
+                    f"a reset mask holds true or false for each env, got {mask.tolist()}."
                 )
-            mask = mask.bool()
             if not mask.any():
                 return
         self._age = 0
         if mask is None or self._mean is None:
             self._mean = self._runners_up = None
         else:
-            mask = mask.to(self._mean.device)
+            mask = mask.bool().to(self._mean.device)
             self._mean = self._mean.masked_fill(mask[:, None, None], 0)
             if self._runners_up is not None:
                 self._runners_up = self._runners_up.masked_fill(mask[:, None, None, None], 0)
@@ -102,21 +98,18 @@ class RecedingHorizon:
         """The next actions (B, A). `score`, and `proposals` -> (B, P, H, A), are called only when
         `needs_plan`.
         """
-        if self._mean is None or self._mean.shape[0] != envs:
+        if self._mean is None or len(self._mean) != envs:
             self._mean = torch.zeros(envs, self.horizon, self.action_dim, device=device)
             self._runners_up, self._age = None, 0
-        if self._age % self.replan_every == 0:
+        if self.needs_plan:
             offers = [] if proposals is None else [proposals()]
             if self._runners_up is not None:
                 offers.append(self._runners_up)
-            extra: dict[str, Any] = {"proposals": torch.cat(offers, 1)} if offers else {}
+            extra = {"proposals": torch.cat(offers, 1)} if offers else {}
             self.plan = self.planner.plan(score, self._mean, generator=self.generator, **extra)
-            self._mean = self.plan.mean
-            self._runners_up = None
-            if self.reuse and self.plan.elites is not None:
-                self._runners_up = self.plan.elites[
-                    :, : round(self.reuse * self.plan.elites.shape[1])
-                ]
+            self._mean, elites = self.plan.mean, self.plan.elites
+            reused = self.reuse and elites is not None
+            self._runners_up = elites[:, : round(self.reuse * elites.shape[1])] if reused else None
             self._age = 0
         action = self._mean[:, 0].clone()  # the caller's to change: `plan` keeps its own
         self._mean = _shifted(self._mean)
@@ -140,7 +133,5 @@ class RecedingHorizon:
 
 
 def _shifted(plans: Tensor) -> Tensor:
-    """Plans (..., H, A) one step on; the new last action repeats the old one, as smooth plans
-    do.
-    """
+    """Plans (..., H, A) one step on; the new last action repeats the old one."""
     return torch.cat([plans[..., 1:, :], plans[..., -1:, :]], -2)

@@ -16,10 +16,6 @@ Cost = Callable[[Tensor, Tensor], Tensor]
 Head = Callable[[Tensor, Tensor], Tensor]  # z (..., D), a (..., A) -> (...)
 
 
-# --  ----------------------------------------------------------------------------------------------
-# goals
-
-
 class GoalCost:
     """Nearest approach to the goal plus a small share of the mean distance, both squared and
     averaged over D.
@@ -51,8 +47,8 @@ class GoalCost:
                 f"{type(self).__name__} with goals {(goals, dim)} expects trajectories "
                 f"({goals}, N, [P,] H+1, {dim}), got {tuple(z.shape)}."
             )
-        # (B, N, [P,] H)
-        d = self.distance(z[..., 1:, :], self.goal.view(goals, *[1] * (z.dim() - 2), dim))
+        goal = self.goal.view(goals, *[1] * (z.dim() - 2), dim)
+        d = self.distance(z[..., 1:, :], goal)  # (B, N, [P,] H)
         cost = self.nearest * d.amin(-1) + self.mean * d.mean(-1)
         if self.final:
             cost = cost + self.final * d[..., -1]
@@ -61,10 +57,6 @@ class GoalCost:
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
         """z (B, N, [P,] H, D), goal broadcast against it -> (B, N, [P,] H)."""
         return (z - goal).square().mean(-1)
-
-
-# --  ----------------------------------------------------------------------------------------------
-# reward
 
 
 class RewardCost:
@@ -92,12 +84,8 @@ class RewardCost:
     ):
         if not 0 < discount <= 1:
             raise ValueError(f"RewardCost expects 0 < discount <= 1, got {discount}.")
-        self.reward, self.discount, self.termination, self.value = (
-            reward,
-            discount,
-            termination,
-            value,
-        )
+        self.reward, self.discount = reward, discount
+        self.termination, self.value = termination, value
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
         if z.dim() == 5:
@@ -111,9 +99,8 @@ class RewardCost:
             weight = weight * going
         total = (weight[..., :-1] * r).sum(-1)
         if self.value is not None:
-            total = total + weight[..., -1] * _per_step(
-                self.value(z[..., -1, :]), z.shape[:-2], "value"
-            )
+            beyond = _per_step(self.value(z[..., -1, :]), z.shape[:-2], "value")
+            total = total + weight[..., -1] * beyond
         return -(total.mean(2) if total.dim() == 3 else total)
 
 
@@ -123,10 +110,6 @@ def _per_step(x: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
             f"expected the {name} head to return {tuple(shape)}, got {tuple(x.shape)}."
         )
     return x
-
-
-# --  ----------------------------------------------------------------------------------------------
-# risk
 
 
 def per_particle(cost: Cost, z: Tensor, a: Tensor) -> Tensor:
@@ -177,10 +160,6 @@ class DisagreementCost:
                 f"{tuple(z.shape)}."
             )
         return z[..., 1:, :].var(2, correction=0).mean((-2, -1))
-
-
-# --  ----------------------------------------------------------------------------------------------
-# sum
 
 
 class SumCost:

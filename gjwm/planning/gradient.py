@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from gjwm.planning.noise import coloured_noise
-from gjwm.planning.search import BoxPlanner, Clock, Judge
+from gjwm.planning.search import BoxPlanner, Judge
 
 # of Adam; tens of steps are made, so the second moment must settle sooner than in training
 BETAS = (0.9, 0.99)
@@ -62,92 +62,66 @@ class GradientPlanner(BoxPlanner):
         self.lr, self.noise_beta, self.init_std = lr, noise_beta, init_std
 
     def search(
-        self,
-        judge: Judge,
-        knots: Tensor,
-        proposals: Tensor | None,
-        generator: Generator | None,
-        clock: Clock,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        self, judge: Judge, offered: Tensor, generator: Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.inference_mode(False), torch.no_grad():
-            knots = knots.clone()
-            offered = (
-                knots[:, None]
-                if proposals is None
-                else torch.cat([knots[:, None], proposals.clone()], 1)
-            )
-            offered = offered[:, : self.starts]
-            shape = (len(knots), self.starts - offered.shape[1], *knots.shape[1:])
-            noise = coloured_noise(shape, self.noise_beta, generator=generator, device=knots.device)
-            starts = torch.cat([offered, (knots[:, None] + self.init_std * noise).clamp(-1, 1)], 1)
-            plans, cost = descend(
-                judge,
-                starts,
-                iterations=self.iterations,
-                lr=self.lr,
-                survivors=self.survivors,
-                clock=clock,
-            )
-            return plans[:, 0], plans.std(1, correction=0), cost[:, 0], plans
+            plans = self._starts(offered.clone(), generator)
+            best, best_cost = plans, plans.new_full(plans.shape[:2], torch.inf)
+            first, second = torch.zeros_like(plans), torch.zeros_like(plans)
+            for step in range(self.iterations):
+                cost, gradient = _differentiated(judge, plans, best_cost)
+                best, best_cost = _better(plans, cost, best, best_cost)
+                first = BETAS[0] * first + (1 - BETAS[0]) * gradient
+                second = BETAS[1] * second + (1 - BETAS[1]) * gradient.square()
+                rate = self.lr * (0.5 + 0.5 * math.cos(math.pi * step / self.iterations))
+                rate = rate * math.sqrt(1 - BETAS[1] ** (step + 1)) / (1 - BETAS[0] ** (step + 1))
+                plans = (plans - rate * first / (second.sqrt() + 1e-12)).clamp(-1, 1)
+                late = step + 1 >= self.iterations / 3
+                if late and self.survivors is not None and self.survivors < plans.shape[1]:
+                    best_cost, chosen = best_cost.topk(self.survivors, dim=1, largest=False)
+                    plans, best, first, second = (
+                        _chosen(t, chosen) for t in (plans, best, first, second)
+                    )
+                if not judge.another_round():
+                    break
+            cost = judge(plans, best_cost.isfinite().any(1))
+            best, best_cost = _better(plans, cost, best, best_cost)
+            order = best_cost.argsort(1)
+            best = _chosen(best, order)
+            return best, best.std(1, correction=0), best_cost.gather(1, order)[:, 0]
+
+    def _starts(self, offered: Tensor, generator: Generator | None) -> Tensor:
+        """What was offered (B, 1 + P, K, A), and noisy copies of the first -> (B, S, K, A)."""
+        mean, offered = offered[:, :1], offered[:, : self.starts]
+        shape = (len(mean), self.starts - offered.shape[1], *mean.shape[2:])
+        noise = coloured_noise(shape, self.noise_beta, generator=generator, device=mean.device)
+        return torch.cat([offered, (mean + self.init_std * noise).clamp(-1, 1)], 1)
 
 
-def descend(
-    judge: Judge,
-    plans: Tensor,
-    *,
-    iterations: int,
-    lr: float,
-    survivors: int | None = None,
-    clock: Clock,
-) -> tuple[Tensor, Tensor]:
-    """Improve plans (B, S, K, A) by projected Adam -> the best that each start saw, sorted: (B, S',
-    K, A), cost (B, S').
-
-    Call it under `torch.no_grad`.
+def _differentiated(judge: Judge, plans: Tensor, best_cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Costs (B, S) of plans (B, S, K, A), and their gradient.
 
     Raises:
         ValueError: when the score does not depend on the actions through differentiable operations.
     """
-    best, best_cost = plans, plans.new_full(plans.shape[:2], torch.inf)
-    first, second = torch.zeros_like(plans), torch.zeros_like(plans)
-    for step in range(iterations):
-        with torch.enable_grad():
-            x = plans.detach().requires_grad_()
-            cost = judge(x, best_cost.isfinite().any(1))
-            if not cost.requires_grad:
-                raise ValueError(
-                    "this planner needs a score that is differentiable in the actions, and this "
-                    "one is not (a simulator, or torch.no_grad inside?): use a sampling planner "
-                    "such as CEM."
-                )
-            (gradient,) = torch.autograd.grad(cost.sum(), x, allow_unused=True)
-        if gradient is None:
-            gradient = torch.zeros_like(plans)
-        cost = cost.detach()
-        better = cost < best_cost
-        best, best_cost = (
-            torch.where(better[..., None, None], plans, best),
-            torch.where(better, cost, best_cost),
-        )
-        # A dropped candidate has no gradient: its start rests and its best counts.
-        gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        first = BETAS[0] * first + (1 - BETAS[0]) * gradient
-        second = BETAS[1] * second + (1 - BETAS[1]) * gradient.square()
-        rate = lr * (0.5 + 0.5 * math.cos(math.pi * step / iterations))
-        step_size = rate * math.sqrt(1 - BETAS[1] ** (step + 1)) / (1 - BETAS[0] ** (step + 1))
-        plans = (plans - step_size * first / (second.sqrt() + 1e-12)).clamp(-1, 1)
-        if survivors is not None and survivors < plans.shape[1] and step + 1 >= iterations / 3:
-            chosen = best_cost.topk(survivors, dim=1, largest=False).indices
-            best_cost = best_cost.gather(1, chosen)
-            chosen = chosen[..., None, None].expand(-1, -1, *plans.shape[2:])
-            plans, best, first, second = (t.gather(1, chosen) for t in (plans, best, first, second))
-        if not clock.another_round():
-            break
-    cost = judge(plans, best_cost.isfinite().any(1))
+    with torch.enable_grad():
+        x = plans.detach().requires_grad_()
+        cost = judge(x, best_cost.isfinite().any(1))
+        if not cost.requires_grad:
+            raise ValueError(
+                "this planner needs a score that is differentiable in the actions, and this one is "
+                "not (a simulator, or torch.no_grad inside?): use a sampling planner such as CEM."
+            )
+        (gradient,) = torch.autograd.grad(cost.sum(), x, materialize_grads=True)
+    # A dropped candidate has no gradient: its start rests and its best counts.
+    return cost.detach(), gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _better(plans: Tensor, cost: Tensor, best: Tensor, best_cost: Tensor) -> tuple[Tensor, Tensor]:
     better = cost < best_cost
-    best, best_cost = (
-        torch.where(better[..., None, None], plans, best),
-        torch.where(better, cost, best_cost),
-    )
-    order = best_cost.argsort(1)
-    return best.gather(1, order[..., None, None].expand_as(best)), best_cost.gather(1, order)
+    return torch.where(better[..., None, None], plans, best), torch.where(better, cost, best_cost)
+
+
+def _chosen(plans: Tensor, index: Tensor) -> Tensor:
+    """Of plans (B, S, K, A) those of index (B, S')."""
+    return plans.gather(1, index[..., None, None].expand(-1, -1, *plans.shape[2:]))

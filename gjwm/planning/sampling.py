@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from gjwm._core import draws
 from gjwm.planning.noise import coloured_covariance, coloured_noise
-from gjwm.planning.search import BoxPlanner, Clock, Judge
+from gjwm.planning.search import BoxPlanner, Judge, check_rounds
 
 
 class _Diagonal:
@@ -27,9 +27,9 @@ class _Diagonal:
         torch.mul(noise, self.std[:, None], out=out)
         out.add_(mean[:, None])
 
-    def refit(self, elite: Tensor, weights: Tensor, old: Tensor, new: Tensor) -> None:
-        """Mix with the elites' spread. elite (B, E, K, A); weights (B, E) sum to 1; means (B, K,
-        A).
+    def refit(self, elite: Tensor, weights: Tensor, mean: Tensor) -> None:
+        """Mix with the spread of elites (B, E, K, A) drawn around mean (B, K, A); weights (B, E)
+        sum to 1.
         """
         centre = (weights[..., None, None] * elite).sum(1, keepdim=True)
         spread = (weights[..., None, None] * (elite - centre).square()).sum(1).sqrt()
@@ -68,8 +68,8 @@ class _Full:
         factor, _ = torch.linalg.cholesky_ex(self.covariance + self.floor)
         out.copy_(torch.baddbmm(mean.reshape(envs, 1, -1), white, factor.mT).view_as(out))
 
-    def refit(self, elite: Tensor, weights: Tensor, old: Tensor, new: Tensor) -> None:
-        step = (weights.sqrt()[..., None, None] * (elite - old[:, None])).flatten(2)  # (B, E, K*A)
+    def refit(self, elite: Tensor, weights: Tensor, mean: Tensor) -> None:
+        step = (weights.sqrt()[..., None, None] * (elite - mean[:, None])).flatten(2)  # (B, E, K*A)
         self.covariance = self.memory * self.covariance + (1 - self.memory) * (step.mT @ step)
 
 
@@ -132,7 +132,11 @@ class CEM(BoxPlanner):
         super().__init__(**box)
         name = type(self).__name__
         elites = max(1, int(self.elite_share * samples)) if elites is None else elites
-        _check_sampling(name, samples, iterations, elites, init_std, min_std)
+        check_rounds(name, samples, iterations, elites)
+        if not init_std > 0 or min_std < 0:
+            raise ValueError(
+                f"{name} expects init_std > 0 and min_std >= 0, got {init_std} and {min_std}."
+            )
         if not 0 <= momentum < 1 or not 0 <= memory <= 1 or tolerance < 0:
             raise ValueError(
                 f"{name} expects 0 <= momentum < 1, 0 <= memory <= 1 and tolerance >= 0, got "
@@ -158,20 +162,13 @@ class CEM(BoxPlanner):
         return max(int(self.samples * self.decay**-round_), min(2 * self.elites, self.samples))
 
     def search(
-        self,
-        judge: Judge,
-        knots: Tensor,
-        proposals: Tensor | None,
-        generator: Generator | None,
-        clock: Clock,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        mean, offered = knots, knots[:, None]
-        if proposals is not None:
-            offered = torch.cat([offered, proposals], 1)[:, : self.samples]
+        self, judge: Judge, offered: Tensor, generator: Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, offered = offered[:, 0], offered[:, : self.samples]
         spread = _SPREADS[self.covariance](
             mean, self.init_std, self.min_std, self.noise_beta, self.memory
         )
-        buffer = knots.new_empty(len(knots), self.samples, *knots.shape[1:])
+        buffer = mean.new_empty(len(mean), self.samples, *mean.shape[1:])
         first_range = None
         for round_ in range(self.iterations):
             last = round_ == self.iterations - 1
@@ -183,23 +180,23 @@ class CEM(BoxPlanner):
             candidates[:, count:].clamp_(-1, 1)
             candidates[:, :count] = offered[:, :count]
             costs, index = judge(candidates).topk(self.elites, dim=1, largest=False)
-            elite = candidates.gather(1, index[..., None, None].expand(-1, -1, *knots.shape[1:]))
+            elite = candidates.gather(1, index[..., None, None].expand(-1, -1, *mean.shape[1:]))
             offered = elite[:, : max(1, round(self.keep * self.elites))]
             weights = self.weigh(costs)
             weights = weights / weights.sum(1, keepdim=True)
             centre = self.momentum * mean + (1 - self.momentum) * (
                 weights[..., None, None] * elite
             ).sum(1)
-            spread.refit(elite, weights, mean, centre)
+            spread.refit(elite, weights, mean)
             mean = centre
-            if last or not clock.another_round():
+            if last or not judge.another_round():
                 break
             if self.tolerance:
                 worst = torch.where(costs.isfinite(), costs, costs[:, :1]).amax(1)
                 first_range = worst - costs[:, 0] if first_range is None else first_range
                 if (worst - costs[:, 0] <= self.tolerance * first_range).all():
                     break
-        return elite[:, 0], spread.std, costs[:, 0], elite
+        return elite, spread.std, costs[:, 0]
 
 
 class ICEM(CEM):
@@ -242,7 +239,6 @@ class MPPI(CEM):
     """
 
     every_mean = True  # the weighted mean is the plan of path integral control
-
     elite_share = 1 / 4
 
     def __init__(
@@ -266,7 +262,7 @@ class MPPI(CEM):
         return torch.exp(-(costs - best) / (self.temperature * spread))
 
 
-class RandomShooting(BoxPlanner):
+class RandomShooting(CEM):
     """One round of time-correlated candidates around the warm start; the best is the plan.
 
     Args:
@@ -277,44 +273,6 @@ class RandomShooting(BoxPlanner):
     def __init__(
         self, *, samples: int = 1024, noise_beta: float = 1.0, init_std: float = 0.7, **box: Any
     ):
-        super().__init__(**box)
-        _check_sampling("RandomShooting", samples, 1, 1, init_std, 0.0)
-        self.samples, self.noise_beta, self.init_std = samples, noise_beta, init_std
-
-    def search(
-        self,
-        judge: Judge,
-        knots: Tensor,
-        proposals: Tensor | None,
-        generator: Generator | None,
-        clock: Clock,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        offered = (
-            knots[:, None]
-            if proposals is None
-            else torch.cat([knots[:, None], proposals], 1)[:, : self.samples]
-        )
-        noise = coloured_noise(
-            (len(knots), self.samples - offered.shape[1], *knots.shape[1:]),
-            self.noise_beta,
-            generator=generator,
-            device=knots.device,
-        )
-        candidates = torch.cat([offered, (knots[:, None] + self.init_std * noise).clamp(-1, 1)], 1)
-        cost, index = judge(candidates).min(1)
-        best = candidates[torch.arange(len(knots), device=knots.device), index]
-        return best, torch.full_like(knots, self.init_std), cost, None
-
-
-def _check_sampling(
-    name: str, samples: int, iterations: int, elites: int, init_std: float, min_std: float
-) -> None:
-    if not 1 <= elites <= samples or iterations < 1:
-        raise ValueError(
-            f"{name} expects 1 <= elites <= samples and iterations >= 1, got elites={elites}, "
-            f"samples={samples}, iterations={iterations}."
-        )
-    if not init_std > 0 or min_std < 0:
-        raise ValueError(
-            f"{name} expects init_std > 0 and min_std >= 0, got {init_std} and {min_std}."
-        )
+        # memory=1: the reported spread is the one that was drawn with
+        once = dict(iterations=1, elites=1, covariance="diagonal", memory=1.0)
+        super().__init__(samples=samples, noise_beta=noise_beta, init_std=init_std, **once, **box)

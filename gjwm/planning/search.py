@@ -24,8 +24,8 @@ class Plan:
     mean: (B, H, A) the plan to execute.
     std: (B, H, A) spread of the final sampling distribution.
     cost: (B,) the plan's score.
-    elites: (B, K, H, A) the runners-up, best first, for whoever wants to offer them to the next
-    plan; None if not kept.
+    elites: (B, K, H, A) the best candidates, best first, for whoever wants to offer them to the
+    next plan; None if not kept.
     evaluations: candidates scored per problem.
     """
 
@@ -50,8 +50,10 @@ class Planner(Protocol):
         ...
 
 
-def check_warm_start(mean: Tensor) -> None:
-    """Raise unless `mean` is a finite plan (B, H, A) of float32 or float64."""
+def check_warm_start(mean: Tensor, proposals: Tensor | None = None) -> None:
+    """Raise unless `mean` is a finite plan (B, H, A) of float32 or float64, and `proposals` are
+    (B, P, H, A).
+    """
     if mean.dim() != 3 or 0 in mean.shape:
         raise ValueError(
             f"a planner expects a warm start mean (B, H, A), got shape {tuple(mean.shape)}."
@@ -63,36 +65,50 @@ def check_warm_start(mean: Tensor) -> None:
         )
     if not mean.isfinite().all():
         raise ValueError("a planner's warm start holds NaN or infinity; reset it to zeros.")
+    if proposals is not None and (proposals.dim() != 4 or proposals[:, 0].shape != mean.shape):
+        envs, horizon, action_dim = mean.shape
+        raise ValueError(
+            f"expected proposals ({envs}, P, {horizon}, {action_dim}) beside this warm start, got "
+            f"{tuple(proposals.shape)}."
+        )
 
 
-class Clock:
-    """Says when another round would overrun a time budget, judging by the slowest round so far.
+def check_rounds(name: str, samples: int, iterations: int, elites: int) -> None:
+    """Raise unless a planner of that name can refit to its elites."""
+    if not 1 <= elites <= samples or iterations < 1:
+        raise ValueError(
+            f"{name} expects 1 <= elites <= samples and iterations >= 1, got elites={elites}, "
+            f"samples={samples}, iterations={iterations}."
+        )
 
-    Args:
-        budget_ms: None never stops.
-    """
 
-    def __init__(self, budget_ms: float | None):
-        self.budget = None if budget_ms is None else budget_ms / 1e3
-        self.start = self.last = time.perf_counter()
-        self.slowest = 0.0
-
-    def another_round(self) -> bool:
-        """Call between rounds: whether the next one is expected to end in time."""
-        if self.budget is None:
-            return True
-        now = time.perf_counter()
-        self.slowest, self.last = max(self.slowest, now - self.last), now
-        return now - self.start + self.slowest <= self.budget
+def check_budget(budget_ms: float | None) -> None:
+    """Raise for a time budget that no search can keep to."""
+    if budget_ms is not None and not budget_ms > 0:
+        raise ValueError(f"budget_ms must be above 0, or None for no limit, got {budget_ms}.")
 
 
 class Judge:
-    """Calls the score and drops what it cannot rank: a NaN cost is read as infinitely bad, and told
-    once per plan.
+    """Calls the score of one search, drops what it cannot rank, and watches the time.
+
+    A NaN cost is read as infinitely bad, and told once per plan.
+
+    Args:
+        score: (B, N, H, A) -> (B, N).
+        budget_ms: wall time from now on; None: no limit.
     """
 
-    def __init__(self, score: Score):
+    def __init__(self, score: Score, budget_ms: float | None):
         self.score, self.evaluations, self._told = score, 0, False
+        self.budget = math.inf if budget_ms is None else budget_ms / 1e3
+        self._start = self._last = time.perf_counter()
+        self._slowest = 0.0
+
+    def another_round(self) -> bool:
+        """Call between rounds: whether the next one, if as slow as the slowest, ends in time."""
+        now = time.perf_counter()
+        self._slowest, self._last = max(self._slowest, now - self._last), now
+        return now - self._start + self._slowest <= self.budget
 
     def __call__(self, candidates: Tensor, known: Tensor | None = None) -> Tensor:
         """candidates (B, N, H, A) -> cost (B, N), never NaN.
@@ -112,30 +128,29 @@ class Judge:
             )
         self.evaluations += candidates.shape[1]
         finite = cost.isfinite()
-        if not finite.all():
-            useful = finite.any(1) if known is None else finite.any(1) | known
-            if not useful.all():
-                raise ValueError(
-                    "every candidate's cost is NaN or infinite: check the model's latents for "
-                    "divergence."
-                )
-            if not self._told and cost.isnan().any():
-                self._told = True
-                warnings.warn(
-                    "the score is NaN for some candidates; they are dropped from the plan.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            cost = torch.where(finite, cost, torch.inf)
-        return cost
+        if finite.all():
+            return cost
+        useful = finite.any(1) if known is None else finite.any(1) | known
+        if not useful.all():
+            raise ValueError(
+                "every candidate's cost is NaN or infinite: check the model's latents for "
+                "divergence."
+            )
+        if not self._told and cost.isnan().any():
+            self._told = True
+            warnings.warn(
+                "the score is NaN for some candidates; they are dropped from the plan.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return torch.where(finite, cost, torch.inf)
 
 
 class BoxPlanner:
     """Base of planners over bounded, continuous actions.
 
     They search *knots* in the unit box: K = ceil(H / repeat) actions, each held for `repeat` steps,
-    scaled to the bounds when they are scored. A subclass implements `search(judge, knots,
-    proposals, generator, clock)`, which returns the same things as a `Plan`, in knots.
+    scaled to the bounds when they are scored. A subclass implements `search`.
 
     Args:
         low, high: bounds of the actions, a number or one per action dimension.
@@ -156,30 +171,27 @@ class BoxPlanner:
         repeat: int = 1,
         budget_ms: float | None = None,
     ):
-        # Constants made in inference mode, such as those of a planner built within it, could not be
-        # differentiated through.
+        # Constants made in inference mode could not be differentiated through.
         with torch.inference_mode(False), torch.no_grad():
             lows, highs = (
                 torch.as_tensor(x, dtype=torch.float32).reshape(-1).clone() for x in (low, high)
             )
-        sizes = {len(lows), len(highs)} - {1}
         if not (lows.isfinite().all() and highs.isfinite().all()):
             raise ValueError(
                 f"a planner searches within finite bounds, got low={low} and high={high}: give the "
                 f"action range."
             )
-        if len(sizes) > 1 or not (lows < highs).all():
+        if len({len(lows), len(highs)} - {1}) > 1 or not (lows < highs).all():
             raise ValueError(
                 f"a planner expects bounds low < high for every action, got low={low} and "
                 f"high={high}."
             )
         if repeat < 1:
             raise ValueError(f"a planner expects repeat >= 1, got {repeat}.")
-        if budget_ms is not None and not budget_ms > 0:
-            raise ValueError(f"budget_ms must be above 0, or None for no limit, got {budget_ms}.")
-        self.low, self.high, self.repeat, self.budget_ms = low, high, repeat, budget_ms
+        check_budget(budget_ms)
         with torch.inference_mode(False):
             self._centre, self._half = (lows + highs) / 2, (highs - lows) / 2
+        self.low, self.high, self.repeat, self.budget_ms = low, high, repeat, budget_ms
         self._unit = bool((self._centre == 0).all() and (self._half == 1).all())
 
     def plan(
@@ -204,45 +216,29 @@ class BoxPlanner:
                 another number of actions than the bounds, for proposals of another shape, and for a
                 score that returns another shape or nothing finite.
         """
-        clock = Clock(self.budget_ms)
-        check_warm_start(mean)
-        envs, horizon, action_dim = mean.shape
-        if len(self._centre) not in (1, action_dim) or len(self._half) not in (1, action_dim):
+        check_warm_start(mean, proposals)
+        horizon, action_dim = mean.shape[1:]
+        if len(self._centre) not in (1, action_dim):
             raise ValueError(
-                f"this planner's bounds are for {max(len(self._centre), len(self._half))} actions "
-                f"and the warm start has {action_dim}: give one bound, or one per action."
+                f"this planner's bounds are for {len(self._centre)} actions and the warm start has "
+                f"{action_dim}: give one bound, or one per action."
             )
-        if proposals is not None and (proposals.dim() != 4 or proposals[:, 0].shape != mean.shape):
-            raise ValueError(
-                f"expected proposals ({envs}, P, {horizon}, {action_dim}) beside this warm start, "
-                f"got {tuple(proposals.shape)}."
-            )
-        judge = Judge(lambda knots: score(self._actions(knots, horizon)))
-        with (
-            torch.no_grad()
-        ):  # a model's parameters would make every round's graph; `descend` asks for its own
-            knots = self._knots(mean)
-            proposals = None if proposals is None else self._knots(proposals.to(mean))
-            best, std, cost, elites = self.search(judge, knots, proposals, generator, clock)
+        judge = Judge(lambda knots: score(self._actions(knots, horizon)), self.budget_ms)
+        with torch.no_grad():  # a model's parameters would make every round's graph
+            offered = mean[:, None]
+            if proposals is not None:
+                offered = torch.cat([offered, proposals.to(mean)], 1)
+            elites, std, cost = self.search(judge, self._knots(offered), generator)
             half = 1.0 if self._unit else self._half.to(mean)
-            return Plan(
-                self._actions(best, horizon),
-                half * self._held(std, horizon),
-                cost,
-                None if elites is None else self._actions(elites, horizon),
-                judge.evaluations,
-            )
+            elites = self._actions(elites, horizon)
+            std = half * self._held(std, horizon)
+            return Plan(elites[:, 0], std, cost, elites, judge.evaluations)
 
     def search(
-        self,
-        judge: Judge,
-        knots: Tensor,
-        proposals: Tensor | None,
-        generator: Generator | None,
-        clock: Clock,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """From the warm start knots (B, K, A) in [-1, 1] -> best (B, K, A), std (B, K, A), cost
-        (B,), elites or None.
+        self, judge: Judge, offered: Tensor, generator: Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From the warm start and the proposals (B, 1 + P, K, A), knots in [-1, 1] -> the best
+        candidates (B, E, K, A), best first, the spread (B, K, A), and the best cost (B,).
         """
         raise NotImplementedError
 
@@ -252,11 +248,9 @@ class BoxPlanner:
         return held if self._unit else self._centre.to(held) + self._half.to(held) * held
 
     def _held(self, knots: Tensor, horizon: int) -> Tensor:
-        return (
-            knots
-            if self.repeat == 1
-            else knots.repeat_interleave(self.repeat, -2)[..., :horizon, :]
-        )
+        if self.repeat == 1:
+            return knots
+        return knots.repeat_interleave(self.repeat, -2)[..., :horizon, :]
 
     def _knots(self, actions: Tensor) -> Tensor:
         """Actions (..., H, A) -> the nearest knots (..., K, A): the mean of each block, clipped to

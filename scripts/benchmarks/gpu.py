@@ -2,9 +2,9 @@
 it runs on the CPU.
 
 One MLP model (D = 64, hidden 512, A = 2), H = 12, 512 candidates per env. *rollout*: one batch of
-candidates, eagerly and compiled (`MPCAgent(compile=True)`: Inductor with CUDA graphs). *plan*: CEM
-of 8 rounds, and as `over_bare` its time over that of the same rollouts and costs alone. *refine*:
-one step of refining, windows of 16."""
+candidates, eagerly and compiled (`AgentOptions(compile=True)`: Inductor with CUDA graphs). *plan*:
+CEM of 8 rounds, and as `over_bare` its time over that of the same rollouts and costs alone.
+*refine*: one step of refining, windows of 16."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.planning import reference_model
 from gjwm.data.replay import ReplayBuffer
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.planning import CEM
-from gjwm.planning.agent import MPCAgent
+from gjwm.planning.agent import AgentOptions, MPCAgent
 from gjwm.planning.costs import GoalCost
 from gjwm.training.settings import RefineSettings
 from gjwm.training.train import refine
@@ -55,9 +55,9 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
         a = 2 * torch.rand(envs, candidates, 12, 2, generator=generator, device=device) - 1
         start = torch.zeros(envs, 12, 2, device=device)
         for kind in ("eager",) if quick else ("eager", "compiled"):
-            agent = MPCAgent(
-                model, planner, GoalCost(z0.roll(1, -1)), horizon=12, compile=kind == "compiled"
-            )
+            options = AgentOptions(compile=kind == "compiled")
+            cost = GoalCost(z0.roll(1, -1))
+            agent = MPCAgent(model, planner, cost, horizon=12, options=options)
             with torch.no_grad():
                 row(
                     f"rollout, {kind}",

@@ -16,16 +16,19 @@ from gjwm.models.dynamics import (
     MixtureDynamics,
     StaticLatents,
 )
-from gjwm.models.encoders import MLPEncoder
+from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.models.world_model import WorldModel
-from gjwm.planning import CEM, ICEM, GradientPlanner, MPCAgent, Plan, RecedingHorizon
-from gjwm.planning.agent import default_planner, particle_rollout
-from gjwm.planning.costs import (
-    DisagreementCost,
-    GoalCost,
-    RiskCost,
-    SumCost,
+from gjwm.planning import (
+    CEM,
+    ICEM,
+    AgentOptions,
+    GradientPlanner,
+    MPCAgent,
+    Plan,
+    RecedingHorizon,
 )
+from gjwm.planning.agent import default_planner, particle_rollout
+from gjwm.planning.costs import DisagreementCost, GoalCost, RiskCost, SumCost
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,18 +57,6 @@ def test_segments_run_open_loop_and_warm_start_the_next_plan():
     assert planner.starts[1][0, :, 0].tolist() == pytest.approx([0.2, 0.3, 0.3, 0.3])
 
 
-def test_reset_forgets_only_the_masked_envs():
-    planner = Counting()
-    controller = RecedingHorizon(planner, horizon=3, action_dim=1)
-    controller.act(None, 2)
-    controller.reset(torch.tensor([True, False]))
-    controller.act(None, 2)
-    assert planner.starts[1][0].abs().sum() == 0 and planner.starts[1][1].abs().sum() > 0
-    controller.reset()
-    controller.act(None, 3)
-    assert planner.starts[2].shape == (3, 3, 1) and planner.starts[2].abs().sum() == 0
-
-
 def test_a_masked_reset_makes_all_envs_replan_and_an_all_false_one_none():
     planner = Counting()
     controller = RecedingHorizon(planner, horizon=4, action_dim=1, replan_every=4)
@@ -80,19 +71,23 @@ def test_a_masked_reset_makes_all_envs_replan_and_an_all_false_one_none():
 
 
 @pytest.mark.parametrize(
-    "mask", [[True, False], np.array([1, 0]), np.array([True, False]), torch.tensor([1, 0])]
+    "mask", [[True, False], np.array([1, 0]), np.array([True, False]), torch.tensor([True, False])]
 )
-def test_a_reset_mask_may_be_a_list_or_an_array_of_bools_or_ints(mask):
+def test_reset_forgets_only_the_masked_envs(mask):
+    """A list or an array, of bools or ints."""
     planner = Counting()
     controller = RecedingHorizon(planner, horizon=3, action_dim=1)
     controller.act(None, 2)
     controller.reset(mask)
     controller.act(None, 2)
     assert planner.starts[1][0].abs().sum() == 0 and planner.starts[1][1].abs().sum() > 0
+    controller.reset()
+    controller.act(None, 3)
+    assert planner.starts[2].shape == (3, 3, 1) and planner.starts[2].abs().sum() == 0
     with pytest.raises(ValueError, match="expected a reset mask"):
         controller.reset([True])
     with pytest.raises(ValueError, match="true or false"):
-        controller.reset([0, 2])
+        controller.reset([0, 1, 2])
 
 
 def test_an_action_is_the_callers_to_change():
@@ -140,7 +135,7 @@ def test_agent_gives_bounded_actions_that_do_not_depend_on_the_chunk():
             GoalCost(goal),
             horizon=4,
             generator=g(1),
-            chunk=chunk,
+            options=AgentOptions(chunk=chunk),
         )
         actions.append(agent.act(o))
     assert actions[0].shape == (5, 2) and actions[0].abs().max() <= 1
@@ -162,6 +157,9 @@ def test_agent_names_nan_and_wrong_shapes():
         MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4)), horizon=0)
     with pytest.raises(ValueError, match="particles"):
         MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4)), particles=0)
+    for name in ("policy_plans", "history", "chunk"):
+        with pytest.raises(ValueError, match=f"{name} >= 1"):
+            AgentOptions(**{name: 0})
     with pytest.raises(ValueError, match="act first"):
         MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4))).explain()
 
@@ -198,12 +196,12 @@ def test_gradient_planners_act_under_inference_mode():
     """Encoded in inference mode, a latent could not be differentiated through."""
     world_model, o = model(), torch.randn(3, 3, generator=g())
     goal = torch.randn(3, 4, generator=g(1))
-    for planner in (GradientPlanner(starts=4, iterations=5),):
-        agent = MPCAgent(world_model, planner, GoalCost(goal), horizon=4, generator=g(1))
-        with torch.inference_mode():
-            action = agent.act(o.clone())
-        assert action.shape == (3, 2) and action.abs().max() <= 1
-        assert all(p.grad is None for p in world_model.parameters())
+    planner = GradientPlanner(starts=4, iterations=5)
+    agent = MPCAgent(world_model, planner, GoalCost(goal), horizon=4, generator=g(1))
+    with torch.inference_mode():
+        action = agent.act(o.clone())
+    assert action.shape == (3, 2) and action.abs().max() <= 1
+    assert all(p.grad is None for p in world_model.parameters())
 
 
 def test_a_policy_prior_is_rolled_out_and_competes():
@@ -226,11 +224,11 @@ def test_a_policy_prior_is_rolled_out_and_competes():
         CEM(samples=16, elites=2, iterations=1),
         cost,
         horizon=3,
-        policy=lambda z: torch.tanh(z[..., :2]),
+        options=AgentOptions(policy=lambda z: torch.tanh(z[..., :2])),
     )
     agent.act(o)
     torch.testing.assert_close(agent.plan.mean, wanted, atol=1e-5, rtol=0)
-    bad = MPCAgent(world_model, CEM(), cost, horizon=3, policy=lambda z: z)
+    bad = MPCAgent(world_model, CEM(), cost, horizon=3, options=AgentOptions(policy=lambda z: z))
     with pytest.raises(ValueError, match="expected the policy"):
         bad.act(o)
 
@@ -262,6 +260,7 @@ def test_particles_share_their_noise_between_candidates_and_follow_the_model():
             "LowRankPrediction",
         ),
         (lambda: GaussianDynamics(4, 2, hidden=16, backbone="gru", memory_width=8), "memory"),
+        (lambda: StaticLatents(GaussianDynamics(3, 3, hidden=16), 1), "StaticLatents keep"),
     ],
 )
 def test_particles_of_other_laws_are_refused_and_the_models_own_samples_take_their_place(
@@ -271,7 +270,7 @@ def test_particles_of_other_laws_are_refused_and_the_models_own_samples_take_the
     world_model = WorldModel(MLPEncoder((3,), 4, hidden=(16,)), dynamics()).eval()
     cost = RiskCost(GoalCost(torch.zeros(2, 4)), kappa=1.0)
     planner = CEM(samples=16, elites=4, iterations=2)
-    with pytest.raises(ValueError, match=f"{said}.*pass rollout="):
+    with pytest.raises(ValueError, match=f"{said}.*AgentOptions.rollout="):
         MPCAgent(world_model, planner, cost, horizon=3, particles=4)
     generator = g()
     agent = MPCAgent(
@@ -280,8 +279,10 @@ def test_particles_of_other_laws_are_refused_and_the_models_own_samples_take_the
         cost,
         horizon=3,
         generator=generator,
-        rollout=lambda z0, a, past=None: world_model.rollout(
-            z0, a, particles=4, generator=generator, past=past
+        options=AgentOptions(
+            rollout=lambda z0, a, past=None: world_model.rollout(
+                z0, a, particles=4, generator=generator, past=past
+            )
         ),
     )
     for seed in (0, 1):
@@ -299,9 +300,9 @@ def test_with_a_memory_each_env_is_planned_with_the_past_since_its_own_reset(bac
         seen.append((z0, past))
         return world_model.rollout(z0, a, past=past)
 
-    agent = MPCAgent(
-        world_model, Counting(), GoalCost(torch.zeros(3, 4)), horizon=3, history=5, rollout=rollout
-    )
+    options = AgentOptions(history=5, rollout=rollout)
+    cost = GoalCost(torch.zeros(3, 4))
+    agent = MPCAgent(world_model, Counting(), cost, horizon=3, options=options)
     o = torch.randn(9, 3, 3, generator=g())
     with torch.no_grad():
         z = world_model.encode(o)
@@ -379,7 +380,7 @@ def test_without_a_price_on_risk_the_plan_is_that_of_the_mean_cost():
             horizon=4,
             generator=g(1),
             particles=6,
-            chunk=100,
+            options=AgentOptions(chunk=100),
         )
         agent.act(o)
         plans.append(agent.plan.mean)
@@ -397,7 +398,12 @@ def test_an_ensemble_can_be_judged_by_its_disagreement():
         return paths
 
     agent = MPCAgent(
-        members[0], CEM(), DisagreementCost(), horizon=3, rollout=rollout, generator=g()
+        members[0],
+        CEM(),
+        DisagreementCost(),
+        horizon=3,
+        generator=g(),
+        options=AgentOptions(rollout=rollout),
     )
     agent.act(torch.randn(2, 3, generator=g()))
     assert agent.plan.mean[..., 0].max() <= 1e-3 and agent.plan.cost.max() < 1e-6
@@ -439,8 +445,22 @@ def test_a_goal_is_a_cost_of_its_latents_and_one_may_serve_all_envs():
     torch.testing.assert_close(plans[2], plans[0], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="give one of the two"):
         MPCAgent(world_model)
-    with pytest.raises(ValueError, match=r"goal of the observations' shape \(3,\)"):
-        MPCAgent(world_model, goal=torch.zeros(2, 4))
+    for wrong in (torch.zeros(2, 4), torch.zeros(1, 1, 3), 0.0):
+        with pytest.raises(ValueError, match=r"goal of the observations' shape \(3,\)"):
+            MPCAgent(world_model, goal=wrong)
+    with pytest.raises(ValueError, match=r"expected a goal \(B, 3\) as an array.*got a str"):
+        MPCAgent(world_model, goal="goal.png")
+
+
+def test_pictures_of_another_dtype_are_refused_as_goals_and_observations():
+    encoder = ConvEncoder((3, 16, 16), 4, channels=(4,), hidden=8)
+    world_model = WorldModel(encoder, GaussianDynamics(4, 2, hidden=16)).eval()
+    picture = torch.randint(256, (1, 3, 16, 16), generator=g())
+    agent = MPCAgent(world_model, Counting(), goal=picture.to(torch.uint8), horizon=3)
+    for wrong in (picture.float(), picture.double() / 255):
+        for call in (lambda o: MPCAgent(world_model, goal=o), agent.act, world_model.encode):
+            with pytest.raises(ValueError, match=f"pictures of uint8.*got {wrong.dtype}"):
+                call(wrong)
 
 
 def test_an_ensemble_is_planned_on_its_members_own_paths():
@@ -475,7 +495,7 @@ def test_a_compiled_agent_plans_the_same():
             GoalCost(goal),
             horizon=4,
             generator=g(),
-            compile=compile,
+            options=AgentOptions(compile=compile),
         )
         agent.act(o)
         plans.append(agent.plan.mean)
