@@ -24,10 +24,10 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from gjwm.cli.config import CALIBRATION, HELD_OUT
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import collect_episodes, make_env
 from gjwm.data.dataset import read_episodes
+from gjwm.data.handle import CALIBRATION, HELD_OUT
 from gjwm.envs.fork import GAP, JUNCTION, START_X, place
 from gjwm.evaluation.calibration import calibration_report
 from gjwm.evaluation.prediction import encode_episodes

@@ -19,10 +19,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from gjwm.cli.config import CALIBRATION, HELD_OUT
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import collect_episodes
 from gjwm.data.dataset import read_episodes
+from gjwm.data.handle import CALIBRATION, HELD_OUT
 from gjwm.evaluation.calibration import calibration_report
 from gjwm.evaluation.prediction import encode_episodes, marginal_report, prediction_report
 from gjwm.evaluation.surprise import violation_report

@@ -30,6 +30,7 @@ from gjwm.cli.study import study_command
 from gjwm.cli.train import train_command
 from gjwm.cli.video import video_command
 from gjwm.training.run import sole_process
+from gjwm.training.settings import ComponentError
 
 COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
     "collect": collect_command,
@@ -105,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    sys.path.insert(0, "")  # as `python -m` does: an environment or a cost may stand in a file here
     try:
         if arguments[0] == "data":
             return data_command(arguments[1:])
@@ -123,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else error
         )
         message = " ".join(str(cause).split())  # hydra's come in several lines
+        if isinstance(cause, ComponentError):
+            message = f"{message.rstrip('.')}; ~{cause.name}.NAME removes a setting."
         if (
             isinstance(cause, OSError)
             and cause.errno in UNWRITABLE

@@ -4,22 +4,26 @@ settings and plain objects made of it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString, Transformer
+from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.machine import cores
+from gjwm._core.settings import Bounds, Count, Natural, NonNegative, check
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
-from gjwm.data.handle import CALIBRATION, HELD_OUT, Dataset
+from gjwm.data.dataset import STORAGES
+from gjwm.data.handle import HELD_OUT, Dataset
+from gjwm.reporting.logging import MODES
 from gjwm.training.recipe import (
     CalibrateSettings,
     DecodeSettings,
@@ -29,9 +33,7 @@ from gjwm.training.recipe import (
     TrainSettings,
 )
 
-__all__ = ["CALIBRATION", "HELD_OUT"]
-
-Settings = TypeVar("Settings")
+Made = TypeVar("Made")
 
 
 def with_experiment(command: str, overrides: Sequence[str]) -> list[str]:
@@ -54,7 +56,23 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
     "train.steps=100".
     """
     with initialize_config_module("gjwm.configs", version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        try:
+            return compose("config", overrides=list(overrides))
+        except ConfigCompositionException as error:
+            unknown = re.match(r"Could not override '([^']+)'", str(error))
+            if unknown is None:
+                raise
+            experiment = [text for text in overrides if text.startswith("experiment=")]
+            names = list(_names(compose("config", overrides=experiment)))
+            raise ValueError(no_setting(unknown[1], names)) from error
+
+
+def _names(cfg: DictConfig, before: str = "") -> Iterator[str]:
+    """Every setting, with its groups: train.steps."""
+    for key in cfg:
+        yield f"{before}{key}"
+        if isinstance(part := cfg._get_node(key), DictConfig) and not part._is_none():
+            yield from _names(part, f"{before}{key}.")
 
 
 def split_sweep(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
@@ -76,19 +94,36 @@ def split_sweep(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[st
     return axes, fixed
 
 
+_Seed = Annotated[int, Bounds(least=0, below=HELD_OUT)]
+# Settings that belong to no dataclass.
+_KINDS = {
+    "seed": _Seed,
+    "evaluate.seed": _Seed,
+    "threads": Count | None,
+    "resume": bool,
+    "compress": bool,
+    "storage": Literal[STORAGES],
+    "logger.wandb": Literal[MODES],
+    "logger.every": Count,
+    "checkpoint.every": Count,
+    "report.worst": Natural,
+    "report.typical": Natural,
+    "report.every": NonNegative,
+    "video.episodes": Natural,
+    "video.grid": Natural,
+    "video.readout_episodes": Natural,
+    "video.fps": Count,
+    "video.scale": Count,
+}
+
+
 def prepare(cfg: DictConfig) -> None:
-    """Check what every command reads (seeds, threads, device), then set threads and the seed of new
-    networks' weights.
+    """Check what no dataclass of settings holds, then set threads and the seed of new networks'
+    weights.
     """
-    for name, seed in (("seed", cfg.seed), ("evaluate.seed", cfg.evaluate.seed)):
-        if not isinstance(seed, int) or not 0 <= seed < HELD_OUT:
-            raise ValueError(
-                f"{name} must be a whole number from 0 to {HELD_OUT - 1}, got {seed!r}."
-            )
-    threads = cfg.threads or cores()
-    if not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads must be null or a whole number, 1 or more, got {threads!r}.")
-    torch.set_num_threads(threads)
+    for name, hint in _KINDS.items():
+        check(name, OmegaConf.select(cfg, name), hint)
+    torch.set_num_threads(cfg.threads or cores())
     _check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
         # what "auto" means to a replay buffer
@@ -110,10 +145,7 @@ def _check_device(name: str) -> None:
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def fill(cls: type[Settings], settings: Mapping[str, Any], name: str, **given: Any) -> Settings:
+def fill(cls: type[Made], settings: Mapping[str, Any], name: str, **given: Any) -> Made:
     """A dataclass of settings from a group of a config.
 
     Args:
@@ -121,35 +153,31 @@ def fill(cls: type[Settings], settings: Mapping[str, Any], name: str, **given: A
         given: fields that are made already, in place of those of `settings`.
 
     Raises:
-        ValueError: for a name that the class does not have, or a value of another kind than its
-            field's: a whole number, a number, true or false, text, or null where it may be None.
+        ValueError: for a name that the class does not have, or a value that it refuses.
     """
     if isinstance(settings, DictConfig):
         settings = OmegaConf.to_container(settings, resolve=True)
     if not isinstance(settings, Mapping):
         raise ValueError(f"{name} is a group of settings, {name}.KEY=VALUE, got {settings!r}.")
-    hints = get_type_hints(cls)
-    names = [field.name for field in fields(cls)]
-    for key, value in settings.items():
-        if key not in names:
-            raise ValueError(f"there is no setting {name}.{key}; choose from {', '.join(names)}.")
-        if key in given:
-            continue
-        hint = hints[key]
-        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        if not all(option in _KINDS or option is NoneType for option in options):
-            continue  # what the class checks itself
-        if not any(_is(value, option) for option in options):
-            expected = " or ".join("null" if o is NoneType else _KINDS[o] for o in options)
-            raise ValueError(f"{name}.{key} must be {expected}, got {value!r}.")
+    names = [f"{name}.{field.name}" for field in fields(cls)]
+    for key in settings:
+        if f"{name}.{key}" not in names:
+            raise ValueError(no_setting(f"{name}.{key}", names))
     return cls(**{**settings, **given})
 
 
-def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+def no_setting(name: str, names: Sequence[str]) -> str:
+    """A sentence about a name that is not among `names`, with the nearest or those of its group."""
+    group, _, leaf = name.rpartition(".")
+    siblings = {other.rpartition(".")[2]: other for other in names if _group(other) == group}
+    close = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.7)
+    if close:
+        return f"there is no setting {name}; did you mean {siblings[close[0]]}?"
+    return f"there is no setting {name}; choose from {', '.join(siblings or names)}."
+
+
+def _group(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def factory(settings: Mapping[str, Any], name: str) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm.cli.config import env_kwargs, factories, factory, fill
-from gjwm.cli.run_folder import check_kept, run_of
+from gjwm.cli.run_folder import run_of
 from gjwm.rl import Exploration, LearnerSettings, OnlineSettings, Oracle, RewardRecipe, learn
 from gjwm.training.run import RETURNS
 from gjwm.training.settings import ObjectiveSettings
@@ -19,7 +19,6 @@ def online_command(cfg: DictConfig, command: str) -> None:
     both; with cfg.resume go on.
     """
     recipe = reward_recipe(cfg)
-    check_kept(cfg)
     learn(
         cfg.env.id,
         recipe,

@@ -10,9 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gjwm.data.dataset import STORAGES
 from gjwm.reporting import LiveReport
-from gjwm.reporting.logging import RunLogger, check_mode
+from gjwm.reporting.logging import RunLogger
 from gjwm.training.fit import Log
 from gjwm.training.run import RETURNS, Run
 
@@ -45,13 +44,6 @@ def run_of(cfg: DictConfig, command: str, **options: Any) -> Run:
         logging=logging,
         **options,
     )
-
-
-def check_kept(cfg: DictConfig) -> None:
-    """Settings that are first used when a run's folder has been touched."""
-    if cfg.storage not in STORAGES:
-        raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {cfg.storage!r}.")
-    check_mode(cfg.logger.wandb)
 
 
 @contextmanager

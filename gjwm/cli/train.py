@@ -5,14 +5,13 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from gjwm.cli.config import dataset_of, recipe_of
-from gjwm.cli.run_folder import check_kept, run_of
+from gjwm.cli.run_folder import run_of
 from gjwm.training.recipe import train
 
 
 def train_command(cfg: DictConfig, command: str) -> None:
     """Train a world model on cfg.dataset into cfg.run_dir; with cfg.resume go on."""
     recipe, data = recipe_of(cfg), dataset_of(cfg)
-    check_kept(cfg)
     train(
         data,
         recipe,

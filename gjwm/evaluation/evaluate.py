@@ -6,6 +6,7 @@ from them (or, for a world that draws its own goals, from its resets)."""
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from gjwm._core.settings import check
 from gjwm.data.acting import HoldActor, RandomActor, make_env
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
 from gjwm.data.collect import collect_episodes
@@ -66,6 +68,15 @@ class Details:
     readouts: dict[str, Readout] = field(default_factory=dict)
 
 
+def without_pictures(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the same world for who needs no picture: the state vector costs much less.
+
+    What was not given is not added: an environment of the user's own may not take it.
+    """
+    plain = {"obs": "state", "frame_stack": 1}
+    return {name: plain.get(name, value) for name, value in env_kwargs.items()}
+
+
 @dataclass(frozen=True)
 class Task:
     """The environment that a model is judged in, and who acted in its held-out episodes."""
@@ -104,14 +115,19 @@ class Task:
         """Pictures per observation."""
         return int(self.env_kwargs.get("frame_stack", 1))
 
+    def _peek(self) -> tuple[tuple[int, ...], bool]:
+        """The environment's groups of discrete actions, and whether it draws goals."""
+        env = make_env(self.env_id, **without_pictures(self.env_kwargs))
+        world = env.unwrapped
+        seen = getattr(world, "action_groups", ()), hasattr(world, "goal_state")
+        env.close()
+        return seen
+
     def goals(self, settings: Evaluation, planner: Planner) -> str:
         """Where goals come from, "ahead" or "reset", checked with the planner before anything
         expensive.
         """
-        env = make_env(self.env_id, **{**self.env_kwargs, "obs": "state", "frame_stack": 1})
-        groups = getattr(env.unwrapped, "action_groups", ())
-        draws_goals = hasattr(env.unwrapped, "goal_state")
-        env.close()
+        groups, draws_goals = self._peek()
         check_planner(planner, groups, self.env_id)
         if settings.goals == "reset" and not draws_goals:
             raise ValueError(
@@ -120,15 +136,15 @@ class Task:
             )
         goals = settings.goals or ("reset" if draws_goals else "ahead")
         if goals == "ahead" and settings.goal_offset is None:
-            raise ValueError(f"{self.env_id} draws no goals of its own: set goal_offset.")
+            raise ValueError(
+                f"goals of {self.env_id} are states ahead in held-out episodes: set "
+                "evaluate.goal_offset, agent steps ahead."
+            )
         return goals
 
     def default_planner(self) -> Planner:
         """The usual search among the environment's kind of actions."""
-        env = make_env(self.env_id, **{**self.env_kwargs, "obs": "state", "frame_stack": 1})
-        groups = getattr(env.unwrapped, "action_groups", ())
-        env.close()
-        return default_planner(groups)
+        return default_planner(self._peek()[0])
 
     def pairs(
         self, envs: Any, episodes: Sequence[Episode], goals: str, settings: Evaluation
@@ -200,6 +216,9 @@ def evaluate(
         ValueError: for settings that do not fit the environment, or a model of unknown origin.
     """
     settings = Evaluation() if settings is None else settings
+    check("gjwm.evaluate's model", model, WorldModel)
+    check("gjwm.evaluate's settings", settings, Evaluation)
+    check_cost(cost)
     task = Task.of(model, env_id, env_kwargs, behaviour)
     planner = task.default_planner() if planner is None else planner
     goals = task.goals(settings, planner)
@@ -324,9 +343,7 @@ def _planning(
         actors["oracle"] = OracleActor(
             made.pairs.goal_position, search, generator=_seeded(settings), **plan
         )
-    # No picture is needed by these; observing the state vector is much cheaper.
-    blind = {**task.env_kwargs, "obs": "state", "frame_stack": 1}
-    with goal_lanes(task.env_id, blind, settings.pairs) as envs:
+    with goal_lanes(task.env_id, without_pictures(task.env_kwargs), settings.pairs) as envs:
         radius = envs.success_radius
         for name, actor in actors.items():
             stages(f"planning: {name}")
@@ -352,6 +369,17 @@ def _planning(
         "cost": cost_name(cost),
     }
     return report
+
+
+def check_cost(cost: CostOfGoals) -> None:
+    """Raise ValueError for what does not make a cost from goals, such as a finished cost."""
+    try:
+        inspect.signature(cost).bind(None)
+    except TypeError as error:
+        raise ValueError(
+            "cost must be called with goals (B, D) and return a cost: a class such as GoalCost, or "
+            f"a function, got {cost!r}: {error}."
+        ) from error
 
 
 def cost_name(cost: CostOfGoals) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from gjwm._core.settings import Bounds, Count, Natural, Settings, check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(Settings):
     """Settings of `gjwm.evaluation.evaluate`.
 
     Args:
-        episodes, length: held-out episodes, and steps of each.
+        episodes, length: held-out episodes, half of which fit the probes, and steps of each.
         goals: "ahead": the state `goal_offset` agent steps after the start in the same episode;
             "reset": the start and goal that the world draws; None: "reset" where the world draws
             goals, else "ahead".
@@ -26,40 +29,25 @@ class Evaluation:
         ValueError: for settings that cannot work.
     """
 
-    episodes: int = 200
-    length: int = 60
-    goals: str | None = None
-    goal_offset: int | None = 12
-    pairs: int = 100
-    steps: int = 25
-    horizon: int = 12
-    replan_every: int = 2
+    group = "evaluate"
+    episodes: Annotated[int, Bounds(least=8)] = 200
+    length: Count = 60
+    goals: Literal["ahead", "reset"] | None = None
+    goal_offset: Count | None = 12
+    pairs: Count = 100
+    steps: Count = 25
+    horizon: Count = 12
+    replan_every: Count = 2
     oracle: bool = True
-    probe_steps: int = 1500
-    seed: int = 1
+    probe_steps: Count = 1500
+    seed: Natural = 1
 
     def __post_init__(self):
-        if self.goals not in (None, "ahead", "reset"):
-            raise ValueError(f"goals must be 'ahead', 'reset' or None, got {self.goals!r}.")
-        if not _whole(self.episodes, 8) or not _whole(self.length, 1):
-            raise ValueError(
-                "expected evaluate.episodes >= 8, half of which fit the probes, and "
-                f"evaluate.length >= 1, got {self.episodes!r} and {self.length!r}."
-            )
-        counts = ["pairs", "steps", "horizon", "replan_every", "probe_steps"]
-        if self.goals == "ahead" or (self.goals is None and self.goal_offset is not None):
-            counts.append("goal_offset")
-        for name in counts:
-            if not _whole(value := getattr(self, name), 1):
-                raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}.")
-        if not _whole(self.seed, 0):
-            raise ValueError(f"seed must be a whole number, 0 or more, got {self.seed!r}.")
+        super().__post_init__()
+        if self.goals == "ahead":
+            check("evaluate.goal_offset", self.goal_offset, Count)
         if self.replan_every > self.horizon:
             raise ValueError(
-                f"a plan of horizon={self.horizon} actions cannot last for "
-                f"replan_every={self.replan_every} of them."
+                f"a plan of evaluate.horizon={self.horizon} actions cannot last for "
+                f"evaluate.replan_every={self.replan_every} of them."
             )
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

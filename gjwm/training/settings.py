@@ -1,48 +1,40 @@
-"""The settings of a training, by stage. Each class checks what it is given."""
+"""The settings of a training, by stage."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from gjwm._core.settings import (
+    Bounds,
+    Count,
+    Factory,
+    Natural,
+    NonNegative,
+    Positive,
+    Settings,
+)
 from gjwm.models.dynamics import Dynamics, GaussianDynamics, with_static
 from gjwm.objectives import SIGReg
 
-Factory = Callable[..., Any]  # a class, or a functools.partial of one
-
-
-def _require(name: str, right: bool, expected: str, **given: Any) -> None:
-    if not right:
-        values = ", ".join(f"{key}={value!r}" for key, value in given.items())
-        raise ValueError(f"{name} expects {expected}, got {values}.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveSettings:
+class ObjectiveSettings(Settings):
     """The arguments of `gjwm.objectives.JointEmbeddingObjective` beside its discrepancy."""
 
-    lam: float = 5.0
+    group = "objective"
+    lam: NonNegative = 5.0
     detach_target: bool = False
-    law: str = "marginal"
-    static_dim: int = 0
-    static_weight: float = 4.0
-
-    def __post_init__(self):
-        _require(
-            "the objective",
-            self.lam >= 0 and self.law in ("marginal", "within") and self.static_dim >= 0,
-            "lam >= 0, law marginal or within and static_dim >= 0",
-            lam=self.lam,
-            law=self.law,
-            static_dim=self.static_dim,
-        )
+    law: Literal["marginal", "within"] = "marginal"
+    static_dim: Natural = 0
+    static_weight: NonNegative = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(Settings):
     """The joint training of encoder and dynamics: AdamW on a one-cycle schedule.
 
     Args:
@@ -54,43 +46,19 @@ class TrainSettings:
             steps spent warming up.
     """
 
-    steps: int = 2000
-    batch: int = 64
-    length: int = 5
-    episodes: int | None = None
-    lr: float = 2e-3
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    warmup: float = 0.1
-
-    def __post_init__(self):
-        _require(
-            "training",
-            self.steps >= 1 and self.batch >= 2 and self.length >= 1,
-            "steps >= 1, batch >= 2 and length >= 1",
-            steps=self.steps,
-            batch=self.batch,
-            length=self.length,
-        )
-        _require(
-            "training",
-            self.episodes is None or self.episodes >= 1,
-            "episodes >= 1, or None for all windows",
-            episodes=self.episodes,
-        )
-        _require(
-            "training",
-            self.lr > 0 and self.clip > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1,
-            "lr and clip > 0, weight_decay >= 0 and warmup from 0 to below 1",
-            lr=self.lr,
-            clip=self.clip,
-            weight_decay=self.weight_decay,
-            warmup=self.warmup,
-        )
+    group = "train"
+    steps: Count = 2000
+    batch: Annotated[int, Bounds(least=2)] = 64
+    length: Count = 5
+    episodes: Count | None = None
+    lr: Positive = 2e-3
+    weight_decay: NonNegative = 1e-4
+    clip: Positive = 1.0
+    warmup: Annotated[float, Bounds(least=0, below=1)] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineSettings:
+class RefineSettings(Settings):
     """The dynamics alone, after the joint training, on latents that change no more.
 
     Args:
@@ -99,28 +67,17 @@ class RefineSettings:
         batch, length, lr, weight_decay, clip: as in `TrainSettings`.
     """
 
-    steps: int = 2000
-    batch: int = 256
-    length: int = 5
-    lr: float = 2e-3
-    weight_decay: float = 1e-4
-    clip: float = 1.0
+    group = "refine"
+    steps: Natural = 2000
+    batch: Count = 256
+    length: Count = 5
+    lr: Positive = 2e-3
+    weight_decay: NonNegative = 1e-4
+    clip: Positive = 1.0
     dynamics: Factory | None = None
 
     def __post_init__(self):
-        sizes = dict(steps=self.steps, batch=self.batch, length=self.length)
-        rates = dict(lr=self.lr, clip=self.clip, weight_decay=self.weight_decay)
-        _require(
-            "refining",
-            self.steps >= 0
-            and min(self.batch, self.length) >= 1
-            and self.lr > 0
-            and self.clip > 0
-            and self.weight_decay >= 0,
-            "steps >= 0, batch and length >= 1, lr and clip > 0 and weight_decay >= 0",
-            **sizes,
-            **rates,
-        )
+        super().__post_init__()
         if self.dynamics is not None and not self.steps:
             raise ValueError(
                 "refine.dynamics would never be trained, as refine.steps is 0: set "
@@ -129,7 +86,7 @@ class RefineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateSettings:
+class CalibrateSettings(Settings):
     """How predicted spreads are corrected after training, on episodes it never saw.
 
     Args:
@@ -139,48 +96,25 @@ class CalibrateSettings:
         particles: of each forecast.
     """
 
-    episodes: int = 200
-    length: int | None = None
-    horizon: int = 12
-    particles: int = 64
-
-    def __post_init__(self):
-        _require(
-            "calibration",
-            self.horizon >= 1
-            and self.episodes >= 0
-            and self.particles >= 1
-            and (self.length is None or self.length >= 1),
-            "calibrate.horizon >= 1, calibrate.episodes >= 0, calibrate.particles >= 1 and "
-            "calibrate.length >= 1 or null",
-            length=self.length,
-            horizon=self.horizon,
-            episodes=self.episodes,
-            particles=self.particles,
-        )
+    group = "calibrate"
+    episodes: Natural = 200
+    length: Count | None = None
+    horizon: Count = 12
+    particles: Count = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeSettings:
+class DecodeSettings(Settings):
     """The decoder, latent to picture, for films: Adam on a one-cycle schedule; 0 steps: none."""
 
-    steps: int = 600
-    batch: int = 64
-    lr: float = 2e-3
-
-    def __post_init__(self):
-        _require(
-            "the decoder",
-            self.steps >= 0 and self.batch >= 1 and self.lr > 0,
-            "decode.steps >= 0, decode.batch >= 1 and decode.lr > 0",
-            steps=self.steps,
-            batch=self.batch,
-            lr=self.lr,
-        )
+    group = "decode"
+    steps: Natural = 600
+    batch: Count = 64
+    lr: Positive = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRecipe:
+class ModelRecipe(Settings):
     """What a model is made of, and its objective.
 
     Components are factories: classes, or `functools.partial` of them.
@@ -194,21 +128,13 @@ class ModelRecipe:
         seed: of first weights and of all that is drawn in training.
     """
 
-    latent_dim: int = 32
+    latent_dim: Count = 32
     encoder: Factory | None = None
     dynamics: Factory = GaussianDynamics
     heads: Mapping[str, Factory] = field(default_factory=dict)
     discrepancy: Factory = SIGReg
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
-    seed: int = 0
-
-    def __post_init__(self):
-        _require(
-            "a recipe",
-            type(self.latent_dim) is int and self.latent_dim >= 1,
-            "a whole latent_dim >= 1",
-            latent_dim=self.latent_dim,
-        )
+    seed: Natural = 0
 
     def make_dynamics(self, name: str, factory: Factory, action_dim: int) -> Dynamics:
         """Dynamics of this recipe's latents; `name` is that of the setting."""
@@ -233,12 +159,27 @@ class Recipe(ModelRecipe):
     decode: DecodeSettings = field(default_factory=DecodeSettings)
 
 
+class ComponentError(ValueError):
+    """A component that cannot be made as its settings say; `name` is that of the settings."""
+
+    def __init__(self, name: str, reason: object):
+        super().__init__(f"{name}: {reason}.")
+        self.name = name
+
+
 def made(name: str, factory: Factory, **given: Any) -> Any:
-    """What a factory makes; arguments that it does not take are named with the setting's `name`."""
+    """What a factory makes.
+
+    Raises:
+        ComponentError: for arguments that it does not take, or a factory that makes nothing.
+    """
     try:
-        return factory(**given)
+        component = factory(**given)
     except TypeError as error:
-        raise ValueError(f"{name}: {error}; ~{name}.NAME removes a setting.") from error
+        raise ComponentError(name, error) from error
+    if component is None:
+        raise ComponentError(name, "its factory made nothing (None)")
+    return component
 
 
 def plain(value: Any) -> Any:
@@ -255,4 +196,4 @@ def plain(value: Any) -> Any:
         return value if not isinstance(value, float) or math.isfinite(value) else str(value)
     if callable(value):
         return {"_target_": f"{value.__module__}.{getattr(value, '__qualname__', repr(value))}"}
-    return repr(value)
+    return value.tolist() if hasattr(value, "tolist") else repr(value)

@@ -73,13 +73,13 @@ def test_an_experiment_lists_only_what_differs():
     ("settings", "said"),
     [
         ({"speed": 3}, "no setting train.speed; choose from steps, batch"),
-        ({"steps": "abc"}, "train.steps must be a whole number, got 'abc'"),
-        ({"steps": True}, "train.steps must be a whole number, got True"),
-        ({"steps": 2.0}, "train.steps must be a whole number, got 2.0"),
-        ({"lr": float("nan")}, "train.lr must be a number, got nan"),
-        ({"lr": None}, "train.lr must be a number, got None"),
-        ({"episodes": 1.5}, "train.episodes must be a whole number or null, got 1.5"),
-        ({"batch": 1}, "batch >= 2"),
+        ({"steps": "abc"}, "train.steps must be a whole number, at least 1, got 'abc'"),
+        ({"steps": True}, "train.steps must be a whole number, at least 1, got True"),
+        ({"steps": 2.0}, "train.steps must be a whole number, at least 1, got 2.0"),
+        ({"lr": float("nan")}, "train.lr must be a number, above 0, got nan"),
+        ({"lr": None}, "train.lr must be a number, above 0, got None"),
+        ({"episodes": 1.5}, "train.episodes must be null or a whole number, at least 1, got 1.5"),
+        ({"batch": 1}, "train.batch must be a whole number, at least 2, got 1"),
     ],
 )
 def test_fill_names_what_came_and_what_was_expected(settings, said):

@@ -5,7 +5,8 @@ Conventions, all invisible on the page:
     code -->                          code that runs at this point
     <!-- test: replace "a" by "b" --> in the next block, such as a smaller number of episodes
     <!-- test: skip, because ... -->  the next block does not run
-Replacements may name SIZES (of a `Recipe`) and QUICK (an `Evaluation`), which take seconds.
+Replacements may name SIZES (of a `Recipe`) and QUICK (an `Evaluation`), which take seconds, and
+SMALL behind a `gjwm` command, which then runs with such sizes and does not only compose.
 
 Python blocks share one namespace. A block with a caption is a file: it is written, or appended
 where the caption ends in "(append)". In shell blocks `pytest ...` runs and `gjwm ...` must compose.
@@ -74,6 +75,15 @@ def check_command(command: str, overrides: list[str]) -> None:
         load_config(with_experiment(command, fixed))
 
 
+SMALL = [
+    *("collect.episodes=8", "collect.length=20", "collect.workers=0", "logger.wandb=disabled"),
+    *("train.steps=4", "train.batch=8", "refine.steps=0", "decode.steps=0", "threads=1"),
+    *("calibrate.episodes=0", "evaluate.episodes=8", "evaluate.length=20", "evaluate.pairs=2"),
+    *("evaluate.steps=4", "evaluate.horizon=4", "evaluate.replan_every=2", "planner.samples=16"),
+    *("evaluate.probe_steps=5", "report.worst=0", "report.typical=0", "planner.elites=4"),
+]
+
+
 def small(names: dict, body: str) -> None:
     """Put SIZES and QUICK into the namespace when a block uses them."""
     if "SIZES" in body:
@@ -108,7 +118,11 @@ def run(page: Path) -> dict:
             OmegaConf.create(body)
         elif kind == "bash":
             for program, *arguments in command_lines(body):
-                if program == "gjwm":
+                if program == "gjwm" and arguments[-1] == "SMALL":
+                    main = "import gjwm.cli.app as app; raise SystemExit(app.main())"
+                    command = [sys.executable, "-c", main, *arguments[:-1], *SMALL]
+                    subprocess.run(command, check=True)  # sees what the page has changed
+                elif program == "gjwm":
                     check_command(arguments[0], arguments[1:])
                 elif program == "pytest":
                     command = [sys.executable, "-m", "pytest", "-q", *arguments]

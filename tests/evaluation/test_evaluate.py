@@ -284,8 +284,8 @@ def test_details_are_what_the_figures_were_made_of(evaluated):
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        (dict(goals="sideways"), "'ahead', 'reset' or None"),
-        (dict(episodes=4), "evaluate.episodes >= 8"),
+        (dict(goals="sideways"), "null or 'ahead' or 'reset', got 'sideways'"),
+        (dict(episodes=4), "evaluate.episodes must be a whole number, at least 8, got 4"),
         (dict(pairs=0), "pairs must be a whole number"),
         (dict(goals="ahead", goal_offset=None), "goal_offset must be a whole number"),
         (dict(horizon=2, replan_every=3), "cannot last for"),

@@ -1,6 +1,7 @@
 """The front door: a dataset, a model and an agent in a few lines, with what the commands do."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -223,17 +224,35 @@ def test_discrete_actions_are_planned_without_being_told(folder):
 
 
 @pytest.mark.parametrize(
-    ("settings", "wrong"),
+    ("settings", "wrong", "expected"),
     [
-        (TrainSettings, {"lr": -1.0}),
-        (TrainSettings, {"clip": 0.0}),
-        (TrainSettings, {"warmup": 2.0}),
-        (TrainSettings, {"episodes": 0}),
-        (CalibrateSettings, {"length": 0}),
-        (ObjectiveSettings, {"lam": -1.0}),
-        (ObjectiveSettings, {"law": "foo"}),
+        (TrainSettings, {"lr": -1.0}, "train.lr must be a number, above 0, got -1.0"),
+        (TrainSettings, {"clip": 0.0}, "train.clip must be a number, above 0"),
+        (TrainSettings, {"warmup": 2.0}, "train.warmup must be a number, at least 0 and below 1"),
+        (TrainSettings, {"episodes": 0}, "train.episodes must be null or a whole number"),
+        (TrainSettings, {"steps": 2.5}, "train.steps must be a whole number, at least 1, got 2.5"),
+        (CalibrateSettings, {"length": 0}, "calibrate.length must be null or a whole number"),
+        (ObjectiveSettings, {"lam": -1.0}, "objective.lam must be a number, at least 0"),
+        (ObjectiveSettings, {"lam": "5"}, "objective.lam must be a number, at least 0, got '5'"),
+        (ObjectiveSettings, {"law": "foo"}, "objective.law must be 'marginal' or 'within'"),
+        (Recipe, {"seed": None}, "seed must be a whole number, at least 0, got None"),
+        (Recipe, {"encoder": "conv"}, "encoder must be null or a class, or a functools.partial"),
+        (Recipe, {"heads": {"reward": "r"}}, "heads must be names, each with a class"),
+        (Recipe, {"train": {"steps": 5}}, "train must be of class TrainSettings, got"),
     ],
 )
-def test_settings_refuse_what_cannot_train(settings, wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))!r}"):
+def test_settings_refuse_what_cannot_train(settings, wrong, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
         settings(**wrong)
+
+
+def test_the_front_door_names_what_is_no_recipe_data_or_model(folder):
+    data = gjwm.collect("CartPole-v1", **FEW)
+    for call, expected in (
+        (lambda: gjwm.train(data, {"steps": 5}), "gjwm.train's recipe must be of class Recipe"),
+        (lambda: gjwm.train(3), "gjwm.train's data must be of class Dataset or text"),
+        (lambda: gjwm.train(data, Recipe(discrepancy=lambda: None)), "made nothing"),
+        (lambda: gjwm.evaluate("runs/x"), "gjwm.evaluate's model must be of class WorldModel"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            call()
