@@ -16,7 +16,6 @@ from gjwm._core.types import Batch
 from gjwm.cli.config import env_kwargs, factory, fill, load_config, recipe_of, split_sweep
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import make_env
-from gjwm.models.world_model import WorldModel
 from gjwm.objectives import make_objective
 from gjwm.rl import LearnerSettings, RewardLearner
 from gjwm.study import Sweep, settings_of
@@ -120,11 +119,9 @@ def test_a_study_composes_and_builds_a_run_of_every_task_and_method(name, tmp_pa
             and cfg.dataset.endswith(f"-seed-{run.seed}")
         )
         env = make_env(cfg.env.id, **env_kwargs(cfg))
-        encoder = instantiate(
-            cfg.encoder, observation_shape=list(env.observation_space.shape)
-        ).eval()
+        model = build(recipe_of(cfg), env.observation_space.shape, 2).eval()
         observation, _ = env.reset(seed=0)
-        assert encoder(torch.from_numpy(observation)[None]).shape == (1, cfg.latent_dim)
+        assert model.encode(torch.from_numpy(observation)[None]).shape == (1, cfg.latent_dim)
         make_objective(instantiate(cfg.discrepancy), **cfg.objective)
         _check_planned(cfg)
         env.close()
@@ -142,8 +139,8 @@ def test_commas_on_the_command_line_are_axes():
 @pytest.mark.parametrize("name", options("encoder"))
 def test_encoders(name):
     cfg = load_config([f"encoder={name}"])
-    shape = [5] if name.startswith("mlp") else [6, 64, 64]
-    encoder = instantiate(cfg.encoder, observation_shape=shape).eval()
+    shape = (5,) if name.startswith("mlp") else (6, 64, 64)
+    encoder = build(recipe_of(cfg), shape, 2).encoder.eval()
     o = torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 3 else torch.float32)
     assert encoder(o).shape == (2, cfg.latent_dim)
 
@@ -151,7 +148,7 @@ def test_encoders(name):
 @pytest.mark.parametrize("name", options("dynamics"))
 def test_dynamics(name):
     cfg = load_config([f"dynamics={name}"])
-    dynamics = instantiate(cfg.dynamics, action_dim=2)
+    dynamics = build(recipe_of(cfg), (6, 64, 64), 2).dynamics
     assert dynamics.predict(torch.zeros(3, cfg.latent_dim), torch.zeros(3, 2)).mean.shape == (
         3,
         cfg.latent_dim,
@@ -161,7 +158,7 @@ def test_dynamics(name):
 @pytest.mark.parametrize("name", options("heads"))
 def test_heads(name):
     cfg = load_config([f"heads=[{name}]"])
-    head = instantiate(cfg.heads[name], action_dim=2)
+    head = build(recipe_of(cfg), (6, 64, 64), 2).heads[name]
     z, a = torch.zeros(3, 4, cfg.latent_dim), torch.zeros(3, 4, 2)
     if name == "policy":
         assert head(z).shape == a.shape
@@ -185,11 +182,7 @@ def test_presets_size_a_learner_that_can_update(name, experiment):
     )
     images = cfg.env.obs == "pixels"
     shape = (6, 64, 64) if images else (5,)
-    model = WorldModel(
-        instantiate(cfg.encoder, observation_shape=list(shape)),
-        instantiate(cfg.dynamics, action_dim=2),
-        {head: instantiate(settings, action_dim=2) for head, settings in cfg.heads.items()},
-    )
+    model = build(recipe_of(cfg), shape, 2)
     learner = RewardLearner(
         model,
         make_objective(instantiate(cfg.discrepancy), **cfg.objective),
