@@ -1,24 +1,20 @@
-"""dm_control's cartpole in torch: the world, its Gymnasium environment and its natively batched
-vector environment."""
+"""dm_control's cartpole in torch, one at a time or in batches."""
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 
 from . import raster
-from .common import check_choices
-from .lqr import lqr_gains
+from .swingup import FASTEST, GRAVITY, SwingUp
 from .torch_env import TorchEnv, TorchVectorEnv
-from .torch_world import Planes, World, gaussian
+from .torch_world import Planes, gaussian
 
 TIMESTEP = 0.01  # s, one control step: one step of the classical Runge-Kutta integrator
 CART_MASS, POLE_MASS = 1.0, 0.1  # kg
 FORCE = 10.0  # N at |action| = 1
-GRAVITY = 9.81  # m/s^2
 CART_DAMPING, POLE_DAMPING = 5e-4, 2e-6  # N s/m, N m s
 POLE_LENGTH, POLE_RADIUS = 1.0, 0.045  # m, a capsule
 CENTRE = POLE_LENGTH / 2  # m, hinge to the pole's centre of mass
@@ -46,15 +42,9 @@ IMPEDANCE, IMPEDANCE_WIDTH, TIME_CONSTANT = (0.9, 0.95), 0.001, 0.08
 STIFFNESS, DAMPING = 1 / (IMPEDANCE[1] * TIME_CONSTANT) ** 2, 2 / (IMPEDANCE[1] * TIME_CONSTANT)
 INVERSE_MASS = INERTIA / (MASS * INERTIA - COUPLING**2)  # 1/kg, of the cart with the pole upright
 
-SUCCESS_RADIUS = 0.1
-FASTEST = 100.0  # m/s and rad/s that a state may have
-
 VIEW = 4.8  # m, side of the picture, the rail across its middle
 CART_HALF_SIZE, DRAWN_POLE_RADIUS = (0.25, 0.13), 0.06  # m, as drawn
-FLOOR_COLOUR = (236, 236, 228)
 RAIL_COLOUR = (150, 154, 164)
-CART_COLOUR = (44, 52, 70)
-POLE_COLOUR = (222, 44, 40)
 
 
 def _impedance(depth: Tensor) -> Tensor:
@@ -95,7 +85,7 @@ def tolerance(value: Tensor, margin: float) -> Tensor:
     return torch.exp(math.log(0.1) * (value / margin) ** 2)
 
 
-class CartpoleWorld(World):
+class CartpoleWorld(SwingUp):
     """The cart and pole as a `World`. A state is `x, angle, velocity, angular_velocity`; the angle
     is 0 upright, unwrapped."""
 
@@ -111,10 +101,10 @@ class CartpoleWorld(World):
         "NaN"
     )
 
-    def __init__(self, *, reward: str = "smooth", success_radius: float = SUCCESS_RADIUS, **common):
-        super().__init__(success_radius=success_radius, **common)
-        check_choices(reward=(reward, ("sparse", "smooth")))
-        self.smooth = reward == "smooth"
+    costs = (1.0, 10.0, 0.3, 1.0)
+
+    def __init__(self, *, reward: str = "smooth", **common):
+        super().__init__(reward=reward, **common)
 
     def draw(self, u: Planes) -> Planes:
         x, angle, velocity, angular = (0.01 * gaussian(u[2 * k], u[2 * k + 1]) for k in range(4))
@@ -155,34 +145,12 @@ class CartpoleWorld(World):
         zero = torch.zeros_like(state[0])
         return zero, zero + 1.0, zero
 
-    def goal_state_of(self, state: Planes) -> Planes:
-        return (torch.zeros_like(state[0]),) * 4
-
-    def vectors_of(self, state: Planes) -> Planes:
-        return *self.position_of(state), *state[2:]
-
-    def shown_by(self, state: Planes) -> dict[str, Planes]:
-        shown = {"position": self.position_of(state)}
-        return shown | {"velocity": state[2:]} if self.frame_stack > 1 else shown
-
     def valid(self, state: Planes) -> Tensor:
-        return (
-            super().valid(state)
-            & (state[0].abs() <= RAIL + 1)
-            & (state[2].abs() <= FASTEST)
-            & (state[3].abs() <= FASTEST)
-        )
-
-    @functools.cached_property
-    def _gains(self) -> list[float]:
-        cost = (1.0, 10.0, 0.3, 1.0)
-        return lqr_gains(
-            self.advance, (0.0,) * 4, state_cost=cost, action_cost=1.0, repeat=self.action_repeat
-        ).tolist()
+        return super().valid(state) & (state[0].abs() <= RAIL + 1)
 
     def expert(self, state: Planes) -> Planes:
-        """Pump the pole's energy with the cart's acceleration (Åström & Furuta, 2000), then hold
-        with a regulator."""
+        """Pump the pole's energy with the cart's acceleration (Åström & Furuta, 2000), then
+        hold."""
         x, angle, v, w = state
         sin, cos = torch.sin(angle), torch.cos(angle)
         wrapped = torch.atan2(sin, cos)
@@ -191,121 +159,56 @@ class CartpoleWorld(World):
         force = MASS * wanted + COUPLING * (
             cos * (COUPLING * GRAVITY * sin - COUPLING * cos * wanted) / INERTIA - sin * w * w
         )
-        hold = -sum(gain * value for gain, value in zip(self._gains, (x, wrapped, v, w)))
-        return (
-            torch.where((hold.abs() < 3.0) & (wrapped.abs() < 0.5), hold, force / FORCE).clamp(
-                -1.0, 1.0
-            ),
-        )
+        hold = self.hold((x, wrapped, v, w))
+        near = (hold.abs() < 3.0) & (wrapped.abs() < 0.5)
+        return (torch.where(near, hold, force / FORCE).clamp(-1.0, 1.0),)
 
-    # -- pictures ----------------------------------------------------------------------------------
-
-    def backdrop(self, size: int) -> Tensor:
-        """(3, size, size) uint8: the floor, and the rail with its ends."""
+    def backdrop(self) -> Tensor:
+        """The floor, and the rail with its ends."""
+        size = self.size
         metre, middle = size / VIEW, size / 2
         rows = raster.share(middle - 0.03 * metre, middle + 0.03 * metre, size, self.device)
         columns = raster.share(middle - RAIL * metre, middle + RAIL * metre, size, self.device)
-        cover = rows[:, None] * columns
-        floor, grey = (
-            raster.ink(c, self.device)[:, None, None] for c in (FLOOR_COLOUR, RAIL_COLOUR)
-        )
-        return (floor + cover * (grey - floor) + 0.5).to(torch.uint8)
+        picture = raster.layered(rows[:, None] * columns, RAIL_COLOUR, raster.FLOOR)
+        return (picture + 0.5).to(torch.uint8)
 
-    def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
+    def pictures(self, state: Planes, rows: Tensor | None = None) -> Tensor:
         x, angle = state[0], state[1]
-        frames, metre, middle = self.canvas(size, *x.shape), size / VIEW, size / 2
-        pictures = frames.flatten(0, 1)
-        hinge, angle = middle + metre * x.flatten(), angle.flatten()
-        right, down = torch.sin(angle), -torch.cos(angle)  # of the pole, in the picture
-        length, radius = POLE_LENGTH * metre, DRAWN_POLE_RADIUS * metre
-        half_length, half_width = (metre * half for half in CART_HALF_SIZE)
-        dark, red = raster.ink(CART_COLOUR, self.device), raster.ink(POLE_COLOUR, self.device)
-
-        def cart(dx: Tensor, dy: Tensor) -> list[tuple[Tensor, Tensor]]:
-            return [(raster.box(dx, dy, half_length, half_width), dark)]
-
-        def pole(dx: Tensor, dy: Tensor, cos: Tensor, sin: Tensor) -> list[tuple[Tensor, Tensor]]:
-            along, across = raster.turned(dx, dy, cos, sin)
-            return [(raster.capsule(along + length / 2, across, length, radius), red)]
-
-        level = torch.full_like(hinge, middle)
-        raster.stamp(pictures, hinge, level, half_length, cart)
-        x, y = hinge + length / 2 * right, level + length / 2 * down
-        raster.stamp(pictures, x, y, length / 2 + radius, pole, right, down)
+        frames, metre, middle = self.canvas(*x.shape), self.size / VIEW, self.size / 2
+        pictures, hinge, angle = frames.flatten(0, 1), middle + metre * x.flatten(), angle.flatten()
+        way = torch.sin(angle), -torch.cos(angle)  # of the pole, to the right and down
+        length, (wide, high) = POLE_LENGTH * metre, (metre * half for half in CART_HALF_SIZE)
+        dark, level = raster.ink(raster.DARK, self.device), torch.full_like(hinge, middle)
+        cart = lambda dx, dy: [(raster.box(dx, dy, wide, high), dark)]  # noqa: E731
+        raster.stamp(pictures, hinge, level, wide, cart)
+        x, y = hinge + length / 2 * way[0], level + length / 2 * way[1]
+        raster.draw_pole(pictures, x, y, way, length, DRAWN_POLE_RADIUS * metre, raster.RED)
         return frames
 
 
 class CartpoleEnv(TorchEnv):
     """dm_control's cartpole-swingup in torch: a cart on a rail swings its pole up and balances it.
 
-    ## Description
+    A cart of 1 kg slides on a rail and carries a hinged pole, a capsule of 0.1 kg and 1 m. All is
+    as in dm_control's `cartpole`, the soft ends of the rail at 1.8 m included, step for step (see
+    the tests for the tolerance), so policies and models can move between the two; only the pictures
+    differ. A control step lasts 0.01 s. The angle is from upright; a positive one leans to the
+    right.
 
-    A cart of 1 kg slides on a rail and carries a hinged pole, a capsule of 0.1 kg and 1 m. Masses,
-    lengths, motor, damping, the soft ends of the rail at 1.8 m, time step and integrator are those
-    of dm_control's `cartpole`, step for step (see the tests for the tolerance), so policies and
-    models can move between the two; only the pictures differ.
+    | action            | unit | range   |
+    |-------------------|------|---------|
+    | force on the cart | 10 N | [-1, 1] |
 
-    ## Action space
-
-    `Box(-1, 1, (1,), float32)`; clipped to these bounds.
-
-    | index | action            | unit | range   |
-    |-------|-------------------|------|---------|
-    | 0     | force on the cart | 10 N | [-1, 1] |
-
-    A control step lasts 0.01 s.
-
-    ## Observation space
-
-    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames of 4.8 m x 4.8 m,
-      oldest first
-    - `"state"` (`Box([-2.8, 2.8], [-1, 1], [-100, 100], (5,))`): cart m, cos, sin of the angle,
-      cart m/s, pole rad/s
-    - `"both"` (`Dict`): `"pixels"` and `"state"`
-
-    The angle is from upright; a positive one leans to the right.
-
-    ## Reward
-
-    Per control step, summed over `action_repeat`: `reward="smooth"`, that of the suite's swingup:
-    (1 + cos) / 2, times factors for a centred cart, a small action and a slow pole; `"sparse"`,
-    that of swingup_sparse: 1 within 0.25 m of the middle and with a cosine of at least 0.995, else
-    0.
-
-    ## Starting state
-
-    Hanging at rest in the middle; positions, angles and velocities with Gaussian noise of 0.01.
-
-    ## Episode end
-
-    Never terminated; truncated after `max_episode_steps`.
-
-    ## State, goal and expert
-
-    `get_state`: `x` m, `angle` rad (0 upright, not wrapped), `velocity` m/s, `angular_velocity`
-    rad/s, float64. `position` is x, cos and sin (3,), the goal is (0, 1, 0). The expert pumps
-    energy, then holds with a linear-quadratic regulator.
-
-    ## Arguments
-
-    | argument            | default    | meaning                                            |
-    |---------------------|------------|----------------------------------------------------|
-    | `reward`            | `"smooth"` | see above                                          |
-    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                  |
-    | `size`              | 64         | side of the picture, pixels, 16 or more            |
-    | `frame_stack`       | 1          | pictures per observation                           |
-    | `action_repeat`     | 1          | control steps per action                           |
-    | `success_radius`    | 0.1        | of position, m and unit circle                     |
-    | `max_episode_steps` | None       | actions until truncation; None: 1000 control steps |
-    | `terminate_on_goal` | False      | end the episode upright                            |
-
-    and those of `TorchEnv`.
-
-    Version: v0, the first.
-
-    Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world."""
+    - State vector (5,): cart m, cos, sin of the angle, cart m/s, pole rad/s; within 2.8 m and 100.
+      Pictures are 4.8 m wide.
+    - Reward per control step: `reward="smooth"` (default), that of the suite's swingup: (1 + cos) /
+      2, times factors for a centred cart, a small action and a slow pole; `"sparse"`, that of
+      swingup_sparse: 1 within 0.25 m of the middle and with a cosine of at least 0.995, else 0.
+    - Start: hanging at rest in the middle, with Gaussian noise of 0.01 in all four numbers. End:
+      truncated after 1000 control steps, or at the goal with `terminate_on_goal=True`.
+    - `get_state`: `x` m, `angle` rad (0 upright, not wrapped), `velocity` m/s, `angular_velocity`
+      rad/s. `position`: x, cos and sin, the goal (0, 1, 0), `success_radius` 0.1. The expert pumps
+      energy, then holds with a linear-quadratic regulator."""
 
     world = CartpoleWorld
 

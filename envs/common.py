@@ -3,6 +3,7 @@ arrays or dicts of them, a stack of frames, and random generators as numbers."""
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,20 @@ import numpy as np
 from gymnasium import spaces
 
 # -- arguments -------------------------------------------------------------------------------------
+
+
+def keywords(creator: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """What a function or a class takes by name; of a class that takes **kwargs also what its bases
+    take."""
+    found: dict[str, inspect.Parameter] = {}
+    for part in getattr(creator, "__mro__", (creator,)):
+        parameters = inspect.signature(part).parameters.values()
+        for p in parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                found.setdefault(p.name, p)
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def check_choices(**arguments: tuple[Any, Iterable[Any]]) -> None:
@@ -117,9 +132,10 @@ def cannot_render(env: Any) -> bool:
 class StackedFrames(gym.Env):
     """A single environment whose observation is a stack of pictures, a state vector or both.
 
-    A subclass sets `obs`, `frame_stack` and `render_mode`, offers `state_vector()`, `picture()`
-    (what is observed) and `view()` (what people see), each uint8 (3, *, *), and clears `_frames`
-    where a stack begins anew."""
+    A subclass sets `obs` and `render_mode`, offers `state_vector()` and `picture()`, uint8 (3,
+    size, size), and clears `_frames` where a stack begins anew."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
     obs: str
     frame_stack: int
@@ -138,10 +154,10 @@ class StackedFrames(gym.Env):
         return pixels if self.obs == "pixels" else {"pixels": pixels, "state": self.state_vector()}
 
     def render(self) -> np.ndarray | None:
-        """uint8 (render_size, render_size, 3)."""
+        """uint8 (size, size, 3)."""
         if cannot_render(self):
             return None
-        return np.ascontiguousarray(np.moveaxis(self.view(), 0, -1))
+        return np.ascontiguousarray(np.moveaxis(self.picture(), 0, -1))
 
 
 # -- a random generator's state as numbers of an environment's state vector ------------------------
@@ -167,3 +183,35 @@ def from_words(generator: np.random.Generator, words: np.ndarray) -> None:
         "has_uint32": has_uint32,
         "uinteger": uinteger,
     }
+
+
+# -- MuJoCo's state as numbers of an environment's state vector ------------------------------------
+
+
+def get_physics(model: Any, data: Any) -> np.ndarray:
+    """MuJoCo's integration state, float64."""
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    physics = np.empty(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, physics, kind)
+    return physics
+
+
+def set_physics(model: Any, data: Any, physics: np.ndarray) -> None:
+    """Go to a state of `get_physics`, and compute what follows from it."""
+    import mujoco
+
+    kind, physics = mujoco.mjtState.mjSTATE_INTEGRATION, np.ascontiguousarray(physics)
+    mujoco.mj_setState(model, data, physics, kind)
+    mujoco.mj_forward(model, data)
+    # mj_forward leaves traces in the solver's warm start; the future must be the one it had.
+    mujoco.mj_setState(model, data, physics, kind)
+
+
+def put(fields: Iterable[np.ndarray], values: np.ndarray) -> None:
+    """Write numbers (n,) into arrays, one array after the other."""
+    at = 0
+    for field in fields:
+        field[...] = values[at : at + field.size].reshape(field.shape)
+        at += field.size

@@ -38,77 +38,39 @@ class ForkEnv(gym.Env):
     """A dot on a road that forks: forwards is forwards, but which branch it takes is drawn, not
     chosen.
 
-    ## Description
-
-    The dot moves along a road from left to right and back. At the junction the road forks, up and
-    down. Whenever the dot passes the junction forwards, its branch is drawn: up with
-    `up_probability`. Going back before the junction undoes the choice. A model that predicts one
-    future predicts the wall between the branches.
+    The dot moves along a road from left to right and back. Whenever it passes the junction
+    forwards, its branch is drawn: up with `up_probability`. Going back before the junction undoes
+    the choice. A model that predicts one future predicts the wall between the branches.
 
     The world is made such that a fork, and nothing else, is what a law of the future has to get
     right. The branches are apart from the first step on, by five times the noise, so that one
-    observation tells the branch: if they parted slowly, no observation just past the junction
-    could. And every step is noisy along and across the road, also at its ends: where a next state
-    is certain, a likelihood is unbounded, and models that are fitted to it attend to little else.
+    observation tells the branch. And every step is noisy along and across the road, also at its
+    ends: where a next state is certain, a likelihood is unbounded, and models that are fitted to it
+    attend to little else.
 
-    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is
-    in steps. Progress is
-    the distance along the road: 0 at its start, 0.4 at the junction, 1 at the end of either branch.
-    A branch begins 0.1 above or below the middle line and is 0.3 away from it from progress 0.7 on.
+    World units: 1 is the side of the square; y grows downwards. Progress is the distance along the
+    road: 0 at its start, 0.4 at the junction, 1 at the end of either branch. A branch begins 0.1
+    above or below the middle line and is 0.3 away from it from progress 0.7 on.
 
-    ## Action space
+    | action            | unit                       | range   |
+    |-------------------|----------------------------|---------|
+    | progress per step | `speed` (0.08) world units | [-1, 1] |
 
-    `Box(-1, 1, (1,), float32)`; clipped to these bounds.
+    The action takes progress no further than the ends of the road. A normal deviate times `noise`
+    is then added, and what is beyond an end is reflected. The dot's sway, how far it is off the
+    line of its road, is a normal deviate times `sway`, drawn anew at each step.
 
-    | index | action            | unit                       | range   |
-    |-------|-------------------|----------------------------|---------|
-    | 0     | progress per step | `speed` (0.08) world units | [-1, 1] |
-
-    The action takes progress no further than the ends of the road, 0 and 1. A normal deviate times
-    `noise` is then added, and what is beyond an end is reflected. The dot's sway, how far it is off
-    the line of its road, is a normal deviate times `sway`, drawn anew at each step.
-
-    ## Observation space
-
-    | obs        | space                                 | contents                          |
-    |------------|---------------------------------------|-----------------------------------|
-    | `"pixels"` | `Box(0, 255, (3, size, size), uint8)` | RGB: the road and the dot         |
-    | `"state"`  | `Box(0, 1, (2,), float32)`            | `x, y` of the dot, world units    |
-
-    ## Reward
-
-    1 on a step that ends within 0.05 of the end of a branch, else 0.
-
-    ## Starting state
-
-    Progress uniform on [0, 0.35], before the junction; sway as on any step.
-
-    ## Episode end
-
-    Never terminated; truncated after `max_episode_steps`.
-
-    ## Info
-
-    `step`: `"forked"` bool, whether a branch was drawn on this step.
-
-    ## Arguments
-
-    | argument            | default    | meaning                                       |
-    |---------------------|------------|-----------------------------------------------|
-    | `obs`               | `"pixels"` | `"pixels"` or `"state"`                       |
-    | `size`              | 64         | side of the picture, pixels, 16 or more       |
-    | `up_probability`    | 0.5        | of the upper branch                           |
-    | `noise`             | 0.03       | standard deviation of progress per step       |
-    | `sway`              | 0.02       | standard deviation across the road            |
-    | `speed`             | 0.08       | progress per step at full action              |
-    | `max_episode_steps` | 40         | steps until truncation                        |
-    | `render_mode`       | None       | `"rgb_array"` for `render()`                  |
-
-    Version: v0, the first.
+    - Observation: `obs="pixels"` (default): RGB, uint8 (3, size, size), the road and the dot;
+      `"state"`: `x, y` of the dot, float32 (2,).
+    - Reward: 1 on a step that ends within 0.05 of the end of a branch, else 0.
+    - Start: progress uniform on [0, 0.35]. End: truncated after `max_episode_steps` (40).
+    - Info of `step`: `"forked"` bool, whether a branch was drawn on this step.
+    - Arguments beside these: `size` (64, 16 or more), `up_probability` (0.5), `noise` (0.03),
+      `sway` (0.02), `render_mode` (None).
 
     Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world."""
+        ValueError: for an argument of another kind, an action of another shape or with NaN, and a
+            state that is none of this world."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
     success_radius = 0.05  # world units, for goals that are states of this world
@@ -178,14 +140,8 @@ class ForkEnv(gym.Env):
         elif self._progress <= JUNCTION:
             self._branch = 0
         self._clock += 1
-        arrived = self._progress >= LENGTH - 0.05
-        return (
-            self.observe(),
-            float(arrived),
-            False,
-            self._clock >= self.max_episode_steps,
-            {"forked": forked},
-        )
+        arrived, late = self._progress >= LENGTH - 0.05, self._clock >= self.max_episode_steps
+        return self.observe(), float(arrived), False, late, {"forked": forked}
 
     def observe(self) -> np.ndarray:
         """The observation of the current state, shaped as `observation_space`."""
@@ -207,27 +163,14 @@ class ForkEnv(gym.Env):
     def set_state(self, state: np.ndarray) -> None:
         """Go to `state (3,)`; the episode's clock restarts."""
         state = np.asarray(state, np.float64)
-        if (
-            state.shape != (3,)
-            or not np.isfinite(state).all()
-            or not 0 <= state[0] <= LENGTH
-            or state[1] != (np.sign(state[1]) * (state[0] > JUNCTION))
-        ):
+        fits = state.shape == (3,) and np.isfinite(state).all() and 0 <= state[0] <= LENGTH
+        if not fits or state[1] not in ((-1, 1) if state[0] > JUNCTION else (0,)):
             raise ValueError(
                 f"state is {state.tolist()}; expected progress in [0, 1], a branch: 0 up to "
                 f"{JUNCTION}, else -1 or 1, and the sway across the road"
             )
-        if state[0] > JUNCTION and state[1] == 0:
-            raise ValueError(
-                f"state is {state.tolist()}; beyond the junction at {JUNCTION} the branch is -1 or "
-                f"1"
-            )
-        self._progress, self._branch, self._aside, self._clock = (
-            float(state[0]),
-            int(state[1]),
-            float(state[2]),
-            0,
-        )
+        self._progress, self._branch, self._aside = float(state[0]), int(state[1]), float(state[2])
+        self._clock = 0
 
     @property
     def position(self) -> np.ndarray:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from gjwm.envs.common import keywords
+
+_SET_BY_THE_ID = {"domain", "task", "name", "num_envs"}
 
 
 def importable(env_id: str) -> str:
@@ -41,36 +46,46 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
         unknown id, naming the nearest."""
     foreign = is_foreign(env_id)
     spec = spec_of("gjwm/gym-v0" if foreign else env_id)
-    if foreign:
-        kwargs = {"name": env_id, **kwargs}
+    fixed = {"name": env_id} if foreign else {}
     steps = kwargs.get("max_episode_steps")
     if steps is not None and steps < 1:
         raise ValueError(f"max_episode_steps must be at least 1 or None, got {steps}.")
-    if steps is not None and "max_episode_steps" in _parameters(spec.entry_point):
-        del kwargs["max_episode_steps"]
-        spec = dataclasses.replace(
-            spec, max_episode_steps=None, kwargs={**spec.kwargs, "max_episode_steps": steps}
-        )
-    try:
-        env = gym.make(spec, **kwargs)
-    except TypeError as error:
-        raise ValueError(f"{env_id} cannot be made with {kwargs}: {error}.") from error
-    if foreign:
-        return env
+    if steps is not None and "max_episode_steps" in keywords(_creator(spec.entry_point)):
+        fixed["max_episode_steps"] = steps
+        spec = dataclasses.replace(spec, max_episode_steps=None)
+    spec = dataclasses.replace(spec, kwargs={**spec.kwargs, **fixed})
+    with one_sentence(env_id, kwargs):
+        env = gym.make(spec, **{k: v for k, v in kwargs.items() if k not in fixed})
     space = env.action_space
-    if isinstance(space, spaces.Box) and space.is_bounded() and not is_unit(space):
+    if isinstance(space, spaces.Box) and space.is_bounded() and not is_unit(space) and not foreign:
         env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
     return env
+
+
+@contextlib.contextmanager
+def one_sentence(env_id: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Within: an argument that the environment does not take is one ValueError, which says what it
+    takes."""
+    try:
+        yield
+    except TypeError as error:
+        takes = set(keywords(_creator(spec_of(env_id).entry_point)))
+        if is_foreign(env_id):
+            takes |= set(keywords(_creator(spec_of("gjwm/gym-v0").entry_point)))
+        reason = str(error).partition(" was raised from the environment creator")[0]
+        given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
+        raise ValueError(
+            f"{env_id} cannot be made with {given}: {reason}; "
+            f"it takes {', '.join(sorted(takes - _SET_BY_THE_ID))}."
+        ) from error
 
 
 def is_foreign(env_id: str) -> bool:
     """Whether the env does not speak this package's protocol: it has no `get_state`."""
     entry = spec_of(env_id).entry_point
-    if isinstance(entry, str):
-        if entry.startswith(("gymnasium.", "gjwm.")):  # known without importing a simulator
-            return entry.startswith("gymnasium.")
-        entry = load_env_creator(entry)
-    return not hasattr(entry, "get_state")
+    if isinstance(entry, str) and entry.startswith(("gymnasium.", "gjwm.")):
+        return entry.startswith("gymnasium.")  # known without importing a simulator
+    return not hasattr(_creator(entry), "get_state")
 
 
 def is_unit(space: spaces.Box) -> bool:
@@ -82,10 +97,8 @@ def torch_native(spec: EnvSpec) -> bool:
     """Whether an id has a vector environment on tensors: one that takes a `device`, which
     Gymnasium's own numpy ones do not."""
     creator = spec.vector_entry_point
-    if creator is None:
-        return False
-    return "device" in _parameters(creator)
+    return creator is not None and "device" in inspect.signature(_creator(creator)).parameters
 
 
-def _parameters(creator: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(creator if callable(creator) else load_env_creator(creator)).parameters
+def _creator(entry: Any) -> Callable[..., Any]:
+    return entry if callable(entry) else load_env_creator(entry)

@@ -1,19 +1,18 @@
-"""A ball with momentum in a maze: the world, its Gymnasium environment and its natively batched
-vector environment.
+"""A ball with momentum in a maze, one at a time or in batches.
 
-Units. The world is the unit square; positions and lengths are in world units (1 = the side of the
-square, `size` pixels in a picture), velocities in world units per step. x grows to the right and y
-downwards. Time is in steps."""
+Positions and lengths are in world units (1 = the side of the square), velocities in world units per
+step. x grows to the right and y downwards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import raster
+from .common import check_choices
 from .task_names import MAZES
 from .torch_env import TorchEnv, TorchVectorEnv
 from .torch_world import Planes, World
@@ -27,32 +26,11 @@ TOP_SPEED = 0.041  # world units per step, more than the ball ever reaches
 GAP = 1e-5
 SUCCESS_RADIUS = 0.05
 
-FLOOR_COLOUR = (236, 236, 228)
-WALL_COLOUR = (44, 52, 70)
-AGENT_COLOUR = (222, 44, 40)
-GOAL_COLOUR = (38, 150, 84)
 
-
-def parse(maze: str | Sequence[str]) -> np.ndarray:
-    """A maze's name, or its rows of "#" and "." -> bool (M, M), True where there is wall.
-
-    Raises:
-        ValueError: unless the rows are a square of at most 12 cells a side, walled all around, with
-            at least two free cells, all joined."""
-    rows = MAZES.get(maze) if isinstance(maze, str) else tuple(maze)
-    if rows is None:
-        raise ValueError(f"maze is {maze!r}; pass rows of '#' and '.' or one of {', '.join(MAZES)}")
-    side = len(rows)
-    if not 4 <= side <= 12 or any(len(row) != side or set(row) - set("#.") for row in rows):
-        raise ValueError(f"maze is {rows!r}; pass a square of '#' and '.', 4 to 12 cells a side")
-    wall = np.array([[cell == "#" for cell in row] for row in rows])
-    if not (wall[0].all() and wall[-1].all() and wall[:, 0].all() and wall[:, -1].all()):
-        raise ValueError(f"maze is {rows!r}; pass one with wall ('#') all around")
-    if (~wall).sum() < 2 or (distances(wall)[~wall.ravel()][:, ~wall.ravel()] < 0).any():
-        raise ValueError(
-            f"maze is {rows!r}; pass one whose free cells ('.') are two at least and all joined"
-        )
-    return wall
+def parse(maze: str) -> np.ndarray:
+    """A maze's name -> bool (M, M), True where there is wall."""
+    check_choices(maze=(maze, tuple(MAZES)))
+    return np.array([[cell == "#" for cell in row] for row in MAZES[maze]])
 
 
 def distances(wall: np.ndarray) -> np.ndarray:
@@ -78,9 +56,7 @@ class PointMazeWorld(World):
         (1.0, 1.0, TOP_SPEED, TOP_SPEED, 1.0, 1.0),
     )
     actions, limit = 2, 200
-    candidates = (
-        4  # goal cells drawn per episode, of which the first that is not the start's is taken
-    )
+    candidates = 4  # goal cells drawn per episode; the first that is not the start's is taken
     draws = 4 + 3 * candidates
     invalid = (
         f"puts the ball or the goal into a wall, has a velocity above {TOP_SPEED}, or holds NaN"
@@ -89,7 +65,7 @@ class PointMazeWorld(World):
     def __init__(
         self,
         *,
-        maze: str | Sequence[str] = "medium",
+        maze: str = "medium",
         success_radius: float = SUCCESS_RADIUS,
         terminate_on_goal: bool = True,
         **common,
@@ -98,13 +74,7 @@ class PointMazeWorld(World):
             success_radius=success_radius, terminate_on_goal=terminate_on_goal, **common
         )
         self.wall = parse(maze)
-        side = len(self.wall)
-        self.cell = 1.0 / side
-        if self.cell < 2 * RADIUS + 0.02:
-            raise ValueError(
-                f"maze has {side} cells a side, too narrow for the ball; pass at most "
-                f"{int(1 / 0.08)}"
-            )
+        self.cell = 1.0 / len(self.wall)
         self._wall = torch.from_numpy(self.wall.ravel()).to(self.device)
         self._free = torch.from_numpy(np.flatnonzero(~self.wall.ravel())).to(self.device)
         self._next = torch.from_numpy(self._next_cells()).to(self.device)
@@ -119,8 +89,6 @@ class PointMazeWorld(World):
                 nearer = (steps[cell + way] >= 0) & (steps[cell + way] < steps[cell])
                 table[cell, nearer] = cell + way
         return table.ravel()
-
-    # -- rules -------------------------------------------------------------------------------------
 
     def _index(self, x: Tensor, y: Tensor) -> Tensor:
         """The cell at (x, y), int64."""
@@ -194,22 +162,17 @@ class PointMazeWorld(World):
         return *state[4:6], rest, rest, *state[4:6]
 
     def shown_by(self, state: Planes) -> dict[str, Planes]:
-        return (
-            {"position": state[0:2], "velocity": state[2:4]}
-            if self.frame_stack > 1
-            else {"position": state[0:2]}
-        )
+        shown = {"position": state[0:2]}
+        return shown | {"velocity": state[2:4]} if self.frame_stack > 1 else shown
 
     def valid(self, state: Planes) -> Tensor:
         x, y, vx, vy, goal_x, goal_y = state
         fits = super().valid(state) & (vx.abs() <= TOP_SPEED) & (vy.abs() <= TOP_SPEED)
         for px, py, reach in ((x, y, RADIUS), (goal_x, goal_y, 0.0)):
             fits = fits & (px > 0) & (px < 1) & (py > 0) & (py < 1)
-            for sx in (-reach, reach):
-                for sy in (-reach, reach):
-                    fits = (
-                        fits & ~self._wall[self._index(px.nan_to_num() + sx, py.nan_to_num() + sy)]
-                    )
+            px, py = px.nan_to_num(), py.nan_to_num()
+            for sx, sy in itertools.product((-reach, reach), repeat=2):
+                fits = fits & ~self._wall[self._index(px + sx, py + sy)]
         return fits
 
     def expert(self, state: Planes) -> Planes:
@@ -223,122 +186,57 @@ class PointMazeWorld(World):
         target_x = torch.where(arrived, goal_x, ((following % side) + 0.5) * self.cell)
         target_y = torch.where(arrived, goal_y, ((following // side) + 0.5) * self.cell)
         top = ACCELERATION / DRAG
-        return tuple(
-            ((((target - at) * 0.35).clamp(-top, top) - (1 - DRAG) * v) / ACCELERATION).clamp(
-                -1.0, 1.0
-            )
-            for at, v, target in ((x, vx, target_x), (y, vy, target_y))
-        )
+        actions = []
+        for at, v, target in ((x, vx, target_x), (y, vy, target_y)):
+            wanted = ((target - at) * 0.35).clamp(-top, top)
+            actions.append(((wanted - (1 - DRAG) * v) / ACCELERATION).clamp(-1.0, 1.0))
+        return tuple(actions)
 
-    # -- pictures ----------------------------------------------------------------------------------
-
-    def backdrop(self, size: int) -> Tensor:
+    def backdrop(self) -> Tensor:
         """Floor and walls, each pixel mixed by the share of it that wall covers."""
-        side = len(self.wall)
+        side, size = len(self.wall), self.size
         edges = torch.arange(side, device=self.device) / side * size
         extent = raster.share(edges, edges + size / side, size, self.device)  # (M, size)
         cover = extent.T @ self._wall.view(side, side).float() @ extent  # rows, then columns
-        floor, dark = (
-            raster.ink(c, self.device)[:, None, None] for c in (FLOOR_COLOUR, WALL_COLOUR)
-        )
-        return (floor + cover * (dark - floor) + 0.5).to(torch.uint8)
+        return (raster.layered(cover, raster.DARK, raster.FLOOR) + 0.5).to(torch.uint8)
 
-    def _ball(self, frames: Tensor, x: Tensor, y: Tensor, colour: raster.Colour) -> Tensor:
-        size = frames.shape[-1]
-        radius, ink = RADIUS * size, raster.ink(colour, frames.device)
-        shapes = lambda dx, dy: [(raster.disc(dx, dy, radius), ink)]  # noqa: E731
-        return raster.stamp(frames, x * size, y * size, radius, shapes)
-
-    def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
-        x, y = state[0], state[1]
-        frames = self.canvas(size, *x.shape)
-        self._ball(frames.flatten(0, 1), x.flatten(), y.flatten(), AGENT_COLOUR)
+    def pictures(self, state: Planes, rows: Tensor | None = None) -> Tensor:
+        frames, size = self.canvas(*state[0].shape), self.size
+        x, y = (plane.flatten() * size for plane in state[:2])
+        raster.draw_disc(frames.flatten(0, 1), x, y, RADIUS * size, raster.RED)
         return frames
 
-    def scenes(self, state: Planes, size: int) -> Tensor:
-        frames = self.canvas(size, len(state[0]))
-        self._ball(frames, state[4], state[5], GOAL_COLOUR)
-        return self._ball(frames, state[0], state[1], AGENT_COLOUR)
+    def scenes(self, state: Planes) -> Tensor:
+        frames, size = self.canvas(len(state[0])), self.size
+        x, y, _, _, goal_x, goal_y = (plane * size for plane in state)
+        raster.draw_disc(frames, goal_x, goal_y, RADIUS * size, raster.GREEN)
+        return raster.draw_disc(frames, x, y, RADIUS * size, raster.RED)
 
 
 class PointMazeEnv(TorchEnv):
     """A ball that is pushed through a maze, and rolls on.
 
-    ## Description
+    A ball with momentum and drag in a square maze is asked to roll to a goal position. The picture
+    shows walls and ball and **not** the goal, which is a picture of its own (`goal_image()`);
+    velocity shows only with `frame_stack` 2 or more.
 
-    A ball with momentum and drag in a square maze. It is asked to roll to a goal position. The
-    picture shows walls and ball and **not** the goal, which is a picture of its own
-    (`goal_image()`); velocity shows only with `frame_stack` 2 or more.
-
-    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is
-    in steps.
-
-    ## Action space
-
-    `Box(-1, 1, (2,), float32)`; clipped to these bounds.
-
-    | index | action         | unit                       | range   |
-    |-------|----------------|----------------------------|---------|
-    | 0     | acceleration x | 0.01 world units per step² | [-1, 1] |
-    | 1     | acceleration y | 0.01 world units per step² | [-1, 1] |
+    | action           | unit                       | range   |
+    |------------------|----------------------------|---------|
+    | acceleration x y | 0.01 world units per step² | [-1, 1] |
 
     Each step the velocity loses a quarter of itself and gains the acceleration, so that at full
     action it settles at 0.04 world units per step; then the ball moves by it, first along x, then
     along y, and a wall on the way stops that component and sets it to 0. The ball (radius 0.03)
-    collides as a square of its width, exactly: its centre never comes nearer to a wall than 0.03
-    along x or y.
+    collides as a square of its width, exactly.
 
-    ## Mazes
-
-    `maze` is `"open"` (7x7 cells), `"u"` (5x5), `"cross"` (7x7), `"rooms"` (7x7), `"medium"` (8x8),
-    `"spiral"` (9x9), or rows of `"#"` and `"."`, square, walled all around, all free cells joined,
-    at most 12 a side.
-
-    ## Observation space
-
-    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
-      newest last
-    - `"state"` (`Box([0, 1] and [-0.041, 0.041], (6,), float32)`): `x, y, vx, vy, goal_x, goal_y`
-    - `"both"` (`Dict`): `"pixels"` and `"state"`
-
-    ## Reward
-
-    1 on a step that ends less than `success_radius` from the goal, else 0.
-
-    ## Starting state
-
-    At rest, in a free cell drawn uniformly; the goal in another one; both uniform within their
-    cells.
-
-    ## Episode end
-
-    Terminated at the goal (unless `terminate_on_goal=False`); truncated after `max_episode_steps`.
-
-    ## State, goal and expert
-
-    `get_state`: as the state observation, float64. `position` and `goal` are `x, y` (2,). The
-    expert takes the shortest way from cell to cell, knows the whole maze, and brakes.
-
-    ## Arguments
-
-    | argument            | default    | meaning                                   |
-    |---------------------|------------|-------------------------------------------|
-    | `maze`              | `"medium"` | see above                                 |
-    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`         |
-    | `size`              | 64         | side of the picture, pixels, 16 or more   |
-    | `frame_stack`       | 1          | pictures per observation                  |
-    | `action_repeat`     | 1          | steps per action                          |
-    | `success_radius`    | 0.05       | world units                               |
-    | `max_episode_steps` | None       | actions until truncation; None: 200 steps |
-    | `terminate_on_goal` | True       | end the episode at the goal               |
-
-    and those of `TorchEnv`.
-
-    Version: v0, the first.
-
-    Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world."""
+    - `maze` (default `"medium"`): `"open"` (7x7 cells), `"u"` (5x5), `"cross"` (7x7), `"rooms"`
+      (7x7), `"medium"` (8x8), `"spiral"` (9x9).
+    - State vector (6,): `x, y, vx, vy, goal_x, goal_y`, as `get_state`; velocities within 0.041.
+    - Reward: 1 on a step that ends less than `success_radius` (0.05) from the goal, else 0.
+    - Start: at rest in a free cell drawn uniformly, the goal in another one. End: at the goal
+      (unless `terminate_on_goal=False`); truncated after 200 steps.
+    - `position` and `goal` are `x, y` (2,). The expert takes the shortest way from cell to cell,
+      knows the whole maze, and brakes."""
 
     world = PointMazeWorld
 

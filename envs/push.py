@@ -1,9 +1,7 @@
-"""A disc that pushes a block to a pose: the world, its Gymnasium environment and its natively
-batched vector environment.
+"""A disc that pushes a block to a pose, one at a time or in batches.
 
-Units. The world is the unit square; positions and lengths are in world units (1 = the side of the
-square, `size` pixels in a picture). x grows to the right and y downwards, so that a positive angle,
-in rad, turns clockwise to the eye. Time is in steps.
+Positions and lengths are in world units (1 = the side of the square). x grows to the right and y
+downwards, so that a positive angle, in rad, turns clockwise to the eye.
 
 Physics. The disc goes where it is told; the block lies on a plane with friction and moves only
 while it is pushed (quasi-static pushing). The friction that holds it is bounded by an ellipsoid of
@@ -47,11 +45,9 @@ MOMENT_ARM = DIAGONAL / 3 + (
     + HALF_WIDTH**3 * math.asinh(HALF_LENGTH / HALF_WIDTH)
 ) / (6 * HALF_LENGTH * HALF_WIDTH)
 
-FLOOR_COLOUR = (236, 236, 228)
-DISC_COLOUR = (222, 44, 40)
 # the block, and the end that its angle points to
 BLOCK_COLOUR, HEAD_COLOUR = ((58, 90, 150), (28, 40, 70))
-GOAL_COLOUR, GOAL_HEAD_COLOUR = (150, 210, 170), (38, 150, 84)
+GOAL_COLOUR, GOAL_HEAD_COLOUR = (150, 210, 170), raster.GREEN
 
 
 def _across(px: Tensor, py: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
@@ -78,11 +74,8 @@ def nearest(
 def shove(
     p: Tensor, q: Tensor, nx: Tensor, ny: Tensor, depth: Tensor, along: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """How the block moves, in its own frame, when the disc advances at the point (p, q).
-
-    Args:
-        p, q: the contact; nx, ny: unit normal into the block.
-        depth: advance along the normal, > 0; along: advance along the tangent (-ny, nx).
+    """How the block moves, in its own frame, when the disc advances at the contact (p, q) by
+    `depth` > 0 along the unit normal (nx, ny) into the block and `along` the tangent (-ny, nx).
 
     Returns:
         displacement of the centre (2 planes) and rotation, rad."""
@@ -155,22 +148,12 @@ class PushWorld(World):
 
     state_names = ("x", "y", "block_x", "block_y", "block_angle", "goal_x", "goal_y", "goal_angle")
     vector_names = (
-        "x",
-        "y",
-        "block_x",
-        "block_y",
-        "block_cos",
-        "block_sin",
-        "goal_x",
-        "goal_y",
-        "goal_cos",
-        "goal_sin",
+        *("x", "y", "block_x", "block_y", "block_cos", "block_sin"),
+        *("goal_x", "goal_y", "goal_cos", "goal_sin"),
     )
     vector_bounds = (-1.0, 1.0)
     actions, limit, least_size = 2, 100, 24
-    candidates = (
-        8  # goals drawn per episode, of which the first that is not reached already is taken
-    )
+    candidates = 8  # goals drawn per episode; the first that is not reached already is taken
     draws = 5 + 3 * candidates
     invalid = "has disc and block overlap, something of them outside the square, or NaN"
 
@@ -235,20 +218,13 @@ class PushWorld(World):
 
     def vectors_of(self, state: Planes) -> Planes:
         x, y, bx, by, angle, goal_x, goal_y, goal_angle = state
-        block, goal = (
-            (torch.cos(angle), torch.sin(angle)),
-            (torch.cos(goal_angle), torch.sin(goal_angle)),
-        )
+        block, goal = ((torch.cos(a), torch.sin(a)) for a in (angle, goal_angle))
         return x, y, bx, by, *block, goal_x, goal_y, *goal
 
     def shown_by(self, state: Planes) -> dict[str, Planes]:
         angle = torch.cos(state[4]), torch.sin(state[4])
-        return {
-            "position": self.position_of(state),
-            "disc": state[:2],
-            "block": state[2:4],
-            "angle": angle,
-        }
+        shown = {"disc": state[:2], "block": state[2:4], "angle": angle}
+        return {"position": self.position_of(state), **shown}
 
     def valid(self, state: Planes) -> Tensor:
         x, y, bx, by, angle, *goal = state
@@ -287,10 +263,8 @@ class PushWorld(World):
             ahead_y = by + length * (along_x * middle_sin + along_y * middle_cos)
             value = _pose_distance((ahead_x, ahead_y, angle + turned), goal)
             better = value < best_value
-            best_value, best_length = (
-                torch.where(better, value, best_value),
-                torch.where(better, length, best_length),
-            )
+            best_value = torch.where(better, value, best_value)
+            best_length = torch.where(better, length, best_length)
         # Worth: what the push gains, less a little for the way there, so that a good place is not
         # left for an equal one.
         worth = torch.where(possible, now - best_value - 0.1 * travel, -math.inf)
@@ -300,18 +274,15 @@ class PushWorld(World):
 
         x, y, bx, by, cos, sin = (plane[..., 0] for plane in (x, y, bx, by, cos, sin))
         # the disc, in the block's frame
-        at_u, at_v = ((x - bx) * cos + (y - by) * sin, (y - by) * cos - (x - bx) * sin)
+        at_u, at_v = (x - bx) * cos + (y - by) * sin, (y - by) * cos - (x - bx) * sin
         # to where it touches the block
-        off_u, off_v = (u - RADIUS * nx - at_u, v - RADIUS * ny - at_v)
+        off_u, off_v = u - RADIUS * nx - at_u, v - RADIUS * ny - at_v
         sideways, gap = off_v * nx - off_u * ny, off_u * nx + off_v * ny
         ready = (sideways.abs() < 0.012) & (gap < 0.02)
-        push_u, push_v = (
-            nx * (gap + length) - ny * sideways * 0.5,
-            ny * (gap + length) + nx * sideways * 0.5,
-        )
+        push_u = nx * (gap + length) - ny * sideways * 0.5
+        push_v = ny * (gap + length) + nx * sideways * 0.5
 
-        # Round the block: straight for the place, but along the block's outline where it is in the
-        # way.
+        # Round the block: straight for the place, or along the block's outline where that bars it.
         wx, wy = u - (RADIUS + 0.01) * nx - at_u, v - (RADIUS + 0.01) * ny - at_v
         steps = torch.sqrt(wx**2 + wy**2) / SPEED
         distance, out_u, out_v = _room(at_u, at_v)
@@ -331,13 +302,6 @@ class PushWorld(World):
 
     # -- pictures ----------------------------------------------------------------------------------
 
-    def backdrop(self, size: int) -> Tensor:
-        return (
-            raster.ink(FLOOR_COLOUR, self.device)
-            .to(torch.uint8)[:, None, None]
-            .expand(3, size, size)
-        )
-
     def _block(
         self, frames: Tensor, pose: Planes, colours: tuple[raster.Colour, raster.Colour]
     ) -> None:
@@ -351,29 +315,22 @@ class PushWorld(World):
             return [(raster.box(along, across, length, width), body), (end, head)]
 
         bx, by, angle = (plane.flatten() for plane in pose)
-        raster.stamp(
-            frames, bx * size, by * size, DIAGONAL * size, block, torch.cos(angle), torch.sin(angle)
-        )
+        turn = torch.cos(angle), torch.sin(angle)
+        raster.stamp(frames, bx * size, by * size, DIAGONAL * size, block, *turn)
 
     def _disc(self, frames: Tensor, x: Tensor, y: Tensor) -> None:
         size = frames.shape[-1]
-        radius, red = RADIUS * size, raster.ink(DISC_COLOUR, self.device)
-        raster.stamp(
-            frames,
-            x.flatten() * size,
-            y.flatten() * size,
-            radius,
-            lambda dx, dy: [(raster.disc(dx, dy, radius), red)],
-        )
+        x, y = x.flatten() * size, y.flatten() * size
+        raster.draw_disc(frames, x, y, RADIUS * size, raster.RED)
 
-    def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
-        frames = self.canvas(size, *state[0].shape)
+    def pictures(self, state: Planes, rows: Tensor | None = None) -> Tensor:
+        frames = self.canvas(*state[0].shape)
         self._block(frames.flatten(0, 1), state[2:5], (BLOCK_COLOUR, HEAD_COLOUR))
         self._disc(frames.flatten(0, 1), *state[:2])
         return frames
 
-    def scenes(self, state: Planes, size: int) -> Tensor:
-        frames = self.canvas(size, len(state[0]))
+    def scenes(self, state: Planes) -> Tensor:
+        frames = self.canvas(len(state[0]))
         self._block(frames, state[5:8], (GOAL_COLOUR, GOAL_HEAD_COLOUR))
         self._block(frames, state[2:5], (BLOCK_COLOUR, HEAD_COLOUR))
         self._disc(frames, *state[:2])
@@ -416,8 +373,6 @@ def _pushes(device: torch.device) -> Planes:
 class PushEnv(TorchEnv):
     """A disc pushes a block to a pose: contact, friction and two kinds of motion in the plane.
 
-    ## Description
-
     A disc (radius 0.04) moves freely in a square; a block (0.2 x 0.12) moves only when it is
     pushed, quasi-statically: friction holds it within an ellipsoidal limit surface, the contact has
     a friction coefficient of 0.3 and sticks or slides (see the module for the equations). Both stay
@@ -425,70 +380,24 @@ class PushEnv(TorchEnv):
     dark end of the block says where its angle points. The picture shows disc and block and **not**
     the goal, which is a picture of its own (`goal_image()`).
 
-    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards, angles in
-    rad from x to y; time is in steps.
+    | action           | unit             | range   |
+    |------------------|------------------|---------|
+    | displacement x y | 0.03 world units | [-1, 1] |
 
-    ## Action space
-
-    `Box(-1, 1, (2,), float32)`; clipped to these bounds.
-
-    | index | action         | unit             | range   |
-    |-------|----------------|------------------|---------|
-    | 0     | displacement x | 0.03 world units | [-1, 1] |
-    | 1     | displacement y | 0.03 world units | [-1, 1] |
-
-    ## Observation space
-
-    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
-      newest last
-    - `"state"` (`Box(-1, 1, (10,), float32)`): disc x, y; block x, y, cos, sin; goal x, y, cos, sin
-    - `"both"` (`Dict`): `"pixels"` and `"state"`
-
-    ## Reward
-
-    `reward="sparse"`: 1 on a step that ends less than `success_radius` from the goal pose, else 0;
-    `"smooth"`: exp(-(distance / 0.1)^2 / 2). The distance of two poses is the root of the squared
-    distance of the centres plus (0.2 sin(angle between / 2))^2, in world units: a radian counts as
-    about 0.1.
-
-    ## Starting state
-
-    Block anywhere with its centre in [0.32, 0.68]^2; goal likewise, turned by at most `turn` from
-    the block's angle and at least 2 * `success_radius` away; disc beside the block, 0.17 to 0.27
-    from its centre.
-
-    ## Episode end
-
-    Terminated at the goal (unless `terminate_on_goal=False`); truncated after `max_episode_steps`.
-
-    ## State, goal and expert
-
-    `get_state`: `x, y, block_x, block_y, block_angle, goal_x, goal_y, goal_angle`, float64, angles
-    not wrapped. `position` is the block's `x, y, 0.1 cos, 0.1 sin` (4,), whose distance to `goal`
-    is the distance above. The expert pushes straight on at whichever of 24 places brings the block
-    nearest to its goal.
-
-    ## Arguments
-
-    | argument            | default    | meaning                                   |
-    |---------------------|------------|-------------------------------------------|
-    | `turn`              | pi / 2     | largest angle between start and goal, rad |
-    | `reward`            | `"sparse"` | see above                                 |
-    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`         |
-    | `size`              | 64         | side of the picture, pixels, 24 or more   |
-    | `frame_stack`       | 1          | pictures per observation                  |
-    | `action_repeat`     | 1          | steps per action                          |
-    | `success_radius`    | 0.03       | of the pose, world units                  |
-    | `max_episode_steps` | None       | actions until truncation; None: 100 steps |
-    | `terminate_on_goal` | True       | end the episode at the goal               |
-
-    and those of `TorchEnv`.
-
-    Version: v0, the first.
-
-    Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world."""
+    - State vector (10,): disc x, y; block x, y, cos, sin; goal x, y, cos, sin. `size` is 24 or
+      more.
+    - Reward: `reward="sparse"` (default): 1 on a step that ends less than `success_radius` (0.03)
+      from the goal pose, else 0; `"smooth"`: exp(-(distance / 0.1)^2 / 2). The distance of two
+      poses is the root of the squared distance of the centres plus (0.2 sin(angle between / 2))^2,
+      in world units: a radian counts as about 0.1.
+    - Start: block anywhere with its centre in [0.32, 0.68]^2; goal likewise, turned by at most
+      `turn` (default pi / 2) from the block's angle and at least 2 * `success_radius` away; disc
+      beside the block, 0.17 to 0.27 from its centre. End: at the goal (unless
+      `terminate_on_goal=False`); truncated after 100 steps.
+    - `get_state`: `x, y, block_x, block_y, block_angle, goal_x, goal_y, goal_angle`, angles in rad,
+      not wrapped. `position` is the block's `x, y, 0.1 cos, 0.1 sin` (4,), whose distance to `goal`
+      is the distance above. The expert pushes straight on at whichever of 24 places brings the
+      block nearest to its goal."""
 
     world = PushWorld
 

@@ -18,6 +18,10 @@ import torch
 from torch import Tensor
 
 Colour = tuple[int, int, int]  # RGB, 0..255
+FLOOR: Colour = (236, 236, 228)  # what the worlds are painted with
+DARK: Colour = (44, 52, 70)
+RED: Colour = (222, 44, 40)
+GREEN: Colour = (38, 150, 84)  # of goals, where people look at them
 # (dx, dy, *planes) -> (coverage (n, P, P), ink (3,)), back to front
 Shapes = Callable[..., Iterable[tuple[Tensor, Tensor]]]
 
@@ -29,6 +33,15 @@ def ink(colour: Colour, device: torch.device | str = "cpu") -> Tensor:
     """A colour as float32 (3,), not to be written to. Kept, because on an accelerator making it
     waits for a copy."""
     return torch.tensor(colour, dtype=torch.float32, device=device)
+
+
+def layered(cover: Tensor, over: Colour, under: Tensor | Colour) -> Tensor:
+    """A colour over another, or over a picture (..., 3, h, w), by the share (..., h, w) that it
+    covers -> float32 (..., 3, h, w)."""
+    cover, top = cover[..., None, :, :], ink(over, cover.device)[:, None, None]
+    if isinstance(under, tuple):
+        under = ink(under, cover.device)[:, None, None]
+    return under + cover * (top - under)
 
 
 def share(
@@ -80,8 +93,7 @@ def stamp(
     y).
 
     Args:
-        frames: (n, 3, size, size) uint8, contiguous; overwritten. What would lie outside a picture
-            is cut off.
+        frames: (n, 3, size, size) uint8, contiguous; overwritten. What lies outside is cut off.
         x, y: (n,) where the patches are, px.
         reach: px from (x, y), along x and along y, within which `shapes` cover anything.
         shapes: called as `shapes(dx, dy, *planes)` with the pixel centres' offsets from (x, y), dx
@@ -112,3 +124,29 @@ def stamp(
             colours.lerp_(colour[:, None], coverage.flatten(1)[:, None])
         pictures[part].scatter_(2, pixels, colours.add_(0.5).to(torch.uint8))
     return frames
+
+
+def draw_disc(frames: Tensor, x: Tensor, y: Tensor, radius: float, colour: Colour) -> Tensor:
+    """A disc in each of the pictures (n, 3, size, size), its centre at x, y (n,)."""
+    paint = ink(colour, frames.device)
+    return stamp(frames, x, y, radius, lambda dx, dy: [(disc(dx, dy, radius), paint)])
+
+
+def draw_pole(
+    frames: Tensor,
+    x: Tensor,
+    y: Tensor,
+    way: tuple[Tensor, Tensor],
+    length: float,
+    radius: float,
+    colour: Colour,
+) -> Tensor:
+    """A round-ended line in each of the pictures (n, 3, size, size), its middle at x, y (n,), its
+    direction `way` (n,), (n,)."""
+    paint = ink(colour, frames.device)
+
+    def pole(dx: Tensor, dy: Tensor, cos: Tensor, sin: Tensor) -> list[tuple[Tensor, Tensor]]:
+        along, across = turned(dx, dy, cos, sin)
+        return [(capsule(along + length / 2, across, length, radius), paint)]
+
+    return stamp(frames, x, y, length / 2 + radius, pole, *way)

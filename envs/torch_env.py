@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
+from einops import rearrange
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -21,28 +22,13 @@ from .common import (
     by_lane,
     cannot_render,
     check_choices,
-    check_counts,
     each,
+    keywords,
     observation_space,
     state_option,
     write,
 )
-from .torch_world import Seed, World
-
-
-def _signature(env: type, kind: type[World], first: str | None) -> inspect.Signature:
-    """What a class of environments takes: its own keywords, and those of every class its world
-    descends from."""
-    taken: dict[str, inspect.Parameter] = {}
-    for cls in (*kind.__mro__, *env.__mro__):
-        if "__init__" in vars(cls):
-            for name, parameter in inspect.signature(cls.__init__).parameters.items():
-                if parameter.kind is parameter.KEYWORD_ONLY and name not in ("worlds", "device"):
-                    taken.setdefault(name, parameter)
-    if first is not None:
-        own = inspect.signature(TorchVectorEnv.__init__).parameters
-        taken = {first: own[first], **taken, "device": own["device"]}
-    return inspect.Signature(list(taken.values()))
+from .torch_world import Planes, Seed, World
 
 
 class _Dressed:
@@ -51,15 +37,20 @@ class _Dressed:
 
     world: ClassVar[type[World]]
 
-    def _dress(
-        self, worlds: World, goal_in_info: bool, render_mode: str | None, render_size: int | None
-    ) -> tuple[spaces.Space, spaces.Box]:
-        """Keep the worlds and the arguments -> spaces of observations and actions of one."""
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "world"):  # what it takes can be asked for: its own keywords, its world's
+            taken = {**keywords(cls.world), **keywords(cls)}
+            del taken["worlds"]
+            if "num_envs" not in taken:
+                del taken["device"]
+            cls.__signature__ = inspect.Signature(list(taken.values()))
+
+    def _dress(self, worlds: World, render_mode: str | None) -> tuple[spaces.Space, spaces.Box]:
+        """Keep the worlds and the argument -> spaces of observations and actions of one."""
         check_choices(render_mode=(render_mode, (None, "rgb_array")))
-        check_counts(render_size=(16 if render_size is None else render_size, 16))
         self._worlds, self.success_radius = worlds, worlds.success_radius
-        self.goal_in_info, self.render_mode = goal_in_info, render_mode
-        self.render_size = worlds.size if render_size is None else int(render_size)
+        self.render_mode = render_mode
         shape = (len(worlds.vector_names or worlds.state_names),)
         low, high = (np.broadcast_to(np.float32(bound), shape) for bound in worlds.vector_bounds)
         state = spaces.Box(low, high, dtype=np.float32)
@@ -71,6 +62,9 @@ class _Dressed:
     def _out(self, value: Any) -> Any:
         """Tensors (B, ...), or a dict of them, as this environment hands them out."""
         raise NotImplementedError
+
+    def _stacked(self, planes: Planes) -> Any:
+        return self._out(torch.stack(planes, -1).double())
 
     @property
     def frame_stack(self) -> int:
@@ -84,49 +78,42 @@ class _Dressed:
     def get_state(self):
         """(X,) float64, see the class. The episode's clock is not part of it; in worlds with noise
         its counter is, last."""
-        return self._out(self._worlds.state())
+        return self._out(self._worlds.state_of(self._worlds.planes))
 
     @property
     def position(self):
         """(P,) float64: what success is measured on."""
-        return self._out(self._worlds.stacked(self._worlds.position_of).double())
+        return self._stacked(self._worlds.position_of(self._worlds.planes))
 
     @property
     def goal(self):
         """(P,) float64: where `position` should be."""
-        return self._out(self._worlds.stacked(self._worlds.goal_of).double())
+        return self._stacked(self._worlds.goal_of(self._worlds.planes))
 
     def goal_state(self):
         """(X,) float64: the state, for `set_state`, of having arrived at the goal."""
-        return self._out(self._worlds.goal_states())
+        return self._out(self._worlds.state_of(self._worlds.goal_state_of(self._worlds.planes)))
 
     def goal_image(self):
         """uint8 (3, size, size): this episode's world at the goal."""
-        return self._out(self._worlds.goal_images())
+        state = tuple(p[:, None] for p in self._worlds.goal_state_of(self._worlds.planes))
+        return self._out(self._worlds.pictures(state)[:, 0])
 
     def true_state(self) -> dict[str, Any]:
         """Named variables that pictures show, for probes: "position" (P,) and the world's own,
         float64."""
-        return self._out(self._worlds.true_state())
+        shown = self._worlds.shown_by(self._worlds.planes)
+        return {name: self._stacked(planes) for name, planes in shown.items()}
 
-    def expert_action(self, noise: float = 0.0, *, generator: torch.Generator | None = None):
-        """(A,) float32: the scripted policy, plus `noise` times a standard normal, clipped.
-
-        Noise comes from `generator` (CPU) or else from one that reset seeds; it never changes later
-        episodes."""
-        return self._out(self._worlds.expert_action(noise, generator))
+    def expert_action(self):
+        """(A,) float32: the scripted policy's."""
+        return self._out(torch.stack(self._worlds.expert(self._worlds.planes), -1))
 
     def random_place(self, u):
-        """Where a wanderer heads next, (P,) float64, drawn by the uniform numbers u (3,): often
-        through a narrow place.
-
-        It is to be walked to in a straight line, whatever stands in between: see
-        `gjwm.data.behaviours.Wandering`.
-
-        Raises:
-            NotImplementedError: in a world that offers none."""
-        u = self._worlds.tensor(u).reshape(-1, 3)
-        return self._out(self._worlds.random_places(u).double())
+        """Where a wanderer (`gjwm.data.behaviours.Wandering`) heads next in a straight line, (P,)
+        float64, by the uniform numbers u (3,). NotImplementedError in a world that offers none."""
+        u = self._worlds.tensor(u).reshape(-1, 3).unbind(-1)
+        return self._stacked(self._worlds.random_place(self._worlds.planes, u))
 
     def simulate(
         self,
@@ -148,9 +135,14 @@ class _Dressed:
         Returns:
             (B, N, [P,] H+1, P') float32, index 0 the start: a tensor, which carries gradients, if
             `actions` is one, else an array. Goals end nothing here."""
-        plans = self._worlds.tensor(actions)
-        paths = self._worlds.simulate(states, plans, particles, generator)
-        return paths if isinstance(actions, Tensor) else paths.cpu().numpy()
+        path = [
+            torch.stack([p.expand(shape) for p in self._worlds.position_of(state)], -1)
+            for state, _, shape in self._worlds.rollout(
+                states, self._worlds.tensor(actions), particles, generator
+            )
+        ]
+        positions = torch.stack(path, -2)
+        return positions if isinstance(actions, Tensor) else positions.cpu().numpy()
 
     def simulate_return(
         self,
@@ -160,49 +152,53 @@ class _Dressed:
         generator: torch.Generator | None = None,
     ):
         """As `simulate` -> the rewards' sum over the horizon, (B, N[, P]) float32."""
-        plans = self._worlds.tensor(actions)
-        returns = self._worlds.simulate_return(states, plans, particles, generator)
-        return returns if isinstance(actions, Tensor) else returns.cpu().numpy()
+        plans, total = self._worlds.tensor(actions), 0.0
+        for _, reward, _ in self._worlds.rollout(states, plans, particles, generator):
+            total = total if reward is None else total + reward
+        return total if isinstance(actions, Tensor) else total.cpu().numpy()
 
 
 class TorchEnv(_Dressed, gym.Env):
-    """A torch-native world as a Gymnasium environment: see the subclasses for what each of them is.
+    """A torch-native world as a Gymnasium environment. What all of them share:
 
-    | argument        | default | meaning                                                  |
-    |-----------------|---------|----------------------------------------------------------|
-    | `goal_in_info`  | False   | add the goal picture to reset's info                     |
-    | `render_mode`   | None    | `"rgb_array"` for `render()`                             |
-    | `render_size`   | `size`  | side of `render()`'s picture, pixels                     |
+    - Actions are `Box(-1, 1, (A,), float32)`, clipped.
+    - `obs="pixels"` observes RGB frames, uint8 (3 * frame_stack, size, size), oldest first;
+      `"state"` the world's vector, float32; `"both"` a Dict of the two.
+    - `reset(options={"state": s})` starts from `s`, as `set_state` does. Its info has "goal" (P,)
+      float32; that of `step` "success" bool.
+    - `get_state` is float64 and ends, where steps are noisy, in the noise's counter, so that
+      `set_state(get_state())` goes on with the same noise.
 
-    All other arguments are the world's own. `gym.make` keeps an argument named `max_episode_steps`
-    for a `TimeLimit` around the environment, which can only shorten episodes; longer ones are asked
-    for at the class, in the id's registered `kwargs`, or through `gym.make_vec`,
-    `gjwm.envs.make_vec` and `gjwm.envs.making.make_env`."""
+    | argument            | default    | meaning                                             |
+    |---------------------|------------|-----------------------------------------------------|
+    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                   |
+    | `size`              | 64         | side of the picture, pixels, 16 or more             |
+    | `frame_stack`       | 1          | pictures per observation                            |
+    | `action_repeat`     | 1          | control steps per action; rewards add up            |
+    | `max_episode_steps` | None       | actions until truncation; None: the world's own     |
+    | `success_radius`    | the class  | how near to its goal `position` has arrived         |
+    | `terminate_on_goal` | the class  | end the episode at the goal                         |
+    | `render_mode`       | None       | `"rgb_array"` for `render()`                        |
+
+    `gym.make` keeps an argument named `max_episode_steps` for a `TimeLimit` around the environment,
+    which can only shorten episodes; `make_env` and `make_vec` hand it to the class.
+
+    Raises:
+        ValueError: for an argument of another kind, an action of another shape or with NaN, and a
+            state that is none of this world."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        cls.__signature__ = _signature(cls, cls.world, None)
-
-    def __init__(
-        self,
-        *,
-        goal_in_info: bool = False,
-        render_mode: str | None = None,
-        render_size: int | None = None,
-        **world: Any,
-    ):
+    def __init__(self, *, render_mode: str | None = None, **world: Any):
         self.observation_space, self.action_space = self._dress(
-            self.world(worlds=1, **world), goal_in_info, render_mode, render_size
+            self.world(worlds=1, **world), render_mode
         )
 
     def _out(self, value: Any) -> Any:
         return each(value, lambda tensor: tensor[0].numpy())
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Start an episode -> `(observation, info)`; `options={"state": s}` says where, as
-        `set_state` does."""
+        """Start an episode -> `(observation, info)`."""
         super().reset(seed=seed)
         state = state_option(options)
         self._worlds.seed(seed)
@@ -210,40 +206,23 @@ class TorchEnv(_Dressed, gym.Env):
             self._worlds.begin()
         else:
             self.set_state(state)
-        info = {"goal": self.goal.astype(np.float32)}
-        if self.goal_in_info:
-            info["goal_image"] = self.goal_image()
-        return self.observe(), info
+        return self.observe(), {"goal": self.goal.astype(np.float32)}
 
     def step(self, action):
-        """Apply `action (A,)` -> (observation, reward, terminated, truncated, info "success")."""
+        """Apply `action (A,)` -> (observation, reward, terminated, truncated, info)."""
         action = self._worlds.check_actions(action, self.action_space.shape)
-        reward, success, terminated, truncated = self._worlds.step(action[None])
-        return (
-            self.observe(),
-            float(reward),
-            bool(terminated),
-            bool(truncated),
-            {"success": bool(success)},
-        )
+        reward, *flags = self._worlds.step(action[None])
+        success, terminated, truncated = map(bool, flags)
+        return self.observe(), float(reward), terminated, truncated, {"success": success}
 
     def render(self) -> np.ndarray | None:
-        """uint8 (render_size, render_size, 3): the world, and its goal where observations do not
-        show that."""
-        if cannot_render(self):
-            return None
-        return self._worlds.frames(self.render_size)[0]
+        """uint8 (size, size, 3): the world, and its goal where observations do not show that."""
+        return None if cannot_render(self) else _for_people(self._worlds)[0]
 
     def set_state(self, state: np.ndarray) -> None:
         """Go to `state (X,)`: the frame stack repeats the current picture and the episode's clock
         restarts."""
-        state = np.asarray(state, dtype=np.float64)
-        width = len(self._worlds.state_names)
-        if state.shape != (width,) and not (self._worlds.noises and state.shape == (width + 1,)):
-            raise ValueError(
-                f"state has shape {state.shape}; expected {self._worlds.state_shape()}"
-            )
-        self._worlds.set_state(state[None])
+        self._worlds.set_state(np.asarray(state, np.float64)[None])
 
 
 class TorchVectorEnv(_Dressed, VectorEnv):
@@ -261,46 +240,31 @@ class TorchVectorEnv(_Dressed, VectorEnv):
     Every returned array or tensor is fresh: later steps never write into it.
 
     Seeds: `reset(seed=s)` seeds environment i with s + i, `reset(seed=[...])` each by name,
-    `reset()` goes on with the next episodes. Episodes are drawn by integer arithmetic, the same on
-    every device.
+    `reset()` goes on with the next episodes.
 
-    Autoreset is `SAME_STEP`: where an episode ends, `step` returns the first observation of the
-    next one. The last observation of the ended one is in `infos["final_obs"]`, with the mask
-    `infos["_final_obs"]`. With `device=None` that is Gymnasium's object array, None where nothing
-    ended; with a device it is a batch of the true next observations of *all* environments, ready
-    for a replay buffer. On the CPU these are there on steps where an episode ended; on an
-    accelerator on every step, because to ask whether one ended would wait for the device.
+    Autoreset is `SAME_STEP`, with `infos["final_obs"]` as `gjwm.envs.vector` tells. With a device
+    it is there on steps where an episode ended; on an accelerator on every step, because to ask
+    whether one ended would wait for the device.
 
     `infos` of step: `"success"` (B,) bool, whether the step ended at the goal, and with
     `"final_obs"` also `"final_info"` (the ended episodes' `"success"`) and `"goal"` (B, P), with
-    Gymnasium's `_`-masks. `infos` of reset: `"goal"`, and `"goal_image"` if `goal_in_info`."""
+    Gymnasium's `_`-masks. `infos` of reset: `"goal"`."""
 
-    metadata = {  # noqa: RUF012
-        "render_modes": ["rgb_array"],
-        "render_fps": 10,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
+    metadata = {**TorchEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     # False: an episode that ended goes on instead of making way for the next
     autoreset = True
-
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        cls.__signature__ = _signature(cls, cls.world, "num_envs")
 
     def __init__(
         self,
         *,
         num_envs: int = 1,
-        goal_in_info: bool = False,
         render_mode: str | None = None,
-        render_size: int | None = None,
         device: str | torch.device | None = None,
         **world: Any,
     ):
         worlds = self.world(worlds=num_envs, device="cpu" if device is None else device, **world)
-        self.single_observation_space, self.single_action_space = self._dress(
-            worlds, goal_in_info, render_mode, render_size
-        )
+        spaces_of_one = self._dress(worlds, render_mode)
+        self.single_observation_space, self.single_action_space = spaces_of_one
         self._numpy = device is None
         self.num_envs, self.device = worlds.worlds, worlds.device
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -326,16 +290,14 @@ class TorchVectorEnv(_Dressed, VectorEnv):
         """Apply `actions (B, A)` -> `(observations, rewards, terminations, truncations, infos)`;
         see the class."""
         worlds = self._worlds
-        rewards, success, terminated, truncated = worlds.step(
-            worlds.check_actions(actions, self.action_space.shape)
-        )
+        actions = worlds.check_actions(actions, self.action_space.shape)
+        rewards, success, terminated, truncated = worlds.step(actions)
         observations = worlds.observe()
         infos = {"success": self._out(success), "_success": self._out(torch.ones_like(success))}
 
         ended = terminated | truncated
         on_cpu = self.device.type == "cpu"
         if self.autoreset and (not on_cpu or bool(ended.any())):
-            rows = ended.nonzero()[:, 0] if on_cpu else None
             infos["_final_obs"] = self._out(ended)
             infos["final_info"] = {
                 "success": self._out(success & ended),
@@ -347,46 +309,34 @@ class TorchVectorEnv(_Dressed, VectorEnv):
             else:
                 infos["final_obs"] = observations
             worlds.begin(ended)
-            # every first observation is drawn, so that nobody asks how many are needed
-            if rows is None:
-                observations = _choose(ended, worlds.observe(), observations)
-            else:
+            if on_cpu:
+                rows = ended.nonzero()[:, 0]
                 observations = observations if self._numpy else each(observations, Tensor.clone)
                 write(observations, rows, worlds.observe(rows))
+            else:  # every first observation is drawn, so that nobody asks how many are needed
+                observations = _choose(ended, worlds.observe(), observations)
             infos.update(self._goal_infos(ended))
-        return (
-            self._out(observations),
-            self._out(rewards),
-            self._out(terminated.clone()),
-            self._out(truncated),
-            infos,
-        )
+        flags = (self._out(terminated.clone()), self._out(truncated))
+        return self._out(observations), self._out(rewards), *flags, infos
 
     def _goal_infos(self, started: Tensor) -> dict[str, Any]:
-        infos = {
-            "goal": self._out(self._worlds.stacked(self._worlds.goal_of).float()),
-            "_goal": self._out(started.clone()),
-        }
-        if self.goal_in_info:
-            infos |= {"goal_image": self.goal_image(), "_goal_image": self._out(started.clone())}
-        return infos
+        goal = torch.stack(self._worlds.goal_of(self._worlds.planes), -1).float()
+        return {"goal": self._out(goal), "_goal": self._out(started.clone())}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One uint8 (render_size, render_size, 3) picture per environment, as the single
-        environment's `render`."""
-        if cannot_render(self):
-            return None
-        return tuple(self._worlds.frames(self.render_size))
+        """One picture per environment, as the single environment's `render`."""
+        return None if cannot_render(self) else tuple(_for_people(self._worlds))
 
     def set_state(self, states) -> None:
         """Go to `states (B, X)`: frame stacks repeat the current picture and the episodes' clocks
         restart."""
-        shape = tuple(np.shape(states))
-        if len(shape) != 2 or shape[0] != self.num_envs:
-            raise ValueError(
-                f"state has shape {shape}; expected {self._worlds.state_shape(self.num_envs)}"
-            )
         self._worlds.set_state(states)
+
+
+def _for_people(worlds: World) -> np.ndarray:
+    """uint8 (B, size, size, 3)."""
+    pictures = rearrange(worlds.scenes(worlds.planes), "b c h w -> b h w c")
+    return pictures.contiguous().cpu().numpy()
 
 
 def _choose(mask: Tensor, chosen: Any, other: Any) -> Any:

@@ -1,11 +1,11 @@
 """The base of torch-native worlds: a batch of states, rules as pure functions of them, and no
 Gymnasium.
 
-A world is written as functions of *planes*: a state of X numbers is a tuple of X tensors, one per
-number, all of the batch's shape; an action likewise. Rules written so work over any batch shape, in
-any float type, on any device, and carry gradients wherever the physics has them. `World` keeps the
-planes of B running episodes and does all that worlds have in common: seeds, clocks, time limits,
-action repeat, frame stacks, restarts under a mask, checks, and rollouts for planners.
+A world is written as functions of *planes*: a state of X numbers is a tuple of X tensors, all of
+the batch's shape; an action likewise. Rules written so work over any batch shape, in any float
+type, on any device, and carry gradients wherever the physics has them. `World` keeps the planes of
+B running episodes and does all that worlds have in common: seeds, clocks, time limits, action
+repeat, frame stacks, restarts under a mask, checks, and rollouts for planners.
 
 Nothing in `World.step`, `World.begin` and `World.observe` waits for an accelerator. What is random
 is a hash of (seed, episode, number): it depends neither on the device nor on the other worlds of
@@ -14,7 +14,7 @@ the batch, and drawing it is a few integer operations on tensors."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from . import raster
 from .common import check_choices, check_counts
 
 Planes = tuple[Tensor, ...]
@@ -35,8 +36,7 @@ _COUNTER_BITS = 52  # of a world's noise counter: exact in a float64 state
 
 
 def _mixed(h: Tensor) -> Tensor:
-    """splitmix64's finaliser: each input bit changes each output bit with probability one half.
-    int64 -> int64."""
+    """splitmix64's finaliser, int64 -> int64."""
     for shift, multiplier in zip((30, 27), _MULTIPLIERS):
         h = (h ^ ((h >> shift) & ((1 << (64 - shift)) - 1))) * multiplier
     return h ^ ((h >> 31) & ((1 << 33) - 1))
@@ -73,8 +73,8 @@ def select(mask: Tensor, chosen: Planes, other: Planes) -> Planes:
 class World:
     """B worlds of one kind, each in an episode of its own.
 
-    A kind of world says below `state_names` what it is: `draw`, `advance`, `reward`, `position_of`,
-    `goal_of`, `valid` and `pictures` at least.
+    A kind of world says what it is by `draw`, `advance`, `reward`, `position_of`, `goal_of`,
+    `goal_state_of`, `valid`, `pictures`, and the constants below.
 
     Args:
         worlds: B, how many.
@@ -92,10 +92,7 @@ class World:
 
     state_names: ClassVar[tuple[str, ...]] = ()  # what get_state, set_state and simulate mean by X
     vector_names: ClassVar[tuple[str, ...]] = ()  # what "state" observations hold
-    vector_bounds: ClassVar[tuple[float | Sequence[float], float | Sequence[float]]] = (
-        -math.inf,
-        math.inf,
-    )
+    vector_bounds: ClassVar[tuple[Any, Any]] = (-math.inf, math.inf)  # of those
     actions: ClassVar[int] = 1  # A
     draws: ClassVar[int] = 0  # uniform numbers that an episode begins with
     noises: ClassVar[int] = 0  # normal numbers that a control step takes
@@ -127,44 +124,34 @@ class World:
             raise ValueError(
                 f"success_radius is {success_radius!r}; pass a distance above 0 and at most 1"
             )
-        self.worlds, self.obs, self.size, self.frame_stack = (
-            int(worlds),
-            obs,
-            int(size),
-            int(frame_stack),
-        )
-        self.action_repeat, self.success_radius = int(action_repeat), float(success_radius)
+        self.worlds, self.size, self.frame_stack = int(worlds), int(size), int(frame_stack)
+        self.obs, self.action_repeat = obs, int(action_repeat)
+        self.success_radius = float(success_radius)
         if max_episode_steps is not None:
             self.limit = self.action_repeat * int(max_episode_steps)
         self.terminate_on_goal, self.device = bool(terminate_on_goal), torch.device(device)
 
         self.seeded = False
-        self.noise_generator: torch.Generator | None = (
-            None  # of the scripted policy, apart from the episodes' own
-        )
         self.key = torch.zeros(self.worlds, dtype=torch.int64, device=self.device)
         self.episode = torch.zeros_like(self.key)  # how many each world has begun since its seed
         self.noise_counter = torch.zeros_like(self.key)  # says what a step's noise is
-        # control steps in this episode
-        self.elapsed = torch.zeros_like(self.key, dtype=torch.int32)
+        self.elapsed = torch.zeros_like(self.key, dtype=torch.int32)  # control steps
         self._planes: Planes | None = None
         self.history: list[Planes] = []  # states of the stacked frames, oldest first
-        self._backdrops: dict[int, Tensor] = {}
+        self._backdrop: Tensor | None = None
 
     # -- what a kind of world says -----------------------------------------------------------------
 
     def draw(self, u: Planes) -> Planes:
-        """An episode's first state from uniform numbers: `draws` planes in [0, 1) -> X planes."""
+        """An episode's first state from `draws` uniform planes in [0, 1)."""
         raise NotImplementedError
 
     def advance(self, state: Planes, action: Planes, noise: Planes | None = None) -> Planes:
-        """One control step: X planes, A planes in [-1, 1] and `noises` normal planes (None: none)
-        -> X planes."""
+        """One control step, from A planes in [-1, 1] and `noises` normal planes (None: none)."""
         raise NotImplementedError
 
     def reward(self, before: Planes, action: Planes, after: Planes) -> Tensor:
-        """The reward of a control step -> a plane. Unless a world says otherwise: 1 at the goal,
-        else 0."""
+        """The reward of a control step. Unless a world says otherwise: 1 at the goal, else 0."""
         return self.success(after).to(after[0].dtype)
 
     def position_of(self, state: Planes) -> Planes:
@@ -176,11 +163,11 @@ class World:
         raise NotImplementedError
 
     def goal_state_of(self, state: Planes) -> Planes:
-        """The state of having arrived at the goal, at rest -> X planes."""
+        """The state of having arrived at the goal, at rest."""
         raise NotImplementedError
 
     def vectors_of(self, state: Planes) -> Planes:
-        """What "state" observations hold -> planes."""
+        """What "state" observations hold."""
         return state
 
     def shown_by(self, state: Planes) -> dict[str, Planes]:
@@ -193,40 +180,38 @@ class World:
 
     invalid = "holds NaN or infinity"  # what else a refused state is told
 
-    def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
+    def pictures(self, state: Planes, rows: Tensor | None = None) -> Tensor:
         """Pictures of planes (n, K) of all worlds, or of the worlds `rows (n,)` -> fresh uint8 (n,
         K, 3, size, size)."""
         raise NotImplementedError
 
-    def backdrop(self, size: int) -> Tensor:
-        """What stands still in every picture, without what moves -> uint8 (3, size, size)."""
-        raise NotImplementedError
+    def backdrop(self) -> Tensor:
+        """What stands still in every picture -> uint8, broadcasts to (3, size, size): a floor."""
+        return raster.ink(raster.FLOOR, self.device).to(torch.uint8)[:, None, None]
 
-    def canvas(self, size: int, *batch: int) -> Tensor:
+    def canvas(self, *batch: int) -> Tensor:
         """Fresh copies of the backdrop -> uint8 (*batch, 3, size, size)."""
-        if size not in self._backdrops:
-            self._backdrops[size] = self.backdrop(size)
-        frames = torch.empty(*batch, 3, size, size, dtype=torch.uint8, device=self.device)
-        return frames.copy_(self._backdrops[size])
+        if self._backdrop is None:
+            self._backdrop = self.backdrop()
+        shape = (*batch, 3, self.size, self.size)
+        frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        return frames.copy_(self._backdrop)
 
-    def scenes(self, state: Planes, size: int) -> Tensor:
+    def scenes(self, state: Planes) -> Tensor:
         """Pictures for people, with the goal in them where that is not seen: planes (n,) -> uint8
         (n, 3, size, size)."""
-        return self.pictures(tuple(plane[:, None] for plane in state), size)[:, 0]
+        return self.pictures(tuple(plane[:, None] for plane in state))[:, 0]
 
     def begun(self, mask: Tensor | None, drawn: bool) -> None:
         """Called after states were put in place, in all worlds (None) or where mask (B,): for what
-        follows from them.
-
-        drawn: they are from `draw`, not from outside."""
+        follows from them. drawn: they are from `draw`, not from outside."""
 
     def expert(self, state: Planes) -> Planes:
         """The scripted policy's action -> A planes."""
         raise NotImplementedError
 
     def random_place(self, state: Planes, u: Planes) -> Planes:
-        """A position to walk to in a straight line, from three uniform planes -> P planes, see
-        `TorchEnv.random_place`."""
+        """See `TorchEnv.random_place`: three uniform planes -> P planes."""
         raise NotImplementedError(
             f"{type(self).__name__} has no random_place to wander to; choose another behaviour"
         )
@@ -247,7 +232,7 @@ class World:
         if seed is None:
             if self.seeded:
                 return
-            seeds: Sequence[int | None] = [None] * self.worlds
+            seeds = [None] * self.worlds
         elif isinstance(seed, int | np.integer):
             seeds = [int(seed) + i for i in range(self.worlds)]
         else:
@@ -265,15 +250,11 @@ class World:
             entropy = np.random.SeedSequence().generate_state(self.worlds, np.uint64) >> 1
             keys = torch.where(fresh, keys, torch.from_numpy(entropy.astype(np.int64)))
             fresh = torch.ones_like(fresh)
-        self.noise_generator = torch.Generator().manual_seed(
-            int(keys[0] if fresh[0] else self.key[0])
-        )
         fresh, keys = fresh.to(self.device), keys.to(self.device)
         self.key = torch.where(fresh, keys, self.key)
         self.episode = torch.where(fresh, 0, self.episode)
-        self.noise_counter = torch.where(
-            fresh, _first_noise(self.key, self.episode), self.noise_counter
-        )
+        counter = _first_noise(self.key, self.episode)
+        self.noise_counter = torch.where(fresh, counter, self.noise_counter)
         self.seeded = True
 
     def begin(self, mask: Tensor | None = None) -> None:
@@ -283,15 +264,15 @@ class World:
         if mask is None:
             self.episode, self.noise_counter = self.episode + 1, counter
         else:
-            self.episode, self.noise_counter = (
-                self.episode + mask,
-                torch.where(mask, counter, self.noise_counter),
-            )
+            self.episode = self.episode + mask
+            self.noise_counter = torch.where(mask, counter, self.noise_counter)
         self._put(state, mask, drawn=True)
 
     def set_state(self, states: Any) -> None:
         """Put the worlds into `states (B, X)`, with a new clock; the frame stack repeats the
         picture."""
+        if len(states) != self.worlds:
+            raise ValueError(f"expected a state for each of {self.worlds} envs, got {len(states)}")
         planes, counter = self.check_states(states)
         if counter is not None:
             self.noise_counter = counter
@@ -362,118 +343,43 @@ class World:
         if rows is not None:
             history = [tuple(plane[rows] for plane in state) for state in history]
         stacked = tuple(torch.stack(planes, 1) for planes in zip(*history))  # X planes (n, K)
-        return rearrange(self.pictures(stacked, self.size, rows), "n k c h w -> n (k c) h w")
+        return rearrange(self.pictures(stacked, rows), "n k c h w -> n (k c) h w")
 
     def _vectors(self, rows: Tensor | None) -> Tensor:
         state = self.planes if rows is None else tuple(plane[rows] for plane in self.planes)
         return torch.stack(self.vectors_of(state), -1).float()
 
-    def stacked(self, of: Callable[[Planes], Planes]) -> Tensor:
-        """(B, n): what `of`, such as `position_of`, says of the running episodes."""
-        return torch.stack(of(self.planes), -1)
-
-    def state(self) -> Tensor:
+    def state_of(self, planes: Planes) -> Tensor:
         """(B, X) float64, in the order of `state_names`, then the noise counter where steps are
-        noisy; invertible by `set_state`."""
-        columns = [*self.planes, self.noise_counter] if self.noises else list(self.planes)
+        noisy; what `set_state` takes."""
+        columns = [*planes, self.noise_counter] if self.noises else planes
         return torch.stack([plane.double() for plane in columns], -1)
 
-    def goal_states(self) -> Tensor:
-        """(B, X) float64: each world's state of having arrived."""
-        columns = list(self.goal_state_of(self.planes)) + (
-            [self.noise_counter] if self.noises else []
-        )
-        return torch.stack([plane.double() for plane in columns], -1)
+    # -- rollouts ----------------------------------------------------------------------------------
 
-    def goal_images(self) -> Tensor:
-        """uint8 (B, 3, size, size): each world as it looks at the goal."""
-        state = self.goal_state_of(self.planes)
-        return self.pictures(tuple(plane[:, None] for plane in state), self.size)[:, 0]
-
-    def frames(self, size: int) -> np.ndarray:
-        """uint8 (B, size, size, 3), for people."""
-        return (
-            rearrange(self.scenes(self.planes, size), "b c h w -> b h w c")
-            .contiguous()
-            .cpu()
-            .numpy()
-        )
-
-    def true_state(self) -> dict[str, Tensor]:
-        """What a picture shows, float64 (B, n) each."""
-        return {
-            name: torch.stack(planes, -1).double()
-            for name, planes in self.shown_by(self.planes).items()
-        }
-
-    # -- policies and rollouts ---------------------------------------------------------------------
-
-    def expert_action(self, noise: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """(B, A) scripted actions plus `noise` times a standard normal (CPU draw), clipped to [-1,
-        1]."""
-        actions = torch.stack(self.expert(self.planes), -1)
-        if noise:
-            drawn = torch.randn(actions.shape, generator=generator or self.noise_generator)
-            actions = (actions + noise * drawn.to(self.device)).clamp(-1.0, 1.0)
-        return actions
-
-    def random_places(self, u: Any) -> Tensor:
-        """u (B, 3) uniform on [0, 1) -> positions (B, P)."""
-        return torch.stack(self.random_place(self.planes, self.tensor(u).unbind(-1)), -1)
-
-    def simulate(
+    def rollout(
         self,
         states: Any,
         actions: Tensor,
         particles: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """states (B', X), actions (B', N, H, A) -> positions (B', N, [P,] H+1, P') float32; B' is
-        free.
+    ) -> Iterator[tuple[Planes, Tensor | None, tuple[int, ...]]]:
+        """From states (B', X) under actions (B', N, H, A), at times 0..H: the state, the reward of
+        the action that led there, and the batch's shape, (B', N) or with particles (B', N, P).
 
-        None: without noise. With particles P outcomes of each plan, the same noise for all plans of
-        a world. Gradients flow from positions to actions."""
-        path = [
-            torch.stack([p.expand(shape) for p in self.position_of(state)], -1)
-            for state, _, shape in self._rollout(states, actions, particles, generator)
-        ]
-        return torch.stack(path, -2)
-
-    def simulate_return(
-        self,
-        states: Any,
-        actions: Tensor,
-        particles: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """As `simulate` -> the rewards' sum over the horizon (B', N[, P]) float32. Neither goals
-        nor time end anything here."""
-        total: Tensor | float = 0.0
-        for _, reward, _ in self._rollout(states, actions, particles, generator):
-            if reward is not None:
-                total = total + reward
-        return total
-
-    def _rollout(
-        self, states: Any, actions: Tensor, particles: int | None, generator: torch.Generator | None
-    ):
-        """Yield the state, the reward of the action that led there, and the batch's shape, at times
-        0..H."""
+        Without particles no noise; else the same noise for all plans of a world. Neither goals nor
+        time end anything here."""
         planes, _ = self.check_states(states)
-        if (
-            actions.ndim != 4
-            or actions.shape[0] != len(planes[0])
-            or actions.shape[-1] != self.actions
-        ):
+        given, count = tuple(actions.shape), len(planes[0])
+        if len(given) != 4 or (given[0], given[-1]) != (count, self.actions):
             raise ValueError(
-                f"actions have shape {tuple(actions.shape)} for {len(planes[0])} states; "
-                f"expected ({len(planes[0])}, N, H, {self.actions})"
+                f"actions have shape {given} for {count} states; "
+                f"expected ({count}, N, H, {self.actions})"
             )
         if particles is not None and particles < 1:
             raise ValueError(f"particles is {particles!r}; pass a whole number, 1 or more, or None")
         worlds, candidates, horizon, _ = actions.shape
-        # Time first and coordinates apart: each step then reads and writes contiguous (B, N)
-        # planes.
+        # Time first and coordinates apart: each step reads and writes contiguous (B, N) planes.
         steps = rearrange(actions, "b n h a -> h a b n").contiguous().clamp(-1.0, 1.0)
         state = tuple(plane[:, None] for plane in planes)
         shape: tuple[int, ...] = (worlds, candidates)
@@ -516,8 +422,10 @@ class World:
         states, count = states.detach().to(self.device), len(self.state_names)
         counted = bool(self.noises) and states.ndim == 2 and states.shape[1] == count + 1
         if states.ndim != 2 or (states.shape[1] != count and not counted):
+            more = " (and the noise counter, where it is to go on as it was)" if self.noises else ""
             raise ValueError(
-                f"state has shape {tuple(states.shape)}; expected {self.state_shape('...')}"
+                f"state has shape {tuple(states.shape[1:])}; expected ({count},): "
+                f"{', '.join(self.state_names)}{more}"
             )
         planes = tuple(plane.contiguous() for plane in states[:, :count].float().t())
         fits = self.valid(planes)
@@ -527,19 +435,9 @@ class World:
                 f"state {[round(v, 4) for v in bad]} {self.invalid}; pass one that get_state could "
                 f"return: {', '.join(self.state_names)}"
             )
-        counter = (
-            states[:, count].double().nan_to_num().long() & ((1 << _COUNTER_BITS) - 1)
-            if counted
-            else None
-        )
-        return planes, counter
-
-    def state_shape(self, batch: Any = None) -> str:
-        """A state's shape and contents in words, for errors."""
-        leading = "" if batch is None else f"{batch}, "
-        width = f"{len(self.state_names)}{'' if leading else ','}"
-        counter = " (and the noise counter, where it is to go on as it was)" if self.noises else ""
-        return f"({leading}{width}): {', '.join(self.state_names)}{counter}"
+        if not counted:
+            return planes, None
+        return planes, states[:, count].double().nan_to_num().long() & ((1 << _COUNTER_BITS) - 1)
 
     def tensor(self, values: Any) -> Tensor:
         """`values` (array, tensor or nested list) as a float32 tensor on the device."""

@@ -1,5 +1,4 @@
-"""Two rooms, one door: the world, its Gymnasium environment and its natively batched vector
-environment."""
+"""Two rooms, one door: one at a time or in batches."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import raster
 from . import two_room_layout as layout
 from .common import check_choices
 from .torch_env import TorchEnv, TorchVectorEnv
@@ -35,7 +35,6 @@ class TwoRoomWorld(World):
         slip: float = layout.SLIP,
         corridor: float | None = None,
         wind: float = layout.WIND,
-        speed: float = 0.04,
         success_radius: float = layout.SUCCESS_RADIUS,
         terminate_on_goal: bool = True,
         **common,
@@ -44,19 +43,13 @@ class TwoRoomWorld(World):
             success_radius=success_radius, terminate_on_goal=terminate_on_goal, **common
         )
         check_choices(goal=(goal, ("any", "other-room")))
-        if not 0.0 < speed <= 1.0:
-            raise ValueError(
-                f"speed is {speed!r}; pass a length in world units, above 0 and at most 1"
-            )
         self.wall = layout.fixed_or_random("wall", wall, layout.WALL_RANGE)
         self.door = layout.fixed_or_random("door", door, layout.DOOR_RANGE)
-        self.other_room, self.speed = goal == "other-room", float(speed)
+        self.other_room = goal == "other-room"
         self.shortcut = layout.checked_shortcut(shortcut, self.door)
         for name, value in (("slip", slip), ("wind", wind)):
             if not 0.0 <= value <= 0.1:
-                raise ValueError(
-                    f"{name} is {value!r}; pass a length in world units, from 0 to 0.1"
-                )
+                raise ValueError(f"{name} is {value!r}; pass a length, from 0 to 0.1 world units")
         if corridor is not None and (shortcut is not None or not 0.0 < corridor <= 0.5):
             raise ValueError(
                 f"corridor is {corridor!r} and shortcut {shortcut!r}; pass a half width above 0 "
@@ -80,13 +73,13 @@ class TwoRoomWorld(World):
 
     def advance(self, state: Planes, action: Planes, noise: Planes | None = None) -> Planes:
         x, y, goal_x, goal_y, wall_x, door_y = state
-        dx, dy = self.speed * action[0], self.speed * action[1]
+        dx, dy = layout.SPEED * action[0], layout.SPEED * action[1]
         if self.corridor is not None and noise is not None:
             dx, dy = layout.blow(x, dx, dy, wall_x, self.corridor, [self.wind * n for n in noise])
         if self.shortcut is not None:
             slip = None if noise is None else [self.slip * n for n in noise]
             dx, dy = layout.slide(x, y, dx, dy, wall_x, self.shortcut, slip)
-        x, y = layout.sweep(x, y, dx, dy, *layout.doorway(wall_x, door_y), self.shortcut)
+        x, y = layout.sweep(x, y, dx, dy, layout.doorway(wall_x, door_y), self.shortcut)
         return x, y, goal_x, goal_y, wall_x, door_y
 
     def position_of(self, state: Planes) -> Planes:
@@ -110,10 +103,9 @@ class TwoRoomWorld(World):
 
     def valid(self, state: Planes) -> Tensor:
         x, y, goal_x, goal_y, wall_x, door_y = state
-        low, high = layout.WALL_RANGE
-        fits = (wall_x >= low - 1e-6) & (wall_x <= high + 1e-6)
-        low, high = layout.DOOR_RANGE
-        fits &= (door_y >= low - 1e-6) & (door_y <= high + 1e-6)
+        fits = torch.ones_like(x, dtype=torch.bool)
+        for at, (low, high) in ((wall_x, layout.WALL_RANGE), (door_y, layout.DOOR_RANGE)):
+            fits &= (at >= low - 1e-6) & (at <= high + 1e-6)
         fits &= layout.is_free(torch.stack([x, y], -1), wall_x, door_y, self.shortcut)
         return fits & (goal_x >= 0.0) & (goal_x <= 1.0) & (goal_y >= 0.0) & (goal_y <= 1.0)
 
@@ -126,20 +118,18 @@ class TwoRoomWorld(World):
 
     def expert(self, state: Planes) -> Planes:
         position, goal = torch.stack(state[0:2], -1), torch.stack(state[2:4], -1)
-        return layout.expert_action(
-            position, goal, state[4], state[5], self.speed, self.shortcut
-        ).unbind(-1)
+        action = layout.expert_action(position, goal, *state[4:], self.shortcut)
+        return action.unbind(-1)
 
     def random_place(self, state: Planes, u: Planes) -> Planes:
-        return layout.random_place(
-            torch.stack(state[0:2], -1), state[4], state[5], torch.stack(u, -1)
-        ).unbind(-1)
+        position = torch.stack(state[0:2], -1)
+        return layout.random_place(position, *state[4:], torch.stack(u, -1)).unbind(-1)
 
     # -- pictures ----------------------------------------------------------------------------------
 
-    def background(self, wall_x: Tensor, door_y: Tensor, size: int) -> Tensor:
+    def background(self, wall_x: Tensor, door_y: Tensor) -> Tensor:
         """Layouts (...) without the agent -> uint8 (..., 3, size, size)."""
-        return layout.background(wall_x, door_y, size, self.shortcut, self.corridor)
+        return layout.background(wall_x, door_y, self.size, self.shortcut, self.corridor)
 
     def begun(self, mask: Tensor | None, drawn: bool) -> None:
         """Redraw walls where layouts changed. Worlds of one layout share one background, kept as
@@ -152,138 +142,70 @@ class TwoRoomWorld(World):
             one = constant if drawn else bool(((wall_x == wall_x[0]) & (door_y == door_y[0])).all())
             rows = slice(0, 1) if one else slice(None)
             if not (drawn and constant and self._usual):
-                self._backgrounds = self.background(wall_x[rows], door_y[rows], self.size)
+                self._backgrounds = self.background(wall_x[rows], door_y[rows])
             self._usual = drawn and constant
         elif self._usual:
             return
         elif self.device.type == "cpu":
             rows = mask.nonzero()[:, 0]
-            self._backgrounds = self._backgrounds.repeat(
-                self.worlds // len(self._backgrounds), 1, 1, 1
-            )
-            self._backgrounds[rows] = self.background(wall_x[rows], door_y[rows], self.size)
+            copies = self.worlds // len(self._backgrounds)
+            self._backgrounds = self._backgrounds.repeat(copies, 1, 1, 1)
+            self._backgrounds[rows] = self.background(wall_x[rows], door_y[rows])
         else:
-            fresh = self.background(wall_x, door_y, self.size)
+            fresh = self.background(wall_x, door_y)
             self._backgrounds = torch.where(mask[:, None, None, None], fresh, self._backgrounds)
 
-    def pictures(self, state: Planes, size: int, rows: Tensor | None = None) -> Tensor:
+    def pictures(self, state: Planes, rows: Tensor | None = None) -> Tensor:
         backgrounds = self._backgrounds
-        if backgrounds is None or size != self.size:
-            backgrounds = self.background(state[4][:, 0], state[5][:, 0], size)
+        if backgrounds is None:
+            backgrounds = self.background(state[4][:, 0], state[5][:, 0])
         elif rows is not None and len(backgrounds) > 1:
             backgrounds = backgrounds[rows]
         # Walls stand still during an episode, so the stack is K dots over one background.
         return layout.paint(backgrounds[:, None], torch.stack(state[0:2], -1))
 
-    def scenes(self, state: Planes, size: int) -> Tensor:
+    def scenes(self, state: Planes) -> Tensor:
         x, y, goal_x, goal_y, wall_x, door_y = state
-        pictures = self.background(wall_x, door_y, size)
-        layout.draw_dot(pictures, torch.stack([goal_x, goal_y], -1), layout.GOAL_COLOUR)
+        pictures = self.background(wall_x, door_y)
+        layout.draw_dot(pictures, torch.stack([goal_x, goal_y], -1), raster.GREEN)
         return layout.draw_dot(pictures, torch.stack([x, y], -1))
 
 
 class TwoRoomEnv(TorchEnv):
     """A dot in two rooms joined by a door: the smallest world that needs a detour to be planned.
 
-    ## Description
-
     The agent is a dot in the unit square, which a vertical wall with one door cuts into two rooms.
     It is asked to move to a goal position. The picture shows walls, door and agent and **not** the
-    goal: the goal is a picture of its own (`goal_image()`), so the task is to get from what is seen
-    to what is wanted.
+    goal, which is a picture of its own (`goal_image()`). World units: 1 is the side of the square;
+    x grows to the right, y downwards.
 
-    Units: 1 is the side of the square (`size` pixels); x grows to the right, y downwards; time is
-    in steps.
-
-    ## Action space
-
-    `Box(-1, 1, (2,), float32)`; clipped to these bounds.
-
-    | index | action         | unit                       | range   |
-    |-------|----------------|----------------------------|---------|
-    | 0     | displacement x | `speed` (0.04) world units | [-1, 1] |
-    | 1     | displacement y | `speed` (0.04) world units | [-1, 1] |
+    | action           | unit             | range   |
+    |------------------|------------------|---------|
+    | displacement x y | 0.04 world units | [-1, 1] |
 
     The straight line of the step is swept exactly: whatever the agent meets (wall, door post,
     border) drops the blocked component for the rest of the step, and the other component goes on.
     The agent's centre keeps 0.035 away from anything solid. Wall thickness 0.04, door 0.16 wide
     (0.09 for the centre), border 0.03.
 
-    With `shortcut=y` the wall has a second opening around y, 0.24 wide for the centre: a frozen
-    bridge, 0.08 wide, with water on both sides. Each step from the bridge is displaced by Gaussian
-    noise of standard deviation `slip` per axis. An agent whose centre leaves the bridge inside the
-    opening is in the water and moves no more. `gjwm/two-room-slippery-v0` has the bridge at 0.35
-    and the safe door far off at 0.8.
-
-    With `corridor=w` wind blows in the strip less than w from the middle of the wall, on both sides
-    of it and in the door: each step that begins there is displaced by Gaussian noise of standard
-    deviation `wind` per axis. Outside the strip steps are exact: how certain the next position is
-    depends on where the agent is, and shows (the strip is tinted). `gjwm/two-room-noisy-v0` has a
-    strip of half width 0.2 and goals on the other side.
-
-    ## Observation space
-
-    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
-      newest last
-    - `"state"` (`Box(0, 1, (6,), float32)`): `x, y, goal_x, goal_y, wall_x, door_y`, wu
-    - `"both"` (`Dict`): `"pixels"` and `"state"`
-
-    wu: world units.
-
-    ## Reward
-
-    1 on a step that ends less than `success_radius` from the goal, else 0.
-
-    ## Starting state
-
-    Start uniform over both rooms; goal uniform over both rooms (`goal="any"`) or over the room
-    without the agent (`"other-room"`), at least `2 * success_radius` from the start. wall_x and
-    door_y are 0.5, or uniform on [0.35, 0.65] and [0.2, 0.8] where "random". `options={"state": s}`
-    starts from `s` instead, as `set_state` does.
-
-    ## Episode end
-
-    Terminated at the goal (unless `terminate_on_goal=False`); truncated after `max_episode_steps`.
-
-    ## State, goal and expert
-
-    `get_state`: `x, y, goal_x, goal_y, wall_x, door_y`, float64 (6,), world units; in worlds with
-    noise also its counter, so that `set_state(get_state())` goes on with the same noise. `position`
-    and `goal` are `x, y` (2,). The expert goes to the near side of the door, through it, then
-    straight to the goal; with a bridge it takes the shorter way.
-
-    ## Info
-
-    `reset`: `"goal"` float32 (2,) world units, and `"goal_image"` if `goal_in_info`. `step`:
-    `"success"` bool.
-
-    ## Arguments
-
-    | argument            | default    | meaning                                                   |
-    |---------------------|------------|-----------------------------------------------------------|
-    | `obs`               | `"pixels"` | `"pixels"`, `"state"` or `"both"`                         |
-    | `size`              | 64         | side of the picture, pixels                               |
-    | `frame_stack`       | 1          | pictures per observation                                  |
-    | `action_repeat`     | 1          | steps per action                                          |
-    | `wall`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or wall_x        |
-    | `door`              | `"fixed"`  | `"fixed"` (0.5), `"random"` per episode, or door_y        |
-    | `goal`              | `"any"`    | `"any"` or `"other-room"`                                 |
-    | `shortcut`          | None       | y of a second opening: a frozen bridge over water         |
-    | `slip`              | 0.04       | std of a step's slip on the ice, world units per axis     |
-    | `corridor`          | None       | half width of the windy strip along the wall, world units |
-    | `wind`              | 0.04       | std of a step's noise in the strip, world units per axis  |
-    | `speed`             | 0.04       | world units per step at full action                       |
-    | `success_radius`    | 0.05       | world units                                               |
-    | `max_episode_steps` | None       | actions until truncation; None: 100 steps                 |
-    | `terminate_on_goal` | True       | end the episode at the goal                               |
-
-    and those of `TorchEnv`.
-
-    Version: v0, the first.
-
-    Raises:
-        ValueError: for an argument outside this table, an action of another shape or with NaN, and
-            a state that is none of this world."""
+    - `wall`, `door` (default `"fixed"`): wall_x and door_y: `"fixed"` (0.5), `"random"` per episode
+      (uniform on [0.35, 0.65] and [0.2, 0.8]), or a number.
+    - `goal` (default `"any"`): uniform over both rooms, or over the `"other-room"` than the
+      agent's; at least `2 * success_radius` from the start, which is uniform over both rooms.
+    - `shortcut=y` (default None) adds a second opening around y, 0.24 wide for the centre: a frozen
+      bridge, 0.08 wide, with water on both sides. Each step from the bridge is displaced by
+      Gaussian noise of standard deviation `slip` (0.04) per axis. An agent whose centre leaves the
+      bridge inside the opening is in the water and moves no more. `gjwm/two-room-slippery-v0` has
+      the bridge at 0.35 and the safe door far off at 0.8.
+    - `corridor=w` (default None): wind blows in the strip less than w from the middle of the wall,
+      in the door too: each step that begins there is displaced by Gaussian noise of standard
+      deviation `wind` (0.04) per axis, and the strip is tinted. Outside it steps are exact.
+      `gjwm/two-room-noisy-v0` has a strip of half width 0.2 and goals on the other side.
+    - State vector (6,): `x, y, goal_x, goal_y, wall_x, door_y`, as `get_state`.
+    - Reward: 1 on a step that ends less than `success_radius` (0.05) from the goal, else 0.
+    - End: at the goal (unless `terminate_on_goal=False`); truncated after 100 steps.
+    - `position` and `goal` are `x, y` (2,). The expert goes to the near side of the door, through
+      it, then straight to the goal; with a bridge it takes the shorter way."""
 
     world = TwoRoomWorld
 

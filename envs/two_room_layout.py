@@ -4,10 +4,9 @@ policy.
 Every function is pure, works on any device and over any leading batch shape, and draws no random
 numbers of its own; `two_room.py` makes a `torch_world.World` of them.
 
-Units. The world is the unit square; positions and lengths are in *world units* (1 = the side of the
-square, `size` pixels in a picture). x grows to the right and y grows downwards, as image rows do: a
-dot at (x, y) has its centre at column x * size and row y * size, measured from the picture's top
-left corner. Time is in steps.
+Units. The world is the unit square; lengths are in *world units*, 1 = the side of the square. x
+grows to the right and y grows downwards, as image rows do: a dot at (x, y) has its centre at column
+x * size and row y * size, measured from the picture's top left corner.
 
 Layout. A border of `BORDER` runs around the square. A vertical wall of thickness `WALL_THICKNESS`
 stands at x = wall_x; a door, a gap of half width `DOOR_HALF_WIDTH` around y = door_y, joins the two
@@ -34,6 +33,7 @@ import torch
 from torch import Tensor
 
 from . import raster
+from .torch_world import within
 
 BORDER = 0.03  # thickness of the outer walls
 WALL_THICKNESS = 0.04
@@ -46,13 +46,12 @@ LOW, HIGH = BORDER + AGENT_RADIUS, 1.0 - BORDER - AGENT_RADIUS
 WALL_REACH = WALL_THICKNESS / 2 + AGENT_RADIUS
 DOOR_CLEARANCE = DOOR_HALF_WIDTH - AGENT_RADIUS  # half width of the doorway
 
+SPEED = 0.04  # world units per step at |action| = 1
 BRIDGE_HALF_WIDTH = 0.04  # for the agent's centre, around y = shortcut
-SHORTCUT_HALF_WIDTH = (
-    0.12  # of the whole opening, for the agent's centre: between bridge and posts is water
-)
-SLIP = 0.04  # world units, standard deviation per step and axis on the ice
-
-WIND = 0.04  # world units, standard deviation per step and axis in the corridor
+# of the whole opening, for the agent's centre: between bridge and posts is water
+SHORTCUT_HALF_WIDTH = 0.12
+SLIP = 0.04  # standard deviation per step and axis on the ice
+WIND = 0.04  # the same in the corridor
 
 WALL_RANGE = (0.35, 0.65)  # of wall_x when it is drawn per episode
 DOOR_RANGE = (0.2, 0.8)  # of door_y when it is drawn per episode
@@ -63,15 +62,7 @@ PLACE_DEPTH, PLACE_MISS = 0.15, 0.15  # world units, see `random_place`
 STATE = ("x", "y", "goal_x", "goal_y", "wall_x", "door_y")
 SUCCESS_RADIUS = 0.05
 
-# RGB, 0..255: a red dot and dark walls on a light floor; goals, where people look at them, are
-# green.
-FLOOR_COLOUR = (236, 236, 228)
-WALL_COLOUR = (44, 52, 70)
-AGENT_COLOUR = (222, 44, 40)
-GOAL_COLOUR = (38, 150, 84)
-WATER_COLOUR = (70, 120, 190)
-ICE_COLOUR = (190, 220, 240)
-WIND_COLOUR = (206, 198, 224)
+WATER_COLOUR, ICE_COLOUR, WIND_COLOUR = (70, 120, 190), (190, 220, 240), (206, 198, 224)
 
 GOAL_CANDIDATES = 8  # per episode; see draw_episode
 EPISODE_DRAWS = 4 + 2 * GOAL_CANDIDATES  # uniform numbers that one episode consumes
@@ -84,24 +75,18 @@ DOT_REACH = AGENT_RADIUS / math.sqrt(0.75)
 
 
 def doorway(wall_x: Tensor, door_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The box that joins the rooms, in agent centres: `(left, right, top, bottom)`, each shaped as
-    its argument.
+    """The box that joins the rooms, in agent centres: `(left, right, top, bottom)`, (...) each.
 
     The agent is in free space iff it is inside [LOW, HIGH]^2 and x <= left, or x >= right, or top
     <= y <= bottom."""
-    return (
-        wall_x - WALL_REACH,
-        wall_x + WALL_REACH,
-        door_y - DOOR_CLEARANCE,
-        door_y + DOOR_CLEARANCE,
-    )
+    left, right = wall_x - WALL_REACH, wall_x + WALL_REACH
+    return left, right, door_y - DOOR_CLEARANCE, door_y + DOOR_CLEARANCE
 
 
 def is_free(
     position: Tensor, wall_x: Tensor, door_y: Tensor, shortcut: float | None = None
 ) -> Tensor:
-    """Whether the agent may stand at `position (..., 2)` in the layout `wall_x (...)`, `door_y
-    (...)` -> bool (...)."""
+    """Whether the agent may stand at `position (..., 2)` in the layout (...) -> bool (...)."""
     x, y = position.unbind(-1)
     left, right, top, bottom = doorway(wall_x, door_y)
     inside = (x >= LOW) & (x <= HIGH) & (y >= LOW) & (y <= HIGH)
@@ -112,11 +97,9 @@ def is_free(
 
 
 def _posts(shortcut: float) -> tuple[float, float]:
-    """Where the shortcut's opening begins and ends along y, for the agent's centre: one pair of
-    numbers for all checks."""
-    return float(np.float32(shortcut - SHORTCUT_HALF_WIDTH)), float(
-        np.float32(shortcut + SHORTCUT_HALF_WIDTH)
-    )
+    """Where the shortcut's opening begins and ends along y: one pair of float32 for all checks."""
+    low, high = np.float32([shortcut - SHORTCUT_HALF_WIDTH, shortcut + SHORTCUT_HALF_WIDTH])
+    return float(low), float(high)
 
 
 def _at_shortcut(y: Tensor, shortcut: float) -> Tensor:
@@ -124,11 +107,15 @@ def _at_shortcut(y: Tensor, shortcut: float) -> Tensor:
     return (y >= top) & (y <= bottom)
 
 
+def _beside_wall(x: Tensor, wall_x: Tensor) -> Tensor:
+    """Between the faces of the wall, by the very numbers of `doorway`."""
+    return (x > wall_x - WALL_REACH) & (x < wall_x + WALL_REACH)
+
+
 def is_sunk(x: Tensor, y: Tensor, wall_x: Tensor, shortcut: float) -> Tensor:
     """Whether an agent at x, y (...) lies in the water beside the bridge -> bool (...)."""
     off_bridge = (y - shortcut).abs() > BRIDGE_HALF_WIDTH
-    inside = (x > wall_x - WALL_REACH) & (x < wall_x + WALL_REACH)  # the very numbers of `doorway`
-    return inside & off_bridge & _at_shortcut(y, shortcut)
+    return _beside_wall(x, wall_x) & off_bridge & _at_shortcut(y, shortcut)
 
 
 def slide(
@@ -143,7 +130,7 @@ def slide(
     """The step (dx, dy) as the ice and the water change it. slip: displacement on ice, x and y;
     None for none."""
     if slip is not None:
-        on_ice = (x > wall_x - WALL_REACH) & (x < wall_x + WALL_REACH) & _at_shortcut(y, shortcut)
+        on_ice = _beside_wall(x, wall_x) & _at_shortcut(y, shortcut)
         dx, dy = dx + on_ice * slip[0], dy + on_ice * slip[1]
     moves = ~is_sunk(x, y, wall_x, shortcut)
     return moves * dx, moves * dy
@@ -163,17 +150,16 @@ def sweep(
     y: Tensor,
     dx: Tensor,
     dy: Tensor,
-    left: Tensor,
-    right: Tensor,
-    top: Tensor,
-    bottom: Tensor,
+    door: tuple[Tensor, Tensor, Tensor, Tensor],
     shortcut: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Move by (dx, dy) along the straight line and slide: in closed form, on split coordinates.
+    door: the box of `doorway`.
 
     Mirrored so that the agent always travels towards larger x. Negation is exact in floating point,
     so an agent stopped at a face lands on precisely the number that later comparisons use, and can
     never leak through."""
+    left, right, top, bottom = door
     sign = torch.where(dx >= 0, 1.0, -1.0)
     start, end = sign * x, sign * (x + dx).clamp(LOW, HIGH)
     near, far = torch.minimum(sign * left, sign * right), torch.maximum(sign * left, sign * right)
@@ -205,25 +191,13 @@ def sweep(
 
 
 def expert_action(
-    position: Tensor,
-    goal: Tensor,
-    wall_x: Tensor,
-    door_y: Tensor,
-    speed: float = 0.04,
-    shortcut: float | None = None,
+    position: Tensor, goal: Tensor, wall_x: Tensor, door_y: Tensor, shortcut: float | None = None
 ) -> Tensor:
     """Scripted policy: to the near side of the door, through it, then straight to the goal.
 
     With a shortcut it takes whichever opening is the shorter way: it is in a hurry and not careful.
-
-    Args:
-        position, goal: (..., 2), world units.
-        wall_x, door_y: (...), world units.
-        speed: world units per step at |action| = 1.
-
-    Returns:
-        (..., 2) action in [-1, 1]: full speed along the larger component, slower only on the last
-        step to a target."""
+    position, goal (..., 2), wall_x, door_y (...) -> (..., 2) in [-1, 1]: full speed along the
+    larger component, slower only on the last step to a target."""
     # world units past a face: a target on the face itself would only be reached in the limit
     ahead = 0.01
     x, y = position.unbind(-1)
@@ -246,7 +220,7 @@ def expert_action(
     waypoint = torch.stack([torch.where(aligned, far, near), door_y.expand_as(x)], dim=-1)
     target = torch.where(arrived[..., None], goal, waypoint)
 
-    wanted = (target - position) / speed
+    wanted = (target - position) / SPEED
     return wanted / wanted.abs().amax(-1, keepdim=True).clamp(min=1.0)
 
 
@@ -254,17 +228,9 @@ def random_place(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) ->
     """Where to walk next for a wanderer that is to learn what walls do: half of the time anywhere,
     else at the door.
 
-    The second are places beyond the wall's middle, up to `PLACE_DEPTH` behind it and up to
-    `PLACE_MISS` beside the door's: a straight line to them runs into the wall near the door, along
-    a post, or through.
-
-    Args:
-        position: (..., 2), world units.
-        wall_x, door_y: (...), world units.
-        u: (..., 3) uniform on [0, 1).
-
-    Returns:
-        (..., 2) world units."""
+    The second lie beyond the wall's middle, up to `PLACE_DEPTH` behind it and up to `PLACE_MISS`
+    beside the door's: a straight line to them runs into the wall near the door, along a post, or
+    through. position (..., 2), wall_x, door_y (...), u (..., 3) uniform on [0, 1) -> (..., 2)."""
     which, first, second = u.unbind(-1)
     anywhere = LOW + (HIGH - LOW) * torch.stack([first, second], -1)
     beyond = torch.where(position[..., 0] > wall_x, -1.0, 1.0)
@@ -286,17 +252,15 @@ def draw_episode(
 
     Args:
         uniforms: (n, EPISODE_DRAWS) in [0, 1).
-        wall, door: the fixed wall_x and door_y, or None to draw them from `WALL_RANGE` and
-            `DOOR_RANGE`.
+        wall, door: the fixed wall_x and door_y, or None to draw them from their ranges.
         other_room: draw the goal in the room where the start is not; else in either.
-        separation: least distance of start and goal, world units.
 
     Returns:
-        `position (n, 2), goal (n, 2), wall_x (n,), door_y (n,)`, world units."""
+        `position (n, 2), goal (n, 2), wall_x (n,), door_y (n,)`."""
     u_wall, u_door, u_start = uniforms[:, 0], uniforms[:, 1], uniforms[:, 2:4]
     u_goal = uniforms[:, 4:].unflatten(-1, (GOAL_CANDIDATES, 2))  # (n, K, 2)
-    wall_x = _within(WALL_RANGE, u_wall) if wall is None else torch.full_like(u_wall, wall)
-    door_y = _within(DOOR_RANGE, u_door) if door is None else torch.full_like(u_door, door)
+    wall_x = within(*WALL_RANGE, u_wall) if wall is None else torch.full_like(u_wall, wall)
+    door_y = within(*DOOR_RANGE, u_door) if door is None else torch.full_like(u_door, door)
     left, right, _, _ = doorway(wall_x, door_y)
 
     left_length, right_length = left - LOW, HIGH - right  # of the rooms along x
@@ -306,10 +270,9 @@ def draw_episode(
         x_left = LOW + u[..., 0] * left_length[:, None]
         x_right = right[:, None] + u[..., 0] * right_length[:, None]
         # against rounding
-        x_left, x_right = (torch.minimum(x_left, left[:, None]), x_right.clamp(max=HIGH))
-        return torch.stack(
-            [torch.where(in_left, x_left, x_right), LOW + u[..., 1] * (HIGH - LOW)], dim=-1
-        )
+        x_left, x_right = torch.minimum(x_left, left[:, None]), x_right.clamp(max=HIGH)
+        x, y = torch.where(in_left, x_left, x_right), LOW + u[..., 1] * (HIGH - LOW)
+        return torch.stack([x, y], dim=-1)
 
     def place_anywhere(u: Tensor) -> Tensor:
         """As `place`, with the room chosen by the same number that then says where in it."""
@@ -330,11 +293,6 @@ def draw_episode(
     return start, goal, wall_x, door_y
 
 
-def _within(interval: tuple[float, float], u: Tensor) -> Tensor:
-    low, high = interval
-    return low + u * (high - low)
-
-
 def background(
     wall_x: Tensor,
     door_y: Tensor,
@@ -347,44 +305,38 @@ def background(
     Each pixel is mixed by the share of its area that wall covers, so that layouts a fraction of a
     pixel apart differ."""
     wall_x, door_y = torch.broadcast_tensors(wall_x, door_y)
-    device = wall_x.device
 
     def share(low: Tensor | float, high: Tensor | float) -> Tensor:
         """Share of each pixel's extent within [low, high], world units."""
-        return raster.share(low * size, high * size, size, device)
+        return raster.share(low * size, high * size, size, wall_x.device)
 
     # (..., size) over columns
     across = share(wall_x - WALL_THICKNESS / 2, wall_x + WALL_THICKNESS / 2)
     gap = share(door_y - DOOR_HALF_WIDTH, door_y + DOOR_HALF_WIDTH)  # (..., size) over rows
     inner = share(BORDER, 1.0 - BORDER)  # (size,)
     wall = across[..., None, :] * (1.0 - gap[..., :, None])
-    border = 1.0 - inner[:, None] * inner[None, :]
-    cover = torch.maximum(wall, border)[..., None, :, :]  # (..., 1, size, size)
-    floor, dark = (raster.ink(c, device)[:, None, None] for c in (FLOOR_COLOUR, WALL_COLOUR))
+    cover = torch.maximum(wall, 1.0 - inner[:, None] * inner[None, :])  # (..., size, size)
+    floor: Tensor | raster.Colour = raster.FLOOR
     if corridor is not None:
-        windy = share(wall_x - corridor, wall_x + corridor)[..., None, None, :]
-        floor = floor + windy * (raster.ink(WIND_COLOUR, device)[:, None, None] - floor)
-    picture = floor + cover * (dark - floor)
+        windy = share(wall_x - corridor, wall_x + corridor)[..., None, :]
+        floor = raster.layered(windy, WIND_COLOUR, floor)
+    picture = raster.layered(cover, raster.DARK, floor)
     if shortcut is not None:
         half = SHORTCUT_HALF_WIDTH + AGENT_RADIUS
         water = share(shortcut - half, shortcut + half)[:, None] * across[..., None, :]
         bridge = share(shortcut - BRIDGE_HALF_WIDTH, shortcut + BRIDGE_HALF_WIDTH)[:, None]
         ice = bridge * share(wall_x - WALL_REACH, wall_x + WALL_REACH)[..., None, :]
-        for layer, colour in ((water, WATER_COLOUR), (ice, ICE_COLOUR)):
-            ink = raster.ink(colour, device)[:, None, None]
-            picture = picture + layer[..., None, :, :] * (ink - picture)
+        picture = raster.layered(water, WATER_COLOUR, picture)
+        picture = raster.layered(ice, ICE_COLOUR, picture)
     return (picture + 0.5).to(torch.uint8)
 
 
-def draw_dot(
-    frames: Tensor, position: Tensor, colour: tuple[int, int, int] = AGENT_COLOUR
-) -> Tensor:
+def draw_dot(frames: Tensor, position: Tensor, colour: raster.Colour = raster.RED) -> Tensor:
     """Blend one dot into each picture, in place, touching only the pixels under it.
 
     Args:
         frames: (..., 3, size, size) uint8, contiguous; overwritten.
-        position: (..., 2) the dot's centre, world units.
-        colour: RGB, 0..255.
+        position: (..., 2) the dot's centre.
 
     Returns:
         `frames`."""
@@ -396,19 +348,13 @@ def draw_dot(
     first = (centre - reach).ceil().clamp_(0, size - patch)
     index = first[:, :, None] + torch.arange(patch, device=centre.device)  # (n, 2, P) columns, rows
     square = (index - centre[:, :, None]).square_()
-    alpha = (
-        (square[:, 1, :, None] + square[:, 0, None, :])
-        .mul_(-2.0 / reach**2)
-        .add_(2.0)
-        .clamp_(0.0, 1.0)
-    )
+    alpha = square[:, 1, :, None] + square[:, 0, None, :]
+    alpha = alpha.mul_(-2.0 / reach**2).add_(2.0).clamp_(0.0, 1.0)
     alpha = alpha.flatten(1)[:, None]  # (n, 1, P*P)
 
     index = index.to(torch.int64)
-    # (n, 3, P*P)
-    pixels = (
-        (index[:, 1, :, None] * size + index[:, 0, None, :]).flatten(1)[:, None].expand(-1, 3, -1)
-    )
+    pixels = index[:, 1, :, None] * size + index[:, 0, None, :]
+    pixels = pixels.flatten(1)[:, None].expand(-1, 3, -1)  # (n, 3, P*P)
     under = pictures.gather(2, pixels).float()
     ink = raster.ink(colour, frames.device)[:, None]
     pictures.scatter_(2, pixels, (under + alpha * (ink - under)).add_(0.5).to(torch.uint8))
@@ -417,37 +363,11 @@ def draw_dot(
 
 def paint(backgrounds: Tensor, position: Tensor) -> Tensor:
     """Fresh pictures of the agent at `position (..., 2)` over `backgrounds`, which broadcast to
-    (..., 3, size, size).
-
-    This is the fast path: one copy of the background and one small patch per picture."""
+    (..., 3, size, size)."""
     frames = torch.empty(
         *position.shape[:-1], *backgrounds.shape[-3:], dtype=torch.uint8, device=backgrounds.device
     )
     return draw_dot(frames.copy_(backgrounds), position)
-
-
-def render(
-    position: Tensor,
-    wall_x: Tensor | float,
-    door_y: Tensor | float,
-    size: int = 64,
-    shortcut: float | None = None,
-) -> Tensor:
-    """The picture an agent sees: walls, door and itself, not the goal.
-
-    Args:
-        position: (..., 2) agent centre, world units.
-        wall_x, door_y: numbers, or tensors that broadcast to `position`'s leading shape, world
-            units.
-        size: side of the picture, pixels.
-
-    Returns:
-        uint8 (..., 3, size, size) on `position`'s device."""
-    wall_x, door_y = (
-        torch.as_tensor(edge, dtype=torch.float32, device=position.device)
-        for edge in (wall_x, door_y)
-    )
-    return paint(background(wall_x, door_y, size, shortcut), position)
 
 
 def fixed_or_random(name: str, value: str | float, interval: tuple[float, float]) -> float | None:

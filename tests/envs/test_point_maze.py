@@ -99,9 +99,10 @@ def test_ways_between_cells_are_shortest():
 def test_the_scripted_policy_reaches_every_goal(maze, noise):
     env = PointMazeVectorEnv(num_envs=200, maze=maze, obs="state", max_episode_steps=201)
     env.reset(seed=0)
-    reached = np.zeros(200, bool)
+    reached, rng = np.zeros(200, bool), np.random.default_rng(0)
     for _ in range(200):
-        reached |= env.step(env.expert_action(noise))[4]["success"]
+        action = (env.expert_action() + noise * rng.normal(size=(200, 2))).clip(-1, 1)
+        reached |= env.step(action.astype(np.float32))[4]["success"]
     assert reached.all()
 
 
@@ -115,10 +116,10 @@ def test_random_actions_rarely_reach_goals_of_the_spiral():
 
 
 def test_the_picture_shows_ball_and_walls_and_not_the_goal():
-    env = PointMazeEnv(maze="medium", render_mode="rgb_array", render_size=128)
+    env = PointMazeEnv(maze="medium", render_mode="rgb_array")
     env.reset(seed=3)
     state = env.get_state()
-    empty = env._worlds.canvas(64, 1)[0].double()
+    empty = env._worlds.canvas(1)[0].double()
     mass = (empty - torch.from_numpy(env.observe())).abs().sum(0)
     grid = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
     seen = [(mass.sum(0) * grid).sum() / mass.sum(), (mass.sum(1) * grid).sum() / mass.sum()]
@@ -128,14 +129,4 @@ def test_the_picture_shows_ball_and_walls_and_not_the_goal():
     env.set_state([*state[:4], 0.2, 0.2])
     assert torch.equal(mass, (empty - torch.from_numpy(env.observe())).abs().sum(0))
     env.set_state(env.goal_state())
-    assert np.array_equal(env.observe(), env.goal_image()) and env.render().shape == (128, 128, 3)
-
-
-def test_a_maze_of_ones_own():
-    env = PointMazeEnv(maze=("####", "#..#", "##.#", "####"), obs="state")
-    env.reset(seed=0)
-    assert {tuple((env.reset()[0][:2] * 4).astype(int)) for _ in range(50)} == {
-        (1, 1),
-        (2, 1),
-        (2, 2),
-    }
+    assert np.array_equal(env.observe(), env.goal_image()) and env.render().shape == (64, 64, 3)

@@ -4,24 +4,14 @@ batch of one.
 
 from __future__ import annotations
 
-import dataclasses
-
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from gjwm.envs import raster
 from gjwm.envs import two_room_layout as layout
 from gjwm.envs.two_room import TwoRoomEnv, TwoRoomVectorEnv
-
-SPEC = EnvSpec(
-    id="claims/two-room-v0",
-    entry_point="gjwm.envs.two_room:TwoRoomEnv",
-    vector_entry_point="gjwm.envs.two_room:TwoRoomVectorEnv",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +32,7 @@ def actions_of(seed: int, *shape: int) -> np.ndarray:
 def move(position, action, wall_x, door_y, speed=0.04):
     """One step of agents at positions (..., 2) under actions (..., 2) -> (..., 2)."""
     (x, y), (dx, dy) = position.unbind(-1), (speed * action.clamp(-1.0, 1.0)).unbind(-1)
-    return torch.stack(layout.sweep(x, y, dx, dy, *layout.doorway(wall_x, door_y)), -1)
+    return torch.stack(layout.sweep(x, y, dx, dy, layout.doorway(wall_x, door_y)), -1)
 
 
 @pytest.mark.parametrize("speed", [0.01, 0.04, 0.3, 1.0])
@@ -127,13 +117,6 @@ def test_move_agrees_with_a_walk_of_tiny_straight_steps():
     assert blocked.any(-1).float().mean() > 0.3  # the case is not vacuous
 
 
-def test_move_is_differentiable_everywhere():
-    position = torch.tensor([[0.2, 0.2], [0.45, 0.2], [0.5, 0.5]])
-    action = torch.zeros(3, 2, requires_grad=True)
-    move(position, action, torch.tensor(0.5), torch.tensor(0.5)).sum().backward()
-    assert torch.isfinite(action.grad).all()
-
-
 @pytest.mark.parametrize("walls", ["fixed", "random"])
 def test_episodes_start_free_with_goals_where_they_were_asked_for(walls):
     env = TwoRoomVectorEnv(
@@ -159,6 +142,10 @@ def test_episodes_start_free_with_goals_where_they_were_asked_for(walls):
 # -- pictures --------------------------------------------------------------------------------------
 
 
+def render(position, wall_x, door_y, size):
+    return layout.paint(layout.background(wall_x, door_y, size), position)
+
+
 def brute_force_picture(x: float, y: float, wall_x: float, door_y: float, size: int) -> np.ndarray:
     """The whole picture from the definitions, pixel by pixel centre, in float64."""
     edges = np.arange(size) / size
@@ -173,8 +160,7 @@ def brute_force_picture(x: float, y: float, wall_x: float, door_y: float, size: 
     inner = share(layout.BORDER, 1 - layout.BORDER)
     cover = np.maximum(wall, 1 - inner[:, None] * inner[None])[None]
     floor, dark, red = (
-        np.array(c, float)[:, None, None]
-        for c in (layout.FLOOR_COLOUR, layout.WALL_COLOUR, layout.AGENT_COLOUR)
+        np.array(c, float)[:, None, None] for c in (raster.FLOOR, raster.DARK, raster.RED)
     )
     picture = np.floor(floor + cover * (dark - floor) + 0.5)
     centres = (np.arange(size) + 0.5) / size
@@ -195,7 +181,7 @@ def test_patch_renderer_equals_a_brute_force_rasteriser(size):
     )
     # half outside: clipped, not wrapped
     position[0], position[1] = (torch.tensor([0.0, 0.3]), torch.tensor([1.0, 1.0]))
-    pictures = layout.render(position, wall_x, door_y, size).numpy().astype(float)
+    pictures = render(position, wall_x, door_y, size).numpy().astype(float)
     for i in range(len(pictures)):
         x, y, wall, door = (float(v) for v in (*position[i], wall_x[i], door_y[i]))
         difference = np.abs(pictures[i] - brute_force_picture(x, y, wall, door, size))
@@ -208,7 +194,7 @@ def test_dot_centroid_is_the_position_within_a_twentieth_of_a_pixel():
     # left room, off the walls
     position = torch.rand(200, 2, generator=g) * torch.tensor([0.3, 0.8]) + 0.1
     wall_x, door_y = torch.full((200,), 0.5), torch.full((200,), 0.5)
-    red = layout.render(position, wall_x, door_y, 64)[:, 1].double()
+    red = render(position, wall_x, door_y, 64)[:, 1].double()
     # green falls from floor to dot
     mass = layout.background(wall_x, door_y, 64)[:, 1].double() - red
     centre = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
@@ -217,18 +203,9 @@ def test_dot_centroid_is_the_position_within_a_twentieth_of_a_pixel():
     assert (torch.stack([x, y], -1) - position).abs().max() * 64 < 0.05
 
 
-def test_render_takes_any_leading_shape_and_shares_fixed_layouts():
-    position = torch.rand(2, 3, 4, 2, generator=torch.Generator().manual_seed(0))
-    pictures = layout.render(position, 0.5, 0.4, 32)
-    assert pictures.shape == (2, 3, 4, 3, 32, 32) and pictures.dtype == torch.uint8
-    one = layout.render(position[1, 2, 3], torch.tensor(0.5), torch.tensor(0.4), 32)
-    assert torch.equal(pictures[1, 2, 3], one)
-
-
 def test_the_goal_is_in_the_goal_image_and_not_in_the_observation():
-    env = TwoRoomEnv(goal="other-room", goal_in_info=True, render_mode="rgb_array", render_size=96)
+    env = TwoRoomEnv(goal="other-room", render_mode="rgb_array")
     observation, info = env.reset(seed=3)
-    assert np.array_equal(info["goal_image"], env.goal_image())
     assert np.allclose(info["goal"], env.goal)
     state = env.get_state()
     state[2:4] = 0.3
@@ -236,32 +213,10 @@ def test_the_goal_is_in_the_goal_image_and_not_in_the_observation():
     assert np.array_equal(env.observe(), observation)
     env.set_state(np.r_[0.3, 0.3, state[2:]])
     assert np.array_equal(env.observe(), env.goal_image())
-    assert env.render().shape == (96, 96, 3)
+    assert env.render().shape == (64, 64, 3)
 
 
 # -- the Gymnasium edge ----------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("obs", ["pixels", "state", "both"])
-def test_gymnasium_checks_pass_without_warnings(obs):
-    check_env(gym.make(SPEC, obs=obs, render_mode="rgb_array").unwrapped, skip_render_check=False)
-
-
-def test_same_seed_same_episode_and_later_episodes_differ():
-    def play(env):
-        frames = [
-            env.reset(seed=7)[0],
-            *(env.step(a)[0] for a in actions_of(0, 10)),
-            env.reset()[0],
-        ]
-        return np.stack(frames)
-
-    first, second = (play(TwoRoomEnv(wall="random", door="random")) for _ in range(2))
-    assert np.array_equal(first, second)
-    assert not np.array_equal(first[0], first[-1])
-    # unseeded: from entropy
-    assert not np.array_equal(TwoRoomEnv().reset()[0], TwoRoomEnv().reset()[0])
 
 
 @pytest.mark.parametrize("walls", ["fixed", "random"])
@@ -321,35 +276,6 @@ def test_time_limit_truncates_and_the_goal_terminates():
     ] * 2
 
 
-def steps_until_truncated(env: gym.Env) -> int:
-    env.reset(seed=0)
-    steps, truncated = 0, False
-    while not truncated:
-        truncated = env.step(np.zeros(2, np.float32))[3]
-        steps += 1
-    return steps
-
-
-def test_time_limit_is_the_constructors_and_gym_make_can_only_shorten_it():
-    assert steps_until_truncated(gym.make(SPEC, obs="state")) == 100
-    assert steps_until_truncated(gym.make(SPEC, obs="state", max_episode_steps=5)) == 5
-    longer = dataclasses.replace(SPEC, kwargs={"max_episode_steps": 130})
-    assert steps_until_truncated(gym.make(longer, obs="state")) == 130
-
-
-def test_make_vec_builds_the_native_vector_environment():
-    env = gym.make_vec(SPEC, num_envs=3, vectorization_mode="vector_entry_point", size=32)
-    assert (
-        isinstance(env, TwoRoomVectorEnv)
-        and env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
-    )
-    observation, _ = env.reset(seed=[5, 6, 5])
-    assert env.observation_space.contains(observation)
-    assert np.array_equal(observation[0], observation[2]) and not np.array_equal(
-        observation[0], observation[1]
-    )
-
-
 def test_state_round_trips_exactly_and_restarts_clock_and_stack():
     env = TwoRoomEnv(wall="random", door="random", frame_stack=3, size=32, max_episode_steps=4)
     env.reset(seed=0)
@@ -369,16 +295,6 @@ def test_state_round_trips_exactly_and_restarts_clock_and_stack():
         "door_y",
     }
     assert set(TwoRoomEnv().true_state()) == {"position"}
-
-
-def test_frame_stack_is_oldest_first_and_fills_with_the_first_frame():
-    stacked, plain = TwoRoomEnv(frame_stack=3, size=32), TwoRoomEnv(size=32)
-    first, _ = stacked.reset(seed=2)
-    frames = [plain.reset(seed=2)[0]] * 3
-    assert np.array_equal(first, np.concatenate(frames))
-    for action in actions_of(3, 5):
-        frames = [*frames[1:], plain.step(action)[0]]
-        assert np.array_equal(stacked.step(action)[0], np.concatenate(frames))
 
 
 def test_observations_are_never_overwritten_by_later_steps():
@@ -401,9 +317,9 @@ def test_expert_reaches_every_goal_in_the_other_room_within_60_steps(walls, nois
         num_envs=200, obs="state", wall=walls, door=walls, goal="other-room", max_episode_steps=60
     )
     env.reset(seed=0)
-    reached = np.zeros(200, bool)
+    reached, rng = np.zeros(200, bool), np.random.default_rng(0)
     for _ in range(60):
-        action = env.expert_action(noise)
+        action = (env.expert_action() + noise * rng.normal(size=(200, 2))).clip(-1, 1)
         assert np.abs(action).max() <= 1
         reached |= env.step(action)[4]["success"]
     assert reached.all()
@@ -421,83 +337,6 @@ def test_random_policy_rarely_reaches_the_other_room():
     assert reached.mean() < 0.1
 
 
-def test_expert_noise_is_seeded_and_leaves_later_episodes_alone():
-    env = TwoRoomEnv(obs="state")
-    env.reset(seed=0)
-    noisy = env.expert_action(0.3)
-    after_noise = env.reset()[0]
-    env.reset(seed=0)
-    assert np.array_equal(noisy, env.expert_action(0.3))
-    env.reset(seed=0)
-    assert np.array_equal(env.reset()[0], after_noise)
-
-
-def test_simulate_equals_stepping_and_changes_nothing():
-    env = TwoRoomVectorEnv(
-        num_envs=6, wall="random", door="random", terminate_on_goal=False, obs="state"
-    )
-    env.reset(seed=0)
-    states, actions = env.get_state(), 1.3 * actions_of(0, 6, 4, 20)
-    positions = env.simulate(states, actions)
-    assert positions.shape == (6, 4, 21, 2) and positions.dtype == np.float32
-    assert np.array_equal(env.get_state(), states)
-    for n in range(4):
-        env.set_state(states)
-        assert np.array_equal(positions[:, n, 0], env.position)
-        for t in range(20):
-            env.step(actions[:, n, t])
-            assert np.array_equal(positions[:, n, t + 1], env.position)
-    single = TwoRoomEnv()
-    single.reset(seed=1)
-    assert np.array_equal(single.simulate(states, actions), positions)
-    tensors = env.simulate(torch.from_numpy(states), torch.from_numpy(actions))
-    assert isinstance(tensors, torch.Tensor) and np.array_equal(tensors.numpy(), positions)
-
-
-# -- devices ---------------------------------------------------------------------------------------
-
-
-def test_a_device_gives_tensors_with_the_same_numbers():
-    kwargs = dict(num_envs=4, size=32, max_episode_steps=3)
-    arrays, tensors = TwoRoomVectorEnv(**kwargs), TwoRoomVectorEnv(device="cpu", **kwargs)
-    expected, got = arrays.reset(seed=0)[0], tensors.reset(seed=0)[0]
-    assert isinstance(got, torch.Tensor) and np.array_equal(got.numpy(), expected)
-    for action in actions_of(0, 7, 4):
-        expected, *expected_rest, expected_info = arrays.step(action)
-        got, *rest, info = tensors.step(torch.from_numpy(action))
-        assert all(isinstance(value, torch.Tensor) for value in (got, *rest))
-        assert np.array_equal(got.numpy(), expected)
-        assert all(np.array_equal(a.numpy(), b) for a, b in zip(rest, expected_rest))
-        # a whole batch here: true next observations, also of the environments that go on
-        if "final_obs" in info:
-            for i in range(4):
-                last = expected_info["final_obs"][i]
-                assert np.array_equal(
-                    info["final_obs"][i].numpy(), expected[i] if last is None else last
-                )
-    values = (
-        tensors.position,
-        tensors.goal,
-        tensors.get_state(),
-        tensors.goal_image(),
-        tensors.expert_action(0.1),
-    )
-    assert all(isinstance(value, torch.Tensor) for value in values)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_plays_the_same_episodes_as_the_cpu():
-    kwargs = dict(num_envs=64, wall="random", door="random", frame_stack=2, goal="other-room")
-    host, gpu = TwoRoomVectorEnv(device="cpu", **kwargs), TwoRoomVectorEnv(device="cuda", **kwargs)
-    a, b = host.reset(seed=0)[0], gpu.reset(seed=0)[0]
-    assert torch.equal(host.get_state(), gpu.get_state().cpu())
-    assert (a.int() - b.cpu().int()).abs().max() <= 1
-    for action in actions_of(0, 20, 64):
-        host.step(action), gpu.step(torch.from_numpy(action).cuda())
-    assert torch.allclose(host.position, gpu.position.cpu(), atol=1e-5)
-
-
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -512,7 +351,6 @@ def test_cuda_plays_the_same_episodes_as_the_cpu():
         ({"size": 8}, "size is 8"),
         ({"frame_stack": 0}, "frame_stack is 0"),
         ({"max_episode_steps": 0}, "max_episode_steps is 0"),
-        ({"speed": -1.0}, "speed is -1.0"),
         ({"render_mode": "human"}, "render_mode is 'human'"),
     ],
 )
@@ -526,20 +364,10 @@ def test_constructors_say_what_came_and_what_to_pass(kwargs, said):
 def test_steps_and_states_refuse_what_has_no_meaning():
     env, vector = TwoRoomEnv(obs="state"), TwoRoomVectorEnv(num_envs=2, obs="state")
     env.reset(seed=0), vector.reset(seed=0)
-    with pytest.raises(ValueError, match=r"action has shape \(3,\); expected \(2,\)"):
-        env.step(np.zeros(3))
-    with pytest.raises(ValueError, match="action contains NaN"):
-        vector.step(np.full((2, 2), np.nan))
-    with pytest.raises(ValueError, match=r"state has shape \(5,\)"):
-        env.set_state(np.zeros(5))
     with pytest.raises(ValueError, match="puts the agent into a wall"):
         env.set_state([0.5, 0.2, 0.3, 0.3, 0.5, 0.5])
     with pytest.raises(ValueError, match="puts the agent into a wall"):
         vector.simulate(np.full((1, 6), np.nan), np.zeros((1, 1, 1, 2)))
-    with pytest.raises(ValueError, match=r"expected \(2, N, H, 2\)"):
-        vector.simulate(vector.get_state(), np.zeros((3, 1, 1, 2)))
-    with pytest.raises(ValueError, match="seed holds 3 numbers for 2 environments"):
-        vector.reset(seed=[1, 2, 3])
     with pytest.raises(ValueError, match="the only option"):
         vector.reset(options={"reset_mask": np.ones(2, bool)})
 
@@ -547,16 +375,7 @@ def test_steps_and_states_refuse_what_has_no_meaning():
 # -- the slippery shortcut -------------------------------------------------------------------------
 
 
-SLIPPERY = "gjwm.envs:gjwm/two-room-slippery-v0"
 ICY = dict(door=0.8, shortcut=0.35)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("obs", ["pixels", "state", "both"])
-def test_gymnasium_checks_of_the_slippery_world_pass(obs):
-    check_env(
-        gym.make(SLIPPERY, obs=obs, render_mode="rgb_array").unwrapped, skip_render_check=False
-    )
 
 
 def test_the_bridge_is_crossed_and_the_water_holds():
@@ -590,7 +409,7 @@ def test_agents_of_the_slippery_world_stay_in_free_space():
     rng = np.random.default_rng(0)
     for _ in range(100):
         env.step(
-            np.clip(env.expert_action(0.5) + rng.normal(size=(300, 2)), -1, 1).astype(np.float32)
+            np.clip(env.expert_action() + 1.1 * rng.normal(size=(300, 2)), -1, 1).astype(np.float32)
         )
         position = torch.from_numpy(env.position).float()
         assert layout.is_free(
@@ -615,21 +434,6 @@ def test_slips_are_gaussian_and_only_on_the_ice():
     env.set_state(ashore)
     env.step(np.zeros((n, 2), np.float32))
     assert np.allclose(env.position, ashore[:, :2], atol=1e-7)
-
-
-def test_slippery_episodes_are_seeded_and_batched_like_single_ones():
-    single, vector = (
-        TwoRoomEnv(obs="state", **ICY),
-        TwoRoomVectorEnv(num_envs=3, obs="state", **ICY),
-    )
-    state = np.array([0.5, 0.35, 0.9, 0.9, 0.5, 0.8])
-    vector.reset(seed=5, options={"state": np.tile(state, (3, 1))})
-    paths = np.stack([vector.step(np.zeros((3, 2), np.float32))[0] for _ in range(5)], 1)
-    for i in range(3):
-        single.reset(seed=5 + i, options={"state": state})
-        path = np.stack([single.step(np.zeros(2, np.float32))[0] for _ in range(5)])
-        assert np.array_equal(path, paths[i])
-    assert not np.array_equal(paths[0], paths[1])
 
 
 def test_simulated_outcomes_share_their_noise_between_plans_and_match_the_world():

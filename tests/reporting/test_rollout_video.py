@@ -153,7 +153,7 @@ def test_pictures_are_enlarged_to_a_readable_size_and_shrunk_to_a_bearable_one(a
 def test_a_world_without_pictures_is_named(attempted):
     model, _, details = attempted
     with pytest.raises(ValueError, match="cannot be filmed"):
-        films_of(model, Task(TASK.env_id, {**SETTINGS, "render_size": 3}, None), details)
+        films_of(model, Task(TASK.env_id, {**SETTINGS, "size": 3}, None), details)
 
 
 def test_a_model_is_filmed_where_it_comes_from(tmp_path):
