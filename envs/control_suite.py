@@ -19,11 +19,14 @@ from gjwm.envs.common import (
     checked_action,
     checked_state,
     from_words,
+    get_physics,
     observation_space,
+    put,
+    set_physics,
     state_option,
     to_words,
 )
-from gjwm.envs.rendering import FaithfulRenderer, FastRenderer, NoContexts, prepare_backend
+from gjwm.envs.rendering import LOCK, FaithfulRenderer, FastRenderer, NoContexts, prepare_backend
 from gjwm.envs.suite_tasks import goal_space, joint_positions
 from gjwm.envs.task_names import TASKS
 from gjwm.envs.variation import Variation
@@ -32,16 +35,8 @@ from gjwm.envs.workers import cores
 # Arrays of the *model* that some task redraws at each reset (targets, damping, terrain); part of an
 # environment's state.
 _EPISODE_FIELDS = (
-    "body_pos",
-    "body_quat",
-    "geom_pos",
-    "geom_quat",
-    "geom_size",
-    "site_pos",
-    "site_size",
-    "light_pos",
-    "dof_damping",
-    "wrap_prm",
+    *("body_pos", "body_quat", "geom_pos", "geom_quat", "geom_size", "site_pos", "site_size"),
+    *("light_pos", "dof_damping", "wrap_prm"),
 )
 _TERRAIN = ("hfield_data",)  # 40,000 numbers, which one task redraws
 
@@ -52,73 +47,41 @@ _UNBOUNDED = 1e10  # what dm_control writes as the bound of an actuator without 
 class ControlSuiteEnv(StackedFrames):
     """A task of dm_control's suite, from its state vector, from pixels, or both.
 
-    ## Action space
+    **Action space**: `Box(-1, 1, (A,), float32)`; clipped to these bounds, then rescaled to the
+    task's own. Each action is applied for `action_repeat` control steps.
 
-    `Box(-1, 1, (A,), float32)`; clipped to these bounds, then rescaled to the task's own. Each
-    action is applied for `action_repeat` control steps.
+    **Observation space**: `"state"` (`Box(-inf, inf, (S,), float32)`): the task's own observation,
+    flattened in its order; `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB
+    frames, oldest first, newest last; `"both"` (`Dict`): `"pixels"` and `"state"`. After a reset or
+    `set_state` the frame stack repeats the first frame.
 
-    ## Observation space
+    **Reward**: the task's own, in [0, 1] per control step, summed over `action_repeat`.
 
-    - `"state"` (`Box(-inf, inf, (S,), float32)`): the task's own observation, flattened in its
-      order
-    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
-      newest last
-    - `"both"` (`Dict`): `"pixels"` and `"state"`
+    **Start and end**: the task's own initial distribution, drawn from the seed; later resets go on
+    from there. `terminated` only where the task itself ends with discount 0, which of all tasks
+    only lqr does; the time limit (1000 control steps, lqr has none) is `truncated`.
 
-    After a reset or `set_state` the frame stack repeats the first frame. Pictures of the fast
-    renderer have no shadows, reflections, skybox or multisampling (`gjwm.envs.rendering`); those of
-    the faithful one are dm_control's to the last bit, and take 9 to 27 times as long here. The two
-    look different: never mix them in one dataset, which keeps the choice.
+    **Reaching goals**: `position` is compared with `success_radius`: see `gjwm.envs.suite_tasks`.
 
-    ## Reward
-
-    The task's own, in [0, 1] per control step, summed over `action_repeat`.
-
-    ## Starting state and episode end
-
-    The task's own initial distribution, drawn from the seed; later resets go on from there.
-    `terminated` only where the task itself ends with discount 0, which of all tasks only lqr does;
-    the time limit (1000 control steps, lqr has none) is `truncated`.
-
-    ## Reaching goals
-
-    `position` is compared with `success_radius`:
-
-    | domain      | position                                   | radius           |
-    |-------------|--------------------------------------------|------------------|
-    | reacher     | fingertip xy                               | 0.02 m           |
-    | point_mass  | mass xy                                    | 0.02 m           |
-    | ball_in_cup | ball xz                                    | 0.02 m           |
-    | cartpole    | cart x, cos and sin of the pole            | 0.1 (m and unit) |
-    | pendulum    | cos and sin                                | 0.1              |
-    | acrobot     | tip xz                                     | 0.2 m            |
-    | finger      | cos and sin of the spinner                 | 0.1              |
-    | any other   | all joint positions, hinges as cos and sin | 0.1 (m and unit) |
-
-    ## Arguments
-
-    - `domain`, `task`: names in `dm_control.suite`; set by the id
-    - `obs` (default `"state"`): `"state"`, `"pixels"` or `"both"`
-    - `size` (default 64): side of the picture, pixels
-    - `camera` (default None): camera id; -1: the free one; None: 2 for quadruped, else 0
-    - `action_repeat` (default 1): control steps per action
-    - `frame_stack` (default 1): pictures per observation
-    - `max_episode_steps` (default None): actions per episode, no more than the task's time limit;
-      None: that
-    - `hidden` (default ()): names of geoms, sites or bodies left out of pictures
-    - `render_mode` (default None): `"rgb_array"` for `render()`
-    - `render_size` (default `size`): side of `render()`'s picture, pixels
-    - `renderer` (default `"fast"`): `"fast"`, or `"faithful"`: dm_control's own pictures
-    - `variation` (default None): what differs between episodes: factors of `gjwm.envs.variation`
-
-    Version: v0, the first.
+    Args:
+        domain, task: names in `dm_control.suite`; set by the id.
+        obs: "state", "pixels" or "both".
+        size: side of the picture, pixels.
+        camera: camera id; -1: the free one; None: 2 for quadruped, else 0.
+        action_repeat: control steps per action.
+        frame_stack: pictures per observation.
+        max_episode_steps: actions per episode, no more than the task's time limit; None: that.
+        hidden: names of geoms, sites or bodies left out of pictures.
+        render_mode: "rgb_array" for `render()`.
+        renderer: "fast": no shadows, reflections, skybox or multisampling, or "faithful":
+            dm_control's own pictures to the last bit, which take 9 to 27 times as long. The two
+            look different: never mix them in one dataset, which keeps the choice.
+        variation: what differs between episodes: factors of `gjwm.envs.variation`.
 
     Raises:
         ValueError: for an unknown task or hidden name, an action of another shape or with NaN, a
             state of another size.
         RuntimeError: when pixels are asked for and the machine has no headless OpenGL."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
     def __init__(
         self,
@@ -133,7 +96,6 @@ class ControlSuiteEnv(StackedFrames):
         max_episode_steps: int | None = None,
         hidden: Sequence[str] = (),
         render_mode: str | None = None,
-        render_size: int | None = None,
         renderer: str = "fast",
         variation: Mapping[str, bool | float] | Sequence[str] | None = None,
     ):
@@ -145,15 +107,13 @@ class ControlSuiteEnv(StackedFrames):
         self.render_mode, self.domain, self.task_name = render_mode, domain, task
         self._physics, self._task = suite.physics, suite.task
         self._model, self._data = self._physics.model.ptr, self._physics.data.ptr
-        self._drawn = _EPISODE_FIELDS + (
-            _TERRAIN if (domain, task) == ("quadruped", "escape") else ()
-        )
+        terrain = _TERRAIN if (domain, task) == ("quadruped", "escape") else ()
+        self._drawn = _EPISODE_FIELDS + terrain
         self._substeps = round(suite.control_timestep() / self._physics.timestep())
-        limit = suite._step_limit  # control steps; dm_control has no public name for it
-        self._limit = limit
+        self._limit = suite._step_limit  # control steps; dm_control has no public name for it
         if max_episode_steps is not None:
             self.check_length(max_episode_steps)
-            self._limit = min(limit, action_repeat * max_episode_steps)
+            self._limit = min(self._limit, action_repeat * max_episode_steps)
         self._hide(hidden)
         camera = camera if camera is not None else {"quadruped": 2}.get(domain, 0)
         if not -1 <= camera < self._model.ncam:
@@ -165,11 +125,6 @@ class ControlSuiteEnv(StackedFrames):
         self._word = 0
         self.renderer = renderer
         self._renderer = _RENDERERS[renderer](size, camera)
-        self._viewer = (
-            self._renderer
-            if render_size in (None, size)
-            else _RENDERERS[renderer](render_size, camera)
-        )
         bounds = suite.action_spec()
         low, high = np.asarray(bounds.minimum, np.float64), np.asarray(bounds.maximum, np.float64)
         if (high >= _UNBOUNDED).any():  # lqr: one unit of ours is one of theirs
@@ -201,22 +156,17 @@ class ControlSuiteEnv(StackedFrames):
         import mujoco
 
         invisible = 5  # groups above 2 are not drawn by default
-        model = self._model
+        model, kinds = self._model, mujoco.mjtObj
         for name in names:
-            ids = [
+            body, geom, site = (
                 mujoco.mj_name2id(model, kind, name)
-                for kind in (
-                    mujoco.mjtObj.mjOBJ_BODY,
-                    mujoco.mjtObj.mjOBJ_GEOM,
-                    mujoco.mjtObj.mjOBJ_SITE,
-                )
-            ]
-            if max(ids) < 0:
+                for kind in (kinds.mjOBJ_BODY, kinds.mjOBJ_GEOM, kinds.mjOBJ_SITE)
+            )
+            if max(body, geom, site) < 0:
                 raise ValueError(
                     f"{self.domain} has no body, geom or site named {name!r} to hide; "
                     f"env.hidden=[] hides nothing."
                 )
-            body, geom, site = ids
             if body >= 0:
                 model.geom_group[model.geom_bodyid == body] = invisible
             if geom >= 0:
@@ -273,23 +223,12 @@ class ControlSuiteEnv(StackedFrames):
         return np.concatenate([np.atleast_1d(part).ravel() for part in parts]).astype(np.float32)
 
     def picture(self) -> np.ndarray:
-        """uint8 (3, size, size): what is observed."""
-        return self._picture(self._renderer)
-
-    def view(self) -> np.ndarray:
-        """uint8 (3, render_size, render_size): what people see."""
-        return self._picture(self._viewer)
-
-    def _picture(self, renderer: FastRenderer | FaithfulRenderer) -> np.ndarray:
-        if isinstance(renderer, FaithfulRenderer):
-            picture = renderer.picture(self._physics)
-        else:
-            picture = renderer.picture(self._model, self._data)
-        return (
-            picture
-            if self._variation is None
-            else self._variation.draw_over(picture, self._word, self._data.time)
-        )
+        """uint8 (3, size, size): what is observed and shown."""
+        scene = (self._physics,) if self.renderer == "faithful" else (self._model, self._data)
+        picture = self._renderer.picture(*scene)
+        if self._variation is None:
+            return picture
+        return self._variation.draw_over(picture, self._word, self._data.time)
 
     def get_state(self) -> np.ndarray:
         """(X,) float64, everything the future depends on but the episode's clock, and so its time
@@ -299,14 +238,8 @@ class ControlSuiteEnv(StackedFrames):
         sensors' readings, which are of the last step; the episode's seed, from which its variation
         comes; and the generator of the episodes to come, 32 bits to an entry. Tasks draw at resets
         only."""
-        import mujoco
-
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        physics = np.empty(mujoco.mj_stateSize(self._model, kind))
-        mujoco.mj_getState(self._model, self._data, physics, kind)
-        return np.concatenate(
-            [physics, *map(np.ravel, self._fields()), [float(self._word)], to_words(self.np_random)]
-        )
+        physics, fields = get_physics(self._model, self._data), map(np.ravel, self._fields())
+        return np.concatenate([physics, *fields, [float(self._word)], to_words(self.np_random)])
 
     def _fields(self) -> list[np.ndarray]:
         return [*(getattr(self._model, name) for name in self._drawn), self._data.sensordata]
@@ -314,28 +247,18 @@ class ControlSuiteEnv(StackedFrames):
     def set_state(self, state: np.ndarray) -> None:
         """Go to a state of `get_state`; the frame stack then repeats its picture. The episode's
         clock goes on."""
-        import mujoco
-
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        count = mujoco.mj_stateSize(self._model, kind)
-        fields = self._fields()
-        expected = count + sum(field.size for field in fields) + 1 + WORDS
+        count, (*fields, sensors) = get_physics(self._model, self._data).size, self._fields()
+        drawn = sum(field.size for field in fields)
+        expected = count + drawn + sensors.size + 1 + WORDS
         state = checked_state(state, expected, self.domain)
         self._word = int(state[-WORDS - 1])
         if self._variation is not None:
             self._variation.apply(self._model, self._word)
-        physics = np.ascontiguousarray(state[:count])
-        *fields, sensors = fields
-        for field in fields:
-            field[...] = state[count : count + field.size].reshape(field.shape)
-            count += field.size
-        mujoco.mj_setState(self._model, self._data, physics, kind)
-        mujoco.mj_forward(self._model, self._data)
-        # mj_forward leaves traces in the solver's warm start; the future must be the one the state
-        # had. It reads sensors of force and acceleration anew, where a step leaves them as they
-        # were before it.
-        mujoco.mj_setState(self._model, self._data, physics, kind)
-        sensors[...] = state[count : count + sensors.size]
+        put(fields, state[count:])
+        set_physics(self._model, self._data, state[:count])
+        # It reads sensors of force and acceleration anew, where a step leaves them as they were
+        # before it.
+        sensors[...] = state[count + drawn : -WORDS - 1]
         from_words(self.np_random, state[-WORDS:])
         self._frames.clear()
 
@@ -350,7 +273,7 @@ class ControlSuiteEnv(StackedFrames):
 
         None in domains whose position is no point on the ground, or seen by a free camera."""
         height = {"reacher": 0.01, "point_mass": 0.01}.get(self.domain)  # m, of what moves there
-        camera = self._viewer.camera_id
+        camera = self._renderer.camera_id
         if height is None or camera < 0:
             return None
         position = np.asarray(position, np.float64)
@@ -369,15 +292,12 @@ class ControlSuiteEnv(StackedFrames):
             "qvel": np.array(self._data.qvel),
         }
 
-    def simulate(
-        self, states: np.ndarray, actions: np.ndarray, threads: int | None = None
-    ) -> np.ndarray:
+    def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """True positions under many action sequences, without changing this environment.
 
         Args:
             states: (B, X) from `get_state`.
             actions: (B, N, H, A) in [-1, 1], each applied for `action_repeat` control steps.
-            threads: None uses every core this process may use.
 
         Returns:
             (B, N, H+1, P) float32, index 0 the start.
@@ -386,13 +306,12 @@ class ControlSuiteEnv(StackedFrames):
             ValueError: for tasks that turn actions into controls in a way of their own."""
         if self._simulator is None:
             self._simulator = _Simulator(self)
-        return self._simulator.positions(states, actions, threads)
+        return self._simulator.positions(states, actions)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ControlSuiteEnv:
         """An independent environment in the same state, which draws with the same OpenGL context.
 
-        Many times cheaper than making another one. Its task draws from a random generator of its
-        own."""
+        Many times cheaper than making another one."""
         other = copy.copy(self)
         memo[id(self)] = other
         other._physics = self._physics.copy(share_model=False)
@@ -408,9 +327,7 @@ class ControlSuiteEnv(StackedFrames):
     def close(self) -> None:
         """Let go of the OpenGL contexts, which are freed with the last copy that uses them. A later
         picture opens new ones."""
-        kind, shared = type(self._renderer), self._viewer is self._renderer
-        self._renderer = kind(self._renderer.size, self._renderer.camera_id)
-        self._viewer = self._renderer if shared else kind(self._viewer.size, self._viewer.camera_id)
+        self._renderer = type(self._renderer)(self._renderer.size, self._renderer.camera_id)
 
 
 # In the place of dm_control's gradient of 800 x 4800 pixels, which is 11.5 of a model's 11.8 MB and
@@ -428,16 +345,18 @@ def _load(domain: str, task: str, *, draws: bool, skybox: bool):
         raise ValueError(
             f"dm_control's suite has no task '{domain}-{task}'; the nearest are {', '.join(near)}."
         )
-    prepare_backend(draws, "dm_control.suite")
-    from dm_control import suite
+    # One at a time: OpenGL is chosen by environment variables, and the sky is changed for all.
+    with LOCK:
+        prepare_backend(draws, "dm_control.suite")
+        from dm_control import suite
 
-    assets, sky = suite.common.ASSETS, "./common/skybox.xml"
-    kept = assets[sky]
-    try:
-        assets[sky] = kept if skybox else _NO_SKY
-        env = suite.load(domain, task, task_kwargs={"random": 0})
-    finally:
-        assets[sky] = kept
+        assets, sky = suite.common.ASSETS, "./common/skybox.xml"
+        kept = assets[sky]
+        try:
+            assets[sky] = kept if skybox else _NO_SKY
+            env = suite.load(domain, task, task_kwargs={"random": 0})
+        finally:
+            assets[sky] = kept
     env.physics._contexts = NoContexts()
     return env
 
@@ -456,12 +375,15 @@ class _Simulator:
                 f"{env.domain}-{env.task_name} turns actions into controls in its own way, which "
                 "the batched simulator does not know; step environments instead."
             )
-        self.env, self.model = env, copy.copy(env._model)
-        self.pool, self.data = None, []
-
-    def positions(self, states: np.ndarray, actions: np.ndarray, threads: int | None) -> np.ndarray:
         import mujoco
         from mujoco import rollout
+
+        self.env, self.model = env, copy.copy(env._model)
+        self.pool = rollout.Rollout(nthread=cores())
+        self.data = [mujoco.MjData(self.model) for _ in range(cores())]
+
+    def positions(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        import mujoco
 
         env = self.env
         states, actions = np.asarray(states, np.float64), np.asarray(actions)
@@ -471,47 +393,33 @@ class _Simulator:
                 f"{actions.shape}."
             )
         envs, candidates, horizon, _ = actions.shape
-        threads = threads or cores()
-        if len(self.data) != threads:
-            self.pool = rollout.Rollout(nthread=threads)
-            self.data = [mujoco.MjData(self.model) for _ in range(threads)]
-        full = mujoco.mjtState.mjSTATE_INTEGRATION
-        count = mujoco.mj_stateSize(self.model, full)
+        count = get_physics(self.model, self.data[0]).size
         start, warm = (
-            np.stack([_extract(self.model, s[:count], full, part) for s in states])
+            np.stack([self._extract(s[:count], part) for s in states])
             for part in (mujoco.mjtState.mjSTATE_FULLPHYSICS, mujoco.mjtState.mjSTATE_WARMSTART)
         )
         controls = env._control(actions, (envs, candidates, horizon, *env.action_space.shape))
         repeat = env.action_repeat * env._substeps
-        # What an episode drew in the model differs between envs: one rollout call per set of
-        # fields.
-        fields = states[
-            :, count : count + sum(getattr(self.model, name).size for name in env._drawn)
-        ]
+        # What an episode drew in the model differs between envs: one rollout per set.
+        drawn = sum(getattr(self.model, name).size for name in env._drawn)
+        fields = states[:, count : count + drawn]
         masses = env._variation is not None and "mass" in env._variation.strength
-        groups = (
-            [np.arange(envs)]
-            if not masses and ((fields == fields[0]).all() or not self._moves(fields))
-            else np.split(np.arange(envs), envs)
-        )
+        groups = np.split(np.arange(envs), envs if masses or self._moves(fields) else 1)
         qpos = np.empty((envs, candidates, horizon + 1, self.model.nq))
         # FULLPHYSICS begins with time, then qpos
         qpos[:, :, 0] = start[:, None, 1 : 1 + self.model.nq]
         for group in groups:
             if masses:
                 env._variation.apply(self.model, int(states[group[0], -WORDS - 1]))
-            self._set_fields(fields[group[0]])
+            put((getattr(self.model, name) for name in env._drawn), fields[group[0]])
             flat = controls[group].reshape(-1, horizon, controls.shape[-1])
             begin, heat = (np.repeat(x[group], candidates, 0) for x in (start, warm))
             ends = np.empty((len(flat), horizon, self.model.nq))
             for low in range(0, len(flat), self.rows):
                 part = slice(low, low + self.rows)
+                control, warmth = np.repeat(flat[part], repeat, 1), heat[part]
                 states_out, _ = self.pool.rollout(
-                    self.model,
-                    self.data,
-                    begin[part],
-                    np.repeat(flat[part], repeat, 1),
-                    initial_warmstart=heat[part],
+                    self.model, self.data, begin[part], control, initial_warmstart=warmth
                 )
                 ends[part] = states_out[:, repeat - 1 :: repeat, 1 : 1 + self.model.nq]
             qpos[group, :, 1:] = ends.reshape(len(group), candidates, horizon, -1)
@@ -521,38 +429,24 @@ class _Simulator:
         """Whether the envs' model fields differ in anything that physics sees (a site or an
         invisible target is not)."""
         model, at = self.model, 0
-        inert = {"site_pos", "site_size", "light_pos"}
+        still = (model.geom_contype == 0) & (model.geom_conaffinity == 0) & (model.geom_bodyid == 0)
         for name in self.env._drawn:
             field = getattr(model, name)
             part = fields[:, at : at + field.size]
             at += field.size
-            different = (part != part[0]).any(0).reshape(field.shape)
-            if name in inert or not different.any():
-                continue
+            different = (part != part[0]).any(0)
             if name.startswith("geom_"):
-                touched = different.reshape(len(field), -1).any(1)
-                still = (
-                    (model.geom_contype == 0)
-                    & (model.geom_conaffinity == 0)
-                    & (model.geom_bodyid == 0)
-                )
-                if (touched & ~still).any():
-                    return True
-            else:
+                different = different.reshape(model.ngeom, -1).any(1) & ~still
+            if different.any() and name not in ("site_pos", "site_size", "light_pos"):
                 return True
         return False
 
-    def _set_fields(self, values: np.ndarray) -> None:
-        at = 0
-        for name in self.env._drawn:
-            field = getattr(self.model, name)
-            field[...] = values[at : at + field.size].reshape(field.shape)
-            at += field.size
+    def _extract(self, state: np.ndarray, part: Any) -> np.ndarray:
+        """A part of an integration state, such as the solver's warm start."""
+        import mujoco
 
-
-def _extract(model, state: np.ndarray, kind: int, part: int) -> np.ndarray:
-    import mujoco
-
-    out = np.empty(mujoco.mj_stateSize(model, part))
-    mujoco.mj_extractState(model, np.ascontiguousarray(state), int(kind), out, int(part))
-    return out
+        full = mujoco.mjtState.mjSTATE_INTEGRATION
+        out = np.empty(mujoco.mj_stateSize(self.model, part))
+        state = np.ascontiguousarray(state)
+        mujoco.mj_extractState(self.model, state, int(full), out, int(part))
+        return out

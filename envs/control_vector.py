@@ -4,7 +4,6 @@ rewards in one formula."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 import torch
 
 from gjwm.envs.control_suite import ControlSuiteEnv
-from gjwm.envs.suite_tasks import FORMULAS
-from gjwm.envs.vector import BatchedEnv, cores
+from gjwm.envs.suite_tasks import ELEMENTS, FORMULAS, sensor_rows
+from gjwm.envs.vector import BatchedEnv, Seeds, cores
 
 # degrees of freedom x physics steps per control step, above which a second thread is worth its
 # hand-overs
@@ -25,10 +24,10 @@ class ControlSuiteVectorEnv(BatchedEnv):
     """`ControlSuiteEnv`s with `obs="state"`, stepped together; every number is that of the single
     environment, to the last bit.
 
-    What a step costs is less the physics than the Python around it. Here the controls of all
-    simulators are written, their physics advances in C without a word in between, their fields are
-    gathered into arrays (N, ...), and observation and reward are computed once for all
-    (`gjwm.envs.suite_tasks`). Tasks without a formula are asked one by one.
+    What a step costs is less the physics than the Python around it. Here the physics of all
+    simulators advances in C without a word in between, their fields are gathered into arrays (N,
+    ...), and observation and reward are computed once for all (`gjwm.envs.suite_tasks`). Tasks
+    without a formula are asked one by one.
 
     Args:
         first: one environment, `obs="state"`, whose arguments and time limit hold for all; taken
@@ -53,23 +52,14 @@ class ControlSuiteVectorEnv(BatchedEnv):
     ):
         super().__init__(first, n, device)
         env: ControlSuiteEnv = first.unwrapped
-        if env.obs != "state":
-            raise ValueError(f"simulators in a batch observe 'state', got obs={env.obs!r}.")
         self.envs = [env, *(copy.deepcopy(env) for _ in range(self.num_envs - 1))]
         self.action_repeat = env.action_repeat
         self._limit = env._limit  # control steps
-        if (outer := _time_limit(first)) is not None:
-            self._limit = min(self._limit, outer * env.action_repeat)
         self._seeded = False
         self._physics = _Batch(self.envs, threads)
         self._formula = FORMULAS.get((env.domain, env.task_name))
 
-    def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ):
+    def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None):
         """Start an episode in every environment -> (observations (N, S), infos); `options={"state":
         (N, X)}` says where."""
         seeds = self._seeds(seed)
@@ -78,20 +68,16 @@ class ControlSuiteVectorEnv(BatchedEnv):
             # Copies would all draw what the first one draws.
             seeds = [int(s) for s in np.random.SeedSequence().generate_state(self.num_envs) >> 1]
         self._seeded = True
-        infos: dict[str, Any] = {}
-        for i, (env, chosen) in enumerate(zip(self.envs, self._options(options))):
-            infos = self._add_info(infos, env.reset(seed=seeds[i], options=chosen)[1], i)
-        return self._out(self._observe()), self._out(infos)
+        for env, one, chosen in zip(self.envs, seeds, self._options(options)):
+            env.reset(seed=one, options=chosen)
+        return self._out(self._observe()), {}
 
     def step(self, actions: Any):
         """Apply actions (N, A) in [-1, 1] -> (observations, rewards, terminations, truncations,
         infos)."""
         actions = self._checked(actions)
         controls = self.envs[0]._control(actions, actions.shape)
-        rewards, terminated, truncated = (
-            np.zeros(self.num_envs),
-            *np.zeros((2, self.num_envs), bool),
-        )
+        rewards, terminated, truncated = self._none_yet()
         running = np.arange(self.num_envs)
         for _ in range(self.action_repeat):
             self._physics.advance(running, controls)
@@ -109,34 +95,26 @@ class ControlSuiteVectorEnv(BatchedEnv):
             if not len(running):
                 break
         observations = final = self._observe()
-        infos: dict[str, Any] = {}
         ended = (terminated | truncated).nonzero()[0]
         if len(ended) and self.autoreset:
             observations = observations.copy()
-            for i, (observation, info) in zip(
-                ended, self._physics.map(ControlSuiteEnv.reset, ended)
-            ):
+            for i, (observation, _) in zip(ended, self._physics.map(ControlSuiteEnv.reset, ended)):
                 observations[i] = observation
-                infos = self._add_info(infos, info, i)
-        return self._results(observations, rewards, terminated, truncated, infos, final)
+        return self._results(observations, rewards, terminated, truncated, {}, final)
 
     def _observe(self) -> np.ndarray:
         if self._formula is None:
             return np.stack([env.observe() for env in self.envs])
-        return np.concatenate(
-            self._formula.observe(self._physics), 1, dtype=np.float32, casting="same_kind"
-        )
+        parts = self._formula.observe(self._physics)
+        return np.concatenate(parts, 1, dtype=np.float32, casting="same_kind")
 
     def _rewards(self, rows: np.ndarray) -> np.ndarray:
         if self._formula is None:
-            return np.array(
-                [float(e._task.get_reward(e._physics) or 0.0) for e in (self.envs[i] for i in rows)]
-            )
+            envs = [self.envs[i] for i in rows]
+            return np.array([float(e._task.get_reward(e._physics) or 0.0) for e in envs])
         return self._formula.reward(self._physics)[rows]
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Every environment's method `name` called with the arguments, or its attribute -> one
-        result each."""
         members = [getattr(env, name) for env in self.envs]
         return tuple(x(*args, **kwargs) if callable(x) else x for x in members)
 
@@ -158,15 +136,6 @@ class ControlSuiteVectorEnv(BatchedEnv):
         self._physics.close()
         for env in self.envs:
             env.close()
-
-
-def _time_limit(env: gym.Env) -> int | None:
-    """Steps after which a wrapper of `gymnasium.make` truncates."""
-    while isinstance(env, gym.Wrapper):
-        if isinstance(env, gym.wrappers.TimeLimit):
-            return env._max_episode_steps
-        env = env.env
-    return None
 
 
 class _Batch:
@@ -210,11 +179,8 @@ class _Batch:
         if self._pool is None or len(rows) < 2:
             self._advance(rows, controls)
         else:
-            list(
-                self._pool.map(
-                    self._advance, np.array_split(rows, self.threads), [controls] * self.threads
-                )
-            )
+            shares = np.array_split(rows, self.threads)
+            list(self._pool.map(self._advance, shares, [controls] * self.threads))
         after = np.concatenate(self._alarms)
         if (after > before).any():
             self._diverged(int((after > before).argmax()) // len(self._alarms[0]))
@@ -223,12 +189,7 @@ class _Batch:
         import mujoco
 
         step, first_half, second_half = mujoco.mj_step, mujoco.mj_step1, mujoco.mj_step2
-        models, datas, mine, substeps = (
-            self._models,
-            self._datas,
-            self._controls,
-            self.envs[0]._substeps,
-        )
+        substeps = self.envs[0]._substeps
         if self._before or self._after or self._own_step:
             for i in rows:
                 env = self.envs[i]
@@ -238,6 +199,7 @@ class _Batch:
             return
         # dm_control's step leaves positions and velocities, and what follows from them, of the new
         # state: the first half of the next step. (Physics.step, of which this is the inside.)
+        models, datas, mine = self._models, self._datas, self._controls
         for i in rows.tolist():
             model, data = models[i], datas[i]
             mine[i][:] = controls[i]
@@ -252,9 +214,8 @@ class _Batch:
     def _diverged(self, i: int) -> None:
         import mujoco
 
-        names = [
-            name for name, number in zip(mujoco.mjtWarning.__members__, self._alarms[i]) if number
-        ]
+        kinds = mujoco.mjtWarning.__members__
+        names = [name for name, number in zip(kinds, self._alarms[i]) if number]
         env = self.envs[i]
         raise RuntimeError(
             f"env {i} of {env.domain}-{env.task_name}: the physics state is invalid "
@@ -277,13 +238,12 @@ class _Batch:
 
     def of(self, field: str, name: str) -> np.ndarray:
         """The row of a named element, (N, *row)."""
-        kind = _KINDS[field.split("_")[0] if field != "sensordata" else "sensor"]
+        kind = ELEMENTS[field.split("_")[0]]
 
         def row(env: ControlSuiteEnv) -> np.ndarray:
-            index = getattr(env._model, kind)(name).id
             if kind == "sensor":
-                at = env._model.sensor_adr[index]
-                return env._data.sensordata[at : at + env._model.sensor_dim[index]]
+                return env._data.sensordata[sensor_rows(env._model, name)]
+            index = getattr(env._model, kind)(name).id
             return getattr(env._data if hasattr(env._data, field) else env._model, field)[index]
 
         return self._gather((field, name), row)
@@ -291,6 +251,3 @@ class _Batch:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
-
-
-_KINDS = {"geom": "geom", "site": "site", "sensor": "sensor", "xpos": "body", "xmat": "body"}

@@ -3,6 +3,7 @@ states of its own."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,18 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gjwm.envs.common import WORDS, check_choices, check_counts, from_words, to_words
+from gjwm.envs.common import (
+    WORDS,
+    check_choices,
+    check_counts,
+    checked_state,
+    each,
+    from_words,
+    keywords,
+    to_words,
+)
+from gjwm.envs.control_suite import ControlSuiteEnv
 
-# GoalEnv's arguments
-_OWN = ("goal", "goals", "offset", "reward", "success_radius", "terminate_on_goal")
 _TRIES = 20  # draws of a goal that is not reached already
 _HOLD = 5  # steps that an action of the walk to a goal lasts, or it would stay near the start
 
@@ -26,49 +35,31 @@ class GoalEnv(gym.Env):
     `gjwm.envs.control_suite`): reached is within `success_radius` of it, Euclidean. That is the
     simulator's truth, never a picture's.
 
-    ## Observation space
+    **Observation space**: `Dict`, as hindsight relabelling (HER) expects it: `observation`, the
+    environment's own; `achieved_goal` (`Box` (P,) float64): position, or with `goal="both"` a
+    `Dict` of `state` (P,) and `pixels` uint8 (3, size, size), the newest frame; `desired_goal`: the
+    same at the goal. **Action space**: the environment's own.
 
-    `Dict`, as hindsight relabelling (HER) expects it:
+    **Reward**: `"sparse"`: 0 where the goal is reached, else -1. `"dense"`: minus the distance. Of
+    the state after the step, whatever `action_repeat`; `compute_reward` takes whole batches.
 
-    - `observation`: the environment's own
-    - `achieved_goal` (`Box` (P,) float64): position; with `goal="both"` a `Dict` of `state` (P,)
-      and `pixels` uint8 (3, size, size), the newest frame
-    - `desired_goal`: the same at the goal
+    **Start and end**: `reset(seed=s)` starts where the environment itself starts with this seed;
+    the goal is drawn from a stream of the same seed that is independent of the start, and where it
+    is reached already up to 20 times ("ahead" walks on). The environment's own time limit
+    truncates; `terminated` as the environment says, and at the goal with `terminate_on_goal`.
 
-    ## Action space
-
-    The environment's own.
-
-    ## Reward
-
-    `"sparse"`: 0 where the goal is reached, else -1. `"dense"`: minus the distance. Of the state
-    after the step, whatever `action_repeat`; `compute_reward` gives the same for whole batches.
-
-    ## Starting state and episode end
-
-    `reset(seed=s)` starts where the environment itself starts with this seed; the goal is drawn
-    from a stream of the same seed that is independent of the start, and where it is reached already
-    up to 20 times ("ahead" walks on). The environment's own time limit truncates; `terminated` as
-    the environment says, and at the goal with `terminate_on_goal`.
-
-    ## Info
-
-    `is_success` bool and `distance`; of `reset` also `goal_state`, for the environment's
+    **Info**: `is_success` bool and `distance`; of `reset` also `goal_state`, for the environment's
     `set_state`.
 
-    ## Arguments
-
-    - `env`: offers get_state, set_state, position, success_radius, observe, reset's option "state"
-    - `goal` (default `"state"`): `"state"`, or `"both"`: as an image too, for environments that
-      observe pixels
-    - `goals` (default `"ahead"`): `"ahead"`: `offset` steps from the start under random actions,
-      each held for 5 steps, so it can be reached; `"reset"`: another start of the environment
-    - `offset` (default 25): steps to the goal
-    - `reward` (default `"sparse"`): `"sparse"` or `"dense"`
-    - `success_radius` (default None): None: the environment's own
-    - `terminate_on_goal` (default False): end the episode at the goal
-
-    Version: v0, the first.
+    Args:
+        env: offers get_state, set_state, position, success_radius, observe, reset's option "state".
+        goal: "state", or "both": as an image too, for environments that observe pixels.
+        goals: "ahead": `offset` steps from the start under random actions, each held for 5 steps,
+            so it can be reached; "reset": another start of the environment.
+        offset: steps to the goal.
+        reward: "sparse" or "dense".
+        success_radius: None: the environment's own.
+        terminate_on_goal: end the episode at the goal.
 
     Raises:
         ValueError: for unknown arguments, or an environment that does not offer its state."""
@@ -86,11 +77,8 @@ class GoalEnv(gym.Env):
         success_radius: float | None = None,
         terminate_on_goal: bool = False,
     ):
-        missing = [
-            name
-            for name in ("get_state", "set_state", "observe")
-            if not hasattr(env.unwrapped, name)
-        ]
+        members = ("get_state", "set_state", "observe")
+        missing = [name for name in members if not hasattr(env.unwrapped, name)]
         if missing:
             raise ValueError(
                 f"{env.unwrapped} cannot be given goals: it has no {', '.join(missing)}."
@@ -104,23 +92,19 @@ class GoalEnv(gym.Env):
         self.env, self.world = env, env.unwrapped
         self.goal_kind, self.goals, self.offset = goal, goals, offset
         self.reward_kind, self.terminate_on_goal = reward, terminate_on_goal
-        self.success_radius = float(
-            self.world.success_radius if success_radius is None else success_radius
-        )
+        radius = self.world.success_radius if success_radius is None else success_radius
+        self.success_radius = float(radius)
         self.action_space, self.render_mode = env.action_space, env.render_mode
         self.env.reset(seed=0)
-        pictures = self._pixels() is not None
-        if goal == "both" and not pictures:
-            raise ValueError(
-                "goal='both' shows goals as images: make the environment with obs='pixels' or "
-                "obs='both'."
-            )
-        state = spaces.Box(-np.inf, np.inf, self.world.position.shape, np.float64)
-        kind: spaces.Space = state
+        kind: spaces.Space = spaces.Box(-np.inf, np.inf, self.world.position.shape, np.float64)
         if goal == "both":
-            kind = spaces.Dict(
-                {"state": state, "pixels": spaces.Box(0, 255, self._pixels().shape, np.uint8)}
-            )
+            if self._pixels() is None:
+                raise ValueError(
+                    "goal='both' shows goals as images: make the environment with obs='pixels' or "
+                    "obs='both'."
+                )
+            pixels = spaces.Box(0, 255, self._pixels().shape, np.uint8)
+            kind = spaces.Dict({"state": kind, "pixels": pixels})
         self.observation_space = spaces.Dict(
             {"observation": env.observation_space, "achieved_goal": kind, "desired_goal": kind}
         )
@@ -135,16 +119,12 @@ class GoalEnv(gym.Env):
 
     def _achieved(self) -> Any:
         position = np.array(self.world.position, np.float64)
-        return (
-            position if self.goal_kind == "state" else {"state": position, "pixels": self._pixels()}
-        )
+        if self.goal_kind == "state":
+            return position
+        return {"state": position, "pixels": self._pixels()}
 
     def _observation(self, observation: Any) -> dict[str, Any]:
-        goal = (
-            {k: v.copy() for k, v in self._goal.items()}
-            if isinstance(self._goal, dict)
-            else self._goal.copy()
-        )
+        goal = each(self._goal, np.copy)
         return {"observation": observation, "achieved_goal": self._achieved(), "desired_goal": goal}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
@@ -153,11 +133,8 @@ class GoalEnv(gym.Env):
         `options={"state": s, "goal_state": g}` set start and goal, either or both, to states of the
         environment."""
         # Not the environment's own stream: the goal would be a function of the start.
-        super().reset(
-            seed=None
-            if seed is None
-            else int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-        )
+        own = None if seed is None else int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+        super().reset(seed=own)
         options = dict(options or {})
         unknown = set(options) - {"state", "goal_state"}
         if unknown:
@@ -195,9 +172,8 @@ class GoalEnv(gym.Env):
             else:  # walks on where the last try ended
                 for step in range(self.offset):
                     if step % _HOLD == 0:
-                        action = self.np_random.uniform(-1, 1, self.action_space.shape).astype(
-                            np.float32
-                        )
+                        drawn = self.np_random.uniform(-1, 1, self.action_space.shape)
+                        action = drawn.astype(np.float32)
                     _, _, terminated, truncated, _ = self.env.step(action)
                     if terminated or truncated:
                         break
@@ -221,8 +197,16 @@ class GoalEnv(gym.Env):
         return o, reward, terminated or (success and self.terminate_on_goal), truncated, info
 
     def _distance(self) -> float:
-        goal = self._goal["state"] if isinstance(self._goal, dict) else self._goal
-        return float(np.linalg.norm(self.world.position - goal))
+        return float(np.linalg.norm(self.world.position - _position(self._goal)))
+
+    def _distances(self, achieved_goal: Any, desired_goal: Any) -> np.ndarray:
+        a, b = _position(achieved_goal), _position(desired_goal)
+        if a.shape[-1:] != b.shape[-1:] or a.shape[-1:] != np.shape(self.world.position):
+            raise ValueError(
+                f"goals are positions (..., {len(self.world.position)}), got {a.shape} and "
+                f"{b.shape}."
+            )
+        return np.linalg.norm(a - b, axis=-1)
 
     def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any = None) -> np.ndarray:
         """The reward of goals reached and wanted, for hindsight relabelling.
@@ -234,32 +218,10 @@ class GoalEnv(gym.Env):
 
         Returns:
             (...) float64."""
-        a, b = (
-            np.asarray(g["state"] if isinstance(g, Mapping) else g)
-            for g in (achieved_goal, desired_goal)
-        )
-        if a.shape[-1:] != b.shape[-1:] or a.shape[-1:] != np.shape(self.world.position):
-            raise ValueError(
-                f"goals are positions (..., {len(self.world.position)}), got {a.shape} and "
-                f"{b.shape}."
-            )
-        distance = np.linalg.norm(a - b, axis=-1)
-        return (
-            -distance
-            if self.reward_kind == "dense"
-            else -(distance > self.success_radius).astype(np.float64)
-        )
-
-    def compute_terminated(
-        self, achieved_goal: Any, desired_goal: Any, info: Any = None
-    ) -> np.ndarray:
-        """Whether the goal ends the episode, arguments as `compute_reward` -> (...) bool."""
-        a, b = (
-            np.asarray(g["state"] if isinstance(g, Mapping) else g)
-            for g in (achieved_goal, desired_goal)
-        )
-        reached = np.linalg.norm(a - b, axis=-1) <= self.success_radius
-        return reached & self.terminate_on_goal
+        distance = self._distances(achieved_goal, desired_goal)
+        if self.reward_kind == "dense":
+            return -distance
+        return -(distance > self.success_radius).astype(np.float64)
 
     # -- states ------------------------------------------------------------------------------------
 
@@ -270,11 +232,8 @@ class GoalEnv(gym.Env):
 
     def set_state(self, state: np.ndarray) -> None:
         """Go to a state of `get_state`, goal included."""
-        state, half = np.asarray(state, np.float64), len(self._goal_state)
-        if state.shape != (2 * half + WORDS,):
-            raise ValueError(
-                f"expected a state ({2 * half + WORDS},) from get_state, got {state.shape}."
-            )
+        half = len(self._goal_state)
+        state = checked_state(state, 2 * half + WORDS, "a goal environment")
         self._visit(state[half:-WORDS])
         self.world.set_state(state[:half])
         from_words(self.np_random, state[-WORDS:])
@@ -305,16 +264,24 @@ class GoalEnv(gym.Env):
         self.env.close()
 
 
+def _position(goal: Any) -> np.ndarray:
+    return np.asarray(goal["state"] if isinstance(goal, Mapping) else goal)
+
+
 def make_goal_task(
     *, domain: str, task: str, max_episode_steps: int | None = None, **kwargs: Any
 ) -> gym.Env:
     """A control suite task with goals: arguments of `GoalEnv`, the others of `ControlSuiteEnv`."""
-    from gjwm.envs.control_suite import ControlSuiteEnv
-
-    own = {name: kwargs.pop(name) for name in _OWN if name in kwargs}
+    own = {name: kwargs.pop(name) for name in keywords(GoalEnv) if name in kwargs}
     env = GoalEnv(ControlSuiteEnv(domain=domain, task=task, **kwargs), **own)
     if max_episode_steps is None:
         return env
     # Around it, so that a short episode does not cut the walk to its goal short.
     env.world.check_length(max_episode_steps)
     return gym.wrappers.TimeLimit(env, max_episode_steps)
+
+
+_TAKES = {**keywords(ControlSuiteEnv), **keywords(GoalEnv)}
+make_goal_task.__signature__ = inspect.Signature(
+    [p.replace(kind=p.KEYWORD_ONLY) for name, p in _TAKES.items() if name != "env"]
+)

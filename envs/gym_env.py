@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -20,7 +21,10 @@ from gjwm.envs.common import (
     checked_action,
     checked_state,
     from_words,
+    get_physics,
     observation_space,
+    put,
+    set_physics,
     to_words,
 )
 from gjwm.envs.rendering import choose_backend, prepare_backend
@@ -34,16 +38,8 @@ _BESIDE = ("last_u", "steps_beyond_terminated")
 # on bodies only where a step asks for them.
 _DERIVED = (
     *("xpos", "xquat", "xmat", "xipos", "ximat", "subtree_com", "sensordata"),
-    *(
-        "geom_xpos",
-        "geom_xmat",
-        "site_xpos",
-        "site_xmat",
-        "cam_xpos",
-        "cam_xmat",
-        "light_xpos",
-        "light_xdir",
-    ),
+    *("geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+    *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
     *("cinert", "cvel", "cfrc_ext", "qfrc_actuator", "qfrc_constraint"),
 )
 
@@ -52,64 +48,40 @@ class GymEnv(StackedFrames):
     """A Gymnasium environment with actions in [-1, 1] or one-hot, pixels from its `render()`,
     action repeat and frame stack.
 
-    ## Action space
+    **Action space**: `Box(-1, 1, (A,), float32)` for a bounded `Box`, clipped, then rescaled to its
+    bounds; `Box(0, 1, (A,), float32)` for `Discrete`, `MultiDiscrete` and `MultiBinary`: one-hot
+    vectors, one for each number, of which the largest entry counts; `action_groups` holds their
+    sizes.
 
-    - bounded `Box`: `Box(-1, 1, (A,), float32)`, clipped, then rescaled to its bounds
-    - `Discrete`, `MultiDiscrete`, `MultiBinary`: `Box(0, 1, (A,), float32)`: one-hot vectors, one
-      for each number
+    **Observation space**: `"state"` (`Box(-inf, inf, (S,), float32)`): its observation, flattened;
+    `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
+    newest last; `"both"` (`Dict`): `"pixels"` and `"state"`. A frame is its observation where that
+    is a picture, else what `render()` shows, scaled to a square.
 
-    The largest entry of a one-hot vector counts, and `action_groups` holds their sizes.
+    **Reward and end**: its own; rewards are summed over `action_repeat`.
 
-    ## Observation space
+    **State**: `get_state` and `set_state` work for environments whose `state` attribute is the
+    state (classic control) and for those on MuJoCo, with what Gymnasium's own observations and
+    rewards read of a step (contact forces, inertias), and carry the random generator. The elapsed
+    time of a time limit is not in the state and goes on.
 
-    - `"state"` (`Box(-inf, inf, (S,), float32)`): its observation, flattened
-    - `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
-      newest last
-    - `"both"` (`Dict`): `"pixels"` and `"state"`
-
-    A frame is its observation where that is a picture, else what `render()` shows, scaled to a
-    square.
-
-    ## Reward and episode end
-
-    Its own; rewards are summed over `action_repeat`.
-
-    ## State
-
-    `get_state` and `set_state` work for environments whose `state` attribute is the state (classic
-    control) and for those on MuJoCo, with what Gymnasium's own observations and rewards read of a
-    step (contact forces, inertias), and carry the random generator. The elapsed time of a time
-    limit is not in the state and goes on.
-
-    ## Reaching goals
-
-    `position` is the flattened observation, or the entries of it that the argument `position`
-    names.
-
-    ## Arguments
-
-    - `name`: the environment's id, such as `"Pendulum-v1"` or `"module:id"`
-    - `obs` (default `"state"`): `"state"`, `"pixels"` or `"both"`
-    - `size` (default 64): side of the picture, pixels
-    - `action_repeat` (default 1): steps of the environment per action
-    - `frame_stack` (default 1): pictures per observation
-    - `max_episode_steps` (default None): actions per episode; None: the environment's own limit
-    - `terminate` (default True): False: go on past `terminated`, where the world does; for episodes
-      of one length
-    - `position` (default None): entries of the observation that success is measured on; None: all
-    - `success_radius` (default 0.1): how near counts as reached, Euclidean, in their units
-    - `render_mode` (default None): `"rgb_array"` for `render()`
-    - `render_size` (default `size`): side of `render()`'s picture, pixels
-    - any other: handed to the environment
-
-    Version: v0, the first.
+    Args:
+        name: the environment's id, such as "Pendulum-v1" or "module:id".
+        obs: "state", "pixels" or "both".
+        size: side of the picture, pixels.
+        action_repeat: steps of the environment per action.
+        frame_stack: pictures per observation.
+        max_episode_steps: actions per episode; None: the environment's own limit.
+        terminate: False: go on past `terminated`, where the world does; for episodes of one length.
+        position: entries of the observation that success is measured on; None: all.
+        success_radius: how near counts as reached, Euclidean, in their units.
+        render_mode: "rgb_array" for `render()`.
+        kwargs: handed to the environment.
 
     Raises:
         ValueError: for spaces that do not fit, actions of another shape or with NaN, or states it
             cannot read.
         RuntimeError: when MuJoCo is to draw and the machine has no headless OpenGL."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
     def __init__(
         self,
@@ -124,7 +96,6 @@ class GymEnv(StackedFrames):
         position: Sequence[int] | None = None,
         success_radius: float = 0.1,
         render_mode: str | None = None,
-        render_size: int | None = None,
         **kwargs: Any,
     ):
         self._arguments = {
@@ -132,31 +103,30 @@ class GymEnv(StackedFrames):
         } | kwargs
         check_observed(obs, size, frame_stack, action_repeat, render_mode)
         self.name, self.obs, self.size, self.render_mode = name, obs, size, render_mode
-        self.render_size = size if render_size is None else render_size
         self.action_repeat, self.terminate = action_repeat, terminate
         self._start_frames(frame_stack)
         draws = obs != "state" or render_mode is not None
         prepare_backend(False)  # those on MuJoCo look for it on import; others draw without OpenGL
         if max_episode_steps is not None:
             kwargs = {**kwargs, "max_episode_steps": action_repeat * max_episode_steps}
-        self._env = gym.make(
-            name,
-            **({"render_mode": "rgb_array"} if draws else {}),
-            disable_env_checker=True,
-            **kwargs,
-        )
+        draw = {"render_mode": "rgb_array"} if draws else {}
+        self._env = gym.make(name, **draw, disable_env_checker=True, **kwargs)
         if draws and _on_mujoco(self._env.unwrapped):
             choose_backend()
-        if draws:
-            # some take their window down only after its library has gone
+        if draws:  # some take their window down only after its library has gone
             weakref.finalize(self, self._env.close)
         self.action_space, self.action_groups = self._actions(self._env.action_space)
+        ends = list(itertools.accumulate(self.action_groups, initial=0))
+        self._one_hot = [slice(*pair) for pair in itertools.pairwise(ends)]
         self._sees_pictures = _is_picture(self._env.observation_space)
         if self._sees_pictures and obs != "pixels":
             raise ValueError(
                 f"{name} observes pictures, not a state vector: use obs='pixels', got obs={obs!r}."
             )
-        self.observation_space = self._observations()
+        # Unbounded: some environments leave the bounds they state, and nothing here needs them.
+        shape = spaces.flatten_space(self._env.observation_space).shape
+        state = spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self.observation_space = observation_space(obs, size, frame_stack, state)
         self._chosen = slice(None) if position is None else np.asarray(position, int)
         self.success_radius = float(success_radius)
         self._observation: Any = None  # the environment's latest own
@@ -186,22 +156,17 @@ class GymEnv(StackedFrames):
             )
         return spaces.Box(0.0, 1.0, (sum(groups),), np.float32), groups
 
-    def _observations(self) -> spaces.Space:
-        flat = spaces.flatten_space(self._env.observation_space)
-        # Unbounded: some environments leave the bounds they state, and nothing here needs them.
-        state = spaces.Box(-np.inf, np.inf, flat.shape, np.float32)
-        return observation_space(self.obs, self.size, self.frame_stack, state)
+    def _numbers(self, action: np.ndarray) -> list[int]:
+        """The largest entry of each one-hot vector in an action (A,)."""
+        return [int(np.argmax(action[part])) for part in self._one_hot]
 
     def executed(self, action: np.ndarray) -> np.ndarray:
         """The action (A,) as it is carried out: clipped, or the one-hot vectors of the largest
         entries."""
         if not self.action_groups:
             return np.clip(action, -1, 1).astype(np.float32)
-        one_hot, at = np.zeros(len(action), np.float32), 0
-        for size in self.action_groups:
-            one_hot[at + int(np.argmax(action[at : at + size]))] = 1
-            at += size
-        return one_hot
+        chosen = zip(self.action_groups, self._numbers(action))
+        return np.concatenate([np.eye(size, dtype=np.float32)[number] for size, number in chosen])
 
     def _native(self, action: np.ndarray) -> Any:
         """An action (A,) in the environment's own terms."""
@@ -210,15 +175,10 @@ class GymEnv(StackedFrames):
             low, high = space.low.astype(np.float64), space.high.astype(np.float64)
             unit = np.clip(action, -1, 1).astype(np.float64).reshape(space.shape)
             return ((low + high) / 2 + (high - low) / 2 * unit).astype(space.dtype)
-        numbers, at = [], 0
-        for size in self.action_groups:
-            numbers.append(int(np.argmax(action[at : at + size])))
-            at += size
+        numbers = self._numbers(action)
         if isinstance(space, spaces.Discrete):
             return int(space.start) + numbers[0]
-        return np.asarray(numbers, space.dtype) + (
-            space.start if isinstance(space, spaces.MultiDiscrete) else 0
-        )
+        return np.asarray(numbers, space.dtype) + getattr(space, "start", 0)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Start an episode -> (observation, info). `options={"state": s}` starts from a state of
@@ -250,8 +210,9 @@ class GymEnv(StackedFrames):
             self._frames.append(self.picture())
         return self.observe(), total, bool(terminated and self.terminate), bool(truncated), info
 
-    def _picture(self, size: int) -> np.ndarray:
-        """uint8 (3, size, size)."""
+    def picture(self) -> np.ndarray:
+        """uint8 (3, size, size): what is observed and shown."""
+        size = self.size
         rgb = self._observation if self._sees_pictures else self._env.render()
         rgb = np.asarray(rgb)
         if rgb.ndim == 2 or rgb.shape[-1] == 1:
@@ -265,26 +226,16 @@ class GymEnv(StackedFrames):
             spaces.flatten(self._env.observation_space, self._observation), np.float32
         )
 
-    def picture(self) -> np.ndarray:
-        """uint8 (3, size, size): what is observed."""
-        return self._picture(self.size)
-
-    def view(self) -> np.ndarray:
-        """uint8 (3, render_size, render_size): what people see."""
-        return self._picture(self.render_size)
-
     # -- states ------------------------------------------------------------------------------------
 
     def get_state(self) -> np.ndarray:
-        """(X,) float64, everything the future depends on but the time limit; see the class for
-        which environments.
+        """(X,) float64, everything the future depends on but the time limit.
 
         Raises:
             ValueError: when the environment does not say its state."""
         world = self._env.unwrapped
-        return np.concatenate(
-            [_read(world, self.name), [float(self._ended)], to_words(world.np_random)]
-        )
+        state = _read(world, self.name)
+        return np.concatenate([state, [float(self._ended)], to_words(world.np_random)])
 
     def set_state(self, state: np.ndarray) -> None:
         """Go to a state of `get_state`; the frame stack then repeats its picture."""
@@ -308,24 +259,10 @@ class GymEnv(StackedFrames):
         return {"position": self.position, "observation": self.state_vector().astype(np.float64)}
 
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """True positions under many action sequences, without changing this environment; one step
-        at a time, so slow.
-
-        Args:
-            states: (B, X) from `get_state`.
-            actions: (B, N, H, A).
-
-        Returns:
-            (B, N, H+1, P) float32, index 0 the start."""
+        """As `ControlSuiteEnv.simulate`; one step at a time, so slow."""
         if self._simulator is None:
-            quiet = {
-                **self._arguments,
-                "obs": "state",
-                "frame_stack": 1,
-                "render_mode": None,
-                "terminate": False,
-            }
-            self._simulator = GymEnv(**quiet)
+            quiet = {"obs": "state", "frame_stack": 1, "render_mode": None, "terminate": False}
+            self._simulator = GymEnv(**{**self._arguments, **quiet})
         world = self._simulator
         paths = []
         for state, plans in zip(states, actions):
@@ -363,12 +300,8 @@ def _is_picture(space: spaces.Space) -> bool:
 
 def _read(world: gym.Env, name: str) -> np.ndarray:
     if _on_mujoco(world):
-        import mujoco
-
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        state = np.empty(mujoco.mj_stateSize(world.model, kind))
-        mujoco.mj_getState(world.model, world.data, state, kind)
-        return np.concatenate([state, *(np.ravel(getattr(world.data, name)) for name in _DERIVED)])
+        derived = (np.ravel(getattr(world.data, name)) for name in _DERIVED)
+        return np.concatenate([get_physics(world.model, world.data), *derived])
     state = getattr(world, "state", None)
     if state is None or np.asarray(state).dtype.kind not in "fiu":
         raise ValueError(
@@ -376,9 +309,8 @@ def _read(world: gym.Env, name: str) -> np.ndarray:
             "control and MuJoCo environments do so of themselves. Give it get_state, set_state, "
             "position, success_radius, observe and true_state, as docs/environments.md tells."
         )
-    return np.concatenate(
-        [np.asarray(state, np.float64).ravel(), *(_optional(world, name) for name in _BESIDE)]
-    )
+    beside = (_optional(world, name) for name in _BESIDE)
+    return np.concatenate([np.asarray(state, np.float64).ravel(), *beside])
 
 
 def _optional(world: gym.Env, name: str) -> list[float]:
@@ -389,19 +321,9 @@ def _optional(world: gym.Env, name: str) -> list[float]:
 
 def _write(world: gym.Env, state: np.ndarray) -> None:
     if _on_mujoco(world):
-        import mujoco
-
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        count = mujoco.mj_stateSize(world.model, kind)
-        physics = np.ascontiguousarray(state[:count])
-        mujoco.mj_setState(world.model, world.data, physics, kind)
-        mujoco.mj_forward(world.model, world.data)
-        # mj_forward leaves traces in the solver's warm start
-        mujoco.mj_setState(world.model, world.data, physics, kind)
-        for name in _DERIVED:
-            field = getattr(world.data, name)
-            field[...] = state[count : count + field.size].reshape(field.shape)
-            count += field.size
+        count = get_physics(world.model, world.data).size
+        set_physics(world.model, world.data, state[:count])
+        put((getattr(world.data, name) for name in _DERIVED), state[count:])
     else:
         old, size = world.state, np.size(world.state)
         for i, name in enumerate(_BESIDE):
@@ -431,7 +353,5 @@ def _observed(world: gym.Env, name: str) -> Any:
 
 
 def _on_mujoco(world: gym.Env) -> bool:
-    return all(
-        type(getattr(world, name, None)).__module__.startswith("mujoco")
-        for name in ("model", "data")
-    )
+    parts = (getattr(world, name, None) for name in ("model", "data"))
+    return all(type(part).__module__.startswith("mujoco") for part in parts)

@@ -7,8 +7,9 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 
@@ -18,6 +19,7 @@ _BACKENDS = ("egl", "osmesa")
 _INSTALL = (
     "install EGL or OSMesa (Debian and Ubuntu: apt install libegl1 libgl1-mesa-dri, or libosmesa6)"
 )
+LOCK = threading.RLock()  # simulators read their OpenGL from environment variables, on import
 _OFF = ("disable", "disabled", "off", "false", "0")
 
 
@@ -30,6 +32,11 @@ def choose_backend() -> str:
     Raises:
         RuntimeError: when neither library works on this machine, or MUJOCO_GL forbids both or names
             what does not work."""
+    with LOCK:
+        return _chosen()
+
+
+def _chosen() -> str:
     # OpenGL without a graphics card: its threads cost small pictures more than they bring (64x64:
     # half of the time), and worker processes share the cores. At 480x480 they would save a third.
     os.environ.setdefault("LP_NUM_THREADS", "0")
@@ -65,24 +72,34 @@ def prepare_backend(draws: bool, simulator: str = "mujoco") -> None:
 
     Simulators try OpenGL on import, and such a machine must still serve state vectors: there,
     `simulator`, a module, is imported without any."""
-    try:
-        choose_backend()
-    except RuntimeError:
-        if draws:
-            raise
-        _import_without_opengl(simulator)
+    with LOCK:
+        try:
+            choose_backend()
+        except RuntimeError:
+            if draws:
+                raise
+            _import_without_opengl(simulator)
 
 
 def _import_without_opengl(module: str) -> None:
-    previous = os.environ.get("MUJOCO_GL")
-    os.environ["MUJOCO_GL"] = "disable"
-    try:
+    if module in sys.modules:
+        return
+    with _environment(MUJOCO_GL="disable"):
         import_module(module)
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables set for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
     finally:
-        if previous is None:
-            del os.environ["MUJOCO_GL"]
-        else:
-            os.environ["MUJOCO_GL"] = previous
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @cache
@@ -98,21 +115,17 @@ def _works(backend: str) -> bool:
         context.make_current()
         if backend == "glfw":  # without a display it makes a context that is none, and says nothing
             mujoco = import_module("mujoco")
-            mujoco.MjrContext(
-                mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_50
-            ).free()
+            model = mujoco.MjModel.from_xml_string("<mujoco/>")
+            mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50).free()
         context.free()
     # Loaders raise ImportError, AttributeError, RuntimeError or OpenGL's own: all mean "not here".
     except Exception:
         os.environ.pop("PYOPENGL_PLATFORM", None)
         if previous is not None:
             os.environ["PYOPENGL_PLATFORM"] = previous
-        for name in [
-            name
-            for name in sys.modules
-            if name == "OpenGL" or name.startswith(("OpenGL.", f"mujoco.{backend}"))
-        ]:
-            del sys.modules[name]  # PyOpenGL keeps the platform of its first import
+        for name in list(sys.modules):
+            if name == "OpenGL" or name.startswith(("OpenGL.", f"mujoco.{backend}")):
+                del sys.modules[name]  # PyOpenGL keeps the platform of its first import
         return False
     return True
 
@@ -161,14 +174,12 @@ class FastRenderer:
             mujoco.mjv_defaultFreeCamera(model, self._camera)
         self._rectangle = mujoco.MjrRect(0, 0, self.size, self.size)
         self._pixels = np.empty((self.size, self.size, 3), np.uint8)
-        _free_with(self, _free, self._gl, self._context)
+        _free_with(self, self._gl, self._context)
 
     def picture(self, model, data) -> np.ndarray:
-        """The scene of a `mujoco.MjModel` and its `mujoco.MjData` -> uint8 (3, size, size), a fresh
-        array.
+        """The scene of a `mujoco.MjModel` and its `mujoco.MjData` -> fresh uint8 (3, size, size).
 
-        All calls must come with one model or copies of it: meshes and textures are those of the
-        first."""
+        All calls must come with one model or copies of it: meshes and textures are the first's."""
         import mujoco
 
         if self._gl is None:
@@ -180,15 +191,8 @@ class FastRenderer:
             for terrain in range(model.nhfield):
                 mujoco.mjr_uploadHField(model, self._context, terrain)
             self._terrain = np.array(model.hfield_data)
-        mujoco.mjv_updateScene(
-            model,
-            data,
-            self._option,
-            self._perturb,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL,
-            self._scene,
-        )
+        everything, seen = mujoco.mjtCatBit.mjCAT_ALL, (self._option, self._perturb, self._camera)
+        mujoco.mjv_updateScene(model, data, *seen, everything, self._scene)
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
         # OpenGL's first row is the lowest
@@ -197,13 +201,7 @@ class FastRenderer:
 
 class FaithfulRenderer:
     """dm_control's own picture, equal to `physics.render` in every bit: shadows, reflections,
-    skybox, multisampling.
-
-    As `FastRenderer`, it opens OpenGL at the first picture and serves all copies of an environment.
-
-    Args:
-        size: side of the picture, pixels.
-        camera: id of a fixed camera, or -1 for the free one."""
+    skybox, multisampling. Arguments and OpenGL's life are those of `FastRenderer`."""
 
     def __init__(self, size: int, camera: int):
         self.size, self.camera_id = size, camera
@@ -211,19 +209,14 @@ class FaithfulRenderer:
         self._terrain = np.empty(0)
 
     def picture(self, physics) -> np.ndarray:
-        """The scene of a `dm_control.mujoco.Physics` -> uint8 (3, size, size), a fresh array.
-
-        All calls must come with one physics or copies of it: meshes and textures are those of the
-        first."""
+        """The scene of a `dm_control.mujoco.Physics`, one or copies of it, as `FastRenderer`."""
         choose_backend()
         import mujoco
 
         # read when the context is made, which is at the first `physics.contexts`
         screen = physics.model.vis.global_
-        screen.offwidth, screen.offheight = (
-            max(screen.offwidth, self.size),
-            max(screen.offheight, self.size),
-        )
+        screen.offwidth = max(screen.offwidth, self.size)
+        screen.offheight = max(screen.offheight, self.size)
         # dm_control opens one context per physics, and it may be shut off by NoContexts; ours is
         # lent for the picture.
         before, physics._contexts = physics._contexts, self._contexts
@@ -231,17 +224,17 @@ class FaithfulRenderer:
             contexts = physics.contexts
             if self._contexts is None:
                 self._contexts = contexts
-                _free_with(self, _free_faithful, contexts.gl, contexts.mujoco)
+                _free_with(self, contexts.gl, contexts.mujoco)
             with contexts.gl.make_current() as thread:
                 # dm_control remembers which of its contexts is current, and does not know of those
                 # of FastRenderer.
                 thread.call(contexts.gl._platform_make_current)
-                if not np.array_equal(physics.model.hfield_data, self._terrain):
-                    for terrain in range(physics.model.nhfield):
-                        thread.call(
-                            mujoco.mjr_uploadHField, physics.model.ptr, contexts.mujoco.ptr, terrain
-                        )
-                    self._terrain = np.array(physics.model.hfield_data)
+                terrain = physics.model.hfield_data
+                if not np.array_equal(terrain, self._terrain):
+                    for i in range(physics.model.nhfield):
+                        model, context = physics.model.ptr, contexts.mujoco.ptr
+                        thread.call(mujoco.mjr_uploadHField, model, context, i)
+                    self._terrain = np.array(terrain)
             pixels = physics.render(self.size, self.size, camera_id=self.camera_id)
         finally:
             physics._contexts = before
@@ -256,14 +249,7 @@ class NoContexts:
     renderers here read the terrain from the model themselves."""
 
     ptr = None
-
-    @property
-    def gl(self) -> NoContexts:
-        return self
-
-    @property
-    def mujoco(self) -> NoContexts:
-        return self
+    gl = mujoco = property(lambda self: self)
 
     @contextlib.contextmanager
     def make_current(self):
@@ -280,7 +266,7 @@ class NoContexts:
 _finalizers: set[weakref.finalize] = set()  # of the OpenGL contexts that are open
 
 
-def _free_with(renderer: object, free: Callable[..., None], gl, context) -> None:
+def _free_with(renderer: object, gl, context) -> None:
     """Free an OpenGL context with its renderer, or at the interpreter's exit before the OpenGL
     library goes down.
 
@@ -289,7 +275,7 @@ def _free_with(renderer: object, free: Callable[..., None], gl, context) -> None
     if not _finalizers:
         atexit.register(_free_all)
     _finalizers.difference_update([finalizer for finalizer in _finalizers if not finalizer.alive])
-    _finalizers.add(weakref.finalize(renderer, free, gl, context))
+    _finalizers.add(weakref.finalize(renderer, _free, gl, context))
 
 
 def _free_all() -> None:
@@ -298,19 +284,13 @@ def _free_all() -> None:
 
 
 def _free(gl, context) -> None:
-    with contextlib.suppress(
-        Exception
-    ):  # a driver that is going down may refuse; there is nothing left to save
-        gl.make_current()
-        context.free()
-        gl.free()
-
-
-def _free_faithful(gl, context) -> None:
+    # a driver that is going down may refuse; there is nothing left to save
     with contextlib.suppress(Exception):
-        # Else dm_control, which does not know of FastRenderer's contexts, deletes what has these
-        # numbers in one of them.
-        with gl.make_current() as thread:
-            thread.call(gl._platform_make_current)
+        current = gl.make_current()
+        if current is not None:
+            # dm_control's, which does not know of FastRenderer's contexts: it would delete what has
+            # these numbers in one of them.
+            with current as thread:
+                thread.call(gl._platform_make_current)
         context.free()
         gl.free()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -33,6 +32,16 @@ class Simulators(Protocol):
     def of(self, field: str, name: str) -> Array:
         """The row of a named element in a field of mjData or mjModel, (N, *row); a sensor's
         readings under "sensordata"."""
+
+
+# the kind of a named element, by the first word of a field that has a row for it
+ELEMENTS = {"geom": "geom", "site": "site", "xpos": "body", "xmat": "body", "sensordata": "sensor"}
+
+
+def sensor_rows(model: Any, name: str) -> slice:
+    """Where a sensor's readings stand in "sensordata"."""
+    sensor = model.sensor(name).id
+    return slice(model.sensor_adr[sensor], model.sensor_adr[sensor] + model.sensor_dim[sensor])
 
 
 class Formula(NamedTuple):
@@ -85,30 +94,36 @@ def _norm(xp: Any, x: Array) -> Array:
     return xp.sqrt((x[:, None] @ x[:, :, None])[:, 0, 0])
 
 
+def _frames(s: Simulators) -> Array:
+    """Every body's rotation matrix, (N, bodies, 9)."""
+    return s.data("xmat").reshape(len(s.data("qpos")), -1, 9)
+
+
+def _effort(s: Simulators, controls: Array) -> Array:
+    """1 for controls (N, k) of 0, falling to 0 at 1."""
+    return tolerance(s.xp, controls, margin=1, value_at_margin=0, sigmoid="quadratic")
+
+
 # -- cartpole --------------------------------------------------------------------------------------
 
 
 def _cartpole_observe(s: Simulators) -> list[Array]:
-    poles = s.data("xmat").reshape(len(s.data("qpos")), -1, 9)[:, 2:]
+    poles = _frames(s)[:, 2:]
     return [s.data("qpos")[:, :1], poles[:, :, [ZZ, XZ]].reshape(len(poles), -1), s.data("qvel")]
 
 
 def _cartpole_dense(s: Simulators) -> Array:
-    xp, cosine = s.xp, s.data("xmat").reshape(len(s.data("qpos")), -1, 9)[:, 2:, ZZ]
+    xp, cosine = s.xp, _frames(s)[:, 2:, ZZ]
     upright = (cosine + 1) / 2
     centred = (1 + tolerance(xp, s.data("qpos")[:, 0], margin=2)) / 2
-    control = tolerance(
-        xp, s.data("ctrl")[:, :1], margin=1, value_at_margin=0, sigmoid="quadratic"
-    )[:, 0]
+    control = _effort(s, s.data("ctrl")[:, :1])[:, 0]
     velocity = xp.amin(tolerance(xp, s.data("qvel")[:, 1:], margin=5), 1)
     return upright.mean(1) * ((4 + control) / 5) * ((1 + velocity) / 2) * centred
 
 
 def _cartpole_sparse(s: Simulators) -> Array:
-    cosine = s.data("xmat").reshape(len(s.data("qpos")), -1, 9)[:, 2:, ZZ]
-    return tolerance(s.xp, s.data("qpos")[:, 0], (-0.25, 0.25)) * tolerance(
-        s.xp, cosine, (0.995, 1)
-    ).prod(1)
+    centred = tolerance(s.xp, s.data("qpos")[:, 0], (-0.25, 0.25))
+    return centred * tolerance(s.xp, _frames(s)[:, 2:, ZZ], (0.995, 1)).prod(1)
 
 
 # -- the others ------------------------------------------------------------------------------------
@@ -157,14 +172,12 @@ def _cup_reward(s: Simulators) -> Array:
 def _point_mass_reward(s: Simulators) -> Array:
     distance = _norm(s.xp, s.of("geom_xpos", "target") - s.of("geom_xpos", "pointmass"))
     size = s.of("geom_size", "target")[:, 0]
-    control = tolerance(
-        s.xp, s.data("ctrl"), margin=1, value_at_margin=0, sigmoid="quadratic"
-    ).mean(1)
+    control = _effort(s, s.data("ctrl")).mean(1)
     return tolerance(s.xp, distance, (0, size), margin=size) * ((control + 4) / 5)
 
 
 def _walker_observe(s: Simulators) -> list[Array]:
-    frames = s.data("xmat").reshape(len(s.data("qpos")), -1, 9)[:, 1:, [XX, XZ]]
+    frames = _frames(s)[:, 1:, [XX, XZ]]
     return [frames.reshape(len(frames), -1), s.of("xpos", "torso")[:, 2:], s.data("qvel")]
 
 
@@ -175,14 +188,8 @@ def _walker_reward(speed: float) -> Callable[[Simulators], Array]:
         if speed == 0:
             return stand
         forward = s.of("sensordata", "torso_subtreelinvel")[:, 0]
-        move = tolerance(
-            s.xp,
-            forward,
-            (speed, math.inf),
-            margin=speed / 2,
-            value_at_margin=0.5,
-            sigmoid="linear",
-        )
+        bounds, margin = (speed, math.inf), speed / 2
+        move = tolerance(s.xp, forward, bounds, margin, "linear", value_at_margin=0.5)
         return stand * (5 * move + 1) / 6
 
     return reward
@@ -218,14 +225,11 @@ FORMULAS: dict[tuple[str, str], Formula] = {
 _BALL, _FREE, _HINGE = 1, 0, 3  # mujoco.mjtJoint
 
 
-@dataclass(frozen=True)
-class GoalSpace:
-    """A position computed from a `mujoco.MjModel` and joint positions, and how near counts as
-    there."""
+class GoalSpace(NamedTuple):
+    """A position computed from a `mujoco.MjModel` and joint positions, and how near is there."""
 
     position: Callable[[Any, np.ndarray], np.ndarray]  # model, qpos (..., nq) -> (..., P)
     radius: float
-    units: str
 
 
 def goal_space(domain: str) -> GoalSpace:
@@ -252,16 +256,12 @@ def _fingertip(model, qpos: np.ndarray) -> np.ndarray:
 
 def _acrobot_tip(model, qpos: np.ndarray) -> np.ndarray:
     """xz of acrobot's site "tip", metres: both links turn about y and point up at angle 0."""
-    base, elbow, tip = (
-        model.body("upper_arm").pos,
-        model.body("lower_arm").pos[2],
-        model.site("tip").pos[2],
-    )
+    base, elbow = model.body("upper_arm").pos, model.body("lower_arm").pos[2]
+    tip = model.site("tip").pos[2]
     upper, lower = qpos[..., 0], qpos[..., 0] + qpos[..., 1]
-    return base[[0, 2]] + np.stack(
-        [elbow * np.sin(upper) + tip * np.sin(lower), elbow * np.cos(upper) + tip * np.cos(lower)],
-        -1,
-    )
+    x = elbow * np.sin(upper) + tip * np.sin(lower)
+    z = elbow * np.cos(upper) + tip * np.cos(lower)
+    return base[[0, 2]] + np.stack([x, z], -1)
 
 
 def joint_positions(model, qpos: np.ndarray, signed: bool = False) -> np.ndarray:
@@ -282,14 +282,12 @@ def joint_positions(model, qpos: np.ndarray, signed: bool = False) -> np.ndarray
 
 
 _GOALS = {
-    "reacher": GoalSpace(_fingertip, 0.02, "m, fingertip xy"),
-    "point_mass": GoalSpace(lambda model, q: q[..., :2], 0.02, "m, mass xy"),
-    "ball_in_cup": GoalSpace(lambda model, q: q[..., 2:4], 0.02, "m, ball xz"),
-    "cartpole": GoalSpace(
-        lambda model, q: np.stack([q[..., 0], *_circle(q[..., 1])], -1), 0.1, "cart m, cos, sin"
-    ),
-    "pendulum": GoalSpace(lambda model, q: np.stack(_circle(q[..., 0]), -1), 0.1, "cos, sin"),
-    "acrobot": GoalSpace(_acrobot_tip, 0.2, "m, tip xz"),
-    "finger": GoalSpace(lambda model, q: np.stack(_circle(q[..., 2]), -1), 0.1, "spinner cos, sin"),
+    "reacher": GoalSpace(_fingertip, 0.02),  # m, xy
+    "point_mass": GoalSpace(lambda model, q: q[..., :2], 0.02),  # m, mass xy
+    "ball_in_cup": GoalSpace(lambda model, q: q[..., 2:4], 0.02),  # m, ball xz
+    "cartpole": GoalSpace(lambda model, q: np.stack([q[..., 0], *_circle(q[..., 1])], -1), 0.1),
+    "pendulum": GoalSpace(lambda model, q: np.stack(_circle(q[..., 0]), -1), 0.1),
+    "acrobot": GoalSpace(_acrobot_tip, 0.2),  # m, xz
+    "finger": GoalSpace(lambda model, q: np.stack(_circle(q[..., 2]), -1), 0.1),  # the spinner
 }
-_ANY = GoalSpace(joint_positions, 0.1, "m, cos, sin and quaternions of all joints")
+_ANY = GoalSpace(joint_positions, 0.1)

@@ -18,14 +18,8 @@ _FIELDS = {
     "camera": ("cam_pos", "cam_pos0", "cam_poscom0", "cam_quat", "cam_mat0", "cam_fovy"),
     "light": ("light_dir", "light_dir0", "light_diffuse"),
     "mass": (
-        "body_mass",
-        "body_inertia",
-        "body_subtreemass",
-        "body_invweight0",
-        "dof_invweight0",
-        "dof_M0",
-        "tendon_invweight0",
-        "actuator_acc0",
+        *("body_mass", "body_inertia", "body_subtreemass", "body_invweight0"),
+        *("dof_invweight0", "dof_M0", "tendon_invweight0", "actuator_acc0"),
     ),
     "distractors": (),
 }
@@ -66,14 +60,10 @@ class Variation:
                 "another."
             )
         self.camera = camera
-        self._base = {
-            name: np.array(getattr(model, name))
-            for factor in self.strength
-            for name in _FIELDS[factor]
-        }
-        self._headlight = {
-            name: np.array(getattr(model.vis.headlight, name)) for name in ("ambient", "diffuse")
-        }
+        names = [name for factor in self.strength for name in _FIELDS[factor]]
+        self._base = {name: np.array(getattr(model, name)) for name in names}
+        lamp = model.vis.headlight
+        self._headlight = {name: np.array(getattr(lamp, name)) for name in ("ambient", "diffuse")}
         self._extent = float(model.stat.extent)
         self._pristine = copy.copy(model) if "mass" in self.strength else None
 
@@ -179,8 +169,7 @@ def _rotation(vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     import mujoco
 
     quaternion, matrix, angle = np.empty(4), np.empty(9), np.linalg.norm(vector)
-    mujoco.mju_axisAngle2Quat(
-        quaternion, vector / angle if angle > 0 else np.array([1.0, 0, 0]), angle
-    )
+    axis = vector / angle if angle > 0 else np.array([1.0, 0, 0])
+    mujoco.mju_axisAngle2Quat(quaternion, axis, angle)
     mujoco.mju_quat2Mat(matrix, quaternion)
     return quaternion, matrix.reshape(3, 3)

@@ -19,6 +19,7 @@ they are tensors there, rewards float32, and `final_obs` is a batch of the true 
 from __future__ import annotations
 
 import copy
+import math
 import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,11 +34,12 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from gjwm.envs.common import by_lane, each, write
-from gjwm.envs.making import importable, make_env, spec_of, torch_native
+from gjwm.envs.making import importable, make_env, one_sentence, spec_of, torch_native
 from gjwm.envs.workers import Worker, WorkerDied, cores, start_method
 
 CONTROL_SUITE = "gjwm.envs.control_suite:ControlSuiteEnv"
 DEATHS = 3  # of a block's workers in a row, without a step in between, that end a run
+Seeds = int | Sequence[int | None] | None
 Observations = Any  # an array (N, *O), or a (nested) dict of them
 
 
@@ -50,8 +52,7 @@ def make_vec(
     physics: str = "mujoco",
     **kwargs: Any,
 ) -> VectorEnv:
-    """`n` environments of one id as one Gymnasium `VectorEnv`; see the module for what they have in
-    common.
+    """`n` environments of one id as one Gymnasium `VectorEnv`, as the module tells.
 
     Args:
         env_id: any id of `make_env`: of this package, without a module in front, or any other of
@@ -63,11 +64,11 @@ def make_vec(
             else 0. Scripts that use processes need the usual `if __name__ == "__main__":`.
         physics: "mujoco", or "warp" for MuJoCo Warp (`gjwm.envs.warp`), which a few of dm_control's
             tasks have.
-        kwargs: of the environment.
+        kwargs: of the environment; with `physics="warp"` also those of `WarpVectorEnv`.
 
     Raises:
         ValueError: for arguments that cannot work. gymnasium.error.Error: for an unknown id, naming
-        the nearest.
+            the nearest.
         RuntimeError: when pixels are asked for and the machine has no headless OpenGL."""
     if not isinstance(n, int | np.integer) or n < 1 or (workers is not None and workers < 0):
         raise ValueError(f"expected n >= 1 and workers >= 0 or None, got {n!r} and {workers!r}.")
@@ -76,36 +77,27 @@ def make_vec(
             f"device={str(device)!r} needs a CUDA GPU, and torch sees none; use device='cpu' or "
             f"None."
         )
+    if physics not in ("mujoco", "warp"):
+        raise ValueError(f"physics must be 'mujoco' or 'warp', got {physics!r}.")
     spec = spec_of(env_id)
+    if physics == "warp" and spec.entry_point != CONTROL_SUITE:
+        raise ValueError(f"physics='warp' is for dm_control's tasks, not for {env_id}.")
+    if workers and (physics == "warp" or torch_native(spec)):
+        raise ValueError(f"{env_id} is one batch in this process; leave workers out.")
     if physics == "warp":
-        if spec.entry_point != CONTROL_SUITE:
-            raise ValueError(f"physics='warp' is for dm_control's tasks, not for {env_id}.")
-        if workers:
-            raise ValueError("physics='warp' is one batch in this process; leave workers out.")
         from gjwm.envs.warp import WarpVectorEnv
 
-        try:
-            return WarpVectorEnv(
-                n, domain=spec.kwargs["domain"], task=spec.kwargs["task"], device=device, **kwargs
-            )
-        except TypeError as error:
-            raise ValueError(
-                f"{env_id} cannot be made with {kwargs} and physics='warp': {error}."
-            ) from error
-    if physics != "mujoco":
-        raise ValueError(f"physics must be 'mujoco' or 'warp', got {physics!r}.")
+        own = {k: kwargs.pop(k) for k in ("obs", "contacts", "constraints") if k in kwargs}
+        return WarpVectorEnv(make_env(env_id, **kwargs).unwrapped, n, device=device, **own)
     if torch_native(spec):
-        if workers:
-            raise ValueError(
-                f"{env_id} is one batch of tensors in this process; leave workers out."
+        with one_sentence(env_id, kwargs):
+            return gym.make_vec(
+                importable(env_id),
+                num_envs=n,
+                vectorization_mode="vector_entry_point",
+                device=device,
+                **kwargs,
             )
-        return gym.make_vec(
-            importable(env_id),
-            num_envs=n,
-            vectorization_mode="vector_entry_point",
-            device=device,
-            **kwargs,
-        )
     first = make_env(env_id, **kwargs)  # says what is wrong before any process is started
     pictures = shows_pictures(first.observation_space)
     if spec.entry_point == CONTROL_SUITE and not pictures and not workers:
@@ -137,20 +129,18 @@ class BatchedEnv(VectorEnv):
     autoreset = True
 
     def __init__(self, single: gym.Env, n: int, device: str | torch.device | None):
+        world = single.unwrapped
         self.num_envs = int(n)
         self.device = None if device is None else torch.device(device)
         self.spec = single.spec
         # how near to a goal's position counts as there
-        self.success_radius = getattr(single.unwrapped, "success_radius", None)
-        self.name = single.spec.id if single.spec is not None else type(single.unwrapped).__name__
+        self.success_radius = getattr(world, "success_radius", None)
+        self.name = single.spec.id if single.spec is not None else type(world).__name__
         self.render_mode = single.render_mode
         self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.single_observation_space, self.single_action_space = (
-            single.observation_space,
-            single.action_space,
-        )
-        # sizes of one-hot actions
-        self.action_groups = tuple(getattr(single.unwrapped, "action_groups", ()))
+        self.single_observation_space = single.observation_space
+        self.single_action_space = single.action_space
+        self.action_groups = tuple(getattr(world, "action_groups", ()))  # sizes of one-hot actions
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -160,10 +150,6 @@ class BatchedEnv(VectorEnv):
         """Every environment's method `name` called with the arguments, or its attribute -> one
         result each."""
         raise NotImplementedError
-
-    def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Every environment's attribute."""
-        return self.call(name)
 
     def get_state(self) -> np.ndarray:
         """(N, X) float64, as the environments' `get_state`."""
@@ -208,7 +194,7 @@ class BatchedEnv(VectorEnv):
         states = self._shared_out(options["state"])
         return [{**options, "state": state} for state in states]
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+    def _seeds(self, seed: Seeds) -> list[int | None]:
         """One seed per environment."""
         if seed is None or isinstance(seed, int | np.integer):
             return [None if seed is None else int(seed) + i for i in range(self.num_envs)]
@@ -221,20 +207,16 @@ class BatchedEnv(VectorEnv):
         taken.
 
         Where actions are one-hot, whole numbers are taken too: (N,), or (N, groups)."""
-        actions = (
-            actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
-        )
-        space = self.single_action_space
-        if (
-            self.action_groups
-            and actions.dtype.kind in "iu"
-            and actions.shape != (self.num_envs, *space.shape)
-        ):
+        if isinstance(actions, Tensor):
+            actions = actions.detach().cpu().numpy()
+        actions = np.asarray(actions)
+        expected = (self.num_envs, *self.single_action_space.shape)
+        if self.action_groups and actions.dtype.kind in "iu" and actions.shape != expected:
             actions = self._one_hot(actions)
-        if actions.shape != (self.num_envs, *space.shape):
+        if actions.shape != expected:
             raise ValueError(
-                f"{self.name} expects actions {(self.num_envs, *space.shape)}, one for each of "
-                f"{self.num_envs} envs, got {actions.shape}."
+                f"{self.name} expects actions {expected}, one for each of {self.num_envs} envs, "
+                f"got {actions.shape}."
             )
         if not np.isfinite(actions).all():
             i = int(np.argwhere(~np.isfinite(actions))[0, 0])
@@ -245,23 +227,26 @@ class BatchedEnv(VectorEnv):
 
     def _one_hot(self, numbers: np.ndarray) -> np.ndarray:
         """Numbers (N,) or (N, groups) -> (N, A)."""
+        sizes = self.action_groups
         columns = numbers.reshape(self.num_envs, -1) if len(numbers) == self.num_envs else numbers
-        if columns.shape != (self.num_envs, len(self.action_groups)):
+        if columns.shape != (self.num_envs, len(sizes)):
             raise ValueError(
-                f"{self.name} expects actions {(self.num_envs, len(self.action_groups))}, or "
-                f"one-hot {(self.num_envs, *self.single_action_space.shape)}, got {numbers.shape}."
+                f"{self.name} expects actions {(self.num_envs, len(sizes))}, or one-hot "
+                f"{(self.num_envs, *self.single_action_space.shape)}, got {numbers.shape}."
             )
-        for i, row in enumerate(columns):
-            if not all(0 <= number < size for number, size in zip(row, self.action_groups)):
-                raise ValueError(
-                    f"the action of env {i} of {self.name} is {row.tolist()}; expected numbers "
-                    f"below {self.action_groups}."
-                )
-        parts = [
-            np.eye(size, dtype=np.float32)[column]
-            for size, column in zip(self.action_groups, columns.T)
-        ]
+        wrong = ((columns < 0) | (columns >= sizes)).any(1)
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise ValueError(
+                f"the action of env {i} of {self.name} is {columns[i].tolist()}; expected numbers "
+                f"below {sizes}."
+            )
+        parts = [np.eye(size, dtype=np.float32)[c] for size, c in zip(sizes, columns.T)]
         return np.concatenate(parts, 1)
+
+    def _none_yet(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rewards, terminations and truncations (N,)."""
+        return np.zeros(self.num_envs), *np.zeros((2, self.num_envs), bool)
 
     def _results(
         self,
@@ -283,20 +268,17 @@ class BatchedEnv(VectorEnv):
                 infos["final_obs"] = each(observations, np.copy)
                 write(infos["final_obs"], ended, each(final, lambda x: x[ended]))
         if self.device is not None:
-            observations, infos = self._tensors(observations), self._tensors(infos)
-            rewards = torch.from_numpy(rewards.astype(np.float32)).to(self.device)
-            terminated, truncated = self._tensors(terminated), self._tensors(truncated)
-        return observations, rewards, terminated, truncated, infos
+            rewards = rewards.astype(np.float32)
+        out = self._out
+        return out(observations), out(rewards), out(terminated), out(truncated), out(infos)
 
     def _tensors(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: self._tensors(v) for name, v in value.items()}
         if isinstance(value, np.ndarray) and value.dtype != object:
             return torch.from_numpy(value).to(self.device)
         return value
 
     def _out(self, value: Any) -> Any:
-        return value if self.device is None else self._tensors(value)
+        return value if self.device is None else each(value, self._tensors)
 
 
 # -- one environment after the other, here or in worker processes ----------------------------------
@@ -308,10 +290,10 @@ class EnvVector(BatchedEnv):
 
     A worker steps a block of neighbouring environments and writes their observations into memory
     that both processes see. Where one dies, its running episodes are truncated, with reward 0 and
-    the observation before the lost step as their last; new episodes begin in a new process, the
-    others go on, and one warning says so. `infos["worker_died"]` (N,), there on that step only,
-    marks the environments whose transition is not to be learned from. Only the third death in a row
-    in one block, without a step in between, is an error.
+    the observation before the lost step as their last; new episodes begin in a new process, and one
+    warning says so. `infos["worker_died"]` (N,), there on that step only, marks the environments
+    whose transition is not to be learned from. The third death in a row in one block, without a
+    step in between, is an error.
 
     Args:
         first: an environment that was made with these arguments; taken over.
@@ -338,43 +320,37 @@ class EnvVector(BatchedEnv):
         # Gymnasium's own are all "gjwm/gym-v0" to `first.spec`
         self.name = env_id.rpartition(":")[2]
         self._make = (env_id, dict(kwargs))
-        self._blocks = [
-            block.tolist()
-            for block in np.array_split(
-                np.arange(self.num_envs), min(max(workers, 1), self.num_envs)
-            )
-        ]
-        self._origin: list[int | None] = [
-            None
-        ] * self.num_envs  # seeds of the last reset that had any
+        parts = np.array_split(np.arange(self.num_envs), min(max(workers, 1), self.num_envs))
+        self._blocks = [part.tolist() for part in parts]
+        # seeds of the last reset that had any
+        self._origin: list[int | None] = [None] * self.num_envs
         self._resets = self._deaths = 0  # since then
         self._turn = 0
-        if workers:
-            first.close()
-            self._memory = [_Shared(self.single_observation_space, self.num_envs) for _ in range(3)]
-            self._arrays = [memory.arrays() for memory in self._memory]
-            self._groups: list[Worker | _Here] = [self._start(k) for k in range(len(self._blocks))]
-            self._lost = [0] * len(self._blocks)  # deaths in a row without a step
-            try:
-                self._answers()
-            except WorkerDied as death:
-                self.close()
-                raise RuntimeError(
-                    f"{death} while it started; scripts that use processes need `if __name__ == "
-                    f'"__main__":`, and '
-                    "workers=0 runs everything in this one."
-                ) from death
-            except BaseException:
-                self.close()
+        self._lost = [0] * len(self._blocks)  # deaths in a row without a step
+        space = self.single_observation_space
+        if not workers:
+            self._arrays = [_empty(space, self.num_envs) for _ in range(3)]
+            self._groups: list[Any] = [_Group(*self._make, self._blocks[0], self._arrays, first)]
+            return
+        first.close()
+        self._memory = [_shared(space, self.num_envs) for _ in range(3)]
+        self._arrays = [_arrays(memory) for memory in self._memory]
+        self._groups = [self._start(k) for k in range(len(self._blocks))]
+        try:
+            self._answers()
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, WorkerDied):
                 raise
-        else:
-            self._arrays = [_empty(self.single_observation_space, self.num_envs) for _ in range(3)]
-            self._groups = [_Here(_Group(*self._make, self._blocks[0], self._arrays, first))]
+            raise RuntimeError(
+                f"{error} while it started; scripts that use processes need `if __name__ == "
+                f'"__main__":`, and workers=0 runs everything in this one.'
+            ) from error
 
     @property
     def workers(self) -> int:
         """Worker processes; 0 when everything happens in this one."""
-        return 0 if isinstance(self._groups[0], _Here) else len(self._groups)
+        return len(self.pids)
 
     @property
     def pids(self) -> list[int]:
@@ -385,10 +361,7 @@ class EnvVector(BatchedEnv):
         return Worker(_shared_group, *self._make, self._blocks[k], self._memory)
 
     def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
+        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
         """Start an episode in every environment -> (observations, infos).
 
@@ -403,24 +376,18 @@ class EnvVector(BatchedEnv):
         shared_out = self._options(options)
         self._turn = 1 - self._turn
         infos: dict[str, Any] = {}
-        for k, block in enumerate(self._blocks):
-            self._groups[k].ask(
-                "reset", self._turn, [seeds[i] for i in block], [shared_out[i] for i in block]
-            )
+        for group, block in zip(self._groups, self._blocks):
+            mine = [seeds[i] for i in block], [shared_out[i] for i in block]
+            group.ask("reset", self._turn, *mine)
         answers, deaths = self._answers_and_deaths()
-        for (
-            k,
-            death,
-        ) in (
-            deaths.items()
-        ):  # with seeds nothing is lost: it begins where its predecessor should have
+        for k, death in deaths.items():
+            # with seeds nothing is lost: it begins where its predecessor should have
             block = self._blocks[k]
             derived = dict(zip(block, self._derived_seeds(block)))
             again = [derived[i] if seeds[i] is None else seeds[i] for i in block]
             chosen = [shared_out[i] for i in block]
-            answers[k] = self._replace(
-                k, death, "before its episodes began", again, chosen, stacklevel=3
-            )
+            what = "before its episodes began"
+            answers[k] = self._replace(k, death, what, again, chosen, stacklevel=3)
         for answer, block in zip(answers, self._blocks):
             for i, info in zip(block, answer):
                 infos = self._add_info(infos, info, i)
@@ -434,10 +401,7 @@ class EnvVector(BatchedEnv):
         for group, block in zip(self._groups, self._blocks):
             group.ask("step", self._turn, actions[block[0] : block[-1] + 1], self.autoreset)
         answers, deaths = self._answers_and_deaths()
-        rewards, terminated, truncated = (
-            np.zeros(self.num_envs),
-            *np.zeros((2, self.num_envs), bool),
-        )
+        rewards, terminated, truncated = self._none_yet()
         infos: dict[str, Any] = {}
         for k, block in enumerate(self._blocks):
             part = slice(block[0], block[-1] + 1)
@@ -451,22 +415,17 @@ class EnvVector(BatchedEnv):
                 infos = self._add_info(infos, {"final_info": info} if ended else info, i)
             for i, info in reset_infos.items():
                 infos = self._add_info(infos, info, i)
-            if self.workers:
-                self._lost[k] = 0
-        observations, final = self._arrays[self._turn], self._arrays[2]
-        return self._results(
-            each(observations, np.copy), rewards, terminated, truncated, infos, final
-        )
+            self._lost[k] = 0
+        observations = each(self._arrays[self._turn], np.copy)
+        return self._results(observations, rewards, terminated, truncated, infos, self._arrays[2])
 
     def _mourn(self, k: int, death: WorkerDied, infos: dict[str, Any]) -> dict[str, Any]:
         """Begin new episodes in a new process where worker `k` died, and close the books of the old
         ones."""
         block = self._blocks[k]
         write(self._arrays[2], block, each(self._arrays[1 - self._turn], lambda x: x[block]))
-        what = "and its running episodes are truncated"
-        begun = self._replace(
-            k, death, what, self._derived_seeds(block), [None] * len(block), stacklevel=4
-        )
+        what, seeds = "and its running episodes are truncated", self._derived_seeds(block)
+        begun = self._replace(k, death, what, seeds, [None] * len(block), stacklevel=4)
         for i, info in zip(block, begun):
             infos = self._add_info(infos, info, i)
         died = infos.get("worker_died", np.zeros(self.num_envs, bool))
@@ -474,20 +433,18 @@ class EnvVector(BatchedEnv):
         return {**infos, "worker_died": died}
 
     def _derived_seeds(self, block: list[int]) -> list[int | None]:
-        """Seeds for episodes that begin because a worker died.
+        """Seeds for episodes that begin because a worker died; None where no seed was ever given.
 
         They follow from the last seeds, the resets without any since, and the deaths since, so that
-        a run with the same seeds and the same misfortune is the same run. Where no seed was ever
-        given: None."""
+        a run with the same seeds and the same misfortune is the same run."""
         self._deaths += 1
-        return [
-            None
-            if seed is None
-            else int(
-                np.random.SeedSequence([seed, self._resets, self._deaths]).generate_state(1)[0] >> 1
-            )
-            for seed in (self._origin[i] for i in block)
-        ]
+        found: list[int | None] = []
+        for origin in (self._origin[i] for i in block):
+            if origin is not None:
+                words = np.random.SeedSequence([origin, self._resets, self._deaths])
+                origin = int(words.generate_state(1)[0] >> 1)
+            found.append(origin)
+        return found
 
     def _replace(
         self,
@@ -544,20 +501,9 @@ class EnvVector(BatchedEnv):
         return answers
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Every environment's method `name` called with the arguments, or its attribute -> one
-        result each."""
         for group in self._groups:
             group.ask("call", name, args, kwargs)
         return tuple(x for answer in self._answers() for x in answer)
-
-    def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of every environment, to one value or a list with one for each."""
-        values = values if isinstance(values, list | tuple) else [values] * self.num_envs
-        if len(values) != self.num_envs:
-            raise ValueError(f"expected one value or {self.num_envs}, got {len(values)}.")
-        for group, block in zip(self._groups, self._blocks):
-            group.ask("set_attr", name, [values[i] for i in block])
-        self._answers()
 
     def set_state(self, states: Any) -> None:
         """Go to states (N, X) of `get_state`."""
@@ -603,15 +549,21 @@ class _Group:
         arrays: list[Any],
         first: gym.Env | None = None,
     ):
-        self.name, self.block, self.arrays = env_id, block, arrays
+        self.name, self.block, self.arrays, self._result = env_id, block, arrays, None
         first = first or make_env(env_id, **kwargs)
-        # Ours share their OpenGL context with their copies, and a context takes a fifth of a
-        # second.
+        # Ours share their OpenGL context with their copies; a context takes a fifth of a second.
         copies = hasattr(type(first.unwrapped), "__deepcopy__")
         self.envs = [
             first,
             *(copy.deepcopy(first) if copies else make_env(env_id, **kwargs) for _ in block[1:]),
         ]
+
+    def ask(self, method: str, *args: Any) -> None:
+        """As a `Worker`, for a group that lives in this process."""
+        self._result = getattr(self, method)(*args)
+
+    def answer(self) -> Any:
+        return self._result
 
     def _each(self, function: Callable[..., Any], *values: Sequence[Any]) -> list[Any]:
         results = []
@@ -663,9 +615,6 @@ class _Group:
 
         return self._each(one)
 
-    def set_attr(self, name: str, values: list[Any]) -> None:
-        self._each(lambda i, env, value: env.set_wrapper_attr(name, value), values)
-
     def set_state(self, states: list[Any]) -> None:
         self._each(lambda i, env, state: env.unwrapped.set_state(state), states)
 
@@ -680,22 +629,6 @@ class _Group:
             env.close()
 
 
-class _Here:
-    """A group in this process, addressed like a worker."""
-
-    def __init__(self, group: _Group):
-        self._group, self._result = group, None
-
-    def ask(self, method: str, *args: Any) -> None:
-        self._result = getattr(self._group, method)(*args)
-
-    def answer(self) -> Any:
-        return self._result
-
-    def close(self) -> None:
-        self._group.close()
-
-
 # -- memory for observations -----------------------------------------------------------------------
 
 
@@ -703,37 +636,28 @@ def _empty(space: spaces.Space, n: int) -> Observations:
     """Arrays (n, *O) for the observations of a space."""
     if isinstance(space, spaces.Dict):
         return {name: _empty(part, n) for name, part in space.items()}
-    if not isinstance(
-        space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-    ):
+    kinds = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    if not isinstance(space, kinds):
         raise ValueError(f"observations must be arrays or a Dict of them, got the space {space}.")
     return np.zeros((n, *space.shape), space.dtype)
 
 
-class _Shared:
-    """Such arrays in memory that worker processes see too. It has no name on the machine, so nobody
-    can leave it behind."""
+def _shared(space: spaces.Space, n: int) -> Any:
+    """Memory for such arrays that worker processes see too: (memory, dtype, shape) of each. It has
+    no name on the machine, so nobody can leave it behind."""
+    new = multiprocessing.get_context(start_method()).RawArray
+    return each(_empty(space, n), lambda x: (new("b", max(1, x.nbytes)), x.dtype, x.shape))
 
-    def __init__(self, space: spaces.Space, n: int):
-        self._shapes = each(_empty(space, n), lambda array: (array.shape, array.dtype))
-        self._raw = each(
-            self._shapes,
-            lambda shape: multiprocessing.get_context(start_method()).RawArray(
-                "b", max(1, int(np.prod(shape[0])) * shape[1].itemsize)
-            ),
-        )
 
-    def arrays(self) -> Observations:
-        return self._view(self._shapes, self._raw)
+def _arrays(memory: Any) -> Observations:
+    def view(part: tuple) -> np.ndarray:
+        raw, dtype, shape = part
+        return np.frombuffer(raw, dtype, math.prod(shape)).reshape(shape)
 
-    def _view(self, shapes: Any, raw: Any) -> Observations:
-        if isinstance(shapes, Mapping):
-            return {name: self._view(shape, raw[name]) for name, shape in shapes.items()}
-        shape, dtype = shapes
-        return np.frombuffer(raw, dtype, int(np.prod(shape))).reshape(shape)
+    return each(memory, view)
 
 
 def _shared_group(
-    env_id: str, kwargs: dict[str, Any], block: list[int], memory: list[_Shared]
+    env_id: str, kwargs: dict[str, Any], block: list[int], memory: list[Any]
 ) -> _Group:
-    return _Group(env_id, kwargs, block, [part.arrays() for part in memory])
+    return _Group(env_id, kwargs, block, [_arrays(part) for part in memory])

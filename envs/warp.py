@@ -12,19 +12,20 @@ Source: MuJoCo Warp, https://github.com/google-deepmind/mujoco_warp."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from einops import rearrange
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from gjwm.envs.common import check_choices, check_counts, each, observation_space, write
+from gjwm.envs.common import check_choices, each, observation_space, write
 from gjwm.envs.control_suite import ControlSuiteEnv
-from gjwm.envs.suite_tasks import FORMULAS
-from gjwm.envs.vector import BatchedEnv
+from gjwm.envs.suite_tasks import ELEMENTS, FORMULAS, sensor_rows
+from gjwm.envs.vector import BatchedEnv, Seeds
 
 # point_mass-hard draws the gains of its tendons, which all simulators of a batch would share.
 TASKS = tuple(task for task in FORMULAS if task != ("point_mass", "hard"))
@@ -39,10 +40,10 @@ class WarpVectorEnv(BatchedEnv):
     other, which is what a reset costs).
 
     Args:
+        single: a `ControlSuiteEnv` of one of `TASKS`, `obs="state"`, whose arguments hold for all;
+            it draws where episodes begin. Taken over.
         n: how many, N.
-        domain, task: one of `TASKS`.
         obs: "state", "pixels" or "both".
-        size, camera, action_repeat, frame_stack, max_episode_steps, hidden: as `ControlSuiteEnv`.
         device: None: computed on the CPU, numpy arrays are returned; else computed there, tensors
             are returned.
         contacts: most contacts of a simulator, on average over the batch.
@@ -50,24 +51,17 @@ class WarpVectorEnv(BatchedEnv):
 
     Raises:
         ImportError: without the extra, naming it.
-        ValueError: for tasks without a formula, and for actions of another shape or with NaN,
-            naming the environment.
+        ValueError: for tasks without a formula, for arguments that Warp does not follow, and for
+            actions of another shape or with NaN, naming the environment.
         RuntimeError: when the physics of an environment diverges or needs more contacts than
             `contacts`, at its episode's end."""
 
     def __init__(
         self,
+        single: ControlSuiteEnv,
         n: int,
         *,
-        domain: str,
-        task: str,
         obs: str = "state",
-        size: int = 64,
-        camera: int | None = None,
-        action_repeat: int = 1,
-        frame_stack: int = 1,
-        max_episode_steps: int | None = None,
-        hidden: Sequence[str] = (),
         device: str | torch.device | None = None,
         contacts: int = 48,
         constraints: int = 96,
@@ -79,35 +73,27 @@ class WarpVectorEnv(BatchedEnv):
             raise ImportError(
                 "physics='warp' needs MuJoCo Warp: pip install 'gjwm[warp]'."
             ) from error
-        if (domain, task) not in TASKS:
+        task, model, data = (single.domain, single.task_name), single._model, single._data
+        if task not in TASKS:
             raise ValueError(
-                f"{domain}-{task} has no batched reward for Warp; choose from "
+                f"{'-'.join(task)} has no batched reward for Warp; choose from "
                 f"{', '.join('-'.join(t) for t in TASKS)}."
             )
+        if single.render_mode or single.renderer != "fast" or single._variation:
+            raise ValueError("Warp draws by itself: leave render_mode, renderer and variation out.")
         check_choices(obs=(obs, ("state", "pixels", "both")))
-        check_counts(size=(size, 1), frame_stack=(frame_stack, 1))
-        # The environment whose model is simulated, and which draws where episodes begin.
-        self._single = ControlSuiteEnv(
-            domain=domain,
-            task=task,
-            action_repeat=action_repeat,
-            max_episode_steps=max_episode_steps,
-            hidden=hidden,
-        )
-        super().__init__(self._single, n, device)
-        self.name = f"{domain}-{task}"
-        self.obs, self.size, self.frame_stack, self.action_repeat = (
-            obs,
-            size,
-            frame_stack,
-            action_repeat,
-        )
+        super().__init__(single, n, device)
+        self._single, self._formula, self.name = single, FORMULAS[task], "-".join(task)
+        self.obs, self.frame_stack = obs, single.frame_stack
+        self.action_repeat, size = single.action_repeat, single._renderer.size
         self.single_observation_space = observation_space(
-            obs, size, frame_stack, self._single.observation_space
+            obs, size, self.frame_stack, single.observation_space
         )
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self._formula = FORMULAS[domain, task]
-        self._single.reset(seed=0)  # what a task sets in its model at every reset is now set
+        self._limit, rest = divmod(single._limit, self.action_repeat)  # actions
+        if rest:
+            raise ValueError(f"action_repeat must divide the {single._limit} steps of an episode.")
+        single.reset(seed=0)  # what a task sets in its model at every reset is now set
         self._mjw, self._wp = mujoco_warp, warp
         # else a line for every kernel
         warp.config.log_level = max(warp.config.log_level, warp.LOG_WARNING)
@@ -115,58 +101,29 @@ class WarpVectorEnv(BatchedEnv):
         self._where = torch.device("cpu") if device is None else torch.device(device)
         self._stream = torch.cuda.Stream(self._where) if self._where.type == "cuda" else None
         self._graph, self._warm = None, False
-        model, data = self._single._model, self._single._data
-        high, low = (
-            self._single._control(sign * np.ones(model.nu), (model.nu,)) for sign in (1, -1)
-        )
         self._middle, self._half = (
             torch.from_numpy(x).to(self._where, torch.float32)
-            for x in ((high + low) / 2, (high - low) / 2)
+            for x in (single._middle, single._half)
         )
-        self._limit, rest = divmod(self._single._limit, action_repeat)  # actions
-        if rest:
-            raise ValueError(
-                f"action_repeat must divide the {self._single._limit} control steps of an episode."
-            )
         self._runge_kutta = int(model.opt.integrator) == 1
         with self._on_device():
             self._model = mujoco_warp.put_model(model, batch_sizes={"geom_pos": self.num_envs})
-            self._data = mujoco_warp.put_data(
-                model,
-                data,
-                nworld=self.num_envs,
-                nconmax=max(contacts, data.ncon),
-                njmax=max(constraints, data.nefc),
-            )
-            self._fields = _Fields(self._single, self._model, self._data, self._where)
-            self._camera = None
-            if obs != "state":
-                camera = camera if camera is not None else self._single._renderer.camera_id
-                if not 0 <= camera < model.ncam:
-                    raise ValueError(
-                        f"{domain} has {model.ncam} cameras; camera={camera} cannot be drawn by "
-                        f"Warp."
-                    )
-                self._camera = _Camera(model, self._model, self._data, camera, size)
-            self._frames = torch.zeros(
-                self.num_envs if obs != "state" else 0,
-                frame_stack,
-                3,
-                size,
-                size,
-                dtype=torch.uint8,
-                device=self._where,
-            )
-        overflows = mujoco_warp.OverflowType
-        self._full = int(
-            overflows.NEFC
-            | overflows.NJMAX_NNZ
-            | overflows.BROADPHASE
-            | overflows.NARROWPHASE
-            | overflows.CCD
-        )
+            room = {"nconmax": max(contacts, data.ncon), "njmax": max(constraints, data.nefc)}
+            self._data = mujoco_warp.put_data(model, data, nworld=self.num_envs, **room)
+            self._fields = _Fields(single, self._model, self._data, self._where)
+            self._camera = None if obs == "state" else self._look_through(single._renderer)
+        kinds = ("NEFC", "NJMAX_NNZ", "BROADPHASE", "NARROWPHASE", "CCD")
+        self._full = sum(int(getattr(mujoco_warp.OverflowType, kind)) for kind in kinds)
         self._generators: list[np.random.Generator | None] = [None] * self.num_envs
         self._steps = np.zeros(self.num_envs, np.int64)  # of the running episodes
+
+    def _look_through(self, renderer: Any) -> _Camera:
+        camera, size = renderer.camera_id, renderer.size
+        if camera < 0:
+            raise ValueError(f"camera={camera} cannot be drawn by Warp; name another.")
+        frames = (self.num_envs, self.frame_stack, 3, size, size)
+        self._frames = torch.zeros(frames, dtype=torch.uint8, device=self._where)
+        return _Camera(self._single._model, self._model, self._data, camera, size)
 
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -181,12 +138,7 @@ class WarpVectorEnv(BatchedEnv):
                 stack.enter_context(self._wp.ScopedStream(self._wp.stream_from_torch(self._stream)))
             yield
 
-    def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ):
+    def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None):
         """Start an episode in every environment -> (observations, infos); `options={"state": (N,
         X)}` says where."""
         seeds = self._seeds(seed)
@@ -267,37 +219,24 @@ class WarpVectorEnv(BatchedEnv):
             env._np_random = self._generators[i]
             env.reset()
             data = env._data
-            parts.append(
-                [
-                    np.array(x)
-                    for x in (data.qpos, data.qvel, data.qacc_warmstart, env._model.geom_pos)
-                ]
-            )
+            fields = (data.qpos, data.qvel, data.qacc_warmstart, env._model.geom_pos)
+            parts.append([np.array(x) for x in fields])
         self._put(rows, *(np.stack(part) for part in zip(*parts)))
         self._steps[rows] = 0
 
     def _put(self, rows: np.ndarray, qpos: Any, qvel: Any, warmstart: Any, geom_pos: Any) -> None:
-        at = torch.from_numpy(rows).to(self._where)
-        f = self._fields
-        for field, value in (
-            ("qpos", qpos),
-            ("qvel", qvel),
-            ("qacc_warmstart", warmstart),
-            ("ctrl", None),
-            ("time", None),
-        ):
-            f.data(field)[at] = (
-                0
-                if value is None
-                else torch.as_tensor(value, dtype=torch.float32, device=self._where)
-            )
-        geom_pos = torch.as_tensor(geom_pos, dtype=torch.float32, device=self._where)
+        at, f = torch.from_numpy(rows).to(self._where), self._fields
+        qpos, qvel, warmstart, geom_pos = (
+            torch.as_tensor(x, dtype=torch.float32, device=self._where)
+            for x in (qpos, qvel, warmstart, geom_pos)
+        )
+        f.data("qpos")[at], f.data("qvel")[at], f.data("qacc_warmstart")[at] = qpos, qvel, warmstart
+        f.data("ctrl")[at], f.data("time")[at] = 0, 0
         f.geom_pos[at] = geom_pos
         # Warp takes what is fixed to the world to stand where it stood at first.
         still = torch.from_numpy(self._single._model.geom_bodyid == 0).to(self._where)
-        f.data("geom_xpos")[at] = torch.where(
-            still[None, :, None], geom_pos, f.data("geom_xpos")[at]
-        )
+        seen = f.data("geom_xpos")
+        seen[at] = torch.where(still[None, :, None], geom_pos, seen[at])
         self._mjw.step1(self._model, self._data)  # what follows from positions and velocities
 
     def _look(self, rows: np.ndarray | None = None) -> Any:
@@ -335,13 +274,8 @@ class WarpVectorEnv(BatchedEnv):
         bodies (targets)."""
         with self._on_device():
             f = self._fields
-            parts = [
-                f.data("qpos"),
-                f.data("qvel"),
-                f.data("qacc_warmstart"),
-                f.geom_pos.flatten(1),
-            ]
-            return torch.cat(parts, 1).double().cpu().numpy()
+            parts = [f.data(name) for name in ("qpos", "qvel", "qacc_warmstart")]
+            return torch.cat([*parts, f.geom_pos.flatten(1)], 1).double().cpu().numpy()
 
     def set_state(self, states: Any) -> None:
         """Go to states (N, X) of `get_state`. The episodes' clocks go on; frame stacks fill as
@@ -353,31 +287,24 @@ class WarpVectorEnv(BatchedEnv):
             raise ValueError(
                 f"expected states {(self.num_envs, sum(sizes))} from get_state, got {states.shape}."
             )
-        qpos, qvel, warmstart, geom_pos = np.split(states, np.cumsum(sizes)[:-1], 1)
+        *parts, geom_pos = np.split(states, np.cumsum(sizes)[:-1], 1)
         with self._on_device():
-            self._put(
-                np.arange(self.num_envs),
-                qpos,
-                qvel,
-                warmstart,
-                geom_pos.reshape(self.num_envs, -1, 3),
-            )
+            rows = np.arange(self.num_envs)
+            self._put(rows, *parts, geom_pos.reshape(self.num_envs, -1, 3))
 
     @property
     def position(self) -> np.ndarray:
         """(N, P) float64: what success is measured on."""
-        with self._on_device():
-            return self._single._position_of(
-                self._single._model, self._fields.data("qpos").double().cpu().numpy()
-            )
+        return self._single._position_of(self._single._model, self._joints("qpos"))
 
     def true_state(self) -> dict[str, np.ndarray]:
         """Named variables, (N, *) each: position, and joint positions and velocities."""
-        with self._on_device():
-            joints = {
-                name: self._fields.data(name).double().cpu().numpy() for name in ("qpos", "qvel")
-            }
+        joints = {name: self._joints(name) for name in ("qpos", "qvel")}
         return {"position": self.position, **joints}
+
+    def _joints(self, field: str) -> np.ndarray:
+        with self._on_device():
+            return self._fields.data(field).double().cpu().numpy()
 
     def observe(self) -> Any:
         """The observations of the current states; frame stacks repeat the current picture."""
@@ -410,21 +337,16 @@ class _Fields:
 
     def of(self, field: str, name: str) -> Tensor:
         """The row of a named element, (N, *row), or (1, *row) where all simulators share it."""
-        model = self._env._model
-        if field == "sensordata":
-            sensor = model.sensor(name).id
-            return self.data(field)[
-                :, model.sensor_adr[sensor] : model.sensor_adr[sensor] + model.sensor_dim[sensor]
-            ]
-        row = getattr(model, {"geom": "geom", "site": "site"}.get(field.split("_")[0], "body"))(
-            name
-        ).id
-        if field.endswith("_size"):
-            if (field, name) not in self._seen:
-                size = np.array(getattr(model, field)[row], np.float32)
-                self._seen[field, name] = torch.from_numpy(size).to(self._device)[None]
-            return self._seen[field, name]
-        return self.data(field)[:, row].flatten(1)
+        model, kind = self._env._model, ELEMENTS[field.split("_")[0]]
+        if kind == "sensor":
+            return self.data(field)[:, sensor_rows(model, name)]
+        row = getattr(model, kind)(name).id
+        if not field.endswith("_size"):
+            return self.data(field)[:, row].flatten(1)
+        if (field, name) not in self._seen:
+            size = np.array(getattr(model, field)[row], np.float32)
+            self._seen[field, name] = torch.from_numpy(size).to(self._device)[None]
+        return self._seen[field, name]
 
 
 class _Camera:
@@ -451,10 +373,5 @@ class _Camera:
         self._mjw.refit_bvh(self._model, self._data, self._context)
         self._mjw.render(self._model, self._data, self._context)
         self._mjw.get_rgb(self._context, 0, self._rgb)
-        return (
-            (255 * self._pixels.clamp(0, 1))
-            .round()
-            .to(torch.uint8)
-            .permute(0, 3, 1, 2)
-            .contiguous()
-        )
+        pixels = (255 * self._pixels.clamp(0, 1)).round().to(torch.uint8)
+        return rearrange(pixels, "n h w c -> n c h w").contiguous()

@@ -39,8 +39,7 @@ class Worker:
 
     Starting returns at once; the first `answer` is that of the factory (None when it went well).
     The process computes with one torch thread, ignores Ctrl-C (this process then closes it), and
-    ends when this process ends, however it does. Scripts need the usual `if __name__ ==
-    "__main__":`.
+    ends when this process ends, however it does.
 
     Args:
         factory: an importable callable; it and `args` are pickled, and `args` may hold
@@ -54,11 +53,9 @@ class Worker:
             context.set_forkserver_preload(["gjwm.envs.vector"])
         self.connection, theirs = context.Pipe()
         # The server has the environment of the moment when it started, so ours goes along.
+        arguments = (theirs, dict(os.environ), factory, args)
         self.process = context.Process(
-            target=_serve,
-            args=(theirs, dict(os.environ), factory, args),
-            daemon=True,
-            name="gjwm-worker",
+            target=_serve, args=arguments, daemon=True, name="gjwm-worker"
         )
         try:
             self.process.start()

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -134,6 +135,45 @@ def test_commas_on_the_command_line_are_axes():
     )
     assert axes == {"discrepancy": ["none", "sigreg"], "+x": [1, 2.5], "seed": [0, 1]}
     assert fixed == ["study.seeds=[0,1]", "a='b,c'"]
+
+
+class Own(gym.Env):
+    """Speaks this package's protocol and takes one argument of its own."""
+
+    observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, speed):
+        self.speed = speed
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.float32(self.speed * action), 0.0, False, False, {}
+
+    def get_state(self):
+        return np.zeros(1)
+
+
+ENVS = {
+    "bare": ["env.id=gjwm-test/own-v0", "+env.speed=0.5"],
+    "gym": ["env.id=Pendulum-v1"],
+    "moving": ["task=point-maze"],
+    "suite": ["task=walker-walk"],
+    "world": ["task=two-room"],
+}
+
+
+@pytest.mark.parametrize("name", options("env"))
+def test_envs(name, monkeypatch):
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    gym.register("gjwm-test/own-v0", Own)
+    cfg = load_config(["experiment=gym", f"env={name}", *ENVS[name]])
+    env = make_env(cfg.env.id, **env_kwargs(cfg))
+    env.reset(seed=0)
+    action = np.full(env.action_space.shape, 0.5, np.float32)
+    assert env.observation_space.contains(env.step(action)[0])
+    env.close()
 
 
 @pytest.mark.parametrize("name", options("encoder"))

@@ -68,7 +68,7 @@ def test_gymnasium_finds_nothing_wrong(name):
 
 @pytest.mark.parametrize("obs", ["state", "pixels", "both"])
 def test_pictures_come_from_render(obs):
-    env = make(obs=obs, size=6, frame_stack=2, render_mode="rgb_array", render_size=10)
+    env = make(obs=obs, size=6, frame_stack=2, render_mode="rgb_array")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*(infinity|Box|reproducib|render).*")
@@ -84,7 +84,7 @@ def test_pictures_come_from_render(obs):
         and (following[:3] == o[3:]).all()
         and (following[3:] != following[:3]).all()
     )
-    assert env.render().shape == (10, 10, 3)
+    assert env.render().shape == (6, 6, 3)
 
 
 def test_an_observation_that_is_a_picture_is_the_picture():
@@ -172,17 +172,6 @@ def test_a_state_brings_back_the_exact_future(name):
         env.step(a)
         path.append(env.position)
     np.testing.assert_array_equal(paths[0, 0], np.asarray(path, np.float32))
-
-
-def test_a_seed_reproduces_an_episode():
-    def episode():
-        env = make_env("CartPole-v1").unwrapped
-        rng = np.random.default_rng(0)
-        return np.stack(
-            [env.reset(seed=5)[0]] + [env.step(rng.uniform(size=2))[0] for _ in range(8)]
-        )
-
-    np.testing.assert_array_equal(episode(), episode())
 
 
 def test_position_is_what_success_is_measured_on():
