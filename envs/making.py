@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +26,20 @@ def importable(env_id: str) -> str:
 
 
 def spec_of(env_id: str) -> EnvSpec:
-    """What Gymnasium's registry says about an id, "module:" in front or not."""
+    """What Gymnasium's registry says about an id, "module:" in front or not.
+
+    Raises:
+        gymnasium.error.NameNotFound: for an unknown id, naming the nearest.
+    """
     module, _, name = importable(env_id).rpartition(":")
     if module:
         importlib.import_module(module)
-    return gym.spec(name)
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        nearest = difflib.get_close_matches(name, gym.registry, 1)
+        hint = f"the nearest id is {nearest[0]}" if nearest else "and none of a similar id"
+        raise gym.error.NameNotFound(f"there is no environment {name}; {hint}.") from error
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -50,15 +50,30 @@ def force_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def acquire(path: str | Path, *, wait: bool = False) -> int:
-    """The descriptor of a lock file, made if need be; closing it, or the end of the process, gives
-    the lock back.
+@contextmanager
+def holding(path: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`, in a folder that is made, while the block runs; then it is
+    removed. The lock of a process that is killed ends with it, its file stays for the next.
 
     Raises:
         BlockingIOError: when another process holds it and `wait` is false.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    if fcntl is not None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(path, wait)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        os.close(descriptor)
+
+
+def _acquire(path: Path, wait: bool) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if fcntl is None:
+            return descriptor
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BaseException as error:
@@ -66,17 +81,9 @@ def acquire(path: str | Path, *, wait: bool = False) -> int:
                 return descriptor  # as on Windows
             os.close(descriptor)
             raise
-    return descriptor
-
-
-@contextmanager
-def holding(path: str | Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`, in a folder that is made, for as long as the block runs; see
-    `acquire`.
-    """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    descriptor = acquire(path, wait=wait)
-    try:
-        yield
-    finally:
+        # Whoever held it removed the file, and another process may have made the next: a lock on
+        # the old one keeps nobody out.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
         os.close(descriptor)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
-from gjwm._core.files import holding
-from gjwm.cli.config import behaviour_of, behaviour_settings, env_kwargs
-from gjwm.data.collect import collect_dataset
-from gjwm.data.dataset import dataset_info
+from gjwm.cli.config import behaviour_settings, env_kwargs
+from gjwm.data.collect import collect_dataset, sole_collector
 
 
 def collect_command(cfg: DictConfig, command: str) -> None:
@@ -19,10 +15,8 @@ def collect_command(cfg: DictConfig, command: str) -> None:
     if not cfg.resume:
         _collect(cfg, cfg.collect.episodes)
         return
-    # Who asks for the missing episodes waits for whoever is collecting them.
-    with holding(f"{cfg.dataset}.lock", wait=True):
-        exists = (Path(cfg.dataset) / "metadata.json").exists()
-        there = dataset_info(cfg.dataset)["episodes"] if exists else 0
+    with sole_collector(cfg.dataset) as info:
+        there = 0 if info is None else info["episodes"]
         if there >= cfg.collect.episodes:
             print(f"{cfg.dataset}: holds {there} episodes, none are missing")
         else:
@@ -34,17 +28,12 @@ def _collect(cfg: DictConfig, episodes: int) -> None:
         cfg.dataset,
         cfg.env.id,
         env_kwargs(cfg),
-        behaviour_of(cfg),
+        behaviour_settings(cfg),
         episodes=episodes,
         length=cfg.collect.length,
         seed=cfg.seed,
         workers=cfg.collect.workers,
         compress=cfg.compress,
-        collected={
-            "behaviour": behaviour_settings(cfg),
-            "length": cfg.collect.length,
-            "seed": cfg.seed,
-        },
     )
     repeat = cfg.env.get("action_repeat", 1)
     print(

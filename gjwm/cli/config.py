@@ -22,7 +22,7 @@ from gjwm._core.machine import cores
 from gjwm._core.settings import Bounds, Count, Natural, NonNegative, check
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
 from gjwm.data.dataset import STORAGES
-from gjwm.data.handle import HELD_OUT, Dataset
+from gjwm.data.handle import HELD_OUT, Dataset, task_of
 from gjwm.reporting.logging import MODES
 from gjwm.training.recipe import (
     CalibrateSettings,
@@ -55,6 +55,7 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
     """configs/config.yaml with hydra overrides such as "experiment=two_room" or
     "train.steps=100".
     """
+    OmegaConf.register_new_resolver("task_of", task_of, replace=True)
     with initialize_config_module("gjwm.configs", version_base="1.3"):
         try:
             return compose("config", overrides=list(overrides))

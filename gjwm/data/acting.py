@@ -7,13 +7,14 @@ filming differ in what they do with the steps. A single environment is a batch o
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
+from gjwm._core.nested import nested
 from gjwm.envs.making import make_env as make_env
 from gjwm.envs.vector import make_vec as make_vec
 from gjwm.envs.vector import shows_pictures as shows_pictures
@@ -30,9 +31,7 @@ class Actor(Protocol):
     """Whoever acts in B environments."""
 
     def act(self, o: Any, info: Moment) -> Any:
-        """Observations (B, *O), as the environments return them -> actions (B, A), array or
-        tensor.
-        """
+        """Observations (B, *O) -> actions (B, A), array or tensor."""
         ...
 
     def reset(self, mask: Any = None) -> None:
@@ -48,12 +47,7 @@ class Memoryless:
 
 
 class RandomActor(Memoryless):
-    """Uniform actions.
-
-    Args:
-        action_dim: A.
-        rng: draws them.
-    """
+    """Uniform actions (B, A), drawn by `rng`."""
 
     def __init__(self, action_dim: int, rng: np.random.Generator):
         self.action_dim, self.rng = action_dim, rng
@@ -80,6 +74,13 @@ class HoldActor(Memoryless):
 
     def act(self, o: Any, info: Moment) -> np.ndarray:
         return np.zeros((info.envs.num_envs, self.action_dim), np.float32)
+
+
+class FunctionActor(Memoryless):
+    """An actor made of a function of observations and moment."""
+
+    def __init__(self, act: Callable[[Any, Moment], Any]):
+        self.act = act
 
 
 class Transition(NamedTuple):
@@ -137,9 +138,7 @@ def play(envs: Any, actor: Actor, o: Any, steps: int | None = None) -> Iterator[
 
 
 class OneLane:
-    """One environment as a batch of one. It does not begin a new episode of itself: leave the loop
-    where one ends.
-    """
+    """One environment as a batch of one, without autoreset: leave the loop at an episode's end."""
 
     num_envs = 1
 
@@ -159,21 +158,18 @@ class OneLane:
 
     def step(self, actions: np.ndarray) -> tuple[Any, ...]:
         """Actions (1, A) -> observations (1, *O), rewards, terminations, truncations (1,), info."""
-        observation, r, terminated, truncated, info = self.env.step(actions[0])
+        observation, r, *ends, info = self.env.step(actions[0])
         return (
             with_lanes(observation),
             np.array([r]),
-            np.array([terminated], bool),
-            np.array([truncated], bool),
+            *(np.array([end], bool) for end in ends),
             info,
         )
 
 
 def with_lanes(observation: Any) -> Any:
     """One environment's observation as that of a batch of one."""
-    if isinstance(observation, Mapping):
-        return {name: with_lanes(value) for name, value in observation.items()}
-    return np.asarray(observation)[None]
+    return nested(lambda x: np.asarray(x)[None], observation)
 
 
 def as_array(values: Any) -> np.ndarray:
@@ -183,12 +179,10 @@ def as_array(values: Any) -> np.ndarray:
 
 def _replaced(following: Any, ended: np.ndarray, final: Sequence[Any]) -> Any:
     """`following` with the true last observations where episodes ended."""
-    if isinstance(following, Mapping):
-        return {
-            name: _replaced(values, ended, [None if x is None else x[name] for x in final])
-            for name, values in following.items()
-        }
-    out = np.array(following)
-    for i in ended.nonzero()[0]:
-        out[i] = final[i]
-    return out
+
+    def put(values: np.ndarray, *last: np.ndarray) -> np.ndarray:
+        out = np.array(values)
+        out[ended] = last
+        return out
+
+    return nested(put, following, *(final[i] for i in ended.nonzero()[0]))

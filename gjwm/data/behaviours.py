@@ -1,18 +1,18 @@
 """Behaviours: who acts while data are collected.
 
-A behaviour makes an `Actor` for one episode, in one env or in the N envs of a vector env, with one
-numpy generator each; all it draws comes from these, so an episode's actions depend on its own
-generator only. Actions are float32 (N, A) in [-1, 1]."""
+A behaviour makes an `Actor` for one episode in each of N envs, with one numpy generator each; all
+it draws comes from these, so an episode's actions depend on its own generator only. Actions are
+float32 (N, A) in [-1, 1]."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from gjwm.data.acting import Actor, Memoryless, Moment, RecordedActor, as_array
+from gjwm.data.acting import Actor, FunctionActor, Moment, RecordedActor, as_array
 from gjwm.data.planned_behaviours import Curious, Planned
 
 
@@ -56,17 +56,14 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Coloured:
-    """Noise with power spectrum 1/f^beta along time, standard deviation `scale`, clipped to [-1,
-    1].
-    """
+    """Clipped noise with spectrum 1/f^beta along time and standard deviation `scale`."""
 
     beta: float = 2.0
     scale: float = 1.0
 
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
-        return _recorded(
-            [self.scale * noise_sequence(length, action_dim, self.beta, rng) for rng in rngs]
-        )
+        noise = (noise_sequence(length, action_dim, self.beta, rng) for rng in rngs)
+        return _recorded([self.scale * each for each in noise])
 
 
 @dataclass(frozen=True)
@@ -84,16 +81,11 @@ class Scripted:
         noise = _white(self.noise, length, action_dim, rngs)
 
         def act(o: Any, info: Moment) -> np.ndarray:
-            expert = getattr(info.envs.unwrapped, "expert_action", None)
-            if expert is None:
-                raise ValueError(
-                    f"{type(info.envs.unwrapped).__name__} has no expert_action; choose another "
-                    f"behaviour."
-                )
-            heading = as_array(expert()).reshape(-1, action_dim)
+            world = _world(info, "expert_action")
+            heading = as_array(world.expert_action()).reshape(-1, action_dim)
             return (heading + noise[info.step]).clip(-1, 1).astype(np.float32)
 
-        return _Function(act)
+        return FunctionActor(act)
 
 
 @dataclass(frozen=True)
@@ -134,11 +126,7 @@ class Wandering:
 
         def act(o: Any, info: Moment) -> np.ndarray:
             nonlocal steps_left
-            world = info.envs.unwrapped
-            if not hasattr(world, "random_place"):
-                raise ValueError(
-                    f"{type(world).__name__} has no random_place; choose another behaviour."
-                )
+            world = _world(info, "random_place")
             position = as_array(world.position).reshape(len(rngs), -1)
             if position.shape[1] != action_dim:
                 raise ValueError(
@@ -165,7 +153,7 @@ class Wandering:
             heading = way / np.abs(way).max(1, keepdims=True).clip(min=1e-9)
             return (heading + noise[info.step]).clip(-1, 1).astype(np.float32)
 
-        return _Function(act)
+        return FunctionActor(act)
 
 
 class Mixture:
@@ -186,10 +174,11 @@ class Mixture:
         self.probabilities = total / total.sum()
 
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
-        choice = np.array([rng.choice(len(self.behaviours), p=self.probabilities) for rng in rngs])
+        count = len(self.behaviours)
+        choice = np.array([rng.choice(count, p=self.probabilities) for rng in rngs])
         # Each behaviour gets generators of its own, so that what it draws does not depend on who
         # else is started.
-        children = [rng.spawn(len(self.behaviours)) for rng in rngs]
+        children = [rng.spawn(count) for rng in rngs]
         # Started in all N envs, because an expert answers for all at once; kept where chosen.
         actors = {
             k: self.behaviours[k].start(length, action_dim, [child[k] for child in children])
@@ -202,12 +191,10 @@ class Mixture:
                 actions[choice == k] = actor.act(o, info)[choice == k]
             return actions
 
-        return _Function(act)
+        return FunctionActor(act)
 
     def __repr__(self) -> str:
-        parts = (
-            f"{behaviour!r}: {p:g}" for behaviour, p in zip(self.behaviours, self.probabilities)
-        )
+        parts = (f"{who!r}: {p:g}" for who, p in zip(self.behaviours, self.probabilities))
         return f"Mixture({{{', '.join(parts)}}})"
 
 
@@ -247,11 +234,12 @@ def behaviour_from_weights(weights: str | Mapping[str, float | Mapping[str, Any]
     return mixture.behaviours[0] if len(pairs) == 1 else mixture
 
 
-class _Function(Memoryless):
-    """An actor for one episode, made of a function of observations and moment."""
-
-    def __init__(self, act: Callable[[Any, Moment], np.ndarray]):
-        self.act = act
+def _world(info: Moment, offering: str) -> Any:
+    """The environment itself, which must have such an attribute."""
+    world = info.envs.unwrapped
+    if not hasattr(world, offering):
+        raise ValueError(f"{type(world).__name__} has no {offering}; choose another behaviour.")
+    return world
 
 
 def _white(

@@ -11,9 +11,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from gjwm._core.files import holding
 from gjwm.data.behaviours import behaviour_from_weights
-from gjwm.data.collect import collect_dataset, collect_episodes
+from gjwm.data.collect import collect_dataset, collect_episodes, sole_collector
 from gjwm.data.dataset import Episode, dataset_info, episode_lengths, read_episodes
 from gjwm.envs.making import is_foreign, spec_of
 
@@ -69,23 +68,19 @@ class Dataset:
         """Raise ValueError if another environment made these data: nothing later would notice."""
         collected = {"id": self.env_id, **self.env_kwargs}
         wanted = {"id": env_id, **env_kwargs}
-        different = sorted(
-            key for key in collected.keys() | wanted.keys() if collected.get(key) != wanted.get(key)
-        )
+        different = [
+            f"env.{key}={collected.get(key)!r} and not {wanted.get(key)!r}"
+            for key in sorted(collected.keys() | wanted.keys())
+            if collected.get(key) != wanted.get(key)
+        ]
         if different:
             raise ValueError(
-                f"{self.path} was collected with "
-                + ", ".join(
-                    f"env.{key}={collected.get(key)!r} and not {wanted.get(key)!r}"
-                    for key in different
-                )
-                + "; pass the same settings, or another dataset=..."
+                f"{self.path} was collected with {', '.join(different)}; pass the same settings, "
+                "or another dataset=..."
             )
 
     def collectable(self) -> bool:
-        """Whether more episodes like these can be collected: the environment is known here, and so
-        is who acted.
-        """
+        """Whether the environment is known here, and who acted."""
         try:
             spec_of(self.env_id)
         except (gym.error.Error, ImportError, ValueError):
@@ -96,18 +91,17 @@ class Dataset:
         self, episodes: int, *, length: int, seed: int, record_state: bool = False
     ) -> list[Episode]:
         """Other episodes by the same behaviour in the same environment, kept in memory."""
-        return list(
-            collect_episodes(
-                self.env_id,
-                self.env_kwargs,
-                behaviour_from_weights(self.behaviour),
-                episodes=episodes,
-                length=length,
-                seed=seed,
-                workers=self.workers,
-                record_state=record_state,
-            )
+        more = collect_episodes(
+            self.env_id,
+            self.env_kwargs,
+            behaviour_from_weights(self.behaviour),
+            episodes=episodes,
+            length=length,
+            seed=seed,
+            workers=self.workers,
+            record_state=record_state,
         )
+        return list(more)
 
 
 def collect(
@@ -153,36 +147,31 @@ def collect(
         {behaviour: 1.0} if isinstance(behaviour, str) else dict(behaviour or {"coloured": 1.0})
     )
     if path is None:
-        path = Path("data") / env_id.rpartition(":")[2].removeprefix("gjwm/").removesuffix("-v0")
+        path = Path("data") / task_of(env_id).removesuffix("-v0")
     path = Path(path)
-    wanted = {"behaviour": weights, "length": length, "seed": seed}
-    with holding(f"{path}.lock", wait=True):
-        there = 0
-        if (path / "metadata.json").exists():
-            info = dataset_info(path)
+    how = {"length": length, "seed": seed}
+    with sole_collector(path) as info:
+        there, wanted = 0, {"behaviour": weights, **how}
+        if info is not None:
             there, made = info["episodes"], info.get("collected") or wanted
             if made != wanted:
                 raise ValueError(
                     f"{path} was collected with {made} and not {wanted}; choose another path=..."
                 )
         if there < episodes or not there:
-            collect_dataset(
-                path,
-                env_id,
-                env_kwargs,
-                behaviour_from_weights(weights),
-                episodes=episodes - there,
-                length=length,
-                seed=seed,
-                workers=workers,
-                collected=wanted,
-            )
+            how["episodes"] = episodes - there
+            collect_dataset(path, env_id, env_kwargs, weights, workers=workers, **how)
         elif info["env_id"] != env_id or info["env_kwargs"] != env_kwargs:
             raise ValueError(
                 f"{path} holds episodes of {info['env_id']} with {info['env_kwargs']} and not of "
                 f"{env_id} with {env_kwargs}; choose another path=..."
             )
     return Dataset(path, env_id, env_kwargs, weights, workers)
+
+
+def task_of(env_id: str) -> str:
+    """An id as a name that every file system takes: without the module that registers it."""
+    return env_id.rpartition(":")[2].removeprefix("gjwm/")
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +189,7 @@ def usual_arguments(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     environment's own end, no marks of a task's own target in pictures.
     """
     spec = spec_of(env_id)
-    name = env_id.rpartition(":")[2].removeprefix("gjwm/")
+    name = task_of(env_id)
     usual: dict[str, Any] = {}
     if is_foreign(env_id):
         usual["terminate"] = False

@@ -1,6 +1,4 @@
-"""Behaviours that plan with a trained world model: towards reward or goals, or where an ensemble's
-members disagree.
-"""
+"""Behaviours that plan with a trained world model: for reward, goals, or its ensemble's doubts."""
 
 from __future__ import annotations
 
@@ -14,11 +12,11 @@ import torch
 from torch import Generator
 
 from gjwm._core import draws
-from gjwm.data.acting import Actor, Memoryless, Moment, as_array
+from gjwm.data.acting import Actor, FunctionActor, Moment, as_array
 from gjwm.models.world_model import WorldModel
 from gjwm.planning import ICEM
 from gjwm.planning.agent import MPCAgent, reward_agent
-from gjwm.planning.costs import Cost, DisagreementCost, GoalCost, SumCost
+from gjwm.planning.costs import DisagreementCost, GoalCost, SumCost
 
 OBJECTIVES = ("auto", "reward", "goal")
 
@@ -43,32 +41,56 @@ class _Planning:
     noise: float = 0.1
 
     def start(self, length: int, action_dim: int, rngs: Sequence[np.random.Generator]) -> Actor:
-        model = self._load(action_dim)
-        # An agent of its own for each env: planned as one batch, an episode's actions would depend
-        # on its company.
-        return _Players(self, model, [self._player(model, rng) for rng in rngs], rngs)
-
-    def _load(self, action_dim: int) -> WorldModel:
         path = Path(self.run)
         model = WorldModel.load(path / "checkpoint.pt" if path.is_dir() else path)
         if model.action_dim != action_dim:
             raise ValueError(
                 f"{self.run} was trained with {model.action_dim} actions, the env has {action_dim}."
             )
-        return model
+        # An agent of its own for each env: planned as one batch, an episode's actions would depend
+        # on its company.
+        players = [self._player(model, rng) for rng in rngs]
+
+        def act(o: Any, info: Moment) -> np.ndarray:
+            o = as_array(self._seen(model, info.envs, o))
+            actions = np.concatenate(
+                [as_array(player.act(o[i : i + 1], info)) for i, player in enumerate(players)]
+            )
+            noise = np.stack([self.noise * rng.standard_normal(action_dim) for rng in rngs])
+            return (actions + noise).clip(-1, 1).astype(np.float32)
+
+        return FunctionActor(act)
 
     def _player(self, model: WorldModel, rng: np.random.Generator) -> Actor:
         """Who acts in one episode, on observations (1, *O)."""
         raise NotImplementedError
 
-    def _agent(self, model: WorldModel, cost: Cost, rng: np.random.Generator) -> MPCAgent:
-        return MPCAgent(model, self._planner(), cost, **self._horizons(rng))
+    def _plans(self, rng: np.random.Generator) -> dict[str, Any]:
+        """How an agent plans."""
+        return dict(
+            planner=ICEM(samples=self.samples, elites=self.elites, iterations=self.iterations),
+            horizon=self.horizon,
+            replan_every=self.replan_every,
+            generator=_generator(rng),
+        )
 
-    def _planner(self) -> ICEM:
-        return ICEM(samples=self.samples, elites=self.elites, iterations=self.iterations)
-
-    def _horizons(self, rng: np.random.Generator) -> dict[str, Any]:
-        return dict(horizon=self.horizon, replan_every=self.replan_every, generator=_generator(rng))
+    def _seen(self, model: WorldModel, env: Any, o: Any) -> Any:
+        """What the model was trained on (N, *O), of what the env shows or, of states, hides."""
+        wanted = model.encoder.observation_shape
+        shown = o if isinstance(o, Mapping) else {"the observation": o}
+        for value in shown.values():
+            if tuple(value.shape[1:]) == wanted:
+                return value
+        # a player of states makes data of pixels
+        if len(wanted) == 1 and hasattr(env.unwrapped, "state_vector"):
+            state = env.unwrapped.state_vector()[None]
+            if state.shape[1:] == wanted:
+                return state
+        sizes = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in shown.items())
+        raise ValueError(
+            f"{self.run} was trained on observations {wanted} and the env gives {sizes}; set "
+            "obs=pixels or obs=state, as in training."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +126,19 @@ class Planned(_Planning):
                 f"objective=goal."
             )
         if rewarded and self.objective != "goal":
-            return reward_agent(
-                model, self._planner(), discount=self.discount, **self._horizons(rng)
-            )
+            return reward_agent(model, discount=self.discount, **self._plans(rng))
         goals = _generator(rng)
-        agent = self._agent(
-            model, GoalCost(torch.zeros(1, model.latent_dim, device=model.device)), rng
-        )
-        return _Wanderer(agent, goals, self.goal_steps)
+        nowhere = GoalCost(torch.zeros(1, model.latent_dim, device=model.device))
+        agent = MPCAgent(model, cost=nowhere, **self._plans(rng))
+
+        def act(o: Any, info: Moment) -> torch.Tensor:
+            if info.step % self.goal_steps == 0:
+                goal = draws.normal((1, model.latent_dim), goals, device=model.device)
+                agent.cost = GoalCost(goal)
+                agent.reset()
+            return agent.act(o, info)
+
+        return FunctionActor(act)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,66 +157,7 @@ class Curious(_Planning):
                 f"{type(model.dynamics).__name__}; train it with dynamics=ensemble."
             )
         curiosity = SumCost({"disagreement": (-1.0, DisagreementCost())})
-        return self._agent(model, curiosity, rng)
-
-
-class _Players(Memoryless):
-    """An actor for each env, with noise on what they do."""
-
-    def __init__(
-        self,
-        settings: _Planning,
-        model: WorldModel,
-        players: Sequence[Actor],
-        rngs: Sequence[np.random.Generator],
-    ):
-        self.settings, self.model, self.players, self.rngs = settings, model, players, rngs
-
-    def act(self, o: Any, info: Moment) -> np.ndarray:
-        o = as_array(_seen(self.model, self.settings.run, info.envs, o))
-        actions = np.concatenate(
-            [as_array(player.act(o[i : i + 1], info)) for i, player in enumerate(self.players)]
-        )
-        noise = np.stack(
-            [self.settings.noise * rng.standard_normal(actions.shape[1]) for rng in self.rngs]
-        )
-        return (actions + noise).clip(-1, 1).astype(np.float32)
-
-
-class _Wanderer(Memoryless):
-    """An agent that heads for one latent drawn from N(0, I) after another."""
-
-    def __init__(self, agent: MPCAgent, goals: Generator, goal_steps: int):
-        self.agent, self.goals, self.goal_steps = agent, goals, goal_steps
-
-    def act(self, o: Any, info: Moment) -> torch.Tensor:
-        model = self.agent.model
-        if info.step % self.goal_steps == 0:
-            goal = draws.normal((1, model.latent_dim), self.goals, device=model.device)
-            self.agent.cost = GoalCost(goal)
-            self.agent.reset()
-        return self.agent.act(o, info)
-
-
-def _seen(model: WorldModel, run: str, env: Any, o: Any) -> Any:
-    """What the model was trained on (N, *O), of what the env shows or, for a model of states,
-    of what it hides.
-    """
-    wanted = model.encoder.observation_shape
-    shown = o if isinstance(o, Mapping) else {"the observation": o}
-    for value in shown.values():
-        if tuple(value.shape[1:]) == wanted:
-            return value
-    # a player of states makes data of pixels
-    if len(wanted) == 1 and hasattr(env.unwrapped, "state_vector"):
-        state = env.unwrapped.state_vector()[None]
-        if state.shape[1:] == wanted:
-            return state
-    sizes = ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in shown.items())
-    raise ValueError(
-        f"{run} was trained on observations {wanted} and the env gives {sizes}; set "
-        "obs=pixels or obs=state, as in training."
-    )
+        return MPCAgent(model, cost=curiosity, **self._plans(rng))
 
 
 def _generator(rng: np.random.Generator) -> Generator:

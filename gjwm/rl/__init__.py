@@ -10,7 +10,7 @@ returns   what an agent earns in environments of its own
 
 from gjwm.rl.exploration import Explorer
 from gjwm.rl.learner import RewardLearner, lambda_returns
-from gjwm.rl.loop import pretrain, train_online
+from gjwm.rl.loop import Hooks, pretrain, train_online
 from gjwm.rl.oracle import RewardOracle
 from gjwm.rl.returns import PolicyActor, ReturnCurve, play_returns, return_report
 from gjwm.rl.settings import Exploration, LearnerSettings, OnlineSettings, Oracle
@@ -20,6 +20,7 @@ from gjwm.rl.training import RewardRecipe, learn
 __all__ = [
     "Exploration",
     "Explorer",
+    "Hooks",
     "LearnerSettings",
     "OnlineSettings",
     "Oracle",

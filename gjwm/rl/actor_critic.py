@@ -116,9 +116,7 @@ class QEnsemble(Configured, nn.Module):
         return outputs if self.two_hot is None else self.two_hot.mean(outputs)
 
     def errors(self, z: Tensor, a: Tensor, target: Tensor) -> Tensor:
-        """How far the values are from returns: (..., D), (..., A), (...) -> (M, ...), in the units
-        they learn by.
-        """
+        """How far values are from returns, as they learn: (..., D), (..., A), (...) -> (M, ...)."""
         outputs = self.outputs(z, a)
         if self.two_hot is None:
             return (outputs - target).square()
@@ -165,9 +163,7 @@ class Policy(Configured, nn.Module):
         return self._moments(z)[0].tanh()
 
     def sample(self, z: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """(..., D) -> an action (..., A) drawn from the policy, and its log-density (...). Both
-        carry gradients.
-        """
+        """(..., D) -> a drawn action (..., A) and its log-density (...), both with gradients."""
         shape = (*z.shape[:-1], self.config["action_dim"])
         return self.squash(z, draws.normal(shape, generator, device=z.device, dtype=z.dtype))
 

@@ -1,12 +1,10 @@
-"""Actions nobody planned: before anything is known aimless ones, louder and of more colours while
-they earn nothing.
+"""Actions nobody planned: aimless ones, louder and of more colours while they earn nothing.
 
-White noise hardly moves a body: it averages out before inertia has answered. Of 16 aimless episodes
-of dm_control's pendulum none swings up on white actions and 6 on brown, saturated ones. But loud
-episodes are poor lessons where quiet ones earn something: the reacher's arm winds up and rushes
-past all that it is to learn. The noise on plans is white: once a goal is reached, coloured noise
-would drive away from it. One lane follows its plans without any: where the model wrongly promises
-reward a noisy lane is soon pushed on, and only the one that stays learns better."""
+White noise averages out before inertia has answered: of 16 aimless episodes of dm_control's
+pendulum none swings up on white actions and 6 on brown, saturated ones. But loud episodes are poor
+lessons where quiet ones earn something. The noise on plans is white: coloured noise would drive
+away from a goal once it is reached. One lane has none: only it stays, and learns better, where the
+model wrongly promises reward."""
 
 from __future__ import annotations
 
@@ -21,6 +19,8 @@ from gjwm.rl.settings import Exploration
 
 class Explorer:
     """The noise of N lanes, drawn in blocks with a generator on the CPU."""
+
+    STATE = ("block", "place", "blocks", "aimless")
 
     def __init__(self, exploration: Exploration, lanes: int, action_dim: int, generator: Generator):
         self.exploration, self.generator = exploration, generator
@@ -63,14 +63,9 @@ class Explorer:
 
     def state_dict(self) -> dict[str, Any]:
         """What is left of the block, and its number; the generator's state is its owner's."""
-        return {
-            "block": self._block,
-            "place": self._place,
-            "blocks": self._blocks,
-            "aimless": self._aimless,
-        }
+        return {name: getattr(self, f"_{name}") for name in self.STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self._block, self._place = state["block"], state["place"]
-        self._blocks, self._aimless = state["blocks"], state["aimless"]
+        for name in self.STATE:
+            setattr(self, f"_{name}", state[name])

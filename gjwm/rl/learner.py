@@ -177,9 +177,7 @@ class RewardLearner:
     def _update_policy(
         self, z: Tensor, a: Tensor, generator: Generator | None
     ) -> dict[str, Tensor]:
-        """A step of the policy on latents (B, T+1, D), of which the first T did `a`; the slow
-        values follow the others.
-        """
+        """A step of policy and slow values on latents (B, T+1, D), of which the first T did `a`."""
         noise = draws.normal((a.shape[0], a.shape[1] + 1, a.shape[2]), generator, device=a.device)
         self.value.requires_grad_(False)
         ascent, q, entropy = self._ascend(z, a, noise, self.spread)
@@ -213,9 +211,7 @@ class RewardLearner:
     def _read_window(
         self, z: Tensor, a: Tensor, r: Tensor, terminated: Tensor, noise: Tensor | None
     ):
-        """Predictions (2, B, T, D), and errors: the spread's "nll", and those of the heads along
-        the open-loop rollout.
-        """
+        """Predictions (2, B, T, D); errors of the spread ("nll") and of heads in the open loop."""
         model, settings = self.model, self.settings
         z_hat = model.dynamics.training_means(z, a)
         if z_hat.dim() != 4:
@@ -249,9 +245,7 @@ class RewardLearner:
         return z_hat, errors
 
     def _values(self, z: Tensor, noise: Tensor) -> Tensor:
-        """What the policy earns from latents (..., D): as the model says at first, then as the slow
-        values do -> (...).
-        """
+        """What the policy earns from latents (..., D): by the model, then by the slow values."""
         heads, earned, weight = self.model.heads, 0.0, 1.0
         for step in noise[:-1]:
             a = self.policy.squash(z, step)[0]
@@ -263,9 +257,7 @@ class RewardLearner:
         return earned + weight * self.slow(z, self.policy.squash(z, noise[-1])[0]).amin(0)
 
     def _ascend_values(self, z: Tensor, taken: Tensor, noise: Tensor, spread: Tensor):
-        """The policy's loss on latents (B, T+1, D), of which T acted; the values it finds, and its
-        entropy.
-        """
+        """The policy's loss on latents (B, T+1, D), of which T acted; values and entropy."""
         a, log_density = self.policy.squash(z, noise)
         q = self.value(z, a).mean(0)
         loss = (self.settings.entropy * log_density - q / spread).mean()

@@ -1,30 +1,49 @@
-"""Act, remember, update, evaluate: learning while acting, and from data alone. Both go on exactly
-where an interruption left them.
-"""
+"""Learning while acting, and from data alone; both go on exactly where they were interrupted."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from gjwm._core import draws
+from gjwm.data.acting import Transition
 from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.planning import Planner
-from gjwm.planning.agent import reward_agent
+from gjwm.planning.agent import MPCAgent, reward_agent
 from gjwm.rl.exploration import Explorer
 from gjwm.rl.learner import RewardLearner
 from gjwm.rl.settings import OnlineSettings
 from gjwm.rl.stream import Stream
 from gjwm.training.checkpoint import Checkpoint, Checkpoints, random_state, restore_random_state
+from gjwm.training.fit import Log
 
-Log = Callable[[dict[str, float], int], None]
-Evaluate = Callable[[int, float], Mapping[str, float]]
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What is done with a training besides training.
+
+    Args:
+        evaluate: called with the step (without updates on data) and the seconds so far, the model
+            in evaluation mode; what it returns is logged. It must draw no numbers from the
+            training's generator.
+        log: called with scalars: "loss" and "train/*" of the last update, "return" of the episodes
+            that ended since, "updates", "seconds" and how they were spent.
+        checkpoints: where everything is kept. If a state is there already, learning goes on from it
+            as if it had not been interrupted (bit by bit on a CPU with as many threads); all other
+            arguments must be what they were.
+    """
+
+    evaluate: Callable[[int, float], Mapping[str, float]] | None = None
+    log: Log | None = None
+    checkpoints: Checkpoints | None = None
 
 
 def pretrain(
@@ -32,24 +51,20 @@ def pretrain(
     windows: Windows,
     settings: OnlineSettings,
     *,
-    evaluate: Evaluate | None = None,
-    log: Log | None = None,
+    hooks: Hooks = Hooks(),
     generator: Generator | None = None,
-    checkpoints: Checkpoints | None = None,
-    prefetch: int = 0,
 ) -> None:
     """`settings.pretrain` updates on data; the model ends in evaluation mode.
 
-    Where no acting follows (`settings.steps` is 0), learning rates cool down and `evaluate` is
-    called after the last update.
+    Where no acting follows (`settings.steps` is 0), learning rates cool down and the model is
+    evaluated after the last update.
 
     Args:
         windows: of `settings.length` steps, with rewards: a `ReplayBuffer` or `DiskWindows`.
-        evaluate, log, generator, checkpoints: see `train_online`.
-        prefetch: batches read ahead by a thread, for data on disk; changes nothing but the time.
+        generator: see `train_online`.
     """
-    updates, last = settings.pretrain, not settings.steps
-    progress = _Progress(learner.model.device, generator, log, checkpoints)
+    updates, alone = settings.pretrain, not settings.steps
+    progress = _Progress(learner.model.device, generator, hooks)
     first = 0
     kept = progress.latest()
     if kept is not None:
@@ -57,21 +72,24 @@ def pretrain(
         learner.load_state_dict(kept.content["learner"])
         progress.load_state_dict(kept.content)
     learner.model.train()
-    with Prefetch(
-        lambda g: windows.sample(settings.batch, settings.length, generator=g), 0, prefetch
-    ) as draw:
+
+    def sample(generator: Generator) -> Any:
+        return windows.sample(settings.batch, settings.length, generator=generator)
+
+    with Prefetch(sample, 0, windows.prefetch) as draw:
         draw.restore(progress.generator.get_state())
         for update in range(first + 1, updates + 1):
-            share = _cooled((update - 1) / updates, settings.cooldown) if last else 1.0
-            learner.scale_rates(share)
+            last = update == updates
+            if alone:
+                learner.scale_rates(_cooled((update - 1) / updates, settings.cooldown))
             losses = learner.update(draw.next().to(learner.model.device), progress.noise)
             progress.passed("updating")
-            if update % settings.log_every == 0 or update == updates:
+            if update % settings.log_every == 0 or last:
                 progress.log_losses(losses, update, updates=update)
-            if last and evaluate is not None and update == updates:
+            if alone and last:
                 learner.model.eval()
-                progress.evaluate(evaluate, update, update)
-            if update % settings.checkpoint_every == 0 or update == updates:
+                progress.evaluate(update, update)
+            if update % settings.checkpoint_every == 0 or last:
                 progress.generator.set_state(draw.state())
                 progress.keep(update, {"learner": learner.state_dict()})
         progress.generator.set_state(draw.state())
@@ -85,10 +103,8 @@ def train_online(
     buffer: ReplayBuffer | None,
     settings: OnlineSettings,
     *,
-    evaluate: Evaluate | None = None,
-    log: Log | None = None,
+    hooks: Hooks = Hooks(),
     generator: Generator | None = None,
-    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Learn while acting, in place; the model ends in evaluation mode.
 
@@ -103,108 +119,147 @@ def train_online(
             already. When learning goes on from a state, the one kept with it takes its place, and
             None will do.
         settings: its `pretrain` updates were made before, and count as steps in logs and states.
-        evaluate: called with the step (without those updates) and the seconds so far, every
-            `evaluate_every` steps and after the last, the model in evaluation mode; what it returns
-            is logged. It must draw no numbers from `generator`.
-        log: called with scalars every `log_every` steps: "train/*" of the last update, "return" of
-            the episodes that ended since, "updates", "seconds" and how they were spent.
         generator: on the CPU; draws actions and windows and seeds all other noise.
-        checkpoints: where everything is kept every `checkpoint_every` steps and after the last. If
-            a state is there already, learning goes on from it as if it had not been interrupted
-            (bit by bit on a CPU with as many threads); all other arguments must be what they were.
 
     Raises:
         ValueError: for a buffer or a stream of other lanes.
         FloatingPointError: when a loss is NaN or infinite; the model then holds the last good
             weights.
     """
-    model, steps, offset = learner.model, settings.steps, settings.pretrain
-    progress = _Progress(model.device, generator, log, checkpoints)
-    agent = reward_agent(
-        model,
+    progress = _Progress(learner.model.device, generator, hooks)
+    acting = _Acting(learner, planner, stream, buffer, settings, progress)
+    learner.model.eval()
+    with ThreadPoolExecutor(1) as thread:
+        while acting.step < settings.steps:
+            a = acting.choose()
+            progress.passed("acting")
+            stepping = thread.submit(stream.step, a) if stream.overlaps else None
+            acting.update()
+            progress.passed("updating")
+            acting.remember(stream.step(a) if stepping is None else stepping.result())
+            progress.passed("stepping")
+            acting.report()
+
+
+def planning_agent(
+    learner: RewardLearner, planner: Planner, settings: OnlineSettings, generator: Generator
+) -> MPCAgent:
+    """Who acts once there is something to plan for."""
+    return reward_agent(
+        learner.model,
         planner,
         horizon=settings.horizon,
         discount=learner.settings.discount,
         policy_plans=settings.policy_plans,
-        generator=progress.noise,
+        generator=generator,
     )
-    explorer = Explorer(settings.exploration, stream.lanes, model.action_dim, progress.generator)
-    parts = {"learner": learner, "agent": agent, "stream": stream, "explorer": explorer}
-    step, updates, recent, losses = 0, 0, [], {}
-    planned_from: int | None = None  # the step from which on actions are planned
-    rewarded = False  # whether any reward but 0 has been seen
-    kept = progress.latest(after=offset)
-    if kept is not None:
-        step, state = kept.step - offset, kept.content
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        progress.load_state_dict(state)
-        home = "auto" if model.device.type == "cuda" else "cpu"
-        home = home if buffer is None else buffer.device
-        buffer = ReplayBuffer.load(kept.attached["replay.pt"], home)
-        updates, recent, losses = state["updates"], state["recent"], state["losses"]
-        planned_from, rewarded = state["planned_from"], state["rewarded"]
-    if buffer is None or not stream.lanes == buffer.num_envs == settings.lanes:
-        held = "none" if buffer is None else f"one of {buffer.num_envs}"
-        raise ValueError(
-            f"the settings have {settings.lanes} lanes, the stream has {stream.lanes} lanes and "
-            f"expects a buffer of as many, got {held}."
+
+
+class _Acting:
+    """Learning while acting: its parts, where it stands, and what each step is made of."""
+
+    def __init__(
+        self,
+        learner: RewardLearner,
+        planner: Planner,
+        stream: Stream,
+        buffer: ReplayBuffer | None,
+        settings: OnlineSettings,
+        progress: _Progress,
+    ):
+        self.learner, self.stream, self.buffer = learner, stream, buffer
+        self.settings, self.progress, self.model = settings, progress, learner.model
+        self.agent = planning_agent(learner, planner, settings, progress.noise)
+        self.explorer = Explorer(
+            settings.exploration, stream.lanes, self.model.action_dim, progress.generator
         )
+        self.parts = {"learner": learner, "agent": self.agent}
+        self.parts |= {"stream": stream, "explorer": self.explorer}
+        self.step = self.updates = 0
+        self.recent: list[float] = []  # returns since the last log
+        self.losses: dict[str, Tensor] = {}
+        self.planned_from: int | None = None  # the step from which on actions are planned
+        self.rewarded = False  # whether any reward but 0 has been seen
+        kept = progress.latest(after=settings.pretrain)
+        if kept is not None:
+            self._go_on(kept)
+        held = None if self.buffer is None else self.buffer.num_envs
+        if not stream.lanes == held == settings.lanes:
+            raise ValueError(
+                f"the settings have {settings.lanes} lanes, the stream has {stream.lanes} lanes "
+                f"and expects a buffer of as many, got one of {held or 'no'} lanes."
+            )
 
-    def due(every: int, before: int) -> bool:
-        return step // every > before // every or step >= steps
+    COUNTERS = ("updates", "recent", "losses", "planned_from", "rewarded")
 
-    model.eval()
-    with ThreadPoolExecutor(1) as thread:
-        while step < steps:
-            if planned_from is None and step >= (
-                settings.aimless_steps
-                if rewarded
-                else max(settings.aimless_steps, settings.aimless_limit)
-            ):
-                planned_from = step
-            if planned_from is None:
-                a = explorer.aimless()
-            else:
-                a = explorer.disturb(agent.act(stream.observation).cpu(), step - planned_from)
-            progress.passed("acting")
-            stepping = thread.submit(stream.step, a.numpy()) if stream.overlaps else None
-            # As many updates as the steps taken so far are worth: none while actions are aimless,
-            # then those of all of them.
-            owed = 0
-            if step >= settings.aimless_steps:
-                owed = int(settings.update_ratio * step) - updates
-            model.train()
-            learner.scale_rates(_cooled(step / steps, settings.cooldown))
-            for _ in range(owed):
-                batch = buffer.sample(settings.batch, settings.length, generator=progress.generator)
-                losses = learner.update(batch.to(model.device), progress.noise)
-            updates += owed
-            model.eval()
-            progress.passed("updating")
-            seen = stream.step(a.numpy()) if stepping is None else stepping.result()
-            flags = (seen.terminated, seen.truncated)
-            buffer.add(seen.o, seen.a, seen.r, *flags, seen.o_next, mask=seen.valid)
-            agent.reset(torch.from_numpy(seen.ended))
-            recent += stream.earned
-            rewarded = rewarded or bool((seen.r != 0).any())
-            before, step = step, step + stream.lanes
-            progress.passed("stepping")
-            if losses and due(settings.log_every, before):
-                earned = {"return": sum(recent) / len(recent)} if recent else {}
-                recent = []
-                progress.log_losses(losses, offset + step, **earned, updates=offset + updates)
-            if (
-                evaluate is not None
-                and step > settings.aimless_steps
-                and due(settings.evaluate_every, before)
-            ):
-                progress.evaluate(evaluate, step, offset + step)
-            if due(settings.checkpoint_every, before):
-                content = {name: part.state_dict() for name, part in parts.items()}
-                content |= {"updates": updates, "recent": recent, "losses": losses}
-                content |= {"planned_from": planned_from, "rewarded": rewarded}
-                progress.keep(offset + step, content, {"replay.pt": buffer.save})
+    def _go_on(self, kept: Checkpoint) -> None:
+        self.step = kept.step - self.settings.pretrain
+        for name, part in self.parts.items():
+            part.load_state_dict(kept.content[name])
+        self.progress.load_state_dict(kept.content)
+        for name in self.COUNTERS:
+            setattr(self, name, kept.content[name])
+        home = "auto" if self.model.device.type == "cuda" else "cpu"
+        home = home if self.buffer is None else self.buffer.device
+        self.buffer = ReplayBuffer.load(kept.attached["replay.pt"], home)
+
+    def choose(self) -> np.ndarray:
+        """The next actions (N, A): planned once enough is known to plan for."""
+        settings = self.settings
+        enough = settings.aimless_steps
+        if not self.rewarded:
+            enough = max(enough, settings.aimless_limit)
+        if self.planned_from is None and self.step >= enough:
+            self.planned_from = self.step
+        if self.planned_from is None:
+            return self.explorer.aimless().numpy()
+        a = self.agent.act(self.stream.observation).cpu()
+        return self.explorer.disturb(a, self.step - self.planned_from).numpy()
+
+    def update(self) -> None:
+        """As many updates as the steps so far are worth: none while aimless, then those of all."""
+        settings, progress = self.settings, self.progress
+        owed = 0
+        if self.step >= settings.aimless_steps:
+            owed = int(settings.update_ratio * self.step) - self.updates
+        self.model.train()
+        self.learner.scale_rates(_cooled(self.step / settings.steps, settings.cooldown))
+        for _ in range(owed):
+            batch = self.buffer.sample(
+                settings.batch, settings.length, generator=progress.generator
+            )
+            self.losses = self.learner.update(batch.to(self.model.device), progress.noise)
+        self.updates += owed
+        self.model.eval()
+
+    def remember(self, seen: Transition) -> None:
+        """One step of all lanes."""
+        ends = (seen.terminated, seen.truncated)
+        self.buffer.add(seen.o, seen.a, seen.r, *ends, seen.o_next, mask=seen.valid)
+        self.agent.reset(torch.from_numpy(seen.ended))
+        self.recent += self.stream.earned
+        self.rewarded = self.rewarded or bool((seen.r != 0).any())
+        self.step += self.stream.lanes
+
+    def report(self) -> None:
+        """Log, evaluate and keep what is due after the last step."""
+        settings, progress, step = self.settings, self.progress, self.step
+        before, logged = step - self.stream.lanes, settings.pretrain + step
+
+        def due(every: int) -> bool:
+            return step // every > before // every or step >= settings.steps
+
+        if self.losses and due(settings.log_every):
+            earned = {"return": sum(self.recent) / len(self.recent)} if self.recent else {}
+            self.recent = []
+            updates = settings.pretrain + self.updates
+            progress.log_losses(self.losses, logged, **earned, updates=updates)
+        if step > settings.aimless_steps and due(settings.evaluate_every):
+            progress.evaluate(step, logged)
+        if due(settings.checkpoint_every):
+            content = {name: part.state_dict() for name, part in self.parts.items()}
+            content |= {name: getattr(self, name) for name in self.COUNTERS}
+            progress.keep(logged, content, {"replay.pt": self.buffer.save})
 
 
 def _cooled(progress: float, cooldown: float) -> float:
@@ -220,17 +275,11 @@ class _Progress:
     it, all else.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        generator: Generator | None,
-        log: Log | None,
-        checkpoints: Checkpoints | None,
-    ):
+    def __init__(self, device: torch.device, generator: Generator | None, hooks: Hooks):
         self.generator = generator or Generator().manual_seed(torch.seed())
         seed = int(draws.integers(2**62, (1,), self.generator, device="cpu"))
         self.noise = Generator(device).manual_seed(seed)
-        self._log, self._checkpoints = log, checkpoints
+        self.hooks = hooks
         self._spent: dict[str, float] = {}
         self._last = time.perf_counter()
 
@@ -245,24 +294,26 @@ class _Progress:
         return sum(self._spent.values())
 
     def log_losses(self, losses: Mapping[str, Tensor], step: int, **others: float) -> None:
-        if self._log is None:
+        if self.hooks.log is None:
             return
         scalars = {
             "loss" if name == "loss" else f"train/{name}": value.item()
             for name, value in losses.items()
         }
         spent = {f"seconds/{name}": seconds for name, seconds in self._spent.items()}
-        self._log({**scalars, **others, "seconds": self.seconds, **spent}, step)
+        self.hooks.log({**scalars, **others, "seconds": self.seconds, **spent}, step)
 
-    def evaluate(self, evaluate: Evaluate, step: int, logged_step: int) -> None:
-        earned = evaluate(step, self.seconds)
+    def evaluate(self, step: int, logged_step: int) -> None:
+        if self.hooks.evaluate is None:
+            return
+        earned = self.hooks.evaluate(step, self.seconds)
         self.passed("evaluating")
-        if self._log is not None:
-            self._log(dict(earned), logged_step)
+        if self.hooks.log is not None:
+            self.hooks.log(dict(earned), logged_step)
 
     def latest(self, after: int = -1) -> Checkpoint | None:
         """The newest state that was kept, if it is of a step beyond `after`."""
-        kept = None if self._checkpoints is None else self._checkpoints.latest()
+        kept = None if self.hooks.checkpoints is None else self.hooks.checkpoints.latest()
         return None if kept is None or kept.step <= after else kept
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -278,7 +329,7 @@ class _Progress:
         content: dict[str, Any],
         attach: Mapping[str, Callable[[Path], Any]] | None = None,
     ) -> None:
-        if self._checkpoints is None:
+        if self.hooks.checkpoints is None:
             return
         own = {
             "spent": self._spent,
@@ -286,5 +337,5 @@ class _Progress:
             "generators": [self.generator.get_state(), self.noise.get_state()],
             "random": random_state(),
         }
-        self._checkpoints.save(step, {**content, **own}, attach=attach)
+        self.hooks.checkpoints.save(step, {**content, **own}, attach=attach)
         self.passed("keeping")

@@ -1,6 +1,4 @@
-"""The planner on the true simulator, for reward: what it could earn if its model were perfect and
-its horizon all it has.
-"""
+"""The planner on the true simulator, for reward: what a perfect model would earn."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from gjwm.planning.controller import RecedingHorizon
 
 
 class RewardOracle:
-    """An actor that plans on copies of the played environments, whose states it is shown; `close`
-    lets go of them, as does a `with` block.
+    """An actor that plans on copies of the played environments, whose states it is shown, until
+    `close`.
 
     Args:
         env_id, env_kwargs: of the environments played, which must have `get_state` and whose copies
@@ -95,9 +93,3 @@ class RewardOracle:
         if self.copies is not None:
             self.copies.close()
             self.copies = None
-
-    def __enter__(self) -> RewardOracle:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()

@@ -1,6 +1,4 @@
-"""What an agent earns: undiscounted returns of whole episodes, in environments and seeds of their
-own.
-"""
+"""What an agent earns: undiscounted returns of whole episodes, on seeds of their own."""
 
 from __future__ import annotations
 
@@ -114,36 +112,28 @@ class ReturnCurve:
     def __init__(self, path: str | Path, *, repeat: int = 1, resume_after: int | None = None):
         self.path, self.repeat = Path(path), repeat
         self.partial = self.path.with_name(self.path.name + ".partial")
-        self.rows: list[tuple[int, int, float, int, float]] = []
+        self.rows: list[dict[str, Any]] = []
         source = self.partial if self.partial.is_file() else self.path
         if resume_after is not None and source.is_file():
             with open(source, newline="") as file:
-                for row in csv.DictReader(file):
-                    if int(row["step"]) <= resume_after:
-                        self._append(
-                            int(row["step"]),
-                            float(row["seconds"]),
-                            int(row["episode"]),
-                            float(row["return"]),
-                        )
+                rows = csv.DictReader(file)
+                self.rows = [row for row in rows if int(row["step"]) <= resume_after]
         self._write()  # from here on the rows of an earlier run of this name are none of this one's
 
     def add(self, step: int, seconds: float, returns: Sequence[float]) -> None:
         """The returns of an evaluation after `step` agent steps and so much time."""
         for episode, value in enumerate(returns):
-            self._append(step, seconds, episode, value)
+            row = (step, step * self.repeat, round(seconds, 1), episode, round(value, 3))
+            self.rows.append(dict(zip(self.COLUMNS, row)))
         self._write()
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.partial) as aside, open(aside, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.COLUMNS)
+            writer = csv.DictWriter(file, self.COLUMNS)
+            writer.writeheader()
             writer.writerows(self.rows)
 
     def finish(self) -> None:
         """Give the file its name, once the run has ended well."""
         self.partial.replace(self.path)
-
-    def _append(self, step: int, seconds: float, episode: int, value: float) -> None:
-        self.rows.append((step, step * self.repeat, round(seconds, 1), episode, round(value, 3)))

@@ -1,6 +1,4 @@
-"""Environments that a learner acts in, one episode after the other in every lane, and how to come
-back to one moment.
-"""
+"""Environments that a learner acts in, and how to come back to one moment."""
 
 from __future__ import annotations
 
@@ -18,11 +16,10 @@ class Stream:
     back to.
 
     All lanes start anew with fresh seeds whenever their episodes end on the same step, as those of
-    tasks of one length always
-    do. The actions since then are remembered, and `load_state_dict` takes them again: a simulator's
-    future depends on more than it shows, and no two simulators keep it in the same place. Where
-    episodes end on their own those may be all actions of the run. A worker process that died is not
-    part of the memory: what follows its death cannot be come back to exactly.
+    tasks of one length always do. The actions since then are remembered, and `load_state_dict`
+    takes them again: a simulator's future depends on more than it shows. Where episodes end on
+    their own those may be all actions of the run. What follows the death of a worker process cannot
+    be come back to exactly.
 
     Args:
         env_id, env_kwargs: see `gjwm.envs.vector.make_vec`; observations must be one array.
@@ -47,21 +44,21 @@ class Stream:
         workers: int | None = None,
     ):
         self.envs = make_vec(env_id, lanes, workers=workers, **env_kwargs)
-        self.observation_space, self.action_space = (
-            self.envs.single_observation_space,
-            self.envs.single_action_space,
-        )
+        self.observation_space = self.envs.single_observation_space
+        self.action_space = self.envs.single_action_space
+        unfit = ""
         if self.observation_space.shape is None:
-            self.envs.close()
-            raise ValueError(
+            unfit = (
                 f"a learner acts on one array of observations and {env_id} gives "
                 f"{self.observation_space}; set obs=state or obs=pixels."
             )
-        if getattr(self.envs, "action_groups", ()):
-            self.envs.close()
-            raise ValueError(
+        elif getattr(self.envs, "action_groups", ()):
+            unfit = (
                 f"{env_id} has discrete actions, and values and policy are for actions in [-1, 1]."
             )
+        if unfit:
+            self.envs.close()
+            raise ValueError(unfit)
         self.lanes, self.seed = lanes, seed
         self.earned: list[float] = []  # returns of the episodes that ended on the last step
         # An OpenGL context belongs to the thread that made it.
@@ -79,9 +76,7 @@ class Stream:
         self._returns = np.zeros(self.lanes)
 
     def step(self, a: np.ndarray) -> Transition:
-        """Actions (N, A) in [-1, 1] -> what happened; `observation` (N, *O) is then what to act on
-        next, and `earned` holds the returns of the episodes that ended.
-        """
+        """Actions (N, A) -> what happened; `observation` and `earned` then say what came of it."""
         a = np.array(a, np.float32)
         self._actions.append(a)
         seen = advance(self.envs, self.observation, a)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,30 +17,24 @@ from torch import Generator, nn
 
 from gjwm import __version__
 from gjwm.data.acting import Actor, HoldActor, RandomActor
-from gjwm.data.dataset import (
-    DiskWindows,
-    dataset_info,
-    episode_lengths,
-    open_windows,
-    read_episodes,
-)
+from gjwm.data.dataset import dataset_info, episode_lengths, open_windows, read_episodes
 from gjwm.data.handle import HELD_OUT, Dataset
-from gjwm.data.replay import ReplayBuffer, available_memory, buffer_bytes, residence
+from gjwm.data.replay import ReplayBuffer, buffer_bytes, require_memory, residence
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.models.heads import RewardHead
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.objectives import SIGReg
 from gjwm.planning import MPPI
-from gjwm.planning.agent import reward_agent
 from gjwm.rl.actor_critic import Policy, QEnsemble
 from gjwm.rl.learner import RewardLearner
-from gjwm.rl.loop import Log, pretrain, train_online
+from gjwm.rl.loop import Hooks, planning_agent, pretrain, train_online
 from gjwm.rl.oracle import RewardOracle
 from gjwm.rl.returns import PolicyActor, ReturnCurve, play_returns, return_report
 from gjwm.rl.settings import LearnerSettings, OnlineSettings
 from gjwm.rl.stream import Stream
 from gjwm.training.checkpoint import Checkpoints
+from gjwm.training.fit import Log
 from gjwm.training.metrics import progress
 from gjwm.training.recipe import build, make_objective
 from gjwm.training.run import RETURNS, Run, sole_process, write_json
@@ -129,51 +123,50 @@ def learn(
         FloatingPointError: when a loss is NaN or infinite.
     """
     recipe = RewardRecipe() if recipe is None else recipe
+    settings = recipe.online
     with ExitStack() as stack:
         if run is not None and not isinstance(run, Run):
             stack.enter_context(sole_process(run))
             config = {"env": {"id": env_id, **env_kwargs}, **plain(recipe)}
             run = Run(run, config, device=device, resume=True, last=RETURNS)
-        training = _Training(env_id, env_kwargs, recipe, device, workers, storage, notify)
-        stack.callback(training.stream.close)
+        if settings.data is not None:
+            Dataset.open(settings.data).require_env(env_id, env_kwargs)
+        lanes = dict(lanes=settings.lanes, seed=recipe.seed, workers=workers)
+        stream = stack.enter_context(closing(Stream(env_id, env_kwargs, **lanes)))
+        if settings.oracle and not hasattr(stream.envs, "get_state"):
+            raise ValueError(
+                f"online.oracle sets the simulator's state, and {env_id} does not let it: use null."
+            )
+        training = _Training(env_id, env_kwargs, recipe, stream, device, workers, storage, notify)
         return training.go(run)
 
 
+@dataclass
 class _Training:
-    """One training: environments and a learner that are made and checked before `go` trains."""
+    """One training: a learner and a planner that are made and checked before `go` trains."""
 
-    def __init__(
-        self,
-        env_id: str,
-        env_kwargs: dict[str, Any],
-        recipe: RewardRecipe,
-        device: str,
-        workers: int | None,
-        storage: str,
-        notify: Callable[[str], Any],
-    ):
-        self.env_id, self.env_kwargs, self.recipe = env_id, env_kwargs, recipe
-        self.settings, self.workers = recipe.online, workers
-        self.storage, self.notify = storage, notify
-        self.device = device
-        if self.settings.data is not None:
-            Dataset.open(self.settings.data).require_env(env_id, env_kwargs)
+    env_id: str
+    env_kwargs: dict[str, Any]
+    recipe: RewardRecipe
+    stream: Stream
+    device: str
+    workers: int | None
+    storage: str
+    notify: Callable[[str], Any]
+
+    def __post_init__(self):
+        recipe, stream = self.recipe, self.stream
+        self.settings = recipe.online
         # Windows and replay live beside the model on a GPU if they fit.
-        self._home = "auto" if device.startswith("cuda") else "cpu"
-        self.stream = Stream(
-            env_id, self.env_kwargs, lanes=self.settings.lanes, seed=recipe.seed, workers=workers
-        )
-        try:
-            self.learner = self._make_learner()
-            self.planner = made("planner", recipe.planner)
-            if self.settings.oracle and not hasattr(self.stream.envs, "get_state"):
-                raise ValueError(
-                    f"online.oracle sets the simulator's state, and {env_id} does not let it: use "
-                    "null."
-                )
-        except BaseException:
-            self.stream.close()
-            raise
+        self._home = "auto" if self.device.startswith("cuda") else "cpu"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            shape, action_dim = stream.observation_space.shape, stream.action_space.shape[0]
+            model = build(recipe, shape, action_dim, self.device)
+            objective = make_objective(recipe)
+        model.origin = Origin(env_id=self.env_id, env_kwargs=self.env_kwargs, recipe=plain(recipe))
+        self.learner = RewardLearner(model, objective, recipe.learner)
+        self.planner = made("planner", recipe.planner)
 
     @property
     def model(self) -> WorldModel:
@@ -183,16 +176,6 @@ class _Training:
     def steps(self) -> int:
         """Of the whole training: updates on data, then agent steps."""
         return self.settings.pretrain + self.settings.steps
-
-    def _make_learner(self) -> RewardLearner:
-        recipe, stream = self.recipe, self.stream
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            shape, action_dim = stream.observation_space.shape, stream.action_space.shape[0]
-            model = build(recipe, shape, action_dim, self.device)
-            objective = make_objective(recipe)
-        model.origin = Origin(env_id=self.env_id, env_kwargs=self.env_kwargs, recipe=plain(recipe))
-        return RewardLearner(model, objective, recipe.learner)
 
     def check_memory(self, episodes: int) -> None:
         """Say what replay will take, with the dataset's first `episodes`, before anything is taken.
@@ -211,17 +194,8 @@ class _Training:
         arguments = self._replay_arguments(episodes)
         needed, capacity = buffer_bytes(**arguments), arguments["capacity"]
         where = residence(self._home, needed)
-        available = available_memory(where)
-        free = "" if available is None else f" of {available / 2**30:.1f} GiB available"
-        self.notify(
-            f"replay: {capacity} steps take up to {needed / 2**20:,.1f} MiB{free} on {where}"
-        )
-        if available is not None and needed > available:
-            raise MemoryError(
-                f"a replay of {capacity} steps takes {needed / 2**30:.1f} GiB and "
-                f"{available / 2**30:.1f} GiB are available; set online.capacity to fewer, or "
-                "lower env.size."
-            )
+        taken = require_memory(capacity, needed, where)
+        self.notify(f"replay: {capacity} steps take up to {taken} on {where}")
 
     def go(self, run: Run | None) -> WorldModel:
         data = self.settings.data
@@ -243,7 +217,7 @@ class _Training:
             except FloatingPointError:
                 run.checkpoints.clear()  # going on would end the same way
                 raise
-            returns = {actor: self.returns(actor) for actor in self.actors}
+            returns = {name: self._returns(make) for name, make in self._actors().items()}
             # Nothing that takes long or can fail is left: now what there was of an earlier run of
             # this name goes.
             curve.finish()
@@ -274,7 +248,7 @@ class _Training:
         shown: dict[str, float] = {}
 
         def evaluate(step: int, seconds: float) -> dict[str, float]:
-            report = self.returns("plan")
+            report = self._returns(self._actors()["plan"])
             if curve is not None:
                 curve.add(step, seconds, report["returns"])
             low, high = report["ci95"]
@@ -288,21 +262,13 @@ class _Training:
 
         with progress(self.steps, desc="online") as bar:
             shared: dict[str, Any] = dict(
-                evaluate=evaluate,
-                log=log_and_show,
+                hooks=Hooks(evaluate=evaluate, log=log_and_show, checkpoints=checkpoints),
                 generator=Generator().manual_seed(self.recipe.seed),
-                checkpoints=checkpoints,
             )
             if settings.pretrain and fresh:
-                windows = open_windows(
-                    settings.data,
-                    self._home,
-                    storage=self.storage,
-                    episodes=episodes,
-                    notify=self.notify,
-                )
-                prefetch = 2 if isinstance(windows, DiskWindows) else 0
-                pretrain(self.learner, windows, settings, prefetch=prefetch, **shared)
+                options = dict(storage=self.storage, episodes=episodes, notify=self.notify)
+                windows = open_windows(settings.data, self._home, **options)
+                pretrain(self.learner, windows, settings, **shared)
                 del windows  # replay takes its place
                 if self.device.startswith("cuda"):
                     torch.cuda.empty_cache()  # else it would still count as taken
@@ -317,9 +283,7 @@ class _Training:
         return ReturnCurve(folder / "returns.csv", repeat=repeat, resume_after=after)
 
     def _replay_arguments(self, episodes: int) -> dict[str, Any]:
-        """Of a buffer of the stream's lanes with room for the dataset's first `episodes` and for
-        what is acted.
-        """
+        """Of a buffer with room for the dataset's first `episodes` and for what is acted."""
         settings, space = self.settings, self.stream.observation_space
         # steps per lane: each episode goes to the one with the fewest
         stored = [0] * settings.lanes
@@ -338,22 +302,42 @@ class _Training:
 
     def _replay(self, episodes: int) -> ReplayBuffer:
         buffer = ReplayBuffer(**self._replay_arguments(episodes), device=self._home)
-        if self.settings.data is not None:
-            for episode in itertools.islice(read_episodes(self.settings.data), episodes):
-                buffer.add_episode(*episode[:5])
+        stored = () if self.settings.data is None else read_episodes(self.settings.data)
+        for episode in itertools.islice(stored, episodes):
+            buffer.add_episode(*episode[:5])
         return buffer
 
-    @property
-    def actors(self) -> list[str]:
-        """Who can act: `returns` knows them."""
-        policy = ["policy"] if "policy" in self.model.heads else []
-        return ["plan", *policy, "random", "hold", *(["oracle"] if self.settings.oracle else [])]
+    def _actors(self) -> dict[str, Callable[[], Actor]]:
+        """Who can act, and what makes them."""
+        model, seed, oracle = self.model, self.recipe.seed, self.settings.oracle
 
-    def returns(self, actor: str) -> dict[str, Any]:
-        """What one of `actors` earns on seeds that training never sees, the same ones each time."""
-        with self._actor(actor) as acting:
+        def plan() -> Actor:
+            generator = Generator(self.device).manual_seed(seed)
+            return planning_agent(self.learner, self.planner, self.settings, generator)
+
+        actors: dict[str, Callable[[], Actor]] = {"plan": plan}
+        if "policy" in model.heads:
+            actors["policy"] = lambda: PolicyActor(model)
+        actors["random"] = lambda: RandomActor(model.action_dim, np.random.default_rng(seed))
+        actors["hold"] = lambda: HoldActor(model.action_dim)
+        if oracle is not None:
+            actors["oracle"] = lambda: RewardOracle(
+                self.env_id,
+                self.env_kwargs,
+                made("online.oracle.planner", oracle.planner),
+                horizon=oracle.horizon,
+                replan_every=oracle.replan_every,
+                discount=self.recipe.learner.discount,
+                generator=Generator().manual_seed(seed),
+            )
+        return actors
+
+    def _returns(self, make: Callable[[], Actor]) -> dict[str, Any]:
+        """What an actor earns on seeds that training never sees, the same ones each time."""
+        actor = make()
+        with closing(actor) if isinstance(actor, RewardOracle) else nullcontext():
             returns, seconds = play_returns(
-                acting,
+                actor,
                 self.env_id,
                 self.env_kwargs,
                 episodes=self.settings.episodes,
@@ -361,36 +345,3 @@ class _Training:
                 workers=self.workers,
             )
         return return_report(returns, seconds)
-
-    @contextmanager
-    def _actor(self, kind: str) -> Iterator[Actor]:
-        model, settings, discount = self.model, self.settings, self.recipe.learner.discount
-        generator = Generator(self.device if kind == "plan" else "cpu")
-        generator.manual_seed(self.recipe.seed)
-        if kind == "oracle":
-            oracle = settings.oracle
-            with RewardOracle(
-                self.env_id,
-                self.env_kwargs,
-                made("online.oracle.planner", oracle.planner),
-                horizon=oracle.horizon,
-                replan_every=oracle.replan_every,
-                discount=discount,
-                generator=generator,
-            ) as actor:
-                yield actor
-        elif kind == "plan":
-            yield reward_agent(
-                model,
-                self.planner,
-                horizon=settings.horizon,
-                discount=discount,
-                policy_plans=settings.policy_plans,
-                generator=generator,
-            )
-        elif kind == "policy":
-            yield PolicyActor(model)
-        elif kind == "hold":
-            yield HoldActor(model.action_dim)
-        else:
-            yield RandomActor(model.action_dim, np.random.default_rng(self.recipe.seed))

@@ -331,7 +331,7 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
             1,
             "Pendulum-v1 cannot be made with",
         ),
-        (["collect", "env.id=Pendulm-v1"], 1, "Did you mean: `Pendulum`"),
+        (["collect", "env.id=Pendulm-v1"], 1, "the nearest id is Pendulum-v"),
         (["collect", "experiment=gym"], 1, "env.id"),
     ],
 )

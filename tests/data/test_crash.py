@@ -27,7 +27,7 @@ KILLS = int(os.environ.get("GJWM_KILLS", 2))
 
 EPISODES = 300 + 60 * KILLS
 # a seal every 14 episodes
-DATA = dict(env_id="Pendulum-v1", length=6, seed=5, workers=0, shard_bytes=4000, progress=False)
+DATA = dict(env_id="Pendulum-v1", length=6, seed=5, workers=0, shard_bytes=4000)
 COLLECT = f"""
     import sys
     from gjwm.data.collect import collect_dataset
@@ -104,27 +104,13 @@ def test_a_killed_collection_loses_at_most_the_unfinished_episode(tmp_path):
 
 
 STEPS = 60 + 12 * KILLS
-TRAIN = [
-    *(
-        "experiment=two_room",
-        "env.size=16",
-        "threads=1",
-        "dataset=data",
-        "latent_dim=4",
-        "logger.wandb=disabled",
-    ),
-    *("encoder.channels=[8,8]", "encoder.hidden=16", "dynamics.hidden=16", "dynamics.std_hidden=8"),
-    *("collect.episodes=16", "collect.length=20", "collect.behaviour=uniform"),
-    *("calibrate.episodes=8", "calibrate.horizon=4", "calibrate.particles=8"),
-    *(
-        f"train.steps={STEPS}",
-        "refine.steps=60",
-        "refine.batch=16",
-        "decode.steps=60",
-        "logger.every=1",
-        "checkpoint.every=5",
-    ),
-]
+TRAIN = f"""
+    experiment=two_room env.size=16 threads=1 dataset=data latent_dim=4 logger.wandb=disabled
+    encoder.channels=[8,8] encoder.hidden=16 dynamics.hidden=16 dynamics.std_hidden=8
+    collect.episodes=16 collect.length=20 collect.behaviour=uniform
+    calibrate.episodes=8 calibrate.horizon=4 calibrate.particles=8 train.steps={STEPS}
+    refine.steps=60 refine.batch=16 decode.steps=60 logger.every=1 checkpoint.every=5
+""".split()
 
 
 def results(run):
@@ -132,10 +118,8 @@ def results(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("frames_per_second", None)
-    weights = [
-        torch.load(run / name, weights_only=True)["state"]
-        for name in ("checkpoint.pt", "decoder.pt")
-    ]
+    files = (run / "checkpoint.pt", run / "decoder.pt")
+    weights = [torch.load(file, weights_only=True)["state"] for file in files]
     return rows, weights
 
 
@@ -185,46 +169,15 @@ def _newest(run):
     return max((p.stat().st_mtime_ns for p in run.rglob("*") if p.exists()), default=0)
 
 
-ONLINE = [
-    *(
-        "experiment=suite",
-        "task=pendulum-swingup",
-        "threads=1",
-        "logger.wandb=disabled",
-        "latent_dim=4",
-    ),
-    *(
-        "encoder.hidden=[16]",
-        "dynamics.hidden=16",
-        "dynamics.std_hidden=8",
-        "heads.reward.hidden=[16]",
-    ),
-    *(
-        "heads.value.hidden=16",
-        "heads.policy.hidden=[16]",
-        "discrepancy.num_slices=8",
-        "planner.samples=16",
-    ),
-    *(
-        "planner.iterations=2",
-        "planner.elites=4",
-        "online.horizon=3",
-        "online.batch=16",
-        "+env.max_episode_steps=50",
-    ),
-    *(
-        f"online.steps={200 + 40 * KILLS}",
-        "online.aimless_steps=100",
-        "online.aimless_limit=100",
-        "online.lanes=2",
-    ),
-    *(
-        "online.log_every=20",
-        "online.evaluate_every=120",
-        "online.checkpoint_every=40",
-        "online.episodes=2",
-    ),
-]
+ONLINE = f"""
+    experiment=suite task=pendulum-swingup threads=1 logger.wandb=disabled latent_dim=4
+    encoder.hidden=[16] dynamics.hidden=16 dynamics.std_hidden=8 heads.reward.hidden=[16]
+    heads.value.hidden=16 heads.policy.hidden=[16] discrepancy.num_slices=8 planner.samples=16
+    planner.iterations=2 planner.elites=4 online.horizon=3 online.batch=16
+    +env.max_episode_steps=50 online.steps={200 + 40 * KILLS} online.aimless_steps=100
+    online.aimless_limit=100 online.lanes=2 online.log_every=20 online.evaluate_every=120
+    online.checkpoint_every=40 online.episodes=2
+""".split()
 
 
 def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, monkeypatch):
@@ -238,11 +191,8 @@ def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, m
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
         returns = [line.split(",") for line in (folder / "returns.csv").read_text().splitlines()]
-        return (
-            rows,
-            [row[:2] + row[3:] for row in returns],
-            torch.load(folder / "checkpoint.pt", weights_only=True)["state"],
-        )
+        weights = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+        return rows, [row[:2] + row[3:] for row in returns], weights
 
     rows, returns, weights = made("unbroken")
     rng, kills, trial, went_on = random.Random(2), 0, 0, 0

@@ -29,7 +29,9 @@ from gjwm.data.dataset import (
     verify,
 )
 from gjwm.data.dataset import stream as stream_module
+from gjwm.data.dataset.episodes import checksum
 from gjwm.data.dataset.foreign import convert
+from gjwm.data.dataset.shard import Shard
 from gjwm.data.replay import Prefetch, stack_frames
 
 torch.set_num_threads(1)
@@ -39,16 +41,8 @@ IMAGE = spaces.Box(0, 255, (6, 32, 32), np.uint8)  # two frames of 3 kB
 
 
 def header(**changes):
-    return (
-        dict(
-            env_id="x",
-            env_kwargs={"size": 4},
-            observation_space=IMAGE,
-            action_space=ACTION,
-            frame_stack=2,
-        )
-        | changes
-    )
+    made = dict(env_id="x", env_kwargs={"size": 4}, frame_stack=2)
+    return made | dict(observation_space=IMAGE, action_space=ACTION) | changes
 
 
 def ends(length, last=True):
@@ -61,9 +55,8 @@ def episode(number, length=6, **changes):
     frames = np.random.default_rng([number, 7]).integers(0, 256, (length + 1, 3, 32, 32), np.uint8)
     frames[:, 0, 0, 0], frames[:, 0, 0, 1] = number, step
     a = np.stack([step[:-1] / 100, np.full(length, number / 100)], 1).astype(np.float32)
-    whole = Episode(
-        stack_frames(frames, 2), a, step[:-1].astype(np.float32), ends(length), ends(length, False)
-    )
+    r = step[:-1].astype(np.float32)
+    whole = Episode(stack_frames(frames, 2), a, r, ends(length), ends(length, False))
     return whole._replace(**changes)
 
 
@@ -84,7 +77,13 @@ def assert_same(read, expected):
 
 
 def contents(path):
-    return {p.name: p.read_bytes() for p in path.iterdir() if p.name != "lock"}
+    return {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+def run(code):
+    """Python in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 LENGTHS = (6, 3, 9, 5)
@@ -98,11 +97,8 @@ def test_a_dataset_returns_the_episodes_it_was_given_from_memory_and_from_disk(t
     write(tmp_path, compress=compress)
     info = dataset_info(tmp_path)
     assert (info["episodes"], info["steps"]) == (4, 23) and len(info["shards"]) == 2
-    assert (
-        verify(tmp_path) == []
-        and not list(tmp_path.glob("*.partial"))
-        and not (tmp_path / "journal").exists()
-    )
+    assert verify(tmp_path) == []
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".h5"}  # nothing else is left
     assert_same(read_episodes(tmp_path), (episode(i, n) for i, n in enumerate(LENGTHS)))
     buffer = load_buffer(tmp_path)
     assert len(buffer) == 23 and buffer.frame_stack == 2
@@ -122,12 +118,8 @@ def test_a_dataset_returns_the_episodes_it_was_given_from_memory_and_from_disk(t
 def test_a_shard_is_plain_hdf5_with_one_frame_per_chunk(tmp_path):
     write(tmp_path)
     with h5py.File(tmp_path / "shard-00000.h5") as file:
-        assert file["observation"].shape == (11, 3, 32, 32) and file["observation"].chunks == (
-            1,
-            3,
-            32,
-            32,
-        )
+        images = file["observation"]
+        assert images.shape == (11, 3, 32, 32) and images.chunks == (1, 3, 32, 32)
         assert file["ep_len"][:].tolist() == [7, 4] and file["ep_offset"][:].tolist() == [0, 7]
         np.testing.assert_array_equal(file["observation"][7:11], episode(1, 3).o[:, -3:])
         np.testing.assert_array_equal(file["action"][:6], episode(0).a)
@@ -196,9 +188,8 @@ def test_two_processes_cannot_extend_one_dataset_and_readers_do_not_wait(tmp_pat
         writer.append(episode(0))
         with pytest.raises(BlockingIOError, match="being extended by another process"):
             DatasetWriter(tmp_path, **header())
-        assert (
-            dataset_info(tmp_path)["episodes"] == 0
-        )  # sealed ones only, and the journal is left to the writer
+        # sealed ones only, and the journal is left to the writer
+        assert dataset_info(tmp_path)["episodes"] == 0
         writer.seal()
         assert dataset_info(tmp_path)["episodes"] == 1
     DatasetWriter(tmp_path, **header()).close()
@@ -241,9 +232,8 @@ def test_a_journal_cut_anywhere_loses_at_most_the_episode_that_was_being_written
         caplog.clear()
         kept = 1 + (cut >= second) + (cut == len(journal))
         assert dataset_info(trial)["episodes"] == kept
-        assert ("of an unfinished one were dropped" in caplog.text) == (
-            cut not in (0, second, len(journal))
-        )
+        torn = cut not in (0, second, len(journal))
+        assert ("of an unfinished one were dropped" in caplog.text) == torn
         assert verify(trial) == []
         with DatasetWriter(trial, **header()) as writer:  # and collecting goes on
             assert writer.episodes == kept
@@ -268,12 +258,8 @@ def test_a_death_between_the_steps_of_sealing_neither_loses_nor_repeats_an_episo
         (trial / "shard-00002.h5.partial").write_bytes(b"half a shard")
         assert dataset_info(trial)["episodes"] == 3
         assert_same(read_episodes(trial), read_episodes(path))
-        assert {p.name for p in trial.iterdir()} == {
-            "lock",
-            "metadata.json",
-            "shard-00000.h5",
-            "shard-00001.h5",
-        }
+        names = ["metadata.json", "shard-00000.h5", "shard-00001.h5"]
+        assert sorted(p.name for p in trial.iterdir()) == names
 
 
 def test_a_journal_damaged_in_its_middle_is_kept_aside(tmp_path, caplog):
@@ -301,9 +287,7 @@ def test_a_full_disk_is_an_error_that_keeps_what_was_finished(tmp_path):
         except OSError as error:
             print(writer.episodes, error)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
-    )
+    done = run(code)
     count = int(done.stdout.split()[0])
     assert count == 4 and "File too large" in done.stdout, done.stderr
     assert dataset_info(tmp_path / "d")["episodes"] == count
@@ -364,13 +348,8 @@ def test_metadata_that_is_missing_damaged_or_foreign_stops_every_use(tmp_path):
     ]:
         file.unlink() if content is None else file.write_text(content)
         before = contents(path)
-        for use in (
-            dataset_info,
-            load_buffer,
-            DiskWindows,
-            verify,
-            lambda p: list(read_episodes(p)),
-        ):
+        read = (dataset_info, load_buffer, DiskWindows, verify, lambda p: list(read_episodes(p)))
+        for use in read:
             with pytest.raises(ValueError, match=match):
                 use(path)
         with pytest.raises(ValueError, match=match if content else "no dataset and not empty"):
@@ -383,10 +362,8 @@ def test_a_writer_killed_before_its_first_metadata_leaves_a_folder_that_can_be_u
         (tmp_path / name).write_text("")
     with DatasetWriter(tmp_path, **header()) as writer:
         assert writer.episodes == 0
-    assert (
-        not (tmp_path / "metadata.json.partial").exists()
-        and dataset_info(tmp_path)["episodes"] == 0
-    )
+    assert not (tmp_path / "metadata.json.partial").exists()
+    assert dataset_info(tmp_path)["episodes"] == 0
 
 
 def test_an_empty_dataset_says_so(tmp_path):
@@ -420,18 +397,11 @@ def test_an_episode_with_nan_is_not_stored_and_one_that_got_in_is_named(tmp_path
         load_buffer(tmp_path)
     with pytest.raises(ValueError, match=r"episode 1 in .*reward contains NaN"):
         DiskWindows(tmp_path)
-    with h5py.File(
-        file, "r+"
-    ) as opened:  # NaN with a checksum to match, as another program might write
-        from gjwm.data.dataset.episodes import checksum
-        from gjwm.data.dataset.shard import Shard
-
-        with Shard(file) as shard:
-            opened["ep_crc32"][1] = checksum(shard.read(1))
-    assert any(
-        "episode 1 in shard-00000.h5: reward contains NaN" in problem
-        for problem in verify(tmp_path)
-    )
+    with Shard(file) as shard, h5py.File(file, "r+") as opened:
+        # NaN with a checksum to match, as another program might write
+        opened["ep_crc32"][1] = checksum(shard.read(1))
+    said = "episode 1 in shard-00000.h5: reward contains NaN"
+    assert any(said in problem for problem in verify(tmp_path))
     with pytest.raises(ValueError, match=r"episode 1 in .*contains NaN"):
         load_buffer(tmp_path)
 
@@ -439,27 +409,16 @@ def test_an_episode_with_nan_is_not_stored_and_one_that_got_in_is_named(tmp_path
 def test_what_cannot_be_written_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     for path in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        assert (
-            main(
-                [
-                    "collect",
-                    f"dataset={path}",
-                    "collect.episodes=1",
-                    "collect.workers=0",
-                    "env.obs=state",
-                ]
-            )
-            == 1
-        )
+        words = "collect collect.episodes=1 collect.workers=0 env.obs=state".split()
+        assert main([*words, f"dataset={path}"]) == 1
         said = capsys.readouterr().err
         assert "file" in said and "Traceback" not in said and len(said.splitlines()) == 1
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     with pytest.raises(ValueError, match="no dataset and not empty"):
         DatasetWriter(tmp_path / "notes", **header())
-    assert (tmp_path / "file").read_text() == "not a folder" and os.listdir(tmp_path / "notes") == [
-        "a.txt"
-    ]
+    assert (tmp_path / "file").read_text() == "not a folder"
+    assert os.listdir(tmp_path / "notes") == ["a.txt"]
 
 
 # -- larger than memory ----------------------------------------------------------------------------
@@ -467,7 +426,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, capsys):
 
 def test_what_memory_cannot_hold_is_read_from_disk(tmp_path, monkeypatch, caplog):
     write(tmp_path)
-    monkeypatch.setattr("gjwm.data.replay.buffer.available_memory", lambda device="cpu": 50_000)
+    monkeypatch.setattr("gjwm.data.replay.memory.available_memory", lambda device="cpu": 50_000)
     monkeypatch.setattr(stream_module, "available_memory", lambda device="cpu": 50_000)
     with pytest.raises(MemoryError, match="lower the capacity"):
         load_buffer(tmp_path)
@@ -487,9 +446,8 @@ def test_streaming_stays_within_a_cap_that_the_dataset_exceeds(tmp_path):
         o = np.zeros((101, 3, 64, 64), np.uint8)
         for number in range(150):  # 186 MB
             o[:, 0, 0, 0] = number
-            writer.append(
-                Episode(o, np.zeros((100, 2)), np.zeros(100), ends(100), ends(100, False))
-            )
+            none = ends(100, False)
+            writer.append(Episode(o, np.zeros((100, 2)), np.zeros(100), ends(100), none))
     code = f"""
         import re, resource, torch
         torch.set_num_threads(1)
@@ -507,9 +465,7 @@ def test_streaming_stays_within_a_cap_that_the_dataset_exceeds(tmp_path):
         except (MemoryError, RuntimeError) as error:
             print("refused", type(error).__name__)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300
-    )
+    done = run(code)
     assert done.stdout.startswith("refused"), done.stderr
 
 
@@ -534,17 +490,13 @@ def test_batches_drawn_ahead_are_those_drawn_one_by_one_and_can_be_gone_on_with(
         batches.next()
 
 
-# -- other formats
-# --  ----------------------------------------------------------------------------------------------
+# -- other formats ---------------------------------------------------------------------------------
 
 
 def test_our_own_format_can_be_packed_anew_and_survives_other_programs(tmp_path):
     path = write(tmp_path / "d")
-    assert convert(path, tmp_path / "small", compress="true") == {
-        "from": "gjwm",
-        "episodes": 4,
-        "steps": 23,
-    }
+    made = convert(path, tmp_path / "small", compress="true")
+    assert made == {"from": "gjwm", "episodes": 4, "steps": 23}
     assert_same(read_episodes(tmp_path / "small"), read_episodes(path))
     assert len(dataset_info(tmp_path / "small")["shards"]) == 1
     with h5py.File(path / "shard-00000.h5") as old, h5py.File(tmp_path / "new.h5", "w") as new:
@@ -570,9 +522,8 @@ def test_minari_files_are_read_and_their_actions_rescaled(tmp_path):
     played = []
     box = {"type": "Box", "dtype": "float32", "shape": [2], "low": [-2, 0], "high": [2, 10]}
     spec = {"id": "Pen-v0", "kwargs": {"render_mode": None}}
-    (folder / "metadata.json").write_text(
-        json.dumps({"action_space": json.dumps(box), "env_spec": json.dumps(spec)})
-    )
+    metadata = {"action_space": json.dumps(box), "env_spec": json.dumps(spec)}
+    (folder / "metadata.json").write_text(json.dumps(metadata))
     with h5py.File(folder / "main_data.hdf5", "w") as file:
         for k in range(11):  # episode_10 comes after episode_9
             o, a = rng.normal(size=(k + 3, 4)), rng.uniform([-2, 0], [2, 10], (k + 2, 2))
@@ -580,10 +531,7 @@ def test_minari_files_are_read_and_their_actions_rescaled(tmp_path):
             group["observations/state"] = o
             group["observations/pixels"] = rng.integers(0, 256, (k + 3, 32, 40, 3), np.uint8)
             group["actions"], group["rewards"] = a, np.arange(k + 2.0)
-            group["terminations"], group["truncations"] = (
-                np.arange(k + 2) == k + 1,
-                np.zeros(k + 2, bool),
-            )
+            group["terminations"], group["truncations"] = ends(k + 2), ends(k + 2, False)
             played.append((o, a, group["observations/pixels"][:]))
     result = convert(tmp_path / "pen" / "human-v0", tmp_path / "d")
     assert result == {"from": "minari", "episodes": 11, "steps": sum(len(a) for _, a, _ in played)}
@@ -615,18 +563,14 @@ def test_stable_worldmodel_files_are_read_with_rewards_beside_their_actions(tmp_
     columns["terminated"][12] = True
     with h5py.File(tmp_path / "push.h5", "w", libver="latest") as file:
         for name, values in columns.items():
-            file.create_dataset(
-                name, data=values, maxshape=(None, *values.shape[1:]), chunks=(1, *values.shape[1:])
-            )
+            rest = values.shape[1:]
+            file.create_dataset(name, data=values, maxshape=(None, *rest), chunks=(1, *rest))
         file["ep_len"], file["ep_offset"] = np.array(lengths, np.int32), np.array([0, 5])
     with pytest.raises(ValueError, match=r"an action is 2.* give the bounds"):
         convert(tmp_path / "push.h5", tmp_path / "wrong")
     options = dict(action_low="-3", action_high="3", env_id="swm/Push")
-    assert convert(tmp_path / "push.h5", tmp_path / "d", **options) == {
-        "from": "swm",
-        "episodes": 2,
-        "steps": 11,
-    }
+    made = convert(tmp_path / "push.h5", tmp_path / "d", **options)
+    assert made == {"from": "swm", "episodes": 2, "steps": 11}
     first, second = read_episodes(tmp_path / "d")
     np.testing.assert_array_equal(second.o, columns["pixels"][5:].transpose(0, 3, 1, 2))
     np.testing.assert_allclose(3 * first.a, columns["action"][:4], atol=1e-5)
@@ -648,9 +592,8 @@ def test_lerobot_tables_and_films_are_read(tmp_path):
     rng = np.random.default_rng(0)
     lengths, camera = [5, 7], "observation.images.top"
     state, action = rng.normal(size=(12, 3)), rng.uniform([-2, 0, 7], [6, 1, 7], (12, 3))
-    frames = np.repeat(np.linspace(10, 240, 12).astype(np.uint8), 64 * 48 * 3).reshape(
-        12, 48, 64, 3
-    )
+    frames = np.linspace(10, 240, 12).astype(np.uint8)
+    frames = np.broadcast_to(frames[:, None, None, None], (12, 48, 64, 3))
     index = np.repeat([0, 1], lengths)
     place = {"chunk_index": 0, "file_index": 0}
     for folder in ("meta/episodes/chunk-000", "data/chunk-000"):
@@ -678,44 +621,33 @@ def test_lerobot_tables_and_films_are_read(tmp_path):
     }
     parquet.write_table(arrow.table(table), root / info["data_path"].format(**place))
     episodes = [
-        {"episode_index": k, "length": n}
-        | {f"data/{name}": value for name, value in place.items()}
-        | {
-            f"videos/{camera}/{name}": value
-            for name, value in (place | {"from_timestamp": 0.5 * k}).items()
-        }
+        {"episode_index": k, "length": n, f"videos/{camera}/from_timestamp": 0.5 * k}
+        | {f"{kind}/{name}": 0 for kind in ("data", f"videos/{camera}") for name in place}
         for k, n in enumerate(lengths)
     ]
-    parquet.write_table(
-        arrow.Table.from_pylist(episodes), root / "meta/episodes/chunk-000/file-000.parquet"
-    )
+    file = root / "meta/episodes/chunk-000/file-000.parquet"
+    parquet.write_table(arrow.Table.from_pylist(episodes), file)
     film = root / info["video_path"].format(video_key=camera, **place)
     film.parent.mkdir(parents=True)
     write_video(film, frames, fps=10)
-    assert convert(root, tmp_path / "d", size="32") == {
-        "from": "lerobot",
-        "episodes": 2,
-        "steps": 10,
-    }
+    made = convert(root, tmp_path / "d", size="32")
+    assert made == {"from": "lerobot", "episodes": 2, "steps": 10}
     first, second = read_episodes(tmp_path / "d")
     assert second.o.shape == (7, 3, 32, 32) and first.truncated[-1]
     assert np.abs(second.o.mean((1, 2, 3)) - frames[5:, 0, 0, 0]).max() < 4  # h264 is not exact
     low, high = action.min(0), action.max(0)
-    np.testing.assert_allclose(
-        (second.a[:, :2] + 1) / 2 * (high - low)[:2] + low[:2], action[5:11, :2], atol=1e-5
-    )
+    undone = (second.a + 1) / 2 * (high - low) + low
+    np.testing.assert_allclose(undone[:, :2], action[5:11, :2], atol=1e-5)
     assert (second.a[:, 2] == 0).all() and second.r.tolist() == [5, 6, 7, 8, 9, 10]
     convert(root, tmp_path / "both", observation=f"{camera},observation.state")
-    np.testing.assert_allclose(
-        next(read_episodes(tmp_path / "both")).o["observation.state"], state[:5], rtol=1e-6
-    )
+    both = next(read_episodes(tmp_path / "both"))
+    np.testing.assert_allclose(both.o["observation.state"], state[:5], rtol=1e-6)
     (root / "meta" / "info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
     with pytest.raises(ValueError, match=r"LeRobot format v2\.1; v3 is read"):
         convert(root, tmp_path / "old")
 
 
-# -- the command
-# --  ----------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def test_the_data_command_informs_verifies_and_converts(tmp_path, capsys):
@@ -729,13 +661,8 @@ def test_the_data_command_informs_verifies_and_converts(tmp_path, capsys):
     (tmp_path / "e" / "shard-00000.h5").unlink()
     assert main(["data", "verify", str(tmp_path / "e")]) == 1
     assert "episodes 0 to 3" in capsys.readouterr().out
-    for wrong in (
-        ["data"],
-        ["data", "fly"],
-        ["data", "convert", path],
-        ["data", "info", str(tmp_path / "none")],
-    ):
-        assert main(wrong) == 1
+    for wrong in ([], ["fly"], ["convert", path], ["info", str(tmp_path / "none")]):
+        assert main(["data", *wrong]) == 1
         assert "gjwm data" in capsys.readouterr().err
     assert main(["data", "convert", path, str(tmp_path / "f"), "speed=3"]) == 1
     assert "does not take speed" in capsys.readouterr().err

@@ -27,9 +27,8 @@ def play(buffer, steps, lengths, seed=0):
         o = np.stack([np.arange(n), episode, step], 1).astype(np.float32)
         o_next = o + np.float32([0, 0, 1])
         terminated = step + 1 >= length
-        buffer.add(
-            o, np.stack([step, np.arange(n)], 1) / 1000, step, terminated, np.zeros(n, bool), o_next
-        )
+        a = np.stack([step, np.arange(n)], 1) / 1000
+        buffer.add(o, a, step, terminated, np.zeros(n, bool), o_next)
         step = np.where(terminated, 0, step + 1)
         episode += terminated
         length = np.where(terminated, rng.choice(lengths, n), length)
@@ -40,6 +39,15 @@ def images(episode, length, channels=1, size=4):
     """(T+1, C, h, w) uint8 frames whose pixels are 16 * episode + step."""
     values = (16 * episode + np.arange(length + 1)).astype(np.uint8)
     return np.broadcast_to(values[:, None, None, None], (length + 1, channels, size, size)).copy()
+
+
+def assert_same_windows(x, y, length, seed=3):
+    """What two buffers give for one generator."""
+    a, b = (
+        each.sample(64, length, generator=torch.Generator().manual_seed(seed)) for each in (x, y)
+    )
+    for name in ("o", "a", "r", "terminated", "episode"):
+        torch.testing.assert_close(getattr(a, name).cpu(), getattr(b, name).cpu())
 
 
 def ends(length, last=True):
@@ -60,20 +68,16 @@ def test_windows_stay_within_one_episode_and_line_up(steps):
     assert (batch.r == step[:, :-1]).all()
     assert set(lane[:, 0].tolist()) == {0, 1, 2}
     # One number per (lane, episode).
-    names = {
-        (a, b): e
-        for a, b, e in zip(lane[:, 0].tolist(), episode[:, 0].tolist(), batch.episode.tolist())
-    }
+    whose = zip(lane[:, 0].tolist(), episode[:, 0].tolist())
+    names = dict(zip(whose, batch.episode.tolist()))
     assert len(set(names.values())) == len(names) == len(set(batch.episode.tolist()))
 
 
 def test_every_window_is_reachable_and_starts_are_uniform():
     buffer = ReplayBuffer(60, STATE, ACTION)
     play(buffer, 100, lengths=[5, 9])
-    starts = {
-        tuple(o[0].tolist())
-        for o in buffer.sample(4000, 2, generator=torch.Generator().manual_seed(1)).o
-    }
+    sampled = buffer.sample(4000, 2, generator=torch.Generator().manual_seed(1)).o
+    starts = {tuple(o[0].tolist()) for o in sampled}
     draws = 40_000
     o = buffer.sample(draws, 2, generator=torch.Generator().manual_seed(2)).o[:, 0]
     _, counts = torch.unique(o, dim=0, return_counts=True)
@@ -138,9 +142,8 @@ def test_an_abandoned_episode_is_not_joined_to_the_next():
 def test_masked_envs_are_left_alone():
     buffer = ReplayBuffer(100, STATE, ACTION, num_envs=2)
     o = np.zeros((2, 3), np.float32)
-    buffer.add(
-        o, np.zeros((2, 2)), [1.0, 1.0], [False, False], [False, False], o + 1, mask=[True, False]
-    )
+    no = [False, False]
+    buffer.add(o, np.zeros((2, 2)), [1.0, 1.0], no, no, o + 1, mask=[True, False])
     assert len(buffer) == 1
 
 
@@ -149,10 +152,8 @@ def test_nothing_is_lost_until_capacity_and_never_more_is_kept(length):
     buffer = ReplayBuffer(600, STATE, ACTION, num_envs=2)
     play(buffer, 300, lengths=[length])
     assert len(buffer) == 600
-    assert (
-        len(buffer.sample(20_000, 1, generator=torch.Generator().manual_seed(0)).o.unique(dim=0))
-        == 600
-    )
+    o = buffer.sample(20_000, 1, generator=torch.Generator().manual_seed(0)).o
+    assert len(o.unique(dim=0)) == 600
     play(buffer, 301, lengths=[length])
     assert len(buffer) == 600
 
@@ -160,10 +161,8 @@ def test_nothing_is_lost_until_capacity_and_never_more_is_kept(length):
 def test_the_oldest_steps_make_room_for_the_newest():
     buffer = ReplayBuffer(20, STATE, ACTION)
     episodes = play(buffer, 100, lengths=[10])
-    seen = set(
-        buffer.sample(500, 1, generator=torch.Generator().manual_seed(0)).o[:, 0, 1].tolist()
-    )
-    assert seen == {episodes[0] - 1, episodes[0] - 2}
+    o = buffer.sample(500, 1, generator=torch.Generator().manual_seed(0)).o
+    assert set(o[:, 0, 1].tolist()) == {episodes[0] - 1, episodes[0] - 2}
 
 
 def test_whole_episodes_and_single_steps_store_the_same():
@@ -172,15 +171,9 @@ def test_whole_episodes_and_single_steps_store_the_same():
     for e in range(10):
         t = np.arange(11, dtype=np.float32)
         o = np.stack([0 * t, 0 * t + e, t], 1)
-        by_episode.add_episode(
-            o, np.stack([t, 0 * t], 1)[:10] / 1000, t[:10], ends(10), ends(10, last=False)
-        )
-    a, b = (
-        buffer.sample(64, 4, generator=torch.Generator().manual_seed(3))
-        for buffer in (by_step, by_episode)
-    )
-    for name in ("o", "a", "r", "terminated", "episode"):
-        torch.testing.assert_close(getattr(a, name), getattr(b, name))
+        a = np.stack([t, 0 * t], 1)[:10] / 1000
+        by_episode.add_episode(o, a, t[:10], ends(10), ends(10, last=False))
+    assert_same_windows(by_step, by_episode, 4)
 
 
 @pytest.mark.parametrize("steps_at_once", [True, False])
@@ -215,18 +208,12 @@ def test_dict_observations_stack_images_and_not_vectors():
     space = spaces.Dict({"pixels": spaces.Box(0, 255, (2, 4, 4), np.uint8), "state": STATE})
     buffer = ReplayBuffer(50, space, ACTION, frame_stack=2)
     state = np.arange(11, dtype=np.float32)[:, None].repeat(3, 1)
-    buffer.add_episode(
-        {"pixels": stack_frames(images(0, 10), 2), "state": state},
-        np.zeros((10, 2)),
-        np.zeros(10),
-        ends(10, False),
-        ends(10),
-    )
+    observed = {"pixels": stack_frames(images(0, 10), 2), "state": state}
+    buffer.add_episode(observed, np.zeros((10, 2)), np.zeros(10), ends(10, False), ends(10))
     o = buffer.sample(50, 2).to("cpu").o
-    torch.testing.assert_close(o["pixels"][:, :, 1, 0, 0].float(), o["state"][..., 0])
-    torch.testing.assert_close(
-        o["pixels"][:, :, 0, 0, 0].float(), (o["state"][..., 0] - 1).clamp(min=0)
-    )
+    before, now = o["pixels"][..., 0, 0].float().unbind(-1)
+    torch.testing.assert_close(now, o["state"][..., 0])
+    torch.testing.assert_close(before, (o["state"][..., 0] - 1).clamp(min=0))
 
 
 @pytest.mark.parametrize("steps", [30, 300])
@@ -238,11 +225,7 @@ def test_a_saved_buffer_gives_the_same_windows_and_goes_on(tmp_path, steps):
     loaded = ReplayBuffer.load(tmp_path / "buffer.pt")
     assert len(loaded) == len(buffer) and loaded.observation_space == space
     for _ in range(2):
-        a, b = (
-            x.sample(64, 3, generator=torch.Generator().manual_seed(5)) for x in (buffer, loaded)
-        )
-        for name in ("o", "a", "r", "terminated", "episode"):
-            torch.testing.assert_close(getattr(a, name), getattr(b, name))
+        assert_same_windows(buffer, loaded, 3)
         play(buffer, 30, lengths=[5])
         play(loaded, 30, lengths=[5])
 
@@ -250,21 +233,16 @@ def test_a_saved_buffer_gives_the_same_windows_and_goes_on(tmp_path, steps):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_buffer_on_the_gpu_gives_the_windows_of_one_on_the_cpu(tmp_path):
-    buffers = [
+    cpu, cuda = (
         ReplayBuffer(100, STATE, ACTION, num_envs=2, device=device) for device in ("cpu", "cuda")
-    ]
-    for buffer in buffers:
-        play(buffer, 150, lengths=[7, 9])
-    buffers[1].save(tmp_path / "buffer.pt")
-    buffers.append(ReplayBuffer.load(tmp_path / "buffer.pt", device="cuda"))
-    cpu, *others = (
-        buffer.sample(64, 3, generator=torch.Generator().manual_seed(5)) for buffer in buffers
     )
-    for other in others:
-        assert other.o.is_cuda and other.episode.is_cuda
-        for name in ("o", "a", "r", "terminated", "episode"):
-            torch.testing.assert_close(getattr(cpu, name), getattr(other, name).cpu())
-    assert buffers[1].sample(4, 3, generator=torch.Generator("cuda").manual_seed(0)).a.is_cuda
+    play(cpu, 150, lengths=[7, 9])
+    play(cuda, 150, lengths=[7, 9])
+    cuda.save(tmp_path / "buffer.pt")
+    for other in (cuda, ReplayBuffer.load(tmp_path / "buffer.pt", device="cuda")):
+        batch = other.sample(4, 3, generator=torch.Generator("cuda").manual_seed(0))
+        assert batch.o.is_cuda and batch.a.is_cuda and batch.episode.is_cuda
+        assert_same_windows(cpu, other, 3)
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path):
@@ -277,13 +255,8 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
 
 def test_wrong_input_is_named():
     buffer = ReplayBuffer(10, STATE, ACTION)
-    good = dict(
-        obs=np.zeros((1, 3)),
-        action=np.zeros((1, 2)),
-        reward=[0.0],
-        terminated=[False],
-        truncated=[False],
-    ) | dict(next_obs=np.zeros((1, 3)))
+    good = dict(obs=np.zeros((1, 3)), action=np.zeros((1, 2)), next_obs=np.zeros((1, 3)))
+    good |= dict(reward=[0.0], terminated=[False], truncated=[False])
     for change, match in [
         (dict(obs=np.zeros(3)), "obs has shape"),
         (dict(obs=np.full((1, 3), np.nan)), "obs contains NaN"),
@@ -303,9 +276,8 @@ def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="does not fit a lane"):
         buffer.add_episode(np.zeros((12, 3)), np.zeros((11, 2)), np.zeros(11), ends(11), ends(11))
     with pytest.raises(ValueError, match="ends on step 0"):
-        buffer.add_episode(
-            np.zeros((3, 3)), np.zeros((2, 2)), np.zeros(2), [True, False], [False, False]
-        )
+        o, a, no = np.zeros((3, 3)), np.zeros((2, 2)), [False, False]
+        buffer.add_episode(o, a, np.zeros(2), [True, False], no)
     with pytest.raises(ValueError, match="num_envs <= capacity"):
         ReplayBuffer(1, STATE, ACTION, num_envs=2)
     with pytest.raises(ValueError, match="expected a Box"):
@@ -328,20 +300,14 @@ def test_images_must_be_uint8_and_start_at_rest():
 def test_a_buffer_larger_than_memory_is_refused_before_it_is_allocated():
     with pytest.raises(MemoryError, match="lower the capacity"):
         ReplayBuffer(10**10, spaces.Box(0, 255, (3, 64, 64), np.uint8), ACTION)
-    assert (
-        ReplayBuffer(1000, spaces.Box(0, 255, (9, 64, 64), np.uint8), ACTION, frame_stack=3).nbytes
-        < 2.1e3 * 13e3
-    )
+    stacked = spaces.Box(0, 255, (9, 64, 64), np.uint8)
+    assert ReplayBuffer(1000, stacked, ACTION, frame_stack=3).nbytes < 2.1e3 * 13e3
 
 
 def test_spaces_survive_json():
     low = np.array([[-np.inf, 0.1], [-2, -3]], np.float32)
-    space = spaces.Dict(
-        {
-            "a": spaces.Box(low, low + 9, dtype=np.float32),
-            "b": spaces.Box(0, 255, (3, 2, 2), np.uint8),
-        }
-    )
+    vector = spaces.Box(low, low + 9, dtype=np.float32)
+    space = spaces.Dict({"a": vector, "b": spaces.Box(0, 255, (3, 2, 2), np.uint8)})
     text = json.dumps(describe_space(space), allow_nan=False)
     assert rebuild_space(json.loads(text)) == space
 
@@ -381,9 +347,8 @@ def test_rows_live_on_the_gpu_if_that_leaves_room_for_the_model(monkeypatch, fre
     needed = ReplayBuffer(1000, STATE, ACTION).nbytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(
-        torch.cuda, "mem_get_info", lambda device=None: (int(free * needed), 10**12)
-    )
+    memory = (int(free * needed), 10**12)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: memory)
     assert residence("auto", needed).type == expected
     assert residence("cpu", needed).type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

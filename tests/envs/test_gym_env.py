@@ -207,7 +207,7 @@ def test_bad_input_is_named():
         make(actions=spaces.Text(4))
     with pytest.raises(ValueError, match="'hidden'"):
         make_env("Pendulum-v1", hidden=["target"])
-    with pytest.raises(gym.error.NameNotFound, match="Did you mean: `Pendulum`"):
+    with pytest.raises(gym.error.NameNotFound, match="Pendulm-v1; the nearest id is Pendulum-v"):
         make_env("Pendulm-v1")
     world = make()
     world.reset(seed=0)

@@ -53,7 +53,7 @@ def test_an_episode_that_is_planned_depends_on_its_number_only(runs, kind):
     }[kind]
     first, second = play(behaviour)
     assert first.a.shape == (9, 2) and np.abs(first.a).max() <= 1 and first.a.std() > 0
-    (alone,) = play(behaviour, episodes=1, first_episode=1)
+    (alone,) = play(behaviour, episodes=range(1, 2))
     np.testing.assert_array_equal(alone.a, second.a)
     assert not np.array_equal(first.a, second.a)
 
@@ -80,7 +80,7 @@ def test_planned_episodes_of_a_batched_world_do_not_depend_on_their_batch(tmp_pa
         env_id="gjwm/two-room-v0", env_kwargs={"obs": "state"}, behaviour=mixture, length=6, seed=2
     )
     together = list(collect_episodes(**arguments, episodes=5))
-    (alone,) = collect_episodes(**arguments, episodes=1, first_episode=3)
+    (alone,) = collect_episodes(**arguments, episodes=range(3, 4))
     np.testing.assert_array_equal(together[3].a, alone.a)
 
 
@@ -173,13 +173,7 @@ def test_collection_reports_that_moving_sees_more_of_a_room_than_standing_still(
     seen = {}
     for name, behaviour in (("still", Coloured(scale=0)), ("moving", Uniform())):
         result = collect_dataset(
-            tmp_path / name,
-            "gjwm/two-room-v0",
-            {"obs": "state"},
-            behaviour,
-            episodes=40,
-            length=60,
-            progress=False,
+            tmp_path / name, "gjwm/two-room-v0", {"obs": "state"}, behaviour, episodes=40, length=60
         )
         seen[name] = result["coverage"]
         assert seen[name]["of"] == "position" and seen[name]["frames"] == 40 * 61

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import runpy
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from gjwm.reporting.logging import RunLogger
 from gjwm.rl import (
     Exploration,
     Explorer,
+    Hooks,
     LearnerSettings,
     OnlineSettings,
     ReturnCurve,
@@ -102,6 +104,19 @@ def learner(
     )
     objective = JointEmbeddingObjective(SIGReg(num_slices=16, time="pooled"), lam=1.0)
     return RewardLearner(model, objective, LearnerSettings(**options))
+
+
+def batch_of(o, a=None, r=None, ended=False):
+    """Windows (B, T+1) of observations; without actions uniform ones, without rewards none."""
+    count, steps = o.shape[0], o.shape[1] - 1
+    a = torch.rand(count, steps, 1, generator=generator(1)) if a is None else a
+    r = torch.zeros(count, steps) if r is None else r
+    return Batch(o, a, r, torch.full((count, steps), ended), torch.arange(count))
+
+
+def assert_same_weights(*learners):
+    first, second = (learner.model.state_dict().values() for learner in learners)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def planner():
@@ -182,12 +197,9 @@ def test_values_become_the_discounted_return_and_stop_at_a_terminal_state(termin
     subject.model.train()
     draw = generator(2)
     for _ in range(200):
-        o, a = (
-            torch.randn(32, 1, 1, generator=draw).expand(-1, 4, -1),
-            torch.rand(32, 3, 1, generator=draw),
-        )
-        ended = torch.full((32, 3), terminal)
-        losses = subject.update(Batch(o, a, torch.ones(32, 3), ended, torch.arange(32)), draw)
+        o = torch.randn(32, 1, 1, generator=draw).expand(-1, 4, -1)
+        a = torch.rand(32, 3, 1, generator=draw)
+        losses = subject.update(batch_of(o, a, torch.ones(32, 3), terminal), draw)
     assert losses["loss"].isfinite()
     model = subject.model.eval()
     z = model.encode(torch.randn(50, 1, generator=draw))
@@ -203,37 +215,25 @@ def test_targets_may_follow_the_policy_in_the_model_first():
     """
     subject = learner(heads=("reward", "value", "policy", "termination"), discount=0.5, expansion=2)
     for name, number in (("reward", 1.0), ("termination", 0.0)):  # of the logit
-        last = [m for m in subject.model.heads[name].modules() if isinstance(m, torch.nn.Linear)][
-            -1
-        ]
+        layers = subject.model.heads[name].modules()
+        *_, last = (m for m in layers if isinstance(m, torch.nn.Linear))
         torch.nn.init.zeros_(last.weight)
         torch.nn.init.constant_(last.bias, number)
     subject.slow.forward = lambda z, a: torch.full((2, *z.shape[:-1]), 8.0)
-    z, noise = (
-        torch.randn(5, 3, 4, generator=generator()),
-        torch.randn(3, 5, 3, 1, generator=generator(1)),
-    )
-    expected = 1 + 0.5 * 0.5 * (1 + 0.5 * 0.5 * 8)
-    torch.testing.assert_close(
-        subject._values(z, noise), torch.full((5, 3), expected), atol=1e-4, rtol=0
-    )
+    z = torch.randn(5, 3, 4, generator=generator())
+    noise = torch.randn(3, 5, 3, 1, generator=generator(1))
+    expected = torch.full((5, 3), 1 + 0.5 * 0.5 * (1 + 0.5 * 0.5 * 8))
+    torch.testing.assert_close(subject._values(z, noise), expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(subject._values(z, noise[:1]), torch.full((5, 3), 8.0))
 
 
 def test_the_policy_climbs_the_values_without_moving_them():
     subject = learner(entropy=0.0, policy_lr=1e-2, value_lr=1e-2)
     draw = generator(3)
-    batch = Batch(
-        torch.randn(64, 4, 1, generator=draw),
-        2 * torch.rand(64, 3, 1, generator=draw) - 1,
-        torch.zeros(64, 3),
-        torch.zeros(64, 3, dtype=torch.bool),
-        torch.arange(64),
-    )
+    o = torch.randn(64, 4, 1, generator=draw)
+    a = 2 * torch.rand(64, 3, 1, generator=draw) - 1
     # Rewards that grow with the action alone: the best one is 1 everywhere.
-    batch = Batch(
-        batch.o, batch.a, 1 + batch.a[..., 0], torch.ones(64, 3, dtype=torch.bool), batch.episode
-    )
+    batch = batch_of(o, a, 1 + a[..., 0], True)
     subject.model.train()
     for _ in range(150):
         subject.update(batch, draw)
@@ -241,15 +241,13 @@ def test_the_policy_climbs_the_values_without_moving_them():
     assert model.heads["policy"](model.encode(batch.o)).mean() > 0.8
 
     kept = [p.clone() for p in model.heads["value"].parameters()]
-    climbing = torch.optim.SGD(
-        [*model.heads["value"].parameters(), *subject.policy.parameters()], lr=1.0
-    )
+    both = [*model.heads["value"].parameters(), *subject.policy.parameters()]
+    climbing = torch.optim.SGD(both, lr=1.0)
     moved = [p.clone() for p in subject.policy.parameters()]
     subject.value.requires_grad_(False)
     z = model.encode(batch.o).detach()
-    loss, *_ = subject._ascend_values(
-        z, batch.a, torch.randn(64, 4, 1, generator=draw), subject.spread
-    )
+    noise = torch.randn(64, 4, 1, generator=draw)
+    loss, *_ = subject._ascend_values(z, batch.a, noise, subject.spread)
     climbing.zero_grad()
     loss.backward()
     climbing.step()
@@ -266,16 +264,7 @@ def test_a_clone_keeps_the_policy_near_the_datas_actions():
         draw = generator(7)
         for _ in range(50):
             o = torch.randn(32, 4, 1, generator=draw)
-            subject.update(
-                Batch(
-                    o,
-                    torch.full((32, 3, 1), 0.5),
-                    torch.zeros(32, 3),
-                    torch.zeros(32, 3).bool(),
-                    torch.arange(32),
-                ),
-                draw,
-            )
+            subject.update(batch_of(o, torch.full((32, 3, 1), 0.5)), draw)
         model = subject.model.eval()
         return (model.heads["policy"](model.encode(o[:, 0])) - 0.5).abs().mean().item()
 
@@ -299,13 +288,7 @@ def test_a_compiled_update_is_the_plain_one(monkeypatch):
         return compile_(function, backend="eager", fullgraph=True, **options)
 
     monkeypatch.setattr(torch, "compile", captured)
-    batch = Batch(
-        torch.randn(16, 4, 1, generator=generator()),
-        torch.rand(16, 3, 1, generator=generator(1)),
-        torch.ones(16, 3),
-        torch.zeros(16, 3).bool(),
-        torch.arange(16),
-    )
+    batch = batch_of(torch.randn(16, 4, 1, generator=generator()), r=torch.ones(16, 3))
     losses = []
     for compile in (False, True):
         subject = learner(compile=compile, expansion=1)
@@ -330,13 +313,7 @@ def test_what_a_learner_cannot_use_is_one_sentence():
         learner(discount=1.5)
     with pytest.raises(ValueError, match="expansion"):
         learner(expansion=-1)
-    batch = Batch(
-        torch.randn(8, 4, 1),
-        torch.rand(8, 3, 1),
-        torch.zeros(8, 3),
-        torch.zeros(8, 3).bool(),
-        torch.arange(8),
-    )
+    batch = batch_of(torch.randn(8, 4, 1))
     for wrong in ({"value_lr": -1.0}, {"clip": 0.0}, {"rho": 0.0}):
         with pytest.raises(ValueError, match="learning rates >= 0"):
             learner(**wrong)
@@ -361,25 +338,16 @@ def test_what_a_learner_cannot_use_is_one_sentence():
     with pytest.raises(ValueError, match="gjwm online"):
         subject.model.loss(batch, subject.objective)
     with pytest.raises(ValueError, match="reward head"):
-        reward_agent(
-            learner().model.__class__(subject.model.encoder, subject.model.dynamics),
-            planner(),
-            horizon=3,
-            discount=0.9,
-        )
+        headless = WorldModel(subject.model.encoder, subject.model.dynamics)
+        reward_agent(headless, planner(), horizon=3, discount=0.9)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing():
     subject = learner()
     subject.model.train()
     before = [p.clone() for p in subject.model.parameters()]
-    batch = Batch(
-        torch.randn(8, 4, 1),
-        torch.rand(8, 3, 1),
-        torch.full((8, 3), 1e30),  # finite, and too large for what is made of it
-        torch.zeros(8, 3).bool(),
-        torch.arange(8),
-    )
+    # finite, and too large for what is made of it
+    batch = batch_of(torch.randn(8, 4, 1), r=torch.full((8, 3), 1e30))
     subject.weights["reward"] = 1e30
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         subject.update(batch)
@@ -464,7 +432,7 @@ def test_an_oracle_sees_the_true_rewards_of_its_plans():
     kwargs = {"obs": "state", "action_repeat": 4, "max_episode_steps": 20}
     planner = ICEM(samples=24, iterations=3, elites=6, repeat=4)
     plan = dict(horizon=12, replan_every=4, generator=generator())
-    with RewardOracle("gjwm/point_mass-easy-v0", kwargs, planner, **plan) as oracle:
+    with closing(RewardOracle("gjwm/point_mass-easy-v0", kwargs, planner, **plan)) as oracle:
         played, _ = play_returns(oracle, "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
     still, _ = play_returns(HoldActor(2), "gjwm/point_mass-easy-v0", kwargs, episodes=3, seed=1)
     assert played.mean() > still.mean() + 5, (played, still)
@@ -510,10 +478,8 @@ def run(steps, checkpoints=None, log=None, evaluate=None, **options):
         stream,
         buffer,
         OnlineSettings(steps=steps, **{**SMALL, **options}),
-        evaluate=evaluate,
-        log=log,
+        hooks=Hooks(evaluate=evaluate, log=log, checkpoints=checkpoints),
         generator=generator(4),
-        checkpoints=checkpoints,
     )
     stream.close()
     return subject
@@ -529,20 +495,13 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path):
     assert again[0][0] == 100
 
     def without_times(rows):
-        return [
-            (step, {k: v for k, v in row.items() if "seconds" not in k})
-            for step, row in rows
-            if step > 80
-        ]
+        rows = [(step, row) for step, row in rows if step > 80]
+        return [(step, {k: v for k, v in row.items() if "seconds" not in k}) for step, row in rows]
 
     assert without_times(again) == without_times(rows)
-    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
-        assert torch.equal(a, b)
-    kept = [
-        ReplayBuffer.load(tmp_path / name / "state-000000140-replay.pt")
-        for name in ("whole", "cut")
-    ]
-    x, y = (buffer.sample(32, 3, generator=generator(9)) for buffer in kept)
+    assert_same_weights(whole, resumed)
+    files = [tmp_path / name / "state-000000140-replay.pt" for name in ("whole", "cut")]
+    x, y = (ReplayBuffer.load(file).sample(32, 3, generator=generator(9)) for file in files)
     assert torch.equal(x.o, y.o) and torch.equal(x.a, y.a) and torch.equal(x.r, y.r)
 
 
@@ -561,8 +520,7 @@ def test_a_run_that_stopped_in_the_cooldown_goes_on_bit_by_bit(tmp_path):
         run(checkpoints=Checkpoints(tmp_path / "cut"), checkpoint_every=20, log=stop, **options)
     assert Checkpoints(tmp_path / "cut").latest().step == 80
     resumed = run(checkpoints=Checkpoints(tmp_path / "cut"), checkpoint_every=20, **options)
-    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
-        assert torch.equal(a, b)
+    assert_same_weights(whole, resumed)
 
 
 def test_stepping_in_a_thread_changes_no_number(monkeypatch):
@@ -576,10 +534,7 @@ def test_stepping_in_a_thread_changes_no_number(monkeypatch):
 
     monkeypatch.setattr(Stream, "__init__", without)
     one_by_one = run(80, update_ratio=0.25)
-    for a, b in zip(
-        in_a_thread.model.state_dict().values(), one_by_one.model.state_dict().values()
-    ):
-        assert torch.equal(a, b)
+    assert_same_weights(in_a_thread, one_by_one)
 
 
 @pytest.mark.slow
@@ -599,12 +554,11 @@ def test_rewards_alone_are_learned_and_planned_for():
         buffer,
         OnlineSettings(steps=600, aimless_steps=200, batch=32, lanes=2),
         generator=generator(4),
-        log=lambda row, step: rows.append(row),
+        hooks=Hooks(log=lambda row, step: rows.append(row)),
     )
     stream.close()
-    assert "train/reward" in rows[-1] and not {"train/q", "train/value", "train/entropy"} & set(
-        rows[-1]
-    )
+    assert "train/reward" in rows[-1]
+    assert not {"train/q", "train/value", "train/entropy"} & set(rows[-1])
     agent = reward_agent(subject.model, planner(), horizon=4, discount=0.99, generator=generator(5))
     learned, _ = play_returns(agent, "test/Slide-v0", {}, episodes=20, seed=100)
     assert learned.mean() > 12, learned.mean()
@@ -645,8 +599,7 @@ def test_evaluation_leaves_learning_as_it_is():
         return {"evaluate/return": 1.0}
 
     plain, judged = run(80), run(80, evaluate=evaluate, evaluate_every=20)
-    for a, b in zip(plain.model.state_dict().values(), judged.model.state_dict().values()):
-        assert torch.equal(a, b)
+    assert_same_weights(plain, judged)
 
 
 def test_updates_keep_to_their_ratio_and_the_schedule_falls():
@@ -665,16 +618,12 @@ def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
 
     def neighbours():
         a = torch.stack([explorer.aimless() for _ in range(400)])[..., 0]
-        return [
-            torch.corrcoef(torch.stack([a[:-1, i], a[1:, i]]))[0, 1].item() for i in range(2)
-        ], a
+        pairs = [torch.stack([a[:-1, i], a[1:, i]]) for i in range(2)]
+        return [torch.corrcoef(pair)[0, 1].item() for pair in pairs], a
 
     (first, second), a = neighbours()
-    assert (
-        abs(first) < 0.15
-        and abs(second) < 0.15
-        and a.std().item() == pytest.approx(3**-0.5, rel=0.1)
-    )
+    assert abs(first) < 0.15 and abs(second) < 0.15
+    assert a.std().item() == pytest.approx(3**-0.5, rel=0.1)
     (first, second), a = neighbours()
     assert abs(first) < 0.15 and second > 0.9
     planned = torch.stack([explorer.disturb(torch.zeros(2, 1), step) for step in range(3)])
@@ -688,9 +637,8 @@ def test_aimless_actions_begin_white_then_have_the_colours_asked_for():
     # the first 2,000 steps are five blocks of a single lane
     single = Explorer(Exploration(block=400), 1, 1, generator(2))
     a = torch.stack([single.aimless() for _ in range(2400)])[:, 0, 0]
-    assert (a[:2000].abs() > 0.999).float().mean() < 0.01 and (
-        a[2000:].abs() > 0.999
-    ).float().mean() > 0.3
+    loud = (a.abs() > 0.999).float()
+    assert loud[:2000].mean() < 0.01 and loud[2000:].mean() > 0.3
 
 
 def test_settings_that_cannot_work_are_one_sentence():
@@ -707,7 +655,9 @@ def test_settings_that_cannot_work_are_one_sentence():
         with pytest.raises(ValueError, match=match):
             run(**{"steps": 100, **options})
     stream = Stream("test/Slide-v0", {}, lanes=2, seed=1)
-    with pytest.raises(ValueError, match="2 lanes and expects a buffer of as many, got one of 3"):
+    with pytest.raises(
+        ValueError, match="2 lanes and expects a buffer of as many, got one of 3 lanes"
+    ):
         train_online(
             learner(),
             planner(),
@@ -748,7 +698,7 @@ def test_learning_from_data_alone_ranks_actions():
         subject,
         buffer,
         OnlineSettings(steps=0, data="a buffer", pretrain=200, batch=32),
-        log=lambda row, step: rows.append(row),
+        hooks=Hooks(log=lambda row, step: rows.append(row)),
         generator=generator(6),
     )
     assert not subject.model.training and math.isfinite(rows[-1]["loss"])
@@ -760,92 +710,68 @@ def test_learning_from_data_alone_ranks_actions():
 
 # -- the command -----------------------------------------------------------------------------------
 
-TINY = [
-    *(
-        "threads=1",
-        "logger.wandb=disabled",
-        "report.every=0.001",
-        "name=tiny",
-        "latent_dim=4",
-        "env.id=Pendulum-v1",
-    ),
-    *(
-        "experiment=gym_online",
-        "encoder.hidden=[16]",
-        "dynamics.hidden=16",
-        "dynamics.std_hidden=8",
-    ),
-    *(
-        "heads.reward.hidden=[16]",
-        "heads.value.hidden=16",
-        "heads.policy.hidden=[16]",
-        "discrepancy.num_slices=8",
-    ),
-    *(
-        "planner.samples=16",
-        "planner.iterations=2",
-        "planner.elites=4",
-        "online.horizon=3",
-        "online.batch=16",
-    ),
-    *("online.steps=160", "online.aimless_steps=60", "online.lanes=2", "online.log_every=40"),
-    *(
-        "online.evaluate_every=80",
-        "online.checkpoint_every=80",
-        "+env.max_episode_steps=20",
-        "online.episodes=2",
-        "online.policy_plans=2",
-    ),
-]
+TINY = """
+    threads=1 logger.wandb=disabled report.every=0.001 name=tiny latent_dim=4 env.id=Pendulum-v1
+    experiment=gym_online encoder.hidden=[16] dynamics.hidden=16 dynamics.std_hidden=8
+    heads.reward.hidden=[16] heads.value.hidden=16 heads.policy.hidden=[16]
+    discrepancy.num_slices=8 planner.samples=16 planner.iterations=2 planner.elites=4
+    online.horizon=3 online.batch=16 online.steps=160 online.aimless_steps=60 online.lanes=2
+    online.log_every=40 online.evaluate_every=80 online.checkpoint_every=80
+    +env.max_episode_steps=20 online.episodes=2 online.policy_plans=2
+""".split()
+DATA = """
+    collect.episodes=3 collect.length=20 collect.workers=0 collect.behaviour=uniform dataset=data
+""".split()
+FROM_DATA = "online.data=data online.steps=0 online.pretrain=30 online.log_every=10".split()
 
 
-DATA = [
-    *("collect.episodes=3", "collect.length=20", "collect.workers=0"),
-    *("collect.behaviour=uniform", "dataset=data"),
-]
-FROM_DATA = ["online.data=data", "online.steps=0", "online.pretrain=30", "online.log_every=10"]
+def logged(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(folder):
+    """Rows of returns.csv, without its head."""
+    return [line.split(",") for line in (folder / "returns.csv").read_text().splitlines()[1:]]
+
+
+def weights(folder):
+    return WorldModel.load(folder / "checkpoint.pt").state_dict()
+
+
+def refused(capsys, *words):
+    """What a command that is refused says."""
+    capsys.readouterr()
+    assert main(["online", *words]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
 
 
 def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["online", *TINY, "resume=true"]) == 0
     folder = tmp_path / "runs" / "tiny"
-    assert "plan" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "plan" in capsys.readouterr().out and not (folder / "lock").exists()
+    rows = logged(folder)
     assert [row["step"] for row in rows if "evaluate/return" in row] == [80, 160]
-    steps = {line.split(",")[0] for line in (folder / "returns.csv").read_text().splitlines()[1:]}
-    assert steps == {"80", "160"}
+    assert {row[0] for row in curve(folder)} == {"80", "160"}
     returns = json.loads((folder / "returns.json").read_text())["returns"]
     assert set(returns) == {"plan", "policy", "random", "hold"} and returns["plan"]["episodes"] == 2
-    assert WorldModel.load(folder / "checkpoint.pt").heads.keys() == {
-        "reward",
-        "value",
-        "policy",
-        "termination",
-    }
+    heads = WorldModel.load(folder / "checkpoint.pt").heads.keys()
+    assert heads == {"reward", "value", "policy", "termination"}
     assert "<svg" in (folder / "report.html").read_text()
     assert main(["online", *TINY, "resume=true"]) == 0
     assert "nothing to resume" in capsys.readouterr().out
-    (
-        folder / "returns.json"
-    ).unlink()  # killed while the last returns were measured: the log is whole already
+    # killed while the last returns were measured: the log is whole already
+    (folder / "returns.json").unlink()
     assert main(["online", *TINY, "resume=true"]) == 0
-    again = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert (
-        again == rows
-        and json.loads((folder / "returns.json").read_text())["returns"].keys() == returns.keys()
-    )
-    assert main(["online", *TINY, "resume=true", "learner.lr=0.1"]) == 1
-    assert "learner" in capsys.readouterr().err
-    assert main(["online", *TINY, "resume=true", "planner.samples=20"]) == 1
-    assert "planner" in capsys.readouterr().err
+    again = json.loads((folder / "returns.json").read_text())["returns"]
+    assert logged(folder) == rows and again.keys() == returns.keys()
+    assert "learner" in refused(capsys, *TINY, "resume=true", "learner.lr=0.1")
+    assert "planner" in refused(capsys, *TINY, "resume=true", "planner.samples=20")
     states = sorted(path.name for path in (folder / "state").iterdir())
-    for wrong in (
-        "online.cooldown=1.5",
-        "online.batch=0",
-        "online.aimless_steps=160",
-    ):  # refused before a run is touched
-        assert main(["online", *TINY, wrong]) == 1
+    for wrong in ("online.cooldown=1.5", "online.batch=0", "online.aimless_steps=160"):
+        refused(capsys, *TINY, wrong)  # before a run is touched
     assert sorted(path.name for path in (folder / "state").iterdir()) == states
 
 
@@ -856,13 +782,8 @@ def test_rates_cool_down_over_the_last_share_of_the_steps():
 
     def watched(batch, noise):
         state = subject.state_dict()
-        seen.append(
-            [
-                g["lr"]
-                for name in ("optimizer", "policy_optimizer")
-                for g in state[name]["param_groups"]
-            ]
-        )
+        groups = [state[name]["param_groups"] for name in ("optimizer", "policy_optimizer")]
+        seen.append([group["lr"] for each in groups for group in each])
         return update(batch, noise)
 
     subject.update = watched
@@ -881,30 +802,14 @@ def test_rates_cool_down_over_the_last_share_of_the_steps():
 def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypatch, capsys):
     """A run of a control task with rewards alone, started twice under one name."""
     monkeypatch.chdir(tmp_path)
-    settings = [
-        *(
-            word
-            for word in TINY
-            if not word.startswith(
-                ("env.id", "+env", "experiment", "name", "heads.value", "heads.policy")
-            )
-        ),
-        *(
-            "experiment=suite",
-            "task=pendulum-swingup",
-            "heads=[reward]",
-            "+env.max_episode_steps=12",
-            "name=once",
-        ),
-        *(
-            "+online.oracle.horizon=3",
-            "+online.oracle.replan_every=3",
-            "online.steps=240",
-            "online.evaluate_every=240",
-            "planner.repeat=1",
-        ),
-        "+online.oracle.planner={_target_: gjwm.planning.RandomShooting, samples: 8}",
-    ]
+    others = ("env.id", "+env", "experiment", "name", "heads.value", "heads.policy")
+    settings = [word for word in TINY if not word.startswith(others)]
+    settings += """
+        experiment=suite task=pendulum-swingup heads=[reward] +env.max_episode_steps=12 name=once
+        +online.oracle.horizon=3 +online.oracle.replan_every=3 online.steps=240
+        online.evaluate_every=240 planner.repeat=1
+    """.split()
+    settings.append("+online.oracle.planner={_target_: gjwm.planning.RandomShooting, samples: 8}")
     assert main(["online", *settings]) == 0
     assert "replay: " in capsys.readouterr().out
     folder = tmp_path / "runs" / "once"
@@ -917,34 +822,25 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
         ("+online.oracle.foo=1", "no setting online.oracle.foo"),
         ("online.oracle.planner=null", "needs a planner"),
         ("online.oracle=true", "needs a planner"),
-        ("online.capacity=10000000000000", "set online.capacity to fewer"),
+        ("online.capacity=10000000000000", "lower the capacity"),
         ("online.capacity=3", "no room for a window"),
         ("online.policy_plans=0", "online.policy_plans must be a whole number"),
     ):  # what is there stays whole
-        assert main(["online", *settings, wrong]) == 1
-        said = capsys.readouterr().err
-        assert text in said and "Traceback" not in said
-        assert (folder / "returns.csv").read_text() == before and list(
-            (folder / "state").glob("state-*.pt")
-        )
+        assert text in refused(capsys, *settings, wrong)
+        assert (folder / "returns.csv").read_text() == before
+        assert list((folder / "state").glob("state-*.pt"))
         assert not (folder / "metrics.jsonl.partial").exists()
     assert main(["online", *settings, "seed=1"]) == 0
     assert len(before.splitlines()) == 3 and (folder / "returns.csv").read_text() != before
-    monkeypatch.setattr(
-        "sys.argv", ["curves", str(folder), "--csv", "curves.csv", "--picture", "curves.png"]
-    )
-    runpy.run_path(
-        str(Path(__file__).parents[2] / "scripts" / "online_curves.py"), run_name="__main__"
-    )
+    words = ["curves", str(folder), "--csv", "curves.csv", "--picture", "curves.png"]
+    monkeypatch.setattr("sys.argv", words)
+    script = Path(__file__).parents[2] / "scripts" / "online_curves.py"
+    runpy.run_path(str(script), run_name="__main__")
     earned = json.loads((folder / "returns.json").read_text())["returns"]["plan"]["return_mean"]
     assert f"pendulum-swingup: {earned:.0f} of 1 runs after 480 frames" in capsys.readouterr().out
     (row,) = csv.DictReader((tmp_path / "curves.csv").read_text().splitlines())
-    assert (row["task"], row["seed"], row["frames"], row["episodes"]) == (
-        "pendulum-swingup",
-        "1",
-        "480",
-        "2",
-    )
+    named = [row[name] for name in ("task", "seed", "frames", "episodes")]
+    assert named == ["pendulum-swingup", "1", "480", "2"]
     assert float(row["return"]) == pytest.approx(earned, abs=0.06)
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
@@ -952,42 +848,20 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
 @pytest.mark.slow
 def test_the_command_learns_while_acting_from_pixels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = [
-        *(
-            "experiment=suite",
-            "task=cartpole-swingup",
-            "env.obs=pixels",
-            "env.size=32",
-            "env.frame_stack=2",
-        ),
-        *(
-            "+env.max_episode_steps=15",
-            "encoder=conv",
-            "encoder.hidden=16",
-            "collect.workers=0",
-            "logger.wandb=disabled",
-        ),
-        *(
-            "online.steps=80",
-            "online.aimless_steps=40",
-            "online.lanes=2",
-            "online.episodes=1",
-            "online.batch=4",
-        ),
-        *("online.evaluate_every=80", "online.log_every=20", "name=seen"),
-    ]
+    settings = """
+        experiment=suite task=cartpole-swingup env.obs=pixels env.size=32 env.frame_stack=2
+        +env.max_episode_steps=15 encoder=conv encoder.hidden=16 collect.workers=0
+        logger.wandb=disabled online.steps=80 online.aimless_steps=40 online.lanes=2
+        online.episodes=1 online.batch=4 online.evaluate_every=80 online.log_every=20 name=seen
+    """.split()
     assert main(["online", *settings]) == 0
-    model = WorldModel.load(tmp_path / "runs/seen/checkpoint.pt")
+    folder = tmp_path / "runs" / "seen"
+    model = WorldModel.load(folder / "checkpoint.pt")
     assert model.encoder.observation_shape == (6, 32, 32)
-    rows = [
-        json.loads(line) for line in (tmp_path / "runs/seen/metrics.jsonl").read_text().splitlines()
-    ]
-    learned = [row["train/reward"] for row in rows if "train/reward" in row]
+    learned = [row["train/reward"] for row in logged(folder) if "train/reward" in row]
     assert len(learned) >= 2 and all(map(math.isfinite, learned))
-    assert (
-        json.loads((tmp_path / "runs/seen/returns.json").read_text())["returns"]["plan"]["episodes"]
-        == 1
-    )
+    returns = json.loads((folder / "returns.json").read_text())["returns"]
+    assert returns["plan"]["episodes"] == 1
 
 
 def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
@@ -996,7 +870,7 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     assert main(["online", *TINY, *DATA, *FROM_DATA]) == 0
     assert "plan" in capsys.readouterr().out
     folder = tmp_path / "runs" / "tiny"
-    assert (folder / "returns.csv").read_text().splitlines()[1].startswith("30,")
+    assert curve(folder)[0][0] == "30"
     assert main(["online", *TINY, *DATA, *FROM_DATA, "resume=true"]) == 0
     assert "nothing to resume" in capsys.readouterr().out
     rows = (folder / "metrics.jsonl").read_text()
@@ -1004,16 +878,13 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     (folder / "returns.json").unlink()  # killed while the last returns were measured
     assert main(["online", *TINY, *DATA, *FROM_DATA, "resume=true"]) == 0
     assert (folder / "metrics.jsonl").read_text() == rows
-    assert [
-        line.split(",")[0] for line in (folder / "returns.csv").read_text().splitlines()[1:]
-    ] == ["30", "30"]
+    assert [row[0] for row in curve(folder)] == ["30", "30"]
     begun = folder / "state" / "run.json"
     kept = json.loads(begun.read_text())
     begun.write_text(json.dumps({**kept, "device": "cuda"}))
     (folder / "returns.json").unlink()
-    capsys.readouterr()
-    assert main(["online", *TINY, *DATA, *FROM_DATA, "resume=true"]) == 1
-    assert "go on with device=cuda" in capsys.readouterr().err
+    said = refused(capsys, *TINY, *DATA, *FROM_DATA, "resume=true")
+    assert "go on with device=cuda" in said
     begun.write_text(json.dumps(kept))
     for wrong, text in [
         ("heads=[reward,value]", "value and policy both or neither; it has reward, value"),
@@ -1025,16 +896,13 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
         ("learner.lr=null", "learner.lr must be a number, got None"),
         ("online.evaluate_every=0", "online.evaluate_every must be a whole number"),
         ("env.id=CartPole-v1", "discrete actions"),
+        ("online.steps=0", "nothing to learn from"),
     ]:
-        assert main(["online", *TINY, wrong, "name=wrong"]) == 1
-        said = capsys.readouterr().err
-        assert text in said and "Traceback" not in said
+        assert text in refused(capsys, *TINY, wrong, "name=wrong")
     assert not (tmp_path / "runs" / "wrong" / "checkpoint.pt").exists()
-    assert main(["online", *TINY, "online.steps=0", "name=nothing"]) == 1
-    assert "nothing to learn from" in capsys.readouterr().err
     for phases in (FROM_DATA, ["online.data=data"]):
-        assert main(["online", *TINY, "env.action_repeat=4", "name=other", *phases]) == 1
-        assert "action_repeat" in capsys.readouterr().err
+        said = refused(capsys, *TINY, "env.action_repeat=4", "name=other", *phases)
+        assert "action_repeat" in said
 
 
 @pytest.mark.slow
@@ -1044,11 +912,8 @@ def test_data_on_disk_teach_the_same(tmp_path, monkeypatch):
     for place in ("memory", "disk"):
         settings = [*TINY, *DATA, *FROM_DATA, f"storage={place}", f"name={place}"]
         assert main(["online", *settings]) == 0
-    weights = [
-        WorldModel.load(tmp_path / "runs" / name / "checkpoint.pt").state_dict()
-        for name in ("memory", "disk")
-    ]
-    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
+    a, b = (weights(tmp_path / "runs" / name) for name in ("memory", "disk"))
+    assert all(torch.equal(x, b[name]) for name, x in a.items())
 
 
 @pytest.mark.slow
@@ -1056,35 +921,18 @@ def test_the_command_goes_on_in_either_phase_bit_by_bit(tmp_path, monkeypatch):
     """First from the data, then acting, and on from what was kept in either phase."""
     monkeypatch.chdir(tmp_path)
     assert main(["collect", *TINY, *DATA]) == 0
-    both = [
-        "online.data=data",
-        "online.pretrain=30",
-        "online.checkpoint_every=20",
-        "online.log_every=10",
-        "resume=true",
-    ]
-    assert main(["online", *TINY, *DATA, *both, "name=both"]) == 0
+    begin = "online.data=data online.pretrain=30 online.checkpoint_every=20 online.log_every=10"
+    begin = [*TINY, *DATA, *begin.split()]
+    both = [*begin, "resume=true"]
+    assert main(["online", *both, "name=both"]) == 0
 
     class Killed(BaseException):
         pass
 
     write, episodes = RunLogger.log, dataset_info("data")["episodes"]
     # An earlier run of the name, all of whose rows come before those of the next one.
-    assert (
-        main(
-            [
-                "online",
-                *TINY,
-                *DATA,
-                *both,
-                "name=cut",
-                "online.evaluate_every=60",
-                "online.log_every=60",
-            ]
-        )
-        == 0
-    )
-    begin = [word for word in both if word != "resume=true"]
+    earlier = ["name=cut", "online.evaluate_every=60", "online.log_every=60"]
+    assert main(["online", *both, *earlier]) == 0
     for at in (25, 30, 50, 110):  # in either phase, and between them
         with monkeypatch.context() as patch:
 
@@ -1095,35 +943,23 @@ def test_the_command_goes_on_in_either_phase_bit_by_bit(tmp_path, monkeypatch):
 
             patch.setattr(RunLogger, "log", stop)
             with pytest.raises(Killed):
-                main(["online", *TINY, *DATA, *(begin if at == 25 else both), "name=cut"])
+                main(["online", *(begin if at == 25 else both), "name=cut"])
         if at == 25:  # what is collected meanwhile is not of this run
             assert main(["collect", *TINY, *DATA, "collect.episodes=1"]) == 0
             assert dataset_info("data")["episodes"] == episodes + 1
-    assert main(["online", *TINY, *DATA, *both, "name=cut"]) == 0
-    weights = [
-        WorldModel.load(tmp_path / "runs" / name / "checkpoint.pt").state_dict()
-        for name in ("both", "cut")
-    ]
-    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
+    assert main(["online", *both, "name=cut"]) == 0
+    whole, cut = (tmp_path / "runs" / name for name in ("both", "cut"))
+    assert all(torch.equal(x, weights(cut)[name]) for name, x in weights(whole).items())
 
-    def made(name):
+    def made(folder):
         rows = [
-            json.loads(line)
-            for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+            {k: v for k, v in row.items() if not k.startswith("seconds")} for row in logged(folder)
         ]
-        kept = [
-            line.split(",")
-            for line in (tmp_path / "runs" / name / "returns.csv").read_text().splitlines()
-        ]
-        rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
-        return rows, [row[:2] + row[3:] for row in kept]
+        return rows, [row[:2] + row[3:] for row in curve(folder)]
 
-    assert made("cut") == made("both")
-    rows = [
-        json.loads(line) for line in (tmp_path / "runs/both/metrics.jsonl").read_text().splitlines()
-    ]
-    steps = [row["step"] for row in rows]
+    assert made(cut) == made(whole)
+    steps = [row["step"] for row in logged(whole)]
     assert steps[:3] == [10, 20, 30] and steps == sorted(steps) and steps[-1] == 30 + 160
-    last = sorted((tmp_path / "runs/both/state").glob("*-replay.pt"))[-1]
+    last = sorted((whole / "state").glob("*-replay.pt"))[-1]
     # two episodes in one lane, one in the other: nothing is forgotten
     assert len(ReplayBuffer.load(last)) == 3 * 20 + 160

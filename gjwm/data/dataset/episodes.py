@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,51 +28,31 @@ class Episode(NamedTuple):
     true_state: dict[str, np.ndarray] | None = None  # (T+1, ...) named simulator variables
 
 
-# Field of an episode -> its column, or the group of its columns, on disk.
-NAMES = {
-    "o": "observation",
-    "a": "action",
-    "r": "reward",
-    "terminated": "terminated",
-    "truncated": "truncated",
-    "sim_state": "sim_state",
-    "position": "position",
-    "true_state": "true_state",
-}
-PER_STEP = (
-    "action",
-    "reward",
-    "terminated",
-    "truncated",
-)  # a value per step; the last row holds NaN, or false
+# Columns on disk that are not named as their field.
+COLUMNS = {"o": "observation", "a": "action", "r": "reward"}
+# Columns with a value per step: the last row holds NaN, or false.
+PER_STEP = ("action", "reward", "terminated", "truncated")
 
 
 def newest_frames(o: Arrays, observation_space: spaces.Space, frame_stack: int) -> Arrays:
-    """Stacked observations (T+1, frame_stack * C, h, w) -> single frames (T+1, C, h, w); state
-    vectors unchanged.
-    """
-    fields = box_fields(observation_space)
-    images = stacked_fields(fields, frame_stack)
-
-    def newest(name: str, values: np.ndarray) -> np.ndarray:
-        return values[:, -(fields[name].shape[0] // frame_stack) :] if name in images else values
-
-    return (
-        {name: newest(name, values) for name, values in o.items()}
-        if isinstance(o, dict)
-        else newest("", o)
+    """Stacked images (T+1, frame_stack * C, h, w) -> frames (T+1, C, h, w), vectors as is."""
+    return _of_images(
+        lambda x: x[:, -(x.shape[1] // frame_stack) :], o, observation_space, frame_stack
     )
 
 
 def restack(o: Arrays, observation_space: spaces.Space, frame_stack: int) -> Arrays:
     """The inverse of `newest_frames`, for the observations of one whole episode."""
-    images = stacked_fields(box_fields(observation_space), frame_stack)
+    return _of_images(lambda x: stack_frames(x, frame_stack), o, observation_space, frame_stack)
+
+
+def _of_images(
+    change: Callable[[np.ndarray], np.ndarray], o: Arrays, space: spaces.Space, frame_stack: int
+) -> Arrays:
+    images = stacked_fields(box_fields(space), frame_stack)
     if isinstance(o, dict):
-        return {
-            name: stack_frames(values, frame_stack) if name in images else values
-            for name, values in o.items()
-        }
-    return stack_frames(o, frame_stack) if images else o
+        return {name: change(x) if name in images else x for name, x in o.items()}
+    return change(o) if images else o
 
 
 def to_columns(
@@ -87,6 +68,21 @@ def to_columns(
             middle.
     """
     steps = len(episode.a)
+    columns: Columns = {}
+
+    def put(name: str, values: Any, dtype: Any, shape: tuple[int, ...] | None = None) -> None:
+        """A column of this shape per row; None: whatever it has."""
+        values = np.asarray(values)
+        rows = steps if name in PER_STEP else steps + 1
+        expected = (rows, *(values.shape[1:] if shape is None else shape))
+        if values.shape != expected or steps < 1:
+            raise ValueError(
+                f"{name} has shape {values.shape}; an episode of T >= 1 steps needs {expected}."
+            )
+        if not_finite(values):
+            raise ValueError(f"{name} contains NaN or infinity; the simulation has diverged.")
+        columns[name] = values.astype(dtype, copy=False)
+
     fields = box_fields(observation_space)
     o = episode.o if isinstance(episode.o, dict) else {"": episode.o}
     if set(o) != set(fields):
@@ -95,22 +91,19 @@ def to_columns(
         )
     # Single frames have fewer channels than the space says.
     if all(np.shape(o[name])[1:] == box.shape for name, box in fields.items()):
-        given = newest_frames(episode.o, observation_space, frame_stack)
-        o = given if isinstance(given, dict) else {"": given}
-    columns: Columns = {}
+        o = newest_frames(episode.o, observation_space, frame_stack)
+        o = o if isinstance(o, dict) else {"": o}
     for name, shape in frame_shapes(fields, frame_stack).items():
         values, dtype = np.asarray(o[name]), fields[name].dtype
         if values.dtype != dtype and not (values.dtype.kind == dtype.kind == "f"):
             raise ValueError(
                 f"observation {name!r} is {values.dtype}; the space says {dtype}, convert it first."
             )
-        columns[f"observation/{name}" if name else "observation"] = _fitting(
-            name or "observation", values, (steps + 1, *shape), dtype
-        )
-    columns["action"] = _fitting("action", episode.a, (steps, *action_space.shape), np.float32)
-    columns["reward"] = _fitting("reward", episode.r, (steps,), np.float32)
+        put(f"observation/{name}" if name else "observation", values, dtype, shape)
+    put("action", episode.a, np.float32, action_space.shape)
+    put("reward", episode.r, np.float32, ())
     for name in ("terminated", "truncated"):
-        columns[name] = _fitting(name, getattr(episode, name), (steps,), bool)
+        put(name, getattr(episode, name), bool, ())
         if columns[name][:-1].any():
             raise ValueError(
                 f"{name} is true on step {columns[name].argmax()} of {steps}; only the last step "
@@ -118,35 +111,19 @@ def to_columns(
             )
     for name in ("sim_state", "position"):
         if getattr(episode, name) is not None:
-            values = np.asarray(getattr(episode, name))
-            columns[name] = _fitting(name, values, (steps + 1, *values.shape[1:]), np.float64)
+            put(name, getattr(episode, name), np.float64)
     for name, values in (episode.true_state or {}).items():
-        values = np.asarray(values)
-        columns[f"true_state/{name}"] = _fitting(
-            name, values, (steps + 1, *values.shape[1:]), values.dtype
-        )
+        put(f"true_state/{name}", values, np.asarray(values).dtype)
     for name in PER_STEP:
-        values = columns[name]
-        last = np.full(
-            (1, *values.shape[1:]), np.nan if values.dtype.kind == "f" else False, values.dtype
-        )
-        columns[name] = np.concatenate([values, last])
-    # Copies: the caller may use its arrays again before these are on disk.
+        nothing = np.nan if columns[name].dtype.kind == "f" else False
+        last = np.full_like(columns[name][:1], nothing)
+        columns[name] = np.concatenate([columns[name], last])
+    # Copies: the caller may use its arrays again before these are on disk. Little-endian whatever
+    # the machine.
     return {
-        name: np.array(columns[name], _little(columns[name].dtype), order="C")
+        name: np.array(columns[name], columns[name].dtype.newbyteorder("<"), order="C")
         for name in sorted(columns)
     }
-
-
-def _fitting(name: str, values: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    values = np.asarray(values)
-    if values.shape != shape or shape[0] < 1:
-        raise ValueError(
-            f"{name} has shape {values.shape}; an episode of T >= 1 steps needs {shape}."
-        )
-    if not_finite(values):
-        raise ValueError(f"{name} contains NaN or infinity; the simulation has diverged.")
-    return values.astype(dtype, copy=False)
 
 
 def not_finite(values: np.ndarray) -> bool:
@@ -154,22 +131,17 @@ def not_finite(values: np.ndarray) -> bool:
     return values.dtype.kind == "f" and not np.isfinite(values).all()
 
 
-def _little(dtype: np.dtype) -> np.dtype:
-    """The dtype as it is stored, whatever the machine."""
-    return dtype.newbyteorder("<")
-
-
 def from_columns(columns: Columns) -> Episode:
     """The inverse of `to_columns`, with single frames."""
     fields: dict[str, Any] = {}
-    by_column = {column: field for field, column in NAMES.items()}
+    names = {column: field for field, column in COLUMNS.items()}
     for name, values in columns.items():
         group, _, key = name.partition("/")
-        rows = values[:-1] if group in PER_STEP else values
+        rows, field = values[:-1] if group in PER_STEP else values, names.get(group, group)
         if key:
-            fields.setdefault(by_column[group], {})[key] = rows
+            fields.setdefault(field, {})[key] = rows
         else:
-            fields[by_column[group]] = rows
+            fields[field] = rows
     return Episode(**fields)
 
 

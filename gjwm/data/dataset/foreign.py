@@ -7,18 +7,24 @@ become (C, h, w); actions are rescaled from their bounds to [-1, 1], which every
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from einops import rearrange
 from gymnasium import spaces
 from PIL import Image
 
+from gjwm._core.nested import nested
 from gjwm.data.dataset.episodes import Arrays, Episode
+from gjwm.data.dataset.metadata import layout
 from gjwm.data.dataset.reader import dataset_info, read_episodes
 from gjwm.data.dataset.writer import DatasetWriter
 from gjwm.data.replay import rebuild_space
@@ -69,31 +75,26 @@ def convert(
         raise ValueError(
             f"the {kind} reader does not take {', '.join(options)}: {error}."
         ) from error
-    writer: DatasetWriter | None = None
-    try:
-        for episode in opened.episodes:
-            if writer is None:
-                space, action_space = opened.spaces or (
-                    _space(episode.o),
-                    _unit_box(episode.a.shape[1]),
-                )
-                writer = DatasetWriter(
-                    target,
-                    env_id=opened.env_id,
-                    env_kwargs=opened.env_kwargs,
-                    observation_space=space,
-                    action_space=action_space,
-                    frame_stack=opened.frame_stack,
-                    record_state=opened.record_state,
-                    renderer=opened.renderer,
-                    compress=compress == "true",
-                )
-            writer.append(episode, converted_from=kind, source=source.name)
-    finally:
-        if writer is not None:
-            writer.close()
-    if writer is None:
+    first = next(opened.episodes, None)
+    if first is None:
         raise ValueError(f"{source} holds no episodes.")
+    space, action_space = opened.spaces or (
+        _space(first.o),
+        spaces.Box(-1, 1, first.a.shape[1:], np.float32),
+    )
+    with DatasetWriter(
+        target,
+        env_id=opened.env_id,
+        env_kwargs=opened.env_kwargs,
+        observation_space=space,
+        action_space=action_space,
+        frame_stack=opened.frame_stack,
+        record_state=opened.record_state,
+        renderer=opened.renderer,
+        compress=compress == "true",
+    ) as writer:
+        for episode in itertools.chain([first], opened.episodes):
+            writer.append(episode, converted_from=kind, source=source.name)
     return {"from": kind, "episodes": writer.info["episodes"], "steps": writer.info["steps"]}
 
 
@@ -111,31 +112,35 @@ def _recognise(source: Path) -> str:
     raise ValueError(f"the format of {source} is not known; say from={'|'.join(FORMATS)}.")
 
 
-# -- readers
-# --  ----------------------------------------------------------------------------------------------
+# -- readers ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reading(episode: object, source: Path) -> Iterator[None]:
+    """What goes wrong in the block names the episode."""
+    try:
+        yield
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(f"{episode} of {source} cannot be read: {error}") from error
 
 
 def read_gjwm(source: Path) -> Source:
-    """A dataset of this package: to compress it, to unite its shards, or to repair what another
-    program rewrote.
-    """
+    """A dataset of this package: to compress it, or after another program rewrote it."""
     info = dataset_info(source)
-    described = rebuild_space(info["observation_space"]), rebuild_space(info["action_space"])
+    *described, frame_stack = layout(info)
     return Source(
         info["env_id"],
         info["env_kwargs"],
         read_episodes(source),
-        described,
-        info["frame_stack"],
+        tuple(described),
+        frame_stack,
         info["record_state"],
         info["renderer"],
     )
 
 
 def read_minari(source: Path) -> Source:
-    """A Minari dataset of the HDF5 kind: `<dataset>/data/main_data.hdf5` with metadata.json beside
-    it.
-    """
+    """A Minari dataset in HDF5: `<dataset>/data/main_data.hdf5`, metadata.json beside it."""
     folder = _minari_folder(source)
     if folder is None:
         raise ValueError(
@@ -155,31 +160,22 @@ def read_minari(source: Path) -> Source:
             )
         box = rebuild_space(described)
         low, high = box.low, box.high
-    env_id, kwargs = (
-        spec.get("id") or metadata.get("dataset_id", source.name),
-        spec.get("kwargs") or {},
-    )
+    env_id = spec.get("id") or metadata.get("dataset_id", source.name)
 
     def episodes() -> Iterator[Episode]:
         with _open(folder / "main_data.hdf5") as file:
-            names = sorted(
-                (name for name in file if name.startswith("episode_")),
-                key=lambda n: int(n.split("_")[1]),
-            )
-            for name in names:
+            numbers = sorted(int(name[8:]) for name in file if name.startswith("episode_"))
+            for name in (f"episode_{number}" for number in numbers):
                 group = file[name]
-                try:
-                    a = np.asarray(group["actions"][()], np.float32)
-                    yield Episode(
-                        _images_first(_arrays(group["observations"])),
-                        _rescale(a.reshape(len(a), -1), low, high),
-                        group["rewards"][()].astype(np.float32),
-                        *_ends(group["terminations"][()], group["truncations"][()]),
+                with _reading(name, source):
+                    yield _episode(
+                        _arrays(group["observations"]),
+                        _rescale(group["actions"][()], low, high),
+                        group["rewards"][()],
+                        group["terminations"][()],
                     )
-                except (KeyError, OSError, ValueError) as error:
-                    raise ValueError(f"{name} of {source} cannot be read: {error}") from error
 
-    return Source(env_id, kwargs, episodes())
+    return Source(env_id, spec.get("kwargs") or {}, episodes())
 
 
 def read_swm(
@@ -206,46 +202,31 @@ def read_swm(
     def episodes() -> Iterator[Episode]:
         with _open(source) as file:
             known = [name for name in file if name not in ("ep_len", "ep_offset")]
-            guesses = [
-                name for name in ("pixels", "observation", "proprio", "state") if name in file
-            ]
+            guesses = [n for n in ("pixels", "observation", "proprio", "state") if n in file]
             wanted = observation.split(",") if observation else guesses[:1]
-            missing = [
-                name for name in (*wanted, "action", "ep_len", "ep_offset") if name not in file
-            ]
+            needed = (*wanted, "action", "ep_len", "ep_offset")
+            missing = [name for name in needed if name not in file]
             if missing or not wanted:
                 raise ValueError(
                     f"{source} has no column {', '.join(missing) or 'to observe'}; its columns are "
                     f"{', '.join(known)}."
                 )
-            for number, (length, offset) in enumerate(
-                zip(file["ep_len"][()].tolist(), file["ep_offset"][()].tolist())
-            ):
-                rows, steps = slice(offset, offset + length), slice(offset + 1, offset + length)
-                try:
-                    o = _images_first({name: file[name][rows] for name in wanted})
-                    a = np.asarray(file["action"][rows.start : rows.stop - 1], np.float32)
+            table = zip(file["ep_len"][()].tolist(), file["ep_offset"][()].tolist())
+            for number, (length, offset) in enumerate(table):
+                end = offset + length
+                with _reading(f"episode {number}", source):
+                    a = file["action"][offset : end - 1]
                     if len(a) != length - 1 or length < 2:
                         raise ValueError(
                             f"it has {len(a) + 1} of {length} rows; an episode needs two or more."
                         )
-                    r = file["reward"][steps] if "reward" in file else np.zeros(length - 1)
-                    flags = [
-                        file[name][steps].astype(bool).reshape(-1)
-                        if name in file
-                        else np.zeros(length - 1, bool)
-                        for name in ("terminated", "truncated")
-                    ]
-                    yield Episode(
-                        o if len(wanted) > 1 else o[wanted[0]],
-                        _rescale(a.reshape(len(a), -1), low, high),
-                        np.asarray(r, np.float32).reshape(-1),
-                        *_ends(*flags),
+                    nothing = np.zeros(length - 1)
+                    r, terminated = (
+                        file[name][offset + 1 : end].reshape(-1) if name in file else nothing
+                        for name in ("reward", "terminated")
                     )
-                except (OSError, ValueError) as error:
-                    raise ValueError(
-                        f"episode {number} of {source} cannot be read: {error}"
-                    ) from error
+                    o = _chosen({name: file[name][offset:end] for name in wanted})
+                    yield _episode(o, _rescale(a, low, high), r, terminated)
 
     return Source(env_id or source.stem, {}, episodes(), renderer="unknown")
 
@@ -262,12 +243,7 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
             observation.state.
         size: images are resized to size x size.
     """
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ValueError(
-            "LeRobot datasets are parquet files: pip install pyarrow, or gjwm[lerobot]."
-        ) from error
+    parquet = _parquet()
     info = json.loads((source / "meta" / "info.json").read_text())
     version, features = str(info.get("codebase_version")), info["features"]
     if not version.startswith("v3."):
@@ -284,67 +260,58 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
         )
     stats = json.loads((source / "meta" / "stats.json").read_text())["action"]
     low, high = (np.asarray(stats[bound], np.float32) for bound in ("min", "max"))
-    low, high = (
-        np.where(high > low, low, low - 1),
-        np.where(high > low, high, high + 1),
-    )  # a constant action becomes 0
+    apart = high > low  # a constant action becomes 0
+    low, high = np.where(apart, low, low - 1), np.where(apart, high, high + 1)
     side = int(size) if size else None
+    films = {
+        name: _Film(source, info, name, side)
+        for name in wanted
+        if features[name]["dtype"] == "video"
+    }
+
+    @functools.lru_cache(maxsize=1)
+    def table(chunk: int, file: int) -> Any:
+        place = info["data_path"].format(chunk_index=chunk, file_index=file)
+        return parquet.read_table(source / place)
+
+    def observed(name: str, entry: dict[str, Any], rows: Any) -> np.ndarray:
+        if name in films:
+            return films[name].frames(entry)
+        values = rows[name].to_pylist()
+        if features[name]["dtype"] == "image":
+            return _pictures(values, side)
+        return np.array(values, np.float32)
 
     def episodes() -> Iterator[Episode]:
-        table: dict[str, Any] = {}
-        films = {
-            name: _Film(source, info, name, side)
-            for name in wanted
-            if features[name]["dtype"] == "video"
-        }
         for file in sorted((source / "meta" / "episodes").rglob("*.parquet")):
             for entry in parquet.read_table(file).to_pylist():
                 number = entry["episode_index"]
-                try:
-                    place = {
-                        "chunk_index": entry["data/chunk_index"],
-                        "file_index": entry["data/file_index"],
-                    }
-                    if table.get("place") != place:
-                        table = {
-                            "place": place,
-                            "rows": parquet.read_table(source / info["data_path"].format(**place)),
-                        }
-                    rows = table["rows"].filter(_equals(table["rows"]["episode_index"], number))
+                with _reading(f"episode {number}", source):
+                    whole = table(entry["data/chunk_index"], entry["data/file_index"])
+                    rows = whole.filter([n == number for n in whole["episode_index"].to_pylist()])
                     if rows.num_rows != entry["length"] or rows.num_rows < 2:
                         raise ValueError(
                             f"it has {rows.num_rows} of {entry['length']} rows; an episode needs "
                             f"two or more."
                         )
-                    o = {
-                        name: films[name].frames(entry)
-                        if name in films
-                        else _pictures(rows[name].to_pylist(), side)
-                        if features[name]["dtype"] == "image"
-                        else np.array(rows[name].to_pylist(), np.float32)
-                        for name in wanted
-                    }
-                    a = np.array(rows["action"].to_pylist(), np.float32).reshape(rows.num_rows, -1)[
-                        :-1
-                    ]
-                    rewards = (
-                        rows["next.reward"].to_pylist()[:-1]
-                        if "next.reward" in rows.column_names
-                        else [0.0] * len(a)
-                    )
-                    none = np.zeros(len(a), bool)
-                    yield Episode(
-                        o if len(wanted) > 1 else o[wanted[0]],
-                        _rescale(a, low, high),
-                        np.array(rewards, np.float32).reshape(-1),
-                        *_ends(none, none),
-                    )
-                except (KeyError, OSError, ValueError) as error:
-                    raise ValueError(
-                        f"episode {number} of {source} cannot be read: {error}"
-                    ) from error
+                    o = _chosen({name: observed(name, entry, rows) for name in wanted})
+                    a = np.array(rows["action"].to_pylist(), np.float32)[:-1]
+                    r = nothing = np.zeros(len(a))
+                    if "next.reward" in rows.column_names:
+                        r = np.array(rows["next.reward"].to_pylist())[:-1].reshape(-1)
+                    yield _episode(o, _rescale(a, low, high), r, nothing)
 
     return Source(source.name, {}, episodes(), renderer="camera")
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            "LeRobot datasets are parquet files: pip install pyarrow, or gjwm[lerobot]."
+        ) from error
+    return pyarrow.parquet
 
 
 class _Film:
@@ -389,12 +356,6 @@ def _resized(frame: np.ndarray, side: int | None) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BOX))
 
 
-def _equals(column: Any, value: int) -> Any:
-    import pyarrow.compute as compute
-
-    return compute.equal(column, value)
-
-
 FORMATS: dict[str, Callable[..., Source]] = {
     "gjwm": read_gjwm,
     "minari": read_minari,
@@ -429,22 +390,14 @@ def _arrays(item: h5py.Dataset | h5py.Group) -> Arrays:
     return {name: value[()] for name, value in item.items()}
 
 
-def _images_first(o: Arrays) -> Arrays:
-    """uint8 images (T+1, h, w, C) as (T+1, C, h, w)."""
-    if isinstance(o, dict):
-        return {name: _images_first(values) for name, values in o.items()}
-    if (
-        o.dtype == np.uint8
-        and o.ndim == 4
-        and o.shape[-1] in (1, 3, 4)
-        and o.shape[1] not in (1, 3, 4)
-    ):
-        return np.ascontiguousarray(o.transpose(0, 3, 1, 2))
-    return o
+def _chosen(o: dict[str, np.ndarray]) -> Arrays:
+    """The only one of named arrays, or all of them."""
+    return o if len(o) > 1 else next(iter(o.values()))
 
 
 def _rescale(a: np.ndarray, low: Any, high: Any) -> np.ndarray:
-    """Actions (T, A) from [low, high] to [-1, 1]."""
+    """Actions (T, ...) from [low, high] to (T, A) in [-1, 1]."""
+    a = np.asarray(a, np.float32).reshape(len(a), -1)
     if low is not None:
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
             raise ValueError(
@@ -460,11 +413,18 @@ def _rescale(a: np.ndarray, low: Any, high: Any) -> np.ndarray:
     return a.clip(-1, 1).astype(np.float32)
 
 
-def _ends(terminated: np.ndarray, truncated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flags (T,) true on the last step at most; a recording that just stops is truncated."""
-    last = np.arange(len(terminated)) == len(terminated) - 1
+def _episode(o: Arrays, a: np.ndarray, r: np.ndarray, terminated: np.ndarray) -> Episode:
+    """Pictures (T+1, h, w, C) as (T+1, C, h, w); a recording that just stops is truncated."""
+
+    def channels_first(x: np.ndarray) -> np.ndarray:
+        picture = x.dtype == np.uint8 and x.ndim == 4
+        last = picture and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
+        return rearrange(x, "t h w c -> t c h w") if last else x
+
+    last = np.arange(len(a)) == len(a) - 1
     terminated = np.asarray(terminated, bool) & last
-    return terminated, last & ~terminated
+    r = np.asarray(r, np.float32)
+    return Episode(nested(channels_first, o), a, r, terminated, last & ~terminated)
 
 
 def _space(o: Arrays) -> spaces.Space:
@@ -475,7 +435,3 @@ def _space(o: Arrays) -> spaces.Space:
         return spaces.Box(-np.inf, np.inf, o.shape[1:], o.dtype)
     limits = np.iinfo(o.dtype)
     return spaces.Box(limits.min, limits.max, o.shape[1:], o.dtype)
-
-
-def _unit_box(action_dim: int) -> spaces.Box:
-    return spaces.Box(-1, 1, (action_dim,), np.float32)

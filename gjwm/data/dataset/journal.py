@@ -8,8 +8,7 @@ integers little-endian:
     u32       H, length of the head
     u32       CRC-32 of the head
     H bytes   head: JSON {"episode", "source", "crc32", "columns": [[name, dtype, shape], ...]}
-    ...       the columns' bytes, in that order; crc32 is theirs, see
-    `gjwm.data.dataset.episodes.checksum`
+    ...       the columns' bytes, in that order; crc32 is their `checksum`
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class Record(NamedTuple):
 
     episode: int
     source: dict[str, Any]
-    columns: Columns
     crc32: int
+    columns: Columns
 
 
 class Journal:
@@ -59,27 +58,16 @@ class Journal:
         Raises:
             OSError: when it cannot be written; the journal then holds what it held before.
         """
-        head = json.dumps(
-            {
-                "episode": record.episode,
-                "source": record.source,
-                "crc32": record.crc32,
-                "columns": [
-                    [name, values.dtype.str, list(values.shape)]
-                    for name, values in record.columns.items()
-                ],
-            }
-        ).encode()
+        described = record._asdict()
+        described["columns"] = [
+            [name, values.dtype.str, list(values.shape)] for name, values in record.columns.items()
+        ]
+        head = json.dumps(described).encode()
+        parts = [_PREFIX.pack(MAGIC, len(head), zlib.crc32(head)), head]
+        parts += [values.reshape(-1).view(np.uint8) for values in record.columns.values()]
         before = os.fstat(self._file.fileno()).st_size
         try:
-            for part in (
-                _PREFIX.pack(MAGIC, len(head), zlib.crc32(head)),
-                head,
-                *record.columns.values(),
-            ):
-                view = memoryview(
-                    part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8)
-                )
+            for view in map(memoryview, parts):
                 while view:
                     view = view[self._file.write(view) :]
         except BaseException:  # Ctrl-C too: nothing may follow half a record
@@ -121,13 +109,9 @@ def _read_record(file: Any, size: int) -> Record | None:
     head = file.read(length)
     if zlib.crc32(head) != crc:
         return None
-    described = json.loads(head)
-    columns = {}
-    for name, dtype, shape in described["columns"]:
-        values = np.empty(shape, dtype)
+    record = Record(**json.loads(head))
+    columns = {name: np.empty(shape, dtype) for name, dtype, shape in record.columns}
+    for values in columns.values():
         if file.readinto(values.reshape(-1).view(np.uint8)) < values.nbytes:
             return None
-        columns[name] = values
-    if checksum(columns) != described["crc32"]:
-        return None
-    return Record(described["episode"], described["source"], columns, described["crc32"])
+    return record._replace(columns=columns) if checksum(columns) == record.crc32 else None

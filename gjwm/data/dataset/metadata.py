@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gymnasium import spaces
+
 from gjwm._core.files import replacing
 from gjwm.data.dataset.shard import FORMAT, Shard
+from gjwm.data.replay import rebuild_space
 
 FILE = "metadata.json"
 # What all episodes of a dataset have in common.
-HEADER = (
-    "env_id",
-    "env_kwargs",
-    "observation_space",
-    "action_space",
-    "frame_stack",
-    "record_state",
-)
+SPACES = ("observation_space", "action_space")
+HEADER = ("env_id", "env_kwargs", *SPACES, "frame_stack", "record_state")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -72,6 +70,11 @@ def list_shard(path: Path, info: dict[str, Any], file: Path) -> dict[str, Any]:
         entry = {"file": file.name, "episodes": shard.episodes, "steps": shard.steps}
     counts = {name: info[name] + entry[name] for name in ("episodes", "steps")}
     return write_metadata(path, info | counts | {"shards": [*info["shards"], entry]})
+
+
+def layout(info: Mapping[str, Any]) -> tuple[spaces.Space, spaces.Box, int]:
+    """Observation space, action space and frame stack."""
+    return (*(rebuild_space(info[name]) for name in SPACES), info["frame_stack"])
 
 
 def package_versions() -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""Reading a dataset: its metadata, its episodes one by one, or all of them into a replay buffer."""
+"""Reading a dataset: its metadata, its episodes one by one, all of them into a replay buffer, or
+every byte to say what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +8,29 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from gjwm.data.dataset.episodes import Episode, from_columns, restack
-from gjwm.data.dataset.metadata import read_metadata
+from gjwm.data.dataset.episodes import (
+    Episode,
+    checksum,
+    from_columns,
+    not_finite,
+    restack,
+    to_columns,
+)
+from gjwm.data.dataset.journal import read_journal
+from gjwm.data.dataset.metadata import layout, read_metadata
 from gjwm.data.dataset.shard import Shard
-from gjwm.data.dataset.writer import recover
-from gjwm.data.replay import ReplayBuffer, rebuild_space
+from gjwm.data.dataset.writer import JOURNAL, recover
+from gjwm.data.replay import ReplayBuffer
 
 
 def dataset_info(path: str | Path) -> dict[str, Any]:
     """The folder's metadata, plain JSON, after finishing what a crash may have left undone.
 
     Raises:
-        FileNotFoundError, ValueError: when there is no dataset at `path`, or metadata.json is
-            damaged.
+        FileNotFoundError, ValueError: without a dataset at `path`, or with damaged metadata.
     """
     recover(path)
     return read_metadata(path)
@@ -28,16 +38,13 @@ def dataset_info(path: str | Path) -> dict[str, Any]:
 
 def mismatch(shard: Shard, entry: Mapping[str, Any], first: int) -> str:
     """What a shard holds against what metadata.json says of it; "" where they agree."""
-    if (shard.first_episode, shard.episodes, shard.steps) == (
-        first,
-        entry["episodes"],
-        entry["steps"],
-    ):
+    held = (shard.episodes, shard.first_episode, shard.steps)
+    listed = (entry["episodes"], first, entry["steps"])
+    if held == listed:
         return ""
-    return (
-        f"holds {shard.episodes} episodes from number {shard.first_episode} and {shard.steps} "
-        f"steps, metadata.json says {entry['episodes']}, {first} and {entry['steps']}"
-    )
+    return "holds {} episodes from number {} and {} steps, ".format(
+        *held
+    ) + "metadata.json says {}, {} and {}".format(*listed)
 
 
 def open_shards(path: str | Path, info: Mapping[str, Any]) -> Iterator[Shard]:
@@ -58,24 +65,21 @@ def open_shards(path: str | Path, info: Mapping[str, Any]) -> Iterator[Shard]:
 
 
 def read_episodes(path: str | Path) -> Iterator[Episode]:
-    """The dataset's episodes in the order they were collected, observations stacked as the env
-    returned them.
+    """The dataset's episodes in order, observations stacked as the env returned them.
 
     Raises:
         ValueError: naming the first shard that is missing, or the first episode that is damaged.
     """
     info = dataset_info(path)
-    space = rebuild_space(info["observation_space"])
+    space, _, frame_stack = layout(info)
     for shard in open_shards(path, info):
         for k in range(shard.episodes):
             episode = from_columns(shard.read_checked(k))
-            yield episode._replace(o=restack(episode.o, space, info["frame_stack"]))
+            yield episode._replace(o=restack(episode.o, space, frame_stack))
 
 
 def episode_lengths(path: str | Path) -> list[int]:
-    """Steps of each episode in the order they were collected; errors as `read_episodes`, damage
-    within episodes aside.
-    """
+    """Steps of each episode in order; errors as `read_episodes`, damage within episodes aside."""
     info = dataset_info(path)
     return [int(rows) - 1 for shard in open_shards(path, info) for rows in shard.rows]
 
@@ -105,14 +109,10 @@ def load_buffer(
     info = require_episodes(path, episodes)
     count = episodes or info["episodes"]
     steps = info["steps"] if count == info["episodes"] else sum(episode_lengths(path)[:count])
+    *spaces, frame_stack = layout(info)
     try:
         buffer = ReplayBuffer(
-            steps,
-            rebuild_space(info["observation_space"]),
-            rebuild_space(info["action_space"]),
-            device=device,
-            frame_stack=info["frame_stack"],
-            episodes=count,
+            steps, *spaces, device=device, frame_stack=frame_stack, episodes=count
         )
     except MemoryError as error:
         raise MemoryError(
@@ -128,3 +128,77 @@ def load_buffer(
         if shard.first_episode + shard.episodes >= count:
             break
     return buffer
+
+
+# -- every byte ------------------------------------------------------------------------------------
+
+
+def verify(path: str | Path) -> list[str]:
+    """All that is wrong with the dataset, a sentence each with shard and episode; [] if nothing is.
+
+    Raises:
+        FileNotFoundError, ValueError: without a dataset at `path`, or with damaged metadata.
+    """
+    path = Path(path)
+    info = read_metadata(path)
+    fitting, problems, first, columns = layout(info), [], 0, None
+    for entry in info["shards"]:
+        name, count = entry["file"], entry["episodes"]
+        try:
+            shard = Shard(path / name)
+        except ValueError as error:
+            which = f"episode {first}" if count == 1 else f"episodes {first} to {first + count - 1}"
+            problems.append(f"{which}: {error}")
+            first += count
+            continue
+        with shard:
+            if wrong := mismatch(shard, entry, first):
+                problems.append(f"{name} {wrong}.")
+            free = ("versions", "renderer")
+            if other := [k for k, v in shard.header.items() if k not in free and info[k] != v]:
+                problems.append(f"{name} is of another dataset: it differs in {', '.join(other)}.")
+            columns = columns or shard.columns
+            if shard.columns != columns:
+                problems.append(
+                    f"{name} has the columns {', '.join(shard.columns)}, others "
+                    f"{', '.join(columns)}."
+                )
+            for k in range(shard.episodes):
+                if problem := _episode_problem(shard, k, fitting):
+                    problems.append(f"episode {first + k} in {name}: {problem}")
+        first += count
+    if first != info["episodes"]:
+        problems.append(f"metadata.json counts {info['episodes']} episodes and lists {first}.")
+    listed = {entry["file"] for entry in info["shards"]}
+    for stray in sorted(p.name for p in path.glob("shard-*") if p.name not in listed):
+        problems.append(
+            f"{stray} is not listed in metadata.json; the next open takes it up if it continues "
+            "the dataset."
+        )
+    if (path / JOURNAL).exists():
+        records, lost = read_journal(path / JOURNAL)
+        problems.append(
+            f"the journal holds {len(records)} finished episodes"
+            f"{' and an unfinished one' * bool(lost)}: a collection is running or was interrupted; "
+            "the next open moves them into a shard."
+        )
+    return problems
+
+
+def _episode_problem(shard: Shard, k: int, fitting: tuple) -> str:
+    try:
+        columns = shard.read(k)
+    except ValueError as error:
+        return f"cannot be read ({error.__cause__})."
+    if checksum(columns) != shard.crc32[k]:
+        return "its bytes are not those that were written (the checksum differs)."
+    for name, values in columns.items():
+        body = values[:-1] if name in ("action", "reward") else values
+        if not_finite(body):
+            row = int(np.flatnonzero(~np.isfinite(body).reshape(len(body), -1).all(1))[0])
+            return f"{name} contains NaN or infinity at step {row}."
+    try:
+        to_columns(from_columns(columns), *fitting)
+    except ValueError as error:
+        return str(error)
+    return ""

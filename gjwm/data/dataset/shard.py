@@ -26,13 +26,10 @@ from gjwm.data.dataset.journal import Record
 FORMAT = 2  # of shards and of the folder that holds them
 PAGE = 4096
 CHUNKED_BYTES = 1024  # rows of this size or more are chunks of their own
-PLAIN = (
-    "format",
-    "env_id",
-    "frame_stack",
-    "renderer",
-    "record_state",
-)  # header entries that are no JSON in attributes
+# Attributes that are no JSON text.
+PLAIN = ("format", "env_id", "frame_stack", "renderer", "record_state", "first_episode")
+# What reading a damaged file raises.
+_BROKEN = (KeyError, OSError, RuntimeError, TypeError)
 
 
 def write_shard(
@@ -47,34 +44,27 @@ def write_shard(
     """
     rows = np.array([len(record.columns["action"]) for record in records])
     sources: list[Any] = []
-    source = []
     for record in records:
         if record.source not in sources:
             sources.append(record.source)
-        source.append(sources.index(record.source))
+    attributes = {**header, "first_episode": records[0].episode, "sources": sources}
     # Large columns begin on a page: a row of 12 kB then lies on three pages and not on four.
     alignment = {"alignment_threshold": PAGE, "alignment_interval": PAGE}
     with (
         replacing(path) as partial,
         h5py.File(partial, "w", libver=("v110", "v110"), **alignment) as file,
     ):
-        for name, value in header.items():
+        for name, value in attributes.items():
             file.attrs[name] = value if name in PLAIN else json.dumps(value)
-        file.attrs["first_episode"] = records[0].episode
-        file.attrs["sources"] = json.dumps(sources)
         file["ep_len"] = rows.astype("<i8")
         file["ep_offset"] = (rows.cumsum() - rows).astype("<i8")
         file["ep_crc32"] = np.array([record.crc32 for record in records], "<u4")
-        file["ep_source"] = np.array(source, "<i4")
+        file["ep_source"] = np.array([sources.index(r.source) for r in records], "<i4")
         for name, first in records[0].columns.items():
-            dataset = _create(
-                file, name, (int(rows.sum()), *first.shape[1:]), first.dtype, compress
-            )
-            row = 0
-            for record in records:
-                values = record.columns[name]
-                dataset[row : row + len(values)] = values
-                row += len(values)
+            shape = (int(rows.sum()), *first.shape[1:])
+            dataset = _create(file, name, shape, first.dtype, compress)
+            for end, count, record in zip(rows.cumsum(), rows, records):
+                dataset[end - count : end] = record.columns[name]
 
 
 def _create(
@@ -83,24 +73,20 @@ def _create(
     row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
     if row_bytes < CHUNKED_BYTES:
         return file.create_dataset(name, shape, dtype)
+    chunk = (1, *shape[1:])
     if compress:
-        return file.create_dataset(
-            name, shape, dtype, chunks=(1, *shape[1:]), compression="gzip", compression_opts=4
-        )
+        return file.create_dataset(name, shape, dtype, chunks=chunk, compression="gzip")
     # Early allocation without a filter needs no index: HDF5 computes where a chunk lies, and so can
     # anyone.
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_chunk((1, *shape[1:]))
+    properties.set_chunk(chunk)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
-    space = h5py.h5s.create_simple(shape)
-    return h5py.Dataset(
-        h5py.h5d.create(
-            file.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=properties, lcpl=links
-        )
-    )
+    kind, space = h5py.h5t.py_create(dtype), h5py.h5s.create_simple(shape)
+    made = h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties, lcpl=links)
+    return h5py.Dataset(made)
 
 
 class Shard:
@@ -121,34 +107,37 @@ class Shard:
         except OSError as error:
             raise damaged(path, error) from error
         try:
-            attributes = {name: _plain(value) for name, value in self._file.attrs.items()}
-            if attributes.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path} has dataset format {attributes.get('format')!r}, this version reads "
-                    f"{FORMAT}; convert or collect it again."
-                )
-            self.header = {
-                name: value if name in PLAIN or name == "first_episode" else json.loads(value)
-                for name, value in attributes.items()
-            }
-            self.first_episode = int(self.header.pop("first_episode"))
-            self.sources = self.header.pop("sources")
-            self.rows = self._file["ep_len"][:].astype(np.int64)
-            self.offset = self._file["ep_offset"][:].astype(np.int64)
-            self.crc32, self.source = self._file["ep_crc32"][:], self._file["ep_source"][:]
-            self.columns = sorted(_datasets(self._file))
-            total = int(self.rows.sum())
-            if not self.columns or (self.offset != self.rows.cumsum() - self.rows).any():
-                raise KeyError("its table of episodes does not add up")
-            for name in self.columns:
-                if len(self._file[name]) != total:
-                    raise KeyError(f"{name} has {len(self._file[name])} rows, its episodes {total}")
-        except (KeyError, OSError, RuntimeError, TypeError) as error:
+            self._read_table()
+        except BaseException as error:
             self._file.close()
-            raise damaged(path, error) from error
-        except ValueError:
-            self._file.close()
+            if isinstance(error, _BROKEN):
+                raise damaged(path, error) from error
             raise
+
+    def _read_table(self) -> None:
+        """What the file says of itself and of its episodes."""
+        header = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self._file.attrs.items()
+        }
+        if header.get("format") != FORMAT:
+            raise ValueError(
+                f"{self.path} has dataset format {header.get('format')!r}, this version reads "
+                f"{FORMAT}; convert or collect it again."
+            )
+        header |= {k: json.loads(text) for k, text in header.items() if k not in PLAIN}
+        self.first_episode, _ = int(header.pop("first_episode")), header.pop("sources")
+        self.header = header
+        self.rows = self._file["ep_len"][:].astype(np.int64)
+        self.offset = self._file["ep_offset"][:].astype(np.int64)
+        self.crc32 = self._file["ep_crc32"][:]
+        self.columns = sorted(_datasets(self._file))
+        total = int(self.rows.sum())
+        if not self.columns or (self.offset != self.rows.cumsum() - self.rows).any():
+            raise KeyError("its table of episodes does not add up")
+        for name in self.columns:
+            if len(self._file[name]) != total:
+                raise KeyError(f"{name} has {len(self._file[name])} rows, its episodes {total}")
 
     @property
     def episodes(self) -> int:
@@ -166,7 +155,7 @@ class Shard:
         rows = slice(begin, begin + int(self.rows[episode]))
         try:
             return {name: self._file[name][rows] for name in self.columns}
-        except (OSError, RuntimeError, KeyError) as error:
+        except _BROKEN as error:
             raise damaged(self.path, error, self.first_episode + episode) from error
 
     def read_checked(self, episode: int) -> Columns:
@@ -184,68 +173,55 @@ class Shard:
         """A whole column."""
         try:
             return self._file[name][:]
-        except (OSError, RuntimeError) as error:
+        except _BROKEN as error:
             raise damaged(self.path, error) from error
 
     def column(self, name: str) -> Column:
         """A column that is read row by row, without this object."""
         return Column(self.path, self._file[name])
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     def __enter__(self) -> Shard:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._file.close()
 
 
 class Column:
-    """Where the rows of one column of a shard lie in its file. `read` may be called from several
-    threads.
-    """
+    """Where one column's rows lie in a shard's file; several threads may `read`."""
 
     def __init__(self, path: Path, dataset: h5py.Dataset):
         self.path, self.dtype, self.shape = path, dataset.dtype, dataset.shape[1:]
         self.row_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
         self.packed = dataset.compression == "gzip"
-        count = len(dataset)
-        self.sizes: np.ndarray | None = None
-        if dataset.chunks is None:
-            first = dataset.id.get_offset()
-            self.offsets = None if first is None else first + self.row_bytes * np.arange(count)
-        elif self.packed:
-            where: list[tuple[int, int, int]] = []
-            masks: set[int] = set()  # a bit is set where HDF5 left a filter out
+        count, self.sizes = len(dataset), None
+        regular = dataset.chunks == (1, *self.shape)
+        if regular and self.packed:
+            chunks: list[tuple[int, int, int, int]] = []  # row, place, size, filters left out
 
             def note(chunk: h5py.h5d.StoreInfo) -> None:
-                where.append((chunk.chunk_offset[0], chunk.byte_offset, chunk.size))
-                masks.add(chunk.filter_mask)
+                place = (chunk.chunk_offset[0], chunk.byte_offset)
+                chunks.append((*place, chunk.size, chunk.filter_mask))
 
             dataset.id.chunk_iter(note)
-            chunks = np.array(sorted(where), np.int64).reshape(-1, 3)
-            whole = dataset.chunks[0] == 1 and len(chunks) == count and masks <= {0}
-            self.offsets, self.sizes = (chunks[:, 1], chunks[:, 2]) if whole else (None, None)
-        else:
+            _, self.offsets, self.sizes, left_out = np.array(sorted(chunks), np.int64).T.copy()
+            regular = len(chunks) == count and not left_out.any()
+        elif regular:
             corner = (0,) * len(self.shape)
-            first = dataset.id.get_chunk_info_by_coord((0, *corner)).byte_offset
-            last = dataset.id.get_chunk_info_by_coord((count - 1, *corner)).byte_offset
-            regular = (
-                dataset.chunks == (1, *self.shape) and last - first == (count - 1) * self.row_bytes
+            first, last = (
+                dataset.id.get_chunk_info_by_coord((row, *corner)).byte_offset
+                for row in (0, count - 1)
             )
-            self.offsets = first + self.row_bytes * np.arange(count) if regular else None
-        if self.offsets is None:
+            self.offsets = first + self.row_bytes * np.arange(count)
+            regular = last == self.offsets[-1]
+        if not regular:
             raise ValueError(
                 f"{path} has been rewritten by another program; run `gjwm data convert` on the "
                 "dataset."
             )
 
     def want(self, descriptor: int, rows: np.ndarray) -> None:
-        """Ask the system to fetch rows (n,) from disk meanwhile, all at once: a disk answers many
-        requests together.
-        """
+        """Have the system fetch rows (n,) meanwhile: a disk answers many requests together."""
         if not hasattr(os, "posix_fadvise"):
             return
         sizes = np.full(len(rows), self.row_bytes) if self.sizes is None else self.sizes[rows]
@@ -253,9 +229,7 @@ class Column:
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, descriptor: int, rows: np.ndarray, out: np.ndarray, where: np.ndarray) -> None:
-        """Rows (n,) of the file open as `descriptor` into out[where], out (N, row_bytes) uint8 and
-        where (n,).
-        """
+        """Rows (n,) of the open file into out[where], out (N, row_bytes) uint8 and where (n,)."""
         size, target = self.row_bytes, memoryview(out).cast("B")
         for k, row, offset in zip(where.tolist(), rows.tolist(), self.offsets[rows].tolist()):
             if not self.packed:
@@ -263,9 +237,8 @@ class Column:
                     raise damaged(self.path, "it ends too soon")
                 continue
             try:
-                out[k] = np.frombuffer(
-                    zlib.decompress(os.pread(descriptor, int(self.sizes[row]), offset)), np.uint8
-                )
+                packed = os.pread(descriptor, int(self.sizes[row]), offset)
+                out[k] = np.frombuffer(zlib.decompress(packed), np.uint8)
             except (zlib.error, ValueError) as error:
                 raise damaged(self.path, error) from error
 
@@ -278,10 +251,6 @@ def _datasets(group: h5py.Group, prefix: str = "") -> list[str]:
         elif not name.startswith("ep_"):
             names.append(prefix + name)
     return names
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def damaged(path: Path, reason: object, episode: int | None = None) -> ValueError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,10 @@ import torch
 from torch import Tensor
 
 from gjwm.data.dataset.episodes import not_finite
+from gjwm.data.dataset.metadata import layout
 from gjwm.data.dataset.reader import load_buffer, open_shards, require_episodes
 from gjwm.data.dataset.shard import CHUNKED_BYTES, Column, Shard
-from gjwm.data.replay import (
-    ReplayBuffer,
-    Windows,
-    available_memory,
-    box_fields,
-    frame_shapes,
-    rebuild_space,
-    row_bytes,
-)
+from gjwm.data.replay import ReplayBuffer, Windows, available_memory, buffer_bytes, in_words
 
 log = logging.getLogger(__name__)
 
@@ -56,62 +50,49 @@ class DiskWindows(Windows):
     def __init__(self, path: str | Path, *, episodes: int | None = None, readers: int = 4):
         info = require_episodes(path, episodes)
         count = info["episodes"] if episodes is None else episodes
-        space, action_space = (
-            rebuild_space(info[name]) for name in ("observation_space", "action_space")
-        )
-        super().__init__(space, action_space, info["frame_stack"], num_envs=1)
+        super().__init__(*layout(info), num_envs=1)
         self.device = torch.device("cpu")
         names = {name: f"observation/{name}" if name else "observation" for name in self._fields}
         on_disk = {
             name
             for name, box in self._fields.items()
-            if int(np.prod(self._frame_shapes[name])) * box.dtype.itemsize >= CHUNKED_BYTES
+            if math.prod(self._frame_shapes[name]) * box.dtype.itemsize >= CHUNKED_BYTES
         }
-        parts: dict[str, list[np.ndarray]] = {}
+        in_memory = ["action", "reward", "terminated"]
+        in_memory += [column for name, column in names.items() if name not in on_disk]
+        parts: dict[str, list[np.ndarray]] = {column: [] for column in in_memory}
         self._columns: dict[str, list[Column]] = {name: [] for name in on_disk}
         self._files: list[Path] = []
-        clocks, ends = [], []
+        clocks = []
         for shard in open_shards(path, info):
             rows = shard.rows[: count - shard.first_episode]
-            total = int(rows.sum())
-            small = {
-                name: shard.all(column)[:total]
-                for name, column in names.items()
-                if name not in on_disk
-            }
-            small |= {
-                f"/{name}": shard.all(name)[:total] for name in ("action", "reward", "terminated")
-            }
-            last = rows.cumsum() - 1
-            for name in ("/action", "/reward"):
-                small[name][last] = 0  # NaN: nothing is done in an episode's last frame
-            for name, values in small.items():
-                _require_finite(shard, last, name.strip("/") or "observation", values)
-                parts.setdefault(name, []).append(values)
+            total, last = int(rows.sum()), rows.cumsum() - 1
+            for column in in_memory:
+                values = shard.all(column)[:total]
+                if column in ("action", "reward"):
+                    values[last] = 0  # NaN: nothing is done in an episode's last frame
+                _require_finite(shard, last, column, values)
+                parts[column].append(values)
             number = shard.first_episode + np.repeat(np.arange(len(rows)), rows)
             step = np.arange(total) - np.repeat(rows.cumsum() - rows, rows)
             clocks.append((number << 32) + step)
-            ends.append(total)
             for name in on_disk:
                 self._columns[name].append(shard.column(names[name]))
             self._files.append(shard.path)
             if shard.first_episode + shard.episodes >= count:
                 break
+        self._first_row = np.cumsum([0, *map(len, clocks)])  # of each shard, and the last one's end
         self._clock = np.concatenate(clocks)
-        self._first_row = np.cumsum([0, *ends])  # of each shard, and where the last one ends
         self._lane_rows = len(self._clock)
         self._lane_steps = self._lane_rows - count
-        self._a = torch.from_numpy(np.concatenate(parts.pop("/action")))
-        self._r = torch.from_numpy(np.concatenate(parts.pop("/reward")))
-        self._terminated = torch.from_numpy(np.concatenate(parts.pop("/terminated")))
+        whole = {column: torch.from_numpy(np.concatenate(x)) for column, x in parts.items()}
+        self._a, self._r, self._terminated = (whole[column] for column in in_memory[:3])
         self._small = {
-            name: torch.from_numpy(np.concatenate(values).reshape(self._lane_rows, -1)).to(
-                self._dtype(name)
-            )
-            for name, values in parts.items()
+            name: whole[column].reshape(self._lane_rows, -1).to(self._dtype(name))
+            for name, column in names.items()
+            if name not in on_disk
         }
-        self._pool = ThreadPoolExecutor(readers, "gjwm-unpack")
-        self._readers = readers
+        self._readers, self._pool = readers, ThreadPoolExecutor(readers, "gjwm-unpack")
         keep_open = len(self._files) <= OPEN_FILES
         self._descriptors = [_open(file) for file in self._files] if keep_open else None
 
@@ -125,26 +106,19 @@ class DiskWindows(Windows):
         columns, rows = self._columns[name], rows.numpy()
         out = np.empty((len(rows), columns[0].row_bytes), np.uint8)
         shard = np.searchsorted(self._first_row, rows, side="right") - 1
-        jobs = []
-        for k in np.unique(shard).tolist():
-            where = np.flatnonzero(shard == k)
-            jobs.append((k, where, rows[where] - self._first_row[k]))
-        with self._opened([k for k, _, _ in jobs]) as descriptors:
-            for k, _, inside in jobs:
-                columns[k].want(descriptors[k], np.unique(inside))
-            shares = (
-                self._readers if columns[0].packed else 1
-            )  # reading takes one thread no time, unpacking does
-            parts = [
-                (columns[k], descriptors[k], inside[i::shares], where[i::shares])
-                for k, where, inside in jobs
-                for i in range(min(shares, len(where)))
-            ]
+        where = {k: np.flatnonzero(shard == k) for k in np.unique(shard).tolist()}
+        with self._opened(list(where)) as descriptors:
+            for k, places in where.items():
+                inside = np.unique(rows[places] - self._first_row[k])
+                columns[k].want(descriptors[k], inside)
 
-            def read(part: tuple[Column, int, np.ndarray, np.ndarray]) -> None:
-                column, descriptor, inside, where = part
-                column.read(descriptor, inside, out, where)
+            def read(part: tuple[int, np.ndarray]) -> None:
+                k, places = part
+                columns[k].read(descriptors[k], rows[places] - self._first_row[k], out, places)
 
+            # Reading takes one thread no time, unpacking does.
+            shares = self._readers if columns[0].packed else 1
+            parts = [(k, places[i::shares]) for k, places in where.items() for i in range(shares)]
             list((self._pool.map if shares > 1 else map)(read, parts))
         values = out.view(columns[0].dtype)
         if self._fields[name].dtype != np.uint8 and not_finite(values):
@@ -160,14 +134,12 @@ class DiskWindows(Windows):
         if self._descriptors is not None:
             yield {k: self._descriptors[k] for k in shards}
             return
-        descriptors: dict[int, int] = {}
-        try:
+        with ExitStack() as stack:
+            descriptors = {}
             for k in shards:
                 descriptors[k] = _open(self._files[k])
+                stack.callback(os.close, descriptors[k])
             yield descriptors
-        finally:
-            for descriptor in descriptors.values():
-                os.close(descriptor)
 
     def close(self) -> None:
         """Close the files."""
@@ -201,19 +173,17 @@ def _open(file: Path) -> int:
         raise ValueError(
             f"the shard {file} cannot be opened ({error}); restore it or collect the dataset again."
         ) from error
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(
-            descriptor, 0, 0, os.POSIX_FADV_RANDOM
-        )  # neighbours of a frame are rarely wanted
+    if hasattr(os, "posix_fadvise"):  # neighbours of a frame are rarely wanted
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     return descriptor
 
 
-def bytes_in_memory(info: dict[str, Any]) -> int:
+def bytes_in_memory(info: Mapping[str, Any]) -> int:
     """What `load_buffer` would take."""
-    fields = box_fields(rebuild_space(info["observation_space"]))
-    shapes = frame_shapes(fields, info["frame_stack"])
-    action_dim = rebuild_space(info["action_space"]).shape[0]
-    return (info["steps"] + info["episodes"] + 2) * row_bytes(fields, shapes, action_dim)
+    space, action_space, frame_stack = layout(info)
+    return buffer_bytes(
+        info["steps"], space, action_space, frame_stack=frame_stack, episodes=info["episodes"]
+    )
 
 
 def open_windows(
@@ -242,11 +212,8 @@ def open_windows(
     needed, available = bytes_in_memory(info), available_memory()
     if storage == "auto":
         storage = "memory" if available is None or 2 * needed < available else "disk"
-    free = "" if available is None else f" of {available / 2**30:.1f} GiB available"
     where = "they are kept in memory" if storage == "memory" else "windows are read from disk"
-    notify(f"{path}: {info['steps']} steps would take {needed / 2**20:,.1f} MiB{free}; {where}.")
-    return (
-        load_buffer(path, device, episodes=episodes)
-        if storage == "memory"
-        else DiskWindows(path, episodes=episodes)
-    )
+    notify(f"{path}: {info['steps']} steps would take {in_words(needed, available)}; {where}.")
+    if storage == "memory":
+        return load_buffer(path, device, episodes=episodes)
+    return DiskWindows(path, episodes=episodes)

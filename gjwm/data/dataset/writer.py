@@ -3,7 +3,7 @@
     data/<name>/metadata.json   env, spaces, versions, totals, and one entry per shard
     data/<name>/shard-00000.h5  whole episodes, never changed again (`shard`)
     data/<name>/journal         finished episodes that no shard holds yet (`journal`)
-    data/<name>/lock            held by the process that extends the dataset
+    data/<name>/lock            held by the process that extends the dataset, then removed
 
 An episode is in the journal as soon as it is finished. When enough have come, they are written as a
 shard, the shard is listed, and the journal is cleared, each step complete on disk before the next;
@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from gymnasium import spaces
 
-from gjwm._core.files import acquire
+from gjwm._core.files import holding
 from gjwm.data.dataset.episodes import Episode, checksum, to_columns
 from gjwm.data.dataset.journal import MAGIC, Journal, Record, read_journal
 from gjwm.data.dataset.metadata import (
@@ -39,7 +39,7 @@ from gjwm.data.replay import box_fields, describe_space
 log = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
-JOURNAL = "journal"
+JOURNAL, LOCK = "journal", "lock"
 
 
 class DatasetWriter:
@@ -79,7 +79,7 @@ class DatasetWriter:
         collected: Mapping[str, Any] | None = None,
     ):
         self.path, self.shard_bytes = Path(path), shard_bytes
-        self._fitting = (observation_space, action_space, frame_stack)
+        self._layout = (observation_space, action_space, frame_stack)
         box_fields(observation_space)
         described = (describe_space(observation_space), describe_space(action_space))
         values = (env_id, dict(env_kwargs), *described, frame_stack, record_state)
@@ -90,15 +90,12 @@ class DatasetWriter:
                 f"env_kwargs {dict(env_kwargs)} must be plain JSON to be kept with a dataset: "
                 f"{error}."
             ) from error
-        started = (self.path / FILE).exists()
-        if started:
-            _require_same(self.path, header)
-        else:
-            _require_empty(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _acquire(self.path)
-        try:
-            if started or (self.path / FILE).exists():
+        _require_fitting(self.path, header)
+        self._pending: list[Record] = []
+        self._bytes = 0
+        with ExitStack() as stack:
+            stack.enter_context(_sole_writer(self.path))
+            if (self.path / FILE).exists():
                 _finish(self.path)
                 self.info = read_metadata(self.path)
                 if renderer and renderer != self.info["renderer"]:
@@ -113,11 +110,7 @@ class DatasetWriter:
                 self.info |= {"versions": package_versions(), **nothing}
                 write_metadata(self.path, self.info)
             self._journal = Journal(self.path / JOURNAL)
-        except BaseException:
-            os.close(self._lock)
-            raise
-        self._pending: list[Record] = []
-        self._bytes = 0
+            self._held = stack.pop_all()
 
     @property
     def episodes(self) -> int:
@@ -137,7 +130,7 @@ class DatasetWriter:
             OSError: when the disk is full, say; likewise.
         """
         try:
-            columns = to_columns(episode, *self._fitting)
+            columns = to_columns(episode, *self._layout)
         except ValueError as error:
             raise ValueError(f"episode {self.episodes} was not stored: {error}") from error
         if self._pending and columns.keys() != self._pending[0].columns.keys():
@@ -145,7 +138,7 @@ class DatasetWriter:
                 f"episode {self.episodes} has the columns {', '.join(columns)}, those before it "
                 f"{', '.join(self._pending[0].columns)}; record the same of every episode."
             )
-        record = Record(self.episodes, source, columns, checksum(columns))
+        record = Record(self.episodes, source, checksum(columns), columns)
         self._journal.append(record)
         self._pending.append(record)
         self._bytes += sum(values.nbytes for values in columns.values())
@@ -167,7 +160,7 @@ class DatasetWriter:
             self._journal.close()
             if not self._pending:
                 (self.path / JOURNAL).unlink(missing_ok=True)
-            os.close(self._lock)
+            self._held.close()
 
     def __enter__(self) -> DatasetWriter:
         return self
@@ -176,19 +169,19 @@ class DatasetWriter:
         self.close()
 
 
-def _require_same(path: Path, header: dict[str, Any]) -> None:
-    info = read_metadata(path)
-    for name, value in header.items():
-        if info[name] != value:
-            raise ValueError(
-                f"{path} holds episodes with {name}={info[name]!r} and cannot be extended with "
-                f"{name}={value!r}; choose another folder."
-            )
-
-
-def _require_empty(path: Path) -> None:
+def _require_fitting(path: Path, header: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else than a dataset with this header."""
+    if (path / FILE).exists():
+        info = read_metadata(path)
+        for name, value in header.items():
+            if info[name] != value:
+                raise ValueError(
+                    f"{path} holds episodes with {name}={info[name]!r} and cannot be extended with "
+                    f"{name}={value!r}; choose another folder."
+                )
+        return
     # A writer killed at its very start leaves these two and nothing to lose.
-    harmless = ("lock", FILE + ".partial")
+    harmless = (LOCK, FILE + ".partial")
     names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
     if others := [name for name in names if name not in harmless]:
         raise ValueError(
@@ -203,49 +196,38 @@ def _seal(path: Path, info: dict[str, Any], records: list[Record]) -> dict[str, 
     return list_shard(path, info, file)
 
 
-def _acquire(path: Path) -> int:
-    """The lock's descriptor; the lock ends with it, or with the process."""
-    try:
-        return acquire(path / "lock")
-    except BlockingIOError as error:
-        raise BlockingIOError(
-            f"{path} is being extended by another process; wait for it, or choose another folder."
-        ) from error
+@contextmanager
+def _sole_writer(path: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(holding(path / LOCK))
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{path} is being extended by another process; wait for it, or choose another "
+                "folder."
+            ) from error
+        yield
 
 
 # -- after a crash ---------------------------------------------------------------------------------
 
 
 def recover(path: str | Path) -> None:
-    """Finish what a killed writer left: move whole episodes from its journal into a shard, and say
-    so in the log.
-
-    Does nothing when there is nothing to do, or while a writer is at work.
-    """
+    """Finish what a killed writer left, and say so in the log; leave a writer at work alone."""
     path = Path(path)
     unfinished = (path / JOURNAL).exists() or any(path.glob("*.partial"))
     if not unfinished or not (path / FILE).is_file():
         return
     try:
-        lock = _acquire(path)
+        with _sole_writer(path):
+            _finish(path)
     except BlockingIOError:
-        return  # its journal is the writer's business
+        pass  # its journal is the writer's business
     except OSError as error:
-        _leave_out(path, error)
-        return
-    try:
-        _finish(path)
-    except OSError as error:
-        _leave_out(path, error)
-    finally:
-        os.close(lock)
-
-
-def _leave_out(path: Path, error: OSError) -> None:
-    log.warning(
-        f"{path} holds finished episodes of an interrupted collection that cannot be moved into a "
-        f"shard ({error}); they are left out."
-    )
+        log.warning(
+            f"{path} holds finished episodes of an interrupted collection that cannot be moved "
+            f"into a shard ({error}); they are left out."
+        )
 
 
 def _finish(path: Path) -> None:

@@ -1,12 +1,11 @@
 """Replay: steps in memory, and windows of them drawn uniformly.
 
-`buffer` keeps the steps, `windows` says which windows are whole and gathers them (datasets on disk
-use it too), `prefetch` draws ahead in a thread, `spaces` says what of an observation is stored,
-`memory` how much there is room for. Datasets on disk are in `gjwm.data.dataset`.
+`buffer` keeps the steps, `windows` gathers windows (of datasets on disk too), `prefetch` draws
+ahead in a thread, `spaces` says what of an observation is stored, `memory` how much there is.
 """
 
-from gjwm.data.replay.buffer import ReplayBuffer, buffer_bytes, row_bytes
-from gjwm.data.replay.memory import available_memory, residence
+from gjwm.data.replay.buffer import ReplayBuffer, buffer_bytes
+from gjwm.data.replay.memory import available_memory, in_words, require_memory, residence
 from gjwm.data.replay.prefetch import Prefetch
 from gjwm.data.replay.spaces import (
     box_fields,
@@ -27,9 +26,10 @@ __all__ = [
     "buffer_bytes",
     "describe_space",
     "frame_shapes",
+    "in_words",
     "rebuild_space",
+    "require_memory",
     "residence",
-    "row_bytes",
     "stack_frames",
     "stacked_fields",
 ]

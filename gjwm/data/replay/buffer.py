@@ -18,38 +18,20 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import ArrayLike
-from torch import Generator, Tensor
+from torch import Tensor
 
 from gjwm._core.files import replacing
-from gjwm._core.types import Batch
-from gjwm.data.replay.memory import available_memory, residence
-from gjwm.data.replay.spaces import (
-    DTYPES,
-    box_fields,
-    describe_space,
-    frame_shapes,
-    rebuild_space,
-)
+from gjwm.data.replay.memory import require_memory, residence
+from gjwm.data.replay.spaces import DTYPES, box_fields, describe_space, frame_shapes, rebuild_space
 from gjwm.data.replay.windows import EMPTY, Windows
 
 _ROW_COLUMNS = ("a", "r", "terminated", "clock", "acted")  # saved besides the observations
 _LANE_COLUMNS = ("head", "rows", "steps", "open")
+_CONFIG = ("capacity", "num_envs", "frame_stack", "episodes")
 
 FORMAT = 2  # of the file that `ReplayBuffer.save` writes
 
 Observation = Any  # one array or tensor, or a dict of them, as the space says
-
-
-def row_bytes(
-    fields: Mapping[str, spaces.Box], shapes: Mapping[str, tuple[int, ...]], action_dim: int
-) -> int:
-    """Bytes of one row of a buffer: fields and frame shapes as in `gjwm.data.replay.spaces`."""
-    bookkeeping = 8 + 1  # clock, acted
-    frames = sum(
-        math.prod(shape) * DTYPES[fields[name].dtype.name].itemsize
-        for name, shape in shapes.items()
-    )
-    return frames + 4 * action_dim + 4 + 1 + bookkeeping
 
 
 def buffer_bytes(
@@ -63,12 +45,16 @@ def buffer_bytes(
 ) -> int:
     """Bytes that a `ReplayBuffer` of these arguments takes when all its rows are filled."""
     fields = box_fields(observation_space)
-    shapes = frame_shapes(fields, frame_stack)
-    rows = num_envs * _lane_rows(capacity, num_envs, episodes)
-    return rows * row_bytes(fields, shapes, action_space.shape[0])
+    frames = sum(
+        math.prod(shape) * DTYPES[fields[name].dtype.name].itemsize
+        for name, shape in frame_shapes(fields, frame_stack).items()
+    )
+    # action, reward, terminated, clock, acted
+    row = frames + 4 * action_space.shape[0] + 4 + 1 + 8 + 1
+    return num_envs * _rows_per_lane(capacity, num_envs, episodes) * row
 
 
-def _lane_rows(capacity: int, num_envs: int, episodes: int | None) -> int:
+def _rows_per_lane(capacity: int, num_envs: int, episodes: int | None) -> int:
     # One row more for the newest observation of an episode that is still going on, one for what
     # replaces it.
     return capacity // num_envs + math.ceil(_last_frames(capacity, episodes) / num_envs) + 2
@@ -133,30 +119,22 @@ class ReplayBuffer(Windows):
         self.capacity = int(capacity)
         self.episodes = _last_frames(self.capacity, episodes)
         self._lane_steps = self.capacity // self.num_envs
-        self._lane_rows = _lane_rows(self.capacity, self.num_envs, self.episodes)
+        self._lane_rows = _rows_per_lane(self.capacity, self.num_envs, self.episodes)
+        self.device = residence(device, self.nbytes)
+        require_memory(self.capacity, self.nbytes, self.device)
+        self._lock = threading.RLock()
 
         rows = self.num_envs * self._lane_rows
-        self.device = residence(device, self.nbytes)
-        self._require_memory()
-        self._lock = threading.RLock()
         self._o = {
-            name: torch.empty(
-                rows,
-                math.prod(shape),
-                dtype=self._dtype(name),
-                device=self.device,
-            )
+            name: torch.empty(rows, math.prod(shape), dtype=self._dtype(name), device=self.device)
             for name, shape in self._frame_shapes.items()
         }
         self._a = torch.zeros(rows, self.action_dim, device=self.device)
         self._r = torch.zeros(rows, device=self.device)
         self._terminated = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        # Bookkeeping stays on the CPU: it decides which rows to touch. The row's episode * 2^32 +
-        # its step there: it counts on within an episode and jumps between episodes.
+        # Bookkeeping stays on the CPU: it decides which rows to touch.
         self._clock = np.full(rows, EMPTY, np.int64)
-        self._acted = np.zeros(
-            rows, bool
-        )  # whether the row holds an action, and so the next row its outcome
+        self._acted = np.zeros(rows, bool)  # the row holds an action, and so the next its outcome
         self._head = np.zeros(self.num_envs, np.int64)  # next row of the lane to write
         self._rows = np.zeros(self.num_envs, np.int64)  # rows stored
         self._steps = np.zeros(self.num_envs, np.int64)  # of these, rows with an action
@@ -169,26 +147,10 @@ class ReplayBuffer(Windows):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the rows take when all are filled; refused by the constructor if they are not
-        to be had.
-        """
-        return buffer_bytes(
-            self.capacity,
-            self.observation_space,
-            self.action_space,
-            self.num_envs,
-            frame_stack=self.frame_stack,
-            episodes=self.episodes,
-        )
-
-    def _require_memory(self) -> None:
-        needed, available = self.nbytes, available_memory(self.device)
-        if available is not None and needed > available:
-            raise MemoryError(
-                f"a replay buffer of {self.capacity} steps takes {needed / 2**30:.1f} GiB and "
-                f"{available / 2**30:.1f} GiB are available on {self.device}; lower the capacity "
-                "or the image size."
-            )
+        """Bytes that the rows take when all are filled."""
+        spaces_ = (self.observation_space, self.action_space)
+        options = dict(frame_stack=self.frame_stack, episodes=self.episodes)
+        return buffer_bytes(self.capacity, *spaces_, self.num_envs, **options)
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -230,7 +192,7 @@ class ReplayBuffer(Windows):
         done = terminated | _flags("truncated", truncated, (n,))
         chosen = np.ones(n, bool) if mask is None else _flags("mask", mask, (n,))
 
-        newest = self._index(np.arange(n) * self._lane_rows + (self._head - 1) % self._lane_rows)
+        newest = self._index(self._row(np.arange(n), -1))
         continues = self._open.copy()
         for name, frames in o.items():
             continues &= (self._o[name][newest] == frames).all(-1).cpu().numpy()
@@ -243,7 +205,7 @@ class ReplayBuffer(Windows):
         self._append(lanes, o, numbers << 32)
 
         lanes = np.flatnonzero(chosen)
-        rows = lanes * self._lane_rows + (self._head[lanes] - 1) % self._lane_rows
+        rows = self._row(lanes, -1)
         self._write_actions(rows, lanes, a, r, terminated)
         self._steps[lanes] += 1
         self._append(lanes, o_next, self._clock[rows] + 1)
@@ -303,7 +265,7 @@ class ReplayBuffer(Windows):
             or self._rows[lane] + length + 1 > self._lane_rows
         ):
             self._drop_oldest(lane)
-        rows = lane * self._lane_rows + (self._head[lane] + np.arange(length + 1)) % self._lane_rows
+        rows = self._row(lane, np.arange(length + 1))
         for name, values in frames.items():
             self._o[name].index_copy_(0, self._index(rows), values)
         self._clock[rows] = (self._next_episode << 32) + np.arange(length + 1)
@@ -319,10 +281,14 @@ class ReplayBuffer(Windows):
         """Row numbers or flags, on the device of the rows."""
         return torch.from_numpy(values).to(self.device)
 
+    def _row(self, lanes: np.ndarray, ahead: Any) -> np.ndarray:
+        """Rows that lie so far ahead of where each of `lanes` writes next."""
+        return lanes * self._lane_rows + (self._head[lanes] + ahead) % self._lane_rows
+
     def _append(self, lanes: np.ndarray, frames: dict[str, Tensor], clock: np.ndarray) -> None:
         """Write one new row into each of `lanes`, taking frames (num_envs, ...) of these lanes."""
         self._drop_oldest(lanes[self._rows[lanes] == self._lane_rows])
-        rows = lanes * self._lane_rows + self._head[lanes]
+        rows = self._row(lanes, 0)
         for name, values in frames.items():
             self._o[name].index_copy_(0, self._index(rows), values[self._index(lanes)])
         self._clock[rows], self._acted[rows] = clock, False
@@ -340,7 +306,7 @@ class ReplayBuffer(Windows):
 
     def _drop_oldest(self, lanes: np.ndarray) -> None:
         """Forget the oldest row of each of `lanes`."""
-        rows = lanes * self._lane_rows + (self._head[lanes] - self._rows[lanes]) % self._lane_rows
+        rows = self._row(lanes, -self._rows[lanes])
         self._steps[lanes] -= self._acted[rows]
         self._rows[lanes] -= 1
         self._clock[rows], self._acted[rows] = EMPTY, False
@@ -350,9 +316,7 @@ class ReplayBuffer(Windows):
     def _frames(
         self, what: str, value: Observation, leading: tuple[int]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Newest frames (*leading, numel) by field, and the full stacks (*leading, frame_stack,
-        numel) where given.
-        """
+        """Newest frames (*leading, numel) by field; full stacks (*leading, frame_stack, numel)."""
         given = value if isinstance(self.observation_space, spaces.Dict) else {"": value}
         if not isinstance(given, Mapping) or set(given) != set(self._fields):
             keys = sorted(given) if isinstance(given, Mapping) else type(given).__name__
@@ -361,30 +325,25 @@ class ReplayBuffer(Windows):
             )
         frames, stacks = {}, {}
         for name, box in self._fields.items():
-            label, dtype = f"{what}[{name!r}]" if name else what, DTYPES[box.dtype.name]
+            label, dtype = f"{what}[{name!r}]" if name else what, self._dtype(name)
             tensor = _tensor(label, given[name]).to(self.device)
-            if tensor.dtype != dtype and not (
-                dtype.is_floating_point and not tensor.dtype.is_complex
-            ):
+            if tensor.dtype != dtype and (tensor.is_complex() or not dtype.is_floating_point):
                 raise ValueError(
                     f"{label} is {tensor.dtype}; the observation space says {dtype}, convert it "
                     "first."
                 )
             shape = tuple(tensor.shape)
-            if shape == (*leading, *box.shape):
-                if name in self._stacked:
-                    stacks[name] = tensor.reshape(*leading, self.frame_stack, -1)
-                    frames[name] = stacks[name][:, -1].contiguous()
-                else:
-                    frames[name] = tensor.reshape(*leading, -1).to(dtype)
-            elif what == "o" and shape == (*leading, *self._frame_shapes[name]):
-                frames[name] = tensor.reshape(*leading, -1).to(dtype)
-            else:
+            whole = shape == (*leading, *box.shape)
+            if not whole and (what != "o" or shape != (*leading, *self._frame_shapes[name])):
                 axis = "the observations, one more than the actions" if what == "o" else "num_envs"
                 raise ValueError(
                     f"{label} has shape {shape}; expected {(*leading, *box.shape)}, the leading "
                     f"axis being {axis}."
                 )
+            if whole and name in self._stacked:
+                stacks[name] = tensor.reshape(*leading, self.frame_stack, -1)
+                tensor = stacks[name][:, -1].contiguous()
+            frames[name] = tensor.reshape(*leading, -1).to(dtype)
             if dtype.is_floating_point and frames[name].isnan().any():
                 raise ValueError(
                     f"{label} contains NaN; the simulation has diverged, do not store this step."
@@ -407,10 +366,8 @@ class ReplayBuffer(Windows):
         tensor = _tensor(what, value).to(self.device)
         sizes = tuple(tensor.shape)
         if len(sizes) != len(shape) or any(s not in (None, n) for s, n in zip(shape, sizes)):
-            expected = ", ".join("T" if s is None else str(s) for s in shape) + (
-                "," if len(shape) == 1 else ""
-            )
-            raise ValueError(f"{what} has shape {sizes}; expected ({expected}).")
+            expected = str(shape).replace("None", "T")
+            raise ValueError(f"{what} has shape {sizes}; expected {expected}.")
         tensor = tensor.float()
         if not tensor.isfinite().all():
             raise ValueError(
@@ -420,16 +377,7 @@ class ReplayBuffer(Windows):
 
     # -- sampling ----------------------------------------------------------------------------------
 
-    @_locked
-    def sample(
-        self,
-        batch: int,
-        length: int,
-        generator: Generator | None = None,
-        episodes: int | None = None,
-    ) -> Batch:
-        """See `Windows.sample`."""
-        return super().sample(batch, length, generator, episodes)
+    sample = _locked(Windows.sample)
 
     def _observations(self, name: str, rows: Tensor) -> Tensor:
         return self._o[name].index_select(0, rows.to(self.device))
@@ -445,21 +393,12 @@ class ReplayBuffer(Windows):
         used = self._lane_rows if (self._rows != self._head).any() else int(self._head.max())
 
         def rows(values: Tensor | np.ndarray) -> Tensor:
-            tensor = torch.as_tensor(values)
-            return (
-                tensor.view(self.num_envs, self._lane_rows, *tensor.shape[1:])[:, :used]
-                .cpu()
-                .contiguous()
-            )
+            by_lane = torch.as_tensor(values).unflatten(0, (self.num_envs, self._lane_rows))
+            return by_lane[:, :used].cpu().contiguous()
 
         payload = {
             "format": FORMAT,
-            "config": {
-                "capacity": self.capacity,
-                "num_envs": self.num_envs,
-                "frame_stack": self.frame_stack,
-                "episodes": self.episodes,
-            },
+            "config": {name: getattr(self, name) for name in _CONFIG},
             "observation_space": json.dumps(describe_space(self.observation_space)),
             "action_space": json.dumps(describe_space(self.action_space)),
             "next_episode": self._next_episode,
@@ -483,31 +422,24 @@ class ReplayBuffer(Windows):
             raise FileNotFoundError(f"no replay buffer at {path}.")
         try:
             payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (
-            Exception
-        ) as error:  # torch raises many kinds for a damaged file; all mean the same to the reader
+        except Exception as error:  # torch raises many kinds for a damaged file
             raise ValueError(
                 f"{path} is not a readable replay buffer ({type(error).__name__}); write it again."
             ) from error
-        if (
-            not isinstance(payload, dict)
-            or payload.get("format") != FORMAT
-            or "lanes" not in payload
-        ):
+        known = isinstance(payload, dict) and "lanes" in payload
+        if not known or payload.get("format") != FORMAT:
             raise ValueError(f"{path} is not a replay buffer of format {FORMAT}; write it again.")
-        spaces_ = (
-            rebuild_space(json.loads(payload[name]))
+        described = {
+            name: rebuild_space(json.loads(payload[name]))
             for name in ("observation_space", "action_space")
-        )
-        config = payload["config"]
-        more = {name: config[name] for name in ("frame_stack", "episodes")}
-        buffer = cls(config["capacity"], *spaces_, config["num_envs"], device, **more)
+        }
+        buffer = cls(**payload["config"], **described, device=device)
         lanes = (buffer.num_envs, buffer._lane_rows)
         columns = [(values, payload["o"][name]) for name, values in buffer._o.items()]
         columns += [(getattr(buffer, f"_{name}"), payload["rows"][name]) for name in _ROW_COLUMNS]
         for values, saved in columns:
-            tensor = torch.as_tensor(values)  # shares the memory of an array
-            tensor.view(*lanes, *tensor.shape[1:])[:, : saved.shape[1]] = saved.to(tensor.device)
+            by_lane = torch.as_tensor(values).unflatten(0, lanes)  # shares the memory of an array
+            by_lane[:, : saved.shape[1]] = saved.to(by_lane.device)
         for name in _LANE_COLUMNS:
             getattr(buffer, f"_{name}")[:] = payload["lanes"][name].numpy()
         buffer._next_episode = payload["next_episode"]
@@ -522,9 +454,8 @@ def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
         raise ValueError(
             f"{what} is an array of objects; expected numbers of one shape for every env or step."
         )
-    return torch.from_numpy(
-        np.require(array, requirements=["C", "W"])
-    )  # torch takes no read-only or reversed arrays
+    # torch takes no read-only or reversed arrays
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _flags(what: str, value: ArrayLike | Tensor, shape: tuple[int]) -> np.ndarray:

@@ -17,9 +17,7 @@ def residence(device: torch.device | str, nbytes: int) -> torch.device:
 
 
 def available_memory(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that can be had on the device, or None where nobody says. A container's limit counts as
-    the machine's.
-    """
+    """Bytes that can be had on the device, within a container's limit; None where nobody says."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -47,3 +45,25 @@ def available_memory(device: torch.device | str = "cpu") -> int | None:
         # Cached files give way when memory is asked for.
         free.append(ceiling - taken + sum(int(pages.get(name, 0)) for name in cached))
     return max(min(free), 0) if free else None
+
+
+def in_words(nbytes: int, available: int | None) -> str:
+    """Bytes, and of how many that are available."""
+    free = "" if available is None else f" of {available / 2**30:.1f} GiB available"
+    return f"{nbytes / 2**20:,.1f} MiB{free}"
+
+
+def require_memory(steps: int, nbytes: int, device: torch.device) -> str:
+    """What a replay of so many steps takes, in words.
+
+    Raises:
+        MemoryError: when it is more than there is.
+    """
+    available = available_memory(device)
+    if available is not None and nbytes > available:
+        raise MemoryError(
+            f"a replay of {steps} steps takes {nbytes / 2**30:.1f} GiB and "
+            f"{available / 2**30:.1f} GiB are available on {device}; lower the capacity or the "
+            "image size."
+        )
+    return in_words(nbytes, available)

@@ -1,6 +1,4 @@
-"""Batches drawn ahead of their use, in the order and from the random numbers of drawing them one by
-one.
-"""
+"""Batches drawn ahead of their use, the same ones as without."""
 
 from __future__ import annotations
 
@@ -15,15 +13,12 @@ from gjwm._core.types import Batch
 
 
 class Prefetch:
-    """Batches of `draw(generator)`, up to `ahead` of them read by a thread while the caller
-    computes.
+    """Batches of `draw(generator)`, up to `ahead` of them read in a thread while the caller works.
 
-    The generator is this object's own: what it gives does not depend on `ahead`, nor on what else
-    is random. A context manager.
+    What it gives depends neither on `ahead` nor on what else is random. A context manager.
 
     Args:
-        draw: generator -> batch, such as `lambda g: dataset.sample(64, 6, generator=g)`; must bear
-            a second thread when `ahead` > 0.
+        draw: generator -> batch; must bear a second thread when `ahead` > 0.
         seed: of the generator.
         ahead: batches kept ready; 0 draws each when it is asked for.
     """

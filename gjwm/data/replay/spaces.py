@@ -1,6 +1,4 @@
-"""Which observations are stored and how: Boxes of a gymnasium space, frame stacks, and spaces as
-JSON.
-"""
+"""Which observations are stored and how: Boxes, frame stacks, and spaces as JSON."""
 
 from __future__ import annotations
 
@@ -13,16 +11,8 @@ import torch
 from gymnasium import spaces
 
 # float64 is stored as float32, which is what the networks compute in.
-DTYPES = {
-    "uint8": torch.uint8,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float64": torch.float32,
-}
+_SAME = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32")
+DTYPES = {name: getattr(torch, name) for name in _SAME} | {"float64": torch.float32}
 
 
 def box_fields(space: spaces.Space) -> dict[str, spaces.Box]:
@@ -42,9 +32,7 @@ def box_fields(space: spaces.Space) -> dict[str, spaces.Box]:
 
 
 def stacked_fields(fields: Mapping[str, spaces.Box], frame_stack: int) -> set[str]:
-    """Names of the images, whose channels hold `frame_stack` frames; state vectors are never
-    stacked.
-    """
+    """Names of the images, whose channels hold `frame_stack` frames; vectors are never stacked."""
     images = {name for name, box in fields.items() if box.dtype == np.uint8 and len(box.shape) == 3}
     if frame_stack < 1:
         raise ValueError(f"frame_stack is {frame_stack}; expected 1 (no stacking) or more.")
@@ -65,9 +53,7 @@ def stacked_fields(fields: Mapping[str, spaces.Box], frame_stack: int) -> set[st
 
 
 def frame_shapes(fields: Mapping[str, spaces.Box], frame_stack: int) -> dict[str, tuple[int, ...]]:
-    """Shape of what is stored of each field: one frame (C, h, w) of a stack, everything else as it
-    is.
-    """
+    """Shape of what is stored of each field: one frame (C, h, w) of a stack, all else as it is."""
     stacked = stacked_fields(fields, frame_stack)
     return {
         name: (box.shape[0] // frame_stack, *box.shape[1:]) if name in stacked else box.shape
@@ -76,9 +62,7 @@ def frame_shapes(fields: Mapping[str, spaces.Box], frame_stack: int) -> dict[str
 
 
 def stack_frames(frames: np.ndarray, frame_stack: int) -> np.ndarray:
-    """An episode's frames (T+1, C, h, w) -> (T+1, frame_stack * C, h, w), oldest first, the first
-    frame repeated.
-    """
+    """Frames (T+1, C, h, w) -> (T+1, frame_stack * C, h, w), oldest first, the first repeated."""
     steps = np.arange(len(frames))[:, None] - np.arange(frame_stack - 1, -1, -1)
     return frames[steps.clip(min=0)].reshape(len(frames), -1, *frames.shape[2:])
 
@@ -86,18 +70,14 @@ def stack_frames(frames: np.ndarray, frame_stack: int) -> np.ndarray:
 def describe_space(space: spaces.Space) -> dict[str, Any]:
     """A Box, or a Dict of Boxes, as plain JSON; see `rebuild_space`."""
     if isinstance(space, spaces.Dict):
-        return {
-            "type": "Dict",
-            "spaces": {name: describe_space(box) for name, box in space.spaces.items()},
-        }
+        parts = {name: describe_space(box) for name, box in space.spaces.items()}
+        return {"type": "Dict", "spaces": parts}
     if not isinstance(space, spaces.Box):
         raise ValueError(f"cannot store the space {space}; expected a Box or a Dict of Boxes.")
 
     def bound(values: np.ndarray) -> Any:
         # Strings, because JSON has no infinity; one number where all are equal, as for images.
-        plain = [
-            str(x) if isinstance(x, float) and math.isinf(x) else x for x in values.ravel().tolist()
-        ]
+        plain = [str(x) if x in (math.inf, -math.inf) else x for x in values.ravel().tolist()]
         return plain[0] if len(set(plain)) == 1 else plain
 
     return {
@@ -112,15 +92,13 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
 def rebuild_space(description: Mapping[str, Any]) -> spaces.Space:
     """The inverse of `describe_space`."""
     if description["type"] == "Dict":
-        return spaces.Dict(
-            {name: rebuild_space(box) for name, box in description["spaces"].items()}
-        )
+        parts = description["spaces"].items()
+        return spaces.Dict({name: rebuild_space(box) for name, box in parts})
     shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
 
     def bound(values: Any) -> np.ndarray:
-        flat = np.array(
-            [float(x) if isinstance(x, str) else x for x in np.ravel(values).tolist()], dtype
-        )
+        plain = [float(x) if isinstance(x, str) else x for x in np.atleast_1d(values).tolist()]
+        flat = np.array(plain, dtype)
         return np.broadcast_to(flat, shape) if flat.size == 1 else flat.reshape(shape)
 
     return spaces.Box(bound(description["low"]), bound(description["high"]), shape, dtype)

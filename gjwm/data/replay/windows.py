@@ -110,9 +110,7 @@ class Windows:
         )
 
     def _spread(self, chosen: Tensor, share: Tensor, starts: Tensor) -> Tensor:
-        """Move each chosen index into `starts` to a share in [0, 1) of the way through its
-        episode's run of starts.
-        """
+        """Move each chosen index to a share of the way through its episode's run of starts."""
         episode = torch.from_numpy(self._clock)[starts] >> 32
         zero = torch.zeros(1, dtype=torch.int64)
         first = torch.cat([zero, (episode.diff() != 0).nonzero()[:, 0] + 1])
