@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from gjwm.training.settings import Factory
+from gjwm._core.settings import (
+    Bounds,
+    Count,
+    Factory,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Settings,
+)
 
-
-def _check_whole(settings: object, group: str, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"{group}.{name} must be a whole number, {least} or more, got {value!r}."
-            )
+Share = Annotated[float, Bounds(above=0, most=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerSettings:
+class LearnerSettings(Settings):
     """How a `RewardLearner` learns.
 
     Args:
@@ -43,16 +46,17 @@ class LearnerSettings:
         compile: compile the two halves of an update (about a minute at the start).
     """
 
-    lr: float = 1e-3
-    value_lr: float = 1e-3
-    policy_lr: float = 1e-3
-    encoder_rate: float = 0.3
-    clip: float = 10.0
-    discount: float = 0.99
-    lam: float = 0.0
-    expansion: int = 0
-    target_rate: float = 0.01
-    rho: float = 0.7
+    group = "learner"
+    lr: NonNegative = 1e-3
+    value_lr: NonNegative = 1e-3
+    policy_lr: NonNegative = 1e-3
+    encoder_rate: NonNegative = 0.3
+    clip: Positive = 10.0
+    discount: Share = 0.99
+    lam: Fraction = 0.0
+    expansion: Natural = 0
+    target_rate: Share = 0.01
+    rho: Share = 0.7
     reward_weight: float = 1.0
     value_weight: float = 0.1
     termination_weight: float = 0.1
@@ -60,27 +64,9 @@ class LearnerSettings:
     clone: float = 0.0
     compile: bool = False
 
-    def __post_init__(self):
-        if (
-            not 0 < self.discount <= 1
-            or not 0 <= self.lam <= 1
-            or not 0 < self.target_rate <= 1
-            or self.expansion < 0
-        ):
-            raise ValueError(
-                "the learner expects 0 < discount <= 1, 0 <= lam <= 1, 0 < target_rate <= 1 and "
-                f"expansion >= 0, got {self}."
-            )
-        rates = (self.lr, self.value_lr, self.policy_lr, self.encoder_rate)
-        if min(rates) < 0 or not self.clip > 0 or not 0 < self.rho <= 1:
-            raise ValueError(
-                "the learner expects learning rates >= 0, encoder_rate >= 0, clip > 0 and "
-                f"0 < rho <= 1, got {self}."
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
-class Exploration:
+class Exploration(Settings):
     """How much noise there is on actions, for how long and of what colour: see `Explorer`.
 
     Args:
@@ -97,27 +83,21 @@ class Exploration:
         block: steps of one draw, about an episode.
     """
 
-    start: float = 0.5
-    end: float = 0.1
-    steps: int = 10_000
+    group = "online.exploration"
+    start: NonNegative = 0.5
+    end: NonNegative = 0.1
+    steps: Count = 10_000
     colour: float = 0.0
-    quiet: int = 2000
+    quiet: Natural = 2000
     loud_colours: Sequence[float] = (2.0, 1.0, 2.0, 0.0)
-    loudness: float = 3.0
-    block: int = 500
+    loudness: NonNegative = 3.0
+    block: Annotated[int, Bounds(least=2)] = 500
 
     def __post_init__(self):
+        super().__post_init__()
         object.__setattr__(self, "loud_colours", tuple(self.loud_colours))
-        if (
-            min(self.start, self.end, self.loudness, self.quiet) < 0
-            or self.steps < 1
-            or self.block < 2
-            or not self.loud_colours
-        ):
-            raise ValueError(
-                "exploration expects start, end, quiet and loudness >= 0, steps >= 1, block >= 2 "
-                f"and a colour, got {self}."
-            )
+        if not self.loud_colours:
+            raise ValueError("online.exploration.loud_colours must name a colour, got none.")
 
     def std(self, step: int) -> float:
         """Of the noise after `step` steps with the planner."""
@@ -125,16 +105,17 @@ class Exploration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Oracle:
+class Oracle(Settings):
     """A planner on the true simulator, see `RewardOracle`; `planner` makes one."""
 
+    group = "online.oracle"
     planner: Factory
-    horizon: int = 40
-    replan_every: int = 4
+    horizon: Count = 40
+    replan_every: Count = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineSettings:
+class OnlineSettings(Settings):
     """How long, from what and how often; counted in agent steps over all lanes.
 
     Args:
@@ -160,40 +141,32 @@ class OnlineSettings:
         log_every, checkpoint_every: steps (or updates on data) between these.
 
     Raises:
-        ValueError: for settings that cannot work.
+        ValueError: also for settings that do not go together.
     """
 
-    steps: int = 50_000
+    group = "online"
+    steps: Natural = 50_000
     aimless_steps: int = 2000
     aimless_limit: int = 20_000
-    update_ratio: float = 0.5
-    cooldown: float = 0.2
-    lanes: int = 4
-    batch: int = 128
-    length: int = 3
-    horizon: int = 4
-    policy_plans: int = 8
+    update_ratio: Positive = 0.5
+    cooldown: Fraction = 0.2
+    lanes: Count = 4
+    batch: Count = 128
+    length: Count = 3
+    horizon: Count = 4
+    policy_plans: Count = 8
     exploration: Exploration = field(default_factory=Exploration)
     data: str | Path | None = None
-    pretrain: int = 0
-    capacity: int | None = None
-    evaluate_every: int = 5000
-    episodes: int = 10
+    pretrain: Natural = 0
+    capacity: Count | None = None
+    evaluate_every: Count = 5000
+    episodes: Count = 10
     oracle: Oracle | None = None
-    log_every: int = 500
-    checkpoint_every: int = 5000
+    log_every: Count = 500
+    checkpoint_every: Count = 5000
 
     def __post_init__(self):
-        _check_whole(self, "online", 0, "steps", "pretrain")
-        counts = ("lanes", "batch", "length", "horizon", "policy_plans", "episodes")
-        every = ("evaluate_every", "log_every", "checkpoint_every")
-        capacity = () if self.capacity is None else ("capacity",)
-        _check_whole(self, "online", 1, *counts, *every, *capacity)
-        if not 0 <= self.cooldown <= 1 or not self.update_ratio > 0:
-            raise ValueError(
-                "expected online.cooldown, a share of the steps, from 0 to 1, and "
-                f"online.update_ratio > 0, got {self.cooldown} and {self.update_ratio}."
-            )
+        super().__post_init__()
         least = self.lanes * (self.length + 1)  # a window in each lane
         if self.steps and not least <= self.aimless_steps < self.steps:
             raise ValueError(

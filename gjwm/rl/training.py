@@ -16,6 +16,7 @@ import torch
 from torch import Generator, nn
 
 from gjwm import __version__
+from gjwm._core.settings import Factory
 from gjwm.data.acting import Actor, HoldActor, RandomActor
 from gjwm.data.dataset import dataset_info, episode_lengths, open_windows, read_episodes
 from gjwm.data.handle import HELD_OUT, Dataset
@@ -38,7 +39,7 @@ from gjwm.training.fit import Log
 from gjwm.training.metrics import progress
 from gjwm.training.recipe import build, make_objective
 from gjwm.training.run import RETURNS, Run, sole_process, write_json
-from gjwm.training.settings import Factory, ModelRecipe, ObjectiveSettings, made, plain
+from gjwm.training.settings import ModelRecipe, ObjectiveSettings, made, plain
 
 
 def _encoder(observation_shape: tuple[int, ...], latent_dim: int) -> nn.Module:
