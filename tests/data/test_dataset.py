@@ -397,7 +397,7 @@ def test_an_episode_with_nan_is_not_stored_and_one_that_got_in_is_named(tmp_path
         load_buffer(tmp_path)
     with pytest.raises(ValueError, match=r"episode 1 in .*reward contains NaN"):
         DiskWindows(tmp_path)
-    with Shard(file) as shard, h5py.File(file, "r+") as opened:
+    with h5py.File(file, "r+") as opened, Shard(file) as shard:
         # NaN with a checksum to match, as another program might write
         opened["ep_crc32"][1] = checksum(shard.read(1))
     said = "episode 1 in shard-00000.h5: reward contains NaN"
