@@ -31,7 +31,7 @@ from gjwm.data.handle import CALIBRATION, HELD_OUT
 from gjwm.envs.fork import GAP, JUNCTION, START_X, place
 from gjwm.evaluation.calibration import calibration_report
 from gjwm.evaluation.prediction import encode_episodes
-from gjwm.models.calibration import concatenate, forecast_windows
+from gjwm.models.calibration import forecast_windows
 from gjwm.models.dynamics import DeterministicDynamics, Dynamics, GaussianDynamics, MixtureDynamics
 from gjwm.models.heads import StateHead
 from gjwm.models.world_model import WorldModel
@@ -158,11 +158,7 @@ def compare(
             report["horizon_1"] = _short(
                 calibration_report(model.predict_sequence(z_test[:, :-1], a_test), z_test[:, 1:])
             )
-            windows = forecast_windows(model, z_test, a_test, horizon=10, generator=generator())
-            law, truth = (
-                concatenate([law for law, _ in windows]),
-                torch.cat([truth for _, truth in windows]),
-            )
+            law, truth = forecast_windows(model, z_test, a_test, horizon=10, generator=generator())
             for k in (5, 10):
                 report[f"horizon_{k}"] = _short(calibration_report(law[:, k - 1], truth[:, k - 1]))
             for steps in (3, 6):

@@ -26,7 +26,7 @@ from gjwm.data.handle import CALIBRATION, HELD_OUT
 from gjwm.evaluation.calibration import calibration_report
 from gjwm.evaluation.prediction import encode_episodes, marginal_report, prediction_report
 from gjwm.evaluation.surprise import violation_report
-from gjwm.models.calibration import concatenate, forecast_windows
+from gjwm.models.calibration import forecast_windows
 from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
@@ -106,12 +106,8 @@ def main(run: Path, data: Path, kinds: list[str]) -> None:
         with torch.no_grad():
             one_step = model.predict_sequence(z_test[:, :-1], a_test)
             report["horizon_1"] = calibration_report(one_step, z_test[:, 1:])
-            windows = forecast_windows(
+            law, truth = forecast_windows(
                 model, z_test, a_test, horizon=HORIZON, generator=generator()
-            )
-            law, truth = (
-                concatenate([law for law, _ in windows]),
-                torch.cat([truth for _, truth in windows]),
             )
             for k in (5, 10):
                 report[f"horizon_{k}"] = calibration_report(law[:, k - 1], truth[:, k - 1])

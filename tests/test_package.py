@@ -174,14 +174,6 @@ def test_every_declared_dependency_is_imported_and_every_import_is_declared():
     assert requires("gjwm") is not None
 
 
-# Public names that nothing but tests uses. The list only shrinks: use them, delete them, or make
-# them private.
-UNUSED = {
-    "energy_factor",  # what SlicedEnergy is of the energy distance
-    "joint_gaussian_nll",  # the likelihood that gjwm.objectives.joint warns of as a loss
-}
-
-
 def public_definitions() -> dict[str, str]:
     """Full name -> name of each public function and class."""
     return {
@@ -220,7 +212,7 @@ def test_every_public_name_is_used_outside_the_tests():
     unused = {
         name for name in public_definitions().values() if not words[name] and name not in mentioned
     }
-    assert unused - UNUSED == set(), "nobody uses these: use, delete, or make them private"
+    assert unused == set(), "nobody uses these: use, delete, or make them private"
 
 
 # Names that checks outside the repository import.

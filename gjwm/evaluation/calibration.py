@@ -13,7 +13,6 @@ from torch import Generator, Tensor
 from gjwm.models.calibration import (
     LEVELS,
     check_law,
-    concatenate,
     flattened,
     forecast_windows,
 )
@@ -151,12 +150,8 @@ def calibration_by_horizon(
     )
     reached = [k for k in horizons if k <= a.shape[1]]
     if reached:
-        windows = forecast_windows(
+        law, truth = forecast_windows(
             model, z, a, horizon=max(reached), particles=particles, generator=generator
-        )
-        law, truth = (
-            concatenate([law for law, _ in windows]),
-            torch.cat([truth for _, truth in windows]),
         )
         for k in reached:
             report[f"horizon_{k}"] = calibration_report(law[:, k - 1], truth[:, k - 1])

@@ -1,11 +1,6 @@
-"""Do predicted laws hold what they promise, and if not, one factor per horizon and one weight of
-tails that make them.
-
-A report judges any law through its marginals' probability integral transform (PIT), scores and
-samples; `Calibration`
-is what a world model keeps from held-out episodes: the factor on the standard deviation at each
-horizon, how much further hard steps deviate than ordinary ones, and how surprising ordinary steps
-are."""
+"""What a world model keeps from held-out episodes, so that predicted laws hold what they promise: a
+factor on the standard deviation at each horizon, how much further hard steps deviate than ordinary
+ones, and how surprising ordinary steps are."""
 
 from __future__ import annotations
 
@@ -80,9 +75,8 @@ def _fit_factor(prediction: Prediction, target: Tensor, tail: float) -> tuple[fl
     check_law(prediction, target)
 
     def miscoverage(log_factor: float) -> float:
-        inside = (
-            2 * (prediction.tempered(math.exp(log_factor)).tailed(tail).cdf(target) - 0.5).abs()
-        )
+        law = prediction.tempered(math.exp(log_factor)).tailed(tail)
+        inside = 2 * (law.cdf(target) - 0.5).abs()
         return sum(((inside <= level).float().mean().item() - level) ** 2 for level in LEVELS)
 
     low, high = math.log(1 / 5), math.log(5)  # a factor beyond these would hide a broken model
@@ -121,23 +115,11 @@ def _thinned(law: Prediction, target: Tensor, rows: int) -> tuple[Prediction, Te
 
 
 class Forecaster(Protocol):
-    """What calibration asks of a model or of dynamics."""
+    """What calibration asks of a model or of dynamics: see `Dynamics`."""
 
-    def predict_sequence(self, z: Tensor, a: Tensor) -> Prediction:
-        """One step ahead of each latent: z (B, T, D), a (B, T, A) -> law of (B, T, D)."""
-        ...
+    def predict_sequence(self, z: Tensor, a: Tensor) -> Prediction: ...
 
-    def forecast(
-        self,
-        z0: Tensor,
-        a: Tensor,
-        *,
-        particles: int,
-        generator: Generator | None,
-        past: Past | None,
-    ) -> Prediction:
-        """The law of the next H latents: (B, D), (B, H, A) -> law of (B, H, D)."""
-        ...
+    def forecast(self, z0: Tensor, a: Tensor, **draws: Any) -> Prediction: ...
 
 
 def past_of(z: Tensor, a: Tensor, step: int, *, steps: int = 16) -> Past | None:
@@ -155,21 +137,17 @@ def forecast_windows(
     a: Tensor,
     *,
     horizon: int,
-    stride: int | None = None,
     particles: int = 64,
     generator: Generator | None = None,
-    past_steps: int = 16,
-) -> list[tuple[Prediction, Tensor]]:
-    """Open-loop forecasts from every `stride`-th step of trajectories, with what happened.
+) -> tuple[Prediction, Tensor]:
+    """Open-loop forecasts from every H-th step of trajectories, with what happened.
 
     Args:
         z, a: (E, T+1, D) and (E, T, A).
         horizon: H.
-        stride: between starts; None: H, so that windows do not overlap.
-        past_steps: latents before the start that dynamics with a memory may read.
 
     Returns:
-        per start, the law of (E, H, D) and the true latents (E, H, D).
+        of W windows, start by start, the law of (W E, H, D) and the true latents (W E, H, D).
 
     Raises:
         ValueError: when the trajectories are shorter than the horizon.
@@ -179,19 +157,14 @@ def forecast_windows(
             f"forecasts of {horizon} steps need trajectories at least as long, got {a.shape[1]} "
             f"steps."
         )
-    forecasts = []
-    for s in range(0, a.shape[1] - horizon + 1, stride or horizon):
-        past = past_of(z, a, s, steps=past_steps)
-        law = model.forecast(
-            z[:, s], a[:, s : s + horizon], particles=particles, generator=generator, past=past
-        )
-        forecasts.append((law, z[:, s + 1 : s + horizon + 1]))
-    return forecasts
-
-
-def concatenate(laws: Sequence[Prediction]) -> Prediction:
-    """Laws of (B_i, ..., D) as one law of (sum B_i, ..., D)."""
-    return laws[0].concatenated(laws)
+    draws = dict(particles=particles, generator=generator)
+    starts = range(0, a.shape[1] - horizon + 1, horizon)
+    laws = [
+        model.forecast(z[:, s], a[:, s : s + horizon], past=past_of(z, a, s), **draws)
+        for s in starts
+    ]
+    truth = torch.cat([z[:, s + 1 : s + horizon + 1] for s in starts])
+    return laws[0].concatenated(laws), truth
 
 
 @torch.no_grad()
@@ -219,12 +192,9 @@ def fit_calibration(
     # Neighbouring steps say the same: more rows would be slower and not surer.
     ahead = [_thinned(flattened(one_step, 2), z[:, 1:].flatten(0, 1), 6000)]
     if horizon > 1:
-        windows = forecast_windows(
-            model, z, a, horizon=min(horizon, a.shape[1]), particles=particles, generator=generator
-        )
-        law, truth = (
-            concatenate([law for law, _ in windows]),
-            torch.cat([truth for _, truth in windows]),
+        horizon = min(horizon, a.shape[1])
+        law, truth = forecast_windows(
+            model, z, a, horizon=horizon, particles=particles, generator=generator
         )
         ahead += [(law[:, k], truth[:, k]) for k in range(1, truth.shape[1])]
     tail = fit_tail([ahead[k] for k in sorted({0, len(ahead) // 2, len(ahead) - 1})])
@@ -274,18 +244,15 @@ class Calibration(nn.Module):
 
     def factors(self, horizon: int) -> Tensor:
         """(H, 1) factors for steps 1..H."""
-        steps = torch.arange(horizon, device=self.temperature.device).clamp(
-            max=len(self.temperature) - 1
-        )
-        return self.temperature[steps, None]
+        steps = torch.arange(horizon, device=self.temperature.device)
+        return self.temperature[steps.clamp(max=len(self.temperature) - 1), None]
 
     def correct(self, law: Prediction, horizon: int | None = None) -> Prediction:
         """What held-out episodes make of a law: of (..., D) one step ahead, or of (..., H, D) 1..H
         steps ahead.
         """
-        return law.tempered(
-            self.temperature[0] if horizon is None else self.factors(horizon)
-        ).tailed(self._ratio)
+        factor = self.temperature[0] if horizon is None else self.factors(horizon)
+        return law.tempered(factor).tailed(self._ratio)
 
     def p_value(self, score: Tensor) -> Tensor:
         """The share of ordinary steps at least as surprising, (1 + #{held out >= score}) / (1 + n):

@@ -16,8 +16,8 @@ from gjwm._core.types import Batch
 from gjwm.models.layers import mlp
 
 
-class RewardHead(Configured, nn.Module):
-    """E[r | z, a] by squared error.
+class _StepHead(Configured, nn.Module):
+    """One number of a step.
 
     Args:
         latent_dim, action_dim: D, A.
@@ -28,31 +28,30 @@ class RewardHead(Configured, nn.Module):
         super().__init__()
         self.net = mlp([latent_dim + action_dim, *hidden, 1])
 
+    def _number(self, z: Tensor, a: Tensor) -> Tensor:
+        return self.net(torch.cat([z, a], -1))[..., 0]
+
+
+class RewardHead(_StepHead):
+    """E[r | z, a] by squared error; `hidden` are the widths of the hidden layers."""
+
     def forward(self, z: Tensor, a: Tensor) -> Tensor:
         """(..., D), (..., A) -> expected reward of that step (...)."""
-        return self.net(torch.cat([z, a], -1))[..., 0]
+        return self._number(z, a)
 
     def loss(self, z: Tensor, batch: Batch) -> Tensor:
         """Latents (B, T+1, D) of a batch's observations -> scalar."""
         return F.mse_loss(self(z[:, :-1].detach(), batch.a), batch.r)
 
 
-class TerminationHead(Configured, nn.Module):
+class TerminationHead(_StepHead):
     """P(the episode ends in a terminal state on this step | z, a) by binary cross-entropy.
-    Truncation is no termination.
-
-    Args:
-        latent_dim, action_dim: D, A.
-        hidden: widths of the hidden layers.
+    Truncation is no termination; `hidden` are the widths of the hidden layers.
     """
-
-    def __init__(self, latent_dim: int, action_dim: int, *, hidden: Sequence[int] = (128, 128)):
-        super().__init__()
-        self.net = mlp([latent_dim + action_dim, *hidden, 1])
 
     def logit(self, z: Tensor, a: Tensor) -> Tensor:
         """(..., D), (..., A) -> log odds (...)."""
-        return self.net(torch.cat([z, a], -1))[..., 0]
+        return self._number(z, a)
 
     def forward(self, z: Tensor, a: Tensor) -> Tensor:
         """(..., D), (..., A) -> probability (...)."""
@@ -60,9 +59,8 @@ class TerminationHead(Configured, nn.Module):
 
     def loss(self, z: Tensor, batch: Batch) -> Tensor:
         """Latents (B, T+1, D) of a batch's observations -> scalar."""
-        return F.binary_cross_entropy_with_logits(
-            self.logit(z[:, :-1].detach(), batch.a), batch.terminated.float()
-        )
+        logit = self.logit(z[:, :-1].detach(), batch.a)
+        return F.binary_cross_entropy_with_logits(logit, batch.terminated.float())
 
 
 class StateHead(Configured, nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gjwm._core.configured import describe, rebuild
+from gjwm._core.files import replacing
 from gjwm._core.types import Batch
 from gjwm.models.calibration import Calibration, fit_calibration
 from gjwm.models.dynamics import Dynamics, Past, Prediction
@@ -57,9 +57,8 @@ class WorldModel(nn.Module):
             `gjwm.models.heads`.
 
     `calibration` is None until `calibrate` has seen held-out episodes; then predictions, forecasts
-    and particles are widened or narrowed by its factors, and predictions and forecasts have its
-    tails. `origin` says where the model comes from, None where nobody said it. `decoder` draws
-    latents where there is one; it is no part of the model, nor saved with it.
+    and particles have its factors, and predictions and forecasts its tails. `origin` says where the
+    model comes from. `decoder` draws latents where there is one; it is not saved with the model.
     """
 
     decoder: nn.Module | None = None
@@ -135,9 +134,8 @@ class WorldModel(nn.Module):
         """Open-loop latents, see the dynamics' `rollout`: z0 (B, D), a (B, [N,] H, A) -> (B, [N,]
         [P,] H+1, D).
 
-        A calibrated model moves its particles away from or towards their mean by the horizon's
-        factor, but not those
-        of a mixture: between its branches there may be nothing.
+        A calibrated model scales its particles about their mean by the horizon's factor, but not
+        those of a mixture: between its branches there may be nothing.
         """
         path = self.dynamics.rollout(z0, a, particles, generator, past=past)
         if particles is None or self.calibration is None or self.dynamics.branches:
@@ -158,9 +156,8 @@ class WorldModel(nn.Module):
 
         Returns:
             score (B, T): -log p(z_{t+1} | z_t, a_t) / D in nats; p_value (B, T): uniform on
-            ordinary steps. A calibrated model takes it from its held-out scores; another from the
-            chi-squared law that the Mahalanobis distance would have if the predicted Gaussian were
-            right.
+            ordinary steps, from the held-out scores, or without a calibration from the chi-squared
+            law of the Mahalanobis distance.
         """
         z = self.encode(o)
         law = self.predict_sequence(z[:, :-1], a)
@@ -206,20 +203,19 @@ class WorldModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Training losses of a batch of windows.
 
-        The encoder and the predicted mean learn from the objective, on an open-loop rollout over
-        the window and on one-step predictions, weighted alike. The spread learns as the dynamics'
-        `nll` says, on detached latents.
+        The encoder and the predicted mean learn from the objective, on open-loop and one-step
+        predictions alike; the spread from the dynamics' `nll`, on detached latents.
 
         Returns:
             scalars: "loss" (to minimise), the objective's, "one_step", "open_loop", "nll" (of the
                 spread), and one per head.
         """
-        apart = getattr(objective, "static_dim", 0), getattr(self.dynamics, "static_dim", 0)
-        if apart[0] != apart[1]:
+        static_dim = getattr(objective, "static_dim", 0)
+        if static_dim != self.dynamics.static_dim:
             raise ValueError(
-                f"the objective's static_dim is {apart[0]} and that of "
-                f"{type(self.dynamics).__name__} is {apart[1]}: build the dynamics by "
-                "gjwm.models.dynamics.with_static, with the objective's."
+                f"the objective's static_dim is {static_dim} and that of "
+                f"{type(self.dynamics).__name__} is {self.dynamics.static_dim}: build the dynamics "
+                "by gjwm.models.dynamics.with_static, with the objective's."
             )
         z = self.encode(batch.o)  # (B, T+1, D)
         z_next = z[:, 1:]
@@ -257,12 +253,8 @@ class WorldModel(nn.Module):
             "origin": None if self.origin is None else asdict(self.origin),
             "extra": extra,
         }
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
-            torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(payload, partial)
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> WorldModel:
@@ -304,9 +296,7 @@ def load_payload(path: str | Path, device: torch.device | str = "cpu") -> dict[s
         )
     try:
         payload = torch.load(path, map_location=device, weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises many kinds for a damaged file; all mean the same to the reader
+    except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(
             f"{path} is not a readable gjwm checkpoint ({type(error).__name__}); train it again."
         ) from error

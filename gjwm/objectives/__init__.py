@@ -12,13 +12,10 @@ from gjwm.objectives.episodes import EpisodeObjective as EpisodeObjective
 from gjwm.objectives.episodes import make_objective as make_objective
 from gjwm.objectives.epps_pulley import EPPS_PULLEY_NULL_95 as EPPS_PULLEY_NULL_95
 from gjwm.objectives.epps_pulley import EPPS_PULLEY_NULL_MEAN as EPPS_PULLEY_NULL_MEAN
-from gjwm.objectives.epps_pulley import EPPS_PULLEY_NULL_VARIANCE as EPPS_PULLEY_NULL_VARIANCE
 from gjwm.objectives.epps_pulley import W0 as W0
 from gjwm.objectives.epps_pulley import epps_pulley as epps_pulley
 from gjwm.objectives.epps_pulley import epps_pulley_exact as epps_pulley_exact
-from gjwm.objectives.joint import JointGaussian as JointGaussian
-from gjwm.objectives.joint import joint_gaussian_nll as joint_gaussian_nll
-from gjwm.objectives.joint import predictive_information as predictive_information
+from gjwm.objectives.information import predictive_information as predictive_information
 from gjwm.objectives.moments import GaussianKL as GaussianKL
 from gjwm.objectives.moments import VICReg as VICReg
 from gjwm.objectives.objective import JointEmbeddingObjective as JointEmbeddingObjective
@@ -27,7 +24,6 @@ from gjwm.objectives.samples import SlicedEnergy as SlicedEnergy
 from gjwm.objectives.samples import SlicedWasserstein as SlicedWasserstein
 from gjwm.objectives.samples import bhep as bhep
 from gjwm.objectives.samples import energy_1d as energy_1d
-from gjwm.objectives.samples import energy_factor as energy_factor
 from gjwm.objectives.samples import random_directions as random_directions
 from gjwm.objectives.samples import wasserstein_1d as wasserstein_1d
 from gjwm.objectives.sigreg import SIGReg as SIGReg

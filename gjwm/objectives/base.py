@@ -8,19 +8,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gjwm.objectives import distributed
-from gjwm.objectives.target import GaussianTarget
+from gjwm.objectives.target import GaussianTarget, check_choice
 
-TIMES = ("cluster", "per_step", "pooled")
+ONE_EPISODE = (
+    "the cross-trajectory estimator needs windows of at least two episodes, got one episode."
+)
 
 
 class NonFiniteLatentsError(ValueError, FloatingPointError):
     """Latents with NaN or infinite entries, or so large that a discrepancy of them is."""
-
-
-def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise a ValueError that names the choices unless `value` is one of them."""
-    if value not in allowed:
-        raise ValueError(f"{owner}'s {name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
 class Discrepancy(nn.Module):
@@ -40,7 +36,7 @@ class Discrepancy(nn.Module):
     infinite values, latents whose discrepancy overflows, a mask that leaves nothing, and a
     dimension that is not the target's."""
 
-    times: tuple[str, ...] = TIMES
+    times: tuple[str, ...] = ("cluster", "per_step", "pooled")
 
     def __init__(
         self,
@@ -76,7 +72,7 @@ class Discrepancy(nn.Module):
                 independent.
             generator: draws random slices (on the generator's device), where there are any.
         """
-        z, mask = self._admit(z, mask, clusters)
+        z = self._admitted(z, mask, clusters)
         # Cosines of large arguments and sums over a batch lose their digits in half precision.
         with torch.autocast(z.device.type, enabled=False):
             z = z if z.dtype == torch.float64 else z.float()
@@ -91,9 +87,8 @@ class Discrepancy(nn.Module):
             )
         return value
 
-    def _admit(
-        self, z: Tensor, mask: Tensor | None, clusters: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _admitted(self, z: Tensor, mask: Tensor | None, clusters: Tensor | None) -> Tensor:
+        """z, checked, with 0 where the mask is false."""
         name, shape = type(self).__name__, tuple(z.shape)
         if z.dim() not in (2, 3):
             raise ValueError(f"{name} expected latents z (N, D) or (B, T, D), got shape {shape}.")
@@ -130,7 +125,7 @@ class Discrepancy(nn.Module):
                 f"{name} needs at least two samples to see a distribution, got {samples} in "
                 f"{where}."
             )
-        return z, mask
+        return z
 
     def _discrepancy(
         self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
@@ -149,8 +144,7 @@ class Discrepancy(nn.Module):
         if z.dim() == 3 and self.time == "per_step":
             laws = [z[:, t] if mask is None else z[mask[:, t], t] for t in range(z.shape[1])]
         else:
-            x = z.reshape(-1, z.shape[-1])
-            laws = [x if mask is None else x[mask.reshape(-1)]]
+            laws = [z.reshape(-1, z.shape[-1]) if mask is None else z[mask]]
         counts = torch.tensor([len(x) for x in laws], device=z.device)
         counts = (distributed.sum_(counts) if synchronize else counts).tolist()
         laws = [(x, n) for x, n in zip(laws, counts) if n >= 2]

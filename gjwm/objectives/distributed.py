@@ -47,28 +47,18 @@ def sum_with_gradient(x: Tensor) -> Tensor:
     return _Sum.apply(x)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        sizes = torch.zeros(dist.get_world_size(), dtype=torch.long, device=x.device)
-        sizes[dist.get_rank()] = len(x)
-        ctx.sizes = sizes = sum_(sizes).tolist()
-        padded = x.new_zeros(max(sizes), *x.shape[1:])
-        padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return sum_(grad.clone()).split(ctx.sizes)[dist.get_rank()]
-
-
 def gather(x: Tensor) -> Tensor:
     """Rows of all processes in order of rank: (n_r, ...) -> (sum n_r, ...), with gradient. Only n_r
     may differ.
     """
-    return _Gather.apply(x)
+    sizes = torch.zeros(dist.get_world_size(), dtype=torch.long, device=x.device)
+    sizes[dist.get_rank()] = len(x)
+    sizes = sum_(sizes).tolist()
+    # Each row comes from one process, and is 0 on the others: their sum is all rows.
+    rows = x.new_zeros(sum(sizes), *x.shape[1:])
+    first = sum(sizes[: dist.get_rank()])
+    rows[first : first + len(x)] = x
+    return sum_with_gradient(rows)
 
 
 def broadcast(x: Tensor) -> Tensor:

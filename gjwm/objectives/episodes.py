@@ -8,11 +8,9 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.objectives.base import check_choice
 from gjwm.objectives.losses import weighted_sum
 from gjwm.objectives.objective import JointEmbeddingObjective, judge
-
-LAWS = ("marginal", "within")
+from gjwm.objectives.target import check_choice
 
 
 class EpisodeObjective(nn.Module):
@@ -27,15 +25,11 @@ class EpisodeObjective(nn.Module):
         objective: of the moving latents.
         law: what its D is applied to. "marginal": the encoded latents. "within": contrasts
             (z_i - z_j) / sqrt(2) of windows i, j of one episode, which are N(0, I) when the latents
-            of each episode are. Latents may still carry what is constant, as a shift of each
-            episode's mean or in the shape of its cloud.
+            of each episode are.
         static_dim: S, the last S latents are for what is constant within an episode. Their matched
             pairs are the two windows, whatever their steps, and a copy of D makes their law
-            Gaussian: a joint embedding of their own, which asks for what is constant with a
-            precision that contrasts do not ask for. The dynamics must keep as many, see
-            `gjwm.models.dynamics.with_static`. Take it several times the number of constant
-            factors: functions of them that are not one to one are as Gaussian as others, and
-            together they tell more.
+            Gaussian. The dynamics must keep as many, see `gjwm.models.dynamics.with_static`. Take
+            it several times the number of constant factors.
         static_weight: weight of the static latents' alignment.
     """
 
@@ -48,7 +42,7 @@ class EpisodeObjective(nn.Module):
         static_weight: float = 4.0,
     ):
         super().__init__()
-        check_choice("EpisodeObjective", "law", law, LAWS)
+        check_choice("EpisodeObjective", "law", law, ("marginal", "within"))
         if not (isinstance(static_dim, int) and static_dim >= 0 and 0 <= static_weight < math.inf):
             raise ValueError(
                 "EpisodeObjective expects a whole static_dim >= 0 and static_weight >= 0, got "
@@ -69,11 +63,10 @@ class EpisodeObjective(nn.Module):
     @property
     def weights(self) -> dict[str, float]:
         """How much each of the losses counts."""
-        static = {
-            "static_alignment": self.static_weight,
-            "static_discrepancy": self.objective.lam,
-        }
-        return self.objective.weights | (static if self.static_dim else {})
+        if not self.static_dim:
+            return self.objective.weights
+        static = {"static_alignment": self.static_weight, "static_discrepancy": self.objective.lam}
+        return self.objective.weights | static
 
     def forward(
         self,
@@ -95,26 +88,20 @@ class EpisodeObjective(nn.Module):
             ValueError: also for batches without two windows of one episode, and when no latents
                 are left to move.
         """
-        moving = slice(z.shape[-1] - self.static_dim)
-        static = slice(z.shape[-1] - self.static_dim, None)
-        if self.static_dim >= z.shape[-1]:
+        moves = z.shape[-1] - self.static_dim
+        moving, static = slice(moves), slice(moves, None)
+        if moves <= 0:
             raise ValueError(
                 f"static_dim={self.static_dim} leaves none of {z.shape[-1]} latents to move; make "
                 f"it smaller."
             )
         contrasts, pair_mask, pair_ids = within_episodes(z, clusters, mask)
-        law, counts, ids = z, mask, clusters
+        samples = dict(z=z[..., moving], mask=mask, clusters=clusters)
         if self.law == "within":
-            law, counts, ids = contrasts, pair_mask, pair_ids
+            samples = dict(z=contrasts[..., moving], mask=pair_mask, clusters=pair_ids)
         losses = self.objective.combine(
             self.objective.alignment(z_hat[..., moving], z_next[..., moving], mask),
-            judge(
-                self.objective.discrepancy,
-                law[..., moving],
-                mask=counts,
-                clusters=ids,
-                generator=generator,
-            ),
+            judge(self.objective.discrepancy, **samples, generator=generator),
         )
         if not self.static_dim:
             return losses
@@ -126,18 +113,15 @@ class EpisodeObjective(nn.Module):
             )
         # |z_i - z_j|^2, as contrasts are divided by sqrt(2)
         losses["static_alignment"] = 2 * apart.square().mean()
+        samples = dict(z=z[..., static], mask=mask, clusters=clusters)
         losses["static_discrepancy"] = judge(
-            self.static_discrepancy,
-            z[..., static],
-            mask=mask,
-            clusters=clusters,
-            generator=generator,
+            self.static_discrepancy, **samples, generator=generator
         )
         return losses | {"loss": weighted_sum(losses, self.weights)}
 
 
 def make_objective(
-    discrepancy: nn.Module | None = None,
+    discrepancy: nn.Module,
     lam: float = 5.0,
     *,
     detach_target: bool = False,
@@ -145,7 +129,17 @@ def make_objective(
     static_dim: int = 0,
     static_weight: float = 4.0,
 ) -> JointEmbeddingObjective | EpisodeObjective:
-    """The objective of these settings; see the two classes."""
+    """The objective of these settings; see the two classes.
+
+    Raises:
+        ValueError: for a discrepancy that is no module, such as what a factory without a return
+            makes.
+    """
+    if not isinstance(discrepancy, nn.Module):
+        raise ValueError(
+            "a discrepancy is a module of latents such as SIGReg(), and its factory returned "
+            f"{discrepancy!r}; NoRegularizer is none at all."
+        )
     objective = JointEmbeddingObjective(discrepancy, lam, detach_target=detach_target)
     around = EpisodeObjective(
         objective, law=law, static_dim=static_dim, static_weight=static_weight

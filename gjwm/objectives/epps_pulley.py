@@ -12,14 +12,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from gjwm.objectives.projections import PerSlice, Quadrature
+from gjwm.objectives.projections import Quadrature, epps_pulley_per_slice
 
 W0 = math.sqrt(2 * math.pi)  # integral of the weight exp(-t^2/2)
 
-# Under H0 (N independent standard normals) N * T has this mean, this variance and this 95% point; T
-# is never 0 on a finite sample.
+# Under H0 (N independent standard normals) N * T has this mean and this 95% point.
 EPPS_PULLEY_NULL_MEAN = W0 * (1 - 1 / math.sqrt(3))
-EPPS_PULLEY_NULL_VARIANCE = 4 * math.pi * (5**-0.5 - 2**-0.5 + 1 / 3)
 EPPS_PULLEY_NULL_95 = 2.94
 
 
@@ -51,7 +49,7 @@ def epps_pulley(
     x = _checked(x, 1 + unbiased)
     flat = rearrange(x, "... n s -> n (... s)")
     with torch.autocast(x.device.type, enabled=False):
-        return PerSlice.apply(flat, quadrature, unbiased).reshape(*x.shape[:-2], x.shape[-1])
+        return epps_pulley_per_slice(flat, quadrature, unbiased).reshape(*x.shape[:-2], x.shape[-1])
 
 
 def _checked(x: Tensor, least: int) -> Tensor:

@@ -31,14 +31,12 @@ def _plan(knots: int) -> tuple[int, int]:
     the fewest arrays.
     """
     last = knots - 1
-    return min(
-        ((m, max(0, math.ceil((last - m) / (2 * m + 1)))) for m in range(last + 1)),
-        key=lambda mg: (sum(mg), mg[0]),
-    )
+    plans = ((m, max(0, math.ceil((last - m) / (2 * m + 1)))) for m in range(last + 1))
+    return min(plans, key=lambda mg: (sum(mg), mg[0]))
 
 
 @cache
-def _expansion(knots: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _expansion(knots: int, dtype: torch.dtype, device: torch.device) -> Pair:
     """cos(k theta) and sin(k theta) as bilinear forms of giants and babies: two (K, (2g+1)(2m+1))
     matrices.
     """
@@ -60,9 +58,10 @@ def _expansion(knots: int, dtype: torch.dtype, device: torch.device) -> tuple[Te
     return cos.flatten(1), sin.flatten(1)
 
 
-def _multiply(
-    x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+Pair = tuple[Tensor, Tensor]  # a cosine and a sine
+
+
+def _multiply(x: Pair, y: Pair, out: Pair) -> Pair:
     """(cos, sin) of the sum of two angles, into preallocated arrays."""
     torch.mul(x[0], y[0], out=out[0]).addcmul_(x[1], y[1], value=-1)
     torch.mul(x[1], y[0], out=out[1]).addcmul_(x[0], y[1])
@@ -70,12 +69,7 @@ def _multiply(
 
 
 class Factored:
-    """Giant and baby steps of angles theta (..., N) or, with `rows`, (L, M); buffers are reused
-    from call to call.
-
-    Args:
-        knots: K.
-    """
+    """Giant and baby steps of angles for K knots; buffers are reused from call to call."""
 
     def __init__(self, knots: int):
         self.knots = knots
@@ -90,9 +84,7 @@ class Factored:
         return buffer[:size].view(shape)
 
     def _fill(self, theta: Tensor, giants: list[Tensor], babies: list[Tensor]) -> None:
-        """Write 1, cos, sin, .. of all steps; `giants` and `babies` are views of the shape of
-        theta.
-        """
+        """Write 1, cos, sin, .. of all steps into views of the shape of theta."""
         giants[0].fill_(1)
         babies[0].fill_(1)
         if not self.baby:
@@ -105,17 +97,15 @@ class Factored:
                 return
             # 2m + 1 = m + m + 1; the last giant's place is free until the end and holds the product
             # in between.
-            spare = (
-                (giants[-2], giants[-1])
-                if self.giant > 1
-                else (torch.empty_like(theta), torch.empty_like(theta))
-            )
+            spare = (giants[-2], giants[-1])
+            if self.giant == 1:
+                spare = (torch.empty_like(theta), torch.empty_like(theta))
             first = _multiply(_multiply(power, power, spare), one, (giants[1], giants[2]))
         power = first
         for a in range(2, self.giant + 1):
             power = _multiply(power, first, (giants[2 * a - 1], giants[2 * a]))
 
-    def columns(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def columns(self, theta: Tensor) -> Pair:
         """Sums over the last axis of theta (S, N): cosines and sines (K, S)."""
         slices, n = theta.shape
         rows, cols = 2 * self.giant + 1, 2 * self.baby + 1
@@ -137,7 +127,7 @@ class Factored:
         mixed = torch.bmm(weight.transpose(1, 2), self._u, out=self._buffer("r", self._v.shape, a))
         return mixed.mul_(self._v).sum(1)
 
-    def rows(self, theta: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rows(self, theta: Tensor, mask: Tensor | None = None) -> Pair:
         """Sums over the first axis of theta (L, M), counting only where mask (L, M) is not 0: (K,
         M) each.
         """
@@ -163,9 +153,7 @@ class Factored:
         return cos @ products, sin @ products
 
     def rows_series(self, a: Tensor, b: Tensor) -> Tensor:
-        """The series of `columns_series` at the angles of `rows`: coefficients (K, M) -> (L, M), 0
-        where masked.
-        """
+        """The series at the angles of `rows`: coefficients (K, M) -> (L, M), 0 where masked."""
         rows, length, width = self._u.shape
         cols = self._v.shape[0]
         cos, sin = _expansion(self.knots, a.dtype, a.device)
@@ -191,7 +179,7 @@ def _block(length: int) -> int:
     )
 
 
-def _sums(theta: Tensor, mask: Tensor | None, knots: int, block: int) -> tuple[Tensor, Tensor]:
+def _sums(theta: Tensor, mask: Tensor | None, knots: int, block: int) -> Pair:
     def total(x: Tensor) -> Tensor:
         return x.sum(0) if block == len(x) else x.unflatten(0, (-1, block)).sum(1).sum(0)
 
@@ -227,22 +215,14 @@ def _compiled(device: str):
 
 
 class Compiled:
-    """The same sums and series as `Factored`, from two compiled kernels. Angles are (L, M) for both
-    uses.
+    """The same sums and series as `Factored`, from two compiled kernels, with angles (L, M) for
+    both uses: summed over the first axis.
     """
 
     def __init__(self, knots: int):
         self.knots = knots
 
-    def columns(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Factored.columns`, with theta (N, S)."""
-        return self.rows(theta)
-
-    def columns_series(self, a: Tensor, b: Tensor) -> Tensor:
-        """See `Factored.columns_series`; returns (N, S)."""
-        return self.rows_series(a, b)
-
-    def rows(self, theta: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rows(self, theta: Tensor, mask: Tensor | None = None) -> Pair:
         """See `Factored.rows`."""
         self._theta, self._mask = theta, mask
         return _compiled(theta.device.type)[0](theta, mask, self.knots, _block(len(theta)))
@@ -250,3 +230,5 @@ class Compiled:
     def rows_series(self, a: Tensor, b: Tensor) -> Tensor:
         """See `Factored.rows_series`."""
         return _compiled(a.device.type)[1](self._theta, self._mask, a, b)
+
+    columns, columns_series = rows, rows_series

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from gjwm.objectives import distributed
-from gjwm.objectives.base import Discrepancy, check_choice
+from gjwm.objectives.base import Discrepancy
 
 
 def moments(x: Tensor, n: int, *, synchronize: bool = False) -> tuple[Tensor, Tensor]:
@@ -94,13 +94,11 @@ class VICReg(_Moments):
     """Variance and covariance terms of VICReg (Bardes et al., 2022): the first two moments only, no
     mean, no shape.
 
-    D = std_weight * mean_j max(0, margin - sqrt(S_jj + 1e-4)) + cov_weight * (1/D) sum_{i != j}
-    S_ij^2, S the covariance
-    of all samples. The default ratio 25 : 1 is the paper's.
+    D = std_weight * mean_j max(0, 1 - sqrt(S_jj + 1e-4)) + cov_weight * (1/D) sum_{i != j} S_ij^2,
+    S the covariance of all samples. The default ratio 25 : 1 is the paper's.
 
     Args:
-        std_weight, cov_weight, std_margin: see the formula.
-        cov_norm: "d" as in the formula, or "pairs" to divide by D (D - 1) instead (PLDM, eb_jepa).
+        std_weight, cov_weight: see the formula.
         time: "pooled" or "per_step".
         **common: target and distributed of `Discrepancy`.
     """
@@ -110,20 +108,15 @@ class VICReg(_Moments):
         *,
         std_weight: float = 1.0,
         cov_weight: float = 0.04,
-        std_margin: float = 1.0,
-        cov_norm: str = "d",
         time: str = "pooled",
         **common: Any,
     ):
         super().__init__(time=time, **common)
-        check_choice("VICReg", "cov_norm", cov_norm, ("d", "pairs"))
         self.std_weight, self.cov_weight = std_weight, cov_weight
-        self.std_margin, self.cov_norm = std_margin, cov_norm
 
     def _of_moments(self, n: int, mean: Tensor, scatter: Tensor) -> Tensor:
         covariance, d = scatter / (n - 1), len(mean)
         variance = covariance.diagonal()
-        std = (self.std_margin - (variance + 1e-4).sqrt()).clamp(min=0).mean()
-        count = d if self.cov_norm == "d" else max(d * (d - 1), 1)
-        off_diagonal = (covariance.square().sum() - variance.square().sum()) / count
+        std = (1.0 - (variance + 1e-4).sqrt()).clamp(min=0).mean()
+        off_diagonal = (covariance.square().sum() - variance.square().sum()) / d
         return self.std_weight * std + self.cov_weight * off_diagonal

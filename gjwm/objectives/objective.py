@@ -8,13 +8,11 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor, nn
 
-from gjwm.objectives import distributed
-from gjwm.objectives.base import NonFiniteLatentsError, check_choice
-from gjwm.objectives.joint import predictive_information
+from gjwm.objectives.base import NonFiniteLatentsError
+from gjwm.objectives.information import predictive_information
 from gjwm.objectives.losses import weighted_sum
 from gjwm.objectives.sigreg import SIGReg
-
-ALIGNMENTS = ("mse", "joint")
+from gjwm.objectives.target import check_choice
 
 
 class JointEmbeddingObjective(nn.Module):
@@ -34,10 +32,9 @@ class JointEmbeddingObjective(nn.Module):
             what prevents collapse.
         align: "mse" |z_hat - z_next|^2; or "joint", minus the predictive information
             per dimension, which is the joint-Gaussian likelihood once D fixes the marginals
-            (`gjwm.objectives.joint`): it weighs every direction by how well it can be predicted,
+            (`gjwm.objectives.information`): it weighs directions by how predictable they are,
             and cannot be lowered by shrinking the latents. It needs more samples than dimensions.
         alignment_weight: weight of the alignment (LeJEPA's 1 - lam).
-        ridge: of "joint", see `predictive_information`.
     """
 
     def __init__(
@@ -48,18 +45,17 @@ class JointEmbeddingObjective(nn.Module):
         detach_target: bool = False,
         align: str = "mse",
         alignment_weight: float = 1.0,
-        ridge: float = 1e-3,
     ):
         super().__init__()
-        if lam < 0 or alignment_weight < 0:
-            raise ValueError(
-                f"lam weighs a discrepancy and must be >= 0, and so must alignment_weight; got "
-                f"{lam} and {alignment_weight}."
-            )
-        check_choice("JointEmbeddingObjective", "align", align, ALIGNMENTS)
+        for name, weight in (("lam", lam), ("alignment_weight", alignment_weight)):
+            if not isinstance(weight, int | float) or not weight >= 0:
+                raise ValueError(
+                    f"JointEmbeddingObjective expects a number {name} >= 0, got {weight!r}."
+                )
+        check_choice("JointEmbeddingObjective", "align", align, ("mse", "joint"))
         self.discrepancy, self.lam = SIGReg() if discrepancy is None else discrepancy, lam
         self.detach_target, self.align = detach_target, align
-        self.ridge, self.alignment_weight = ridge, alignment_weight
+        self.alignment_weight = alignment_weight
 
     @property
     def weights(self) -> dict[str, float]:
@@ -150,26 +146,15 @@ class JointEmbeddingObjective(nn.Module):
         if counts is not None:
             keep = counts.expand(z_hat.shape[:-1])
             z_hat, target = z_hat[keep], target[keep]
-        d = z_hat.shape[-1]
+        z_hat, target = z_hat.flatten(0, -2), target.flatten(0, -2)
+        synchronize = getattr(self.discrepancy, "synchronize", False)
         with torch.autocast(z_hat.device.type, enabled=False):
-            information = predictive_information(
-                z_hat.reshape(-1, d),
-                target.reshape(-1, d),
-                ridge=self.ridge,
-                synchronize=getattr(self.discrepancy, "distributed", False)
-                and distributed.world_size() > 1,
-            )
-        return -(information / d).to(z_hat.dtype)
+            information = predictive_information(z_hat, target, synchronize=synchronize)
+        return -(information / z_hat.shape[-1]).to(z_hat.dtype)
 
     def views(self, z: Tensor, *, generator: Generator | None = None) -> dict[str, Tensor]:
-        """Losses of augmentations of the same observations, without a predictor (LeJEPA).
-
-        The alignment is the mean squared distance of views to their mean. A discrepancy with
-        time="cluster" never pairs two views of one observation; with "per_step" every view has a
-        law of its own.
-
-        Args:
-            z: (N, V, D), V >= 2 encoded views of each of N observations.
+        """Losses of V >= 2 encoded views of each of N observations, z (N, V, D), without a
+        predictor (LeJEPA): the alignment is the mean squared distance of views to their mean.
         """
         if z.dim() != 3 or z.shape[1] < 2:
             raise ValueError(

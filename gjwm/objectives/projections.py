@@ -1,9 +1,9 @@
 """The Epps-Pulley statistic of many projections, with its gradient, masks, clusters and processes.
 
-Because T is known the moment its characteristic function is, and its gradient with it, every
-function here computes both in the forward pass, one cache-sized chunk of slices after the other:
-nothing of size N * S * knots, nor (for `sliced_epps_pulley`) N * S, is kept. The sums of sines and
-cosines come from `gjwm.objectives.harmonics`."""
+T is known the moment its characteristic function is, and its gradient with it. So both are computed
+in the forward pass, one cache-sized chunk of slices after the other: nothing of size N * S * knots,
+nor (for `sliced_epps_pulley`) N * S, is kept. The sums of sines and cosines come from
+`gjwm.objectives.harmonics`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gjwm.objectives import distributed
+from gjwm.objectives.base import ONE_EPISODE
 from gjwm.objectives.harmonics import Compiled, Factored
 
 # Angles per chunk and thread: on a CPU the dozen arrays of a chunk should stay in the cores'
@@ -57,6 +59,34 @@ class Quadrature:
         return weight * phi, phi, k
 
 
+class _Known(torch.autograd.Function):
+    """A value whose gradient by z was computed beside it: (z, value, gradient) -> value."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None, None
+
+
+def _attached(z: Tensor, value: Tensor, gradient: Tensor | None) -> Tensor:
+    return value if gradient is None else _Known.apply(z, value, gradient)
+
+
+def _gradient_of(z: Tensor) -> Tensor | None:
+    """Zeros to add z's gradient up in, or None where nobody asks for it."""
+    if not (z.requires_grad and torch.is_grad_enabled()):
+        return None
+    if z.dim() == 2:
+        return torch.zeros_like(z)
+    return z.new_zeros(z.transpose(0, 1).shape).transpose(0, 1)  # time first in memory
+
+
 def sliced_epps_pulley(
     z: Tensor,
     directions: Tensor,
@@ -67,7 +97,7 @@ def sliced_epps_pulley(
     compiled: bool = False,
     synchronize: bool = False,
 ) -> Tensor:
-    """Mean of T over the projections z @ directions -> scalar.
+    """Mean of T over the projections z @ directions -> scalar, with first derivatives only.
 
     Args:
         z: (N, D) independent samples, or (B, T, D) with `clusters`.
@@ -78,12 +108,18 @@ def sliced_epps_pulley(
         synchronize: take the samples of all processes together. The gradient is then multiplied by
             their number, so that the mean over processes which DistributedDataParallel takes of
             parameter gradients is the gradient of the joint loss.
-
-    First derivatives only: the gradient is computed beside the value, so there is no graph to
-    differentiate again."""
-    if clusters is None:
-        return _SlicedSamples.apply(z, directions, quadrature, unbiased, compiled, synchronize)
-    return _SlicedClusters.apply(z, directions, quadrature, clusters, compiled, synchronize)
+    """
+    gradient = _gradient_of(z)
+    with torch.no_grad():
+        kernel = (Compiled if compiled else Factored)(quadrature.knots)
+        slices = directions.T.contiguous()
+        if clusters is None:
+            total = _add_samples(z, slices, gradient, kernel, quadrature, unbiased, synchronize)
+        else:
+            total = _add_clusters(z, slices, gradient, kernel, quadrature, clusters, synchronize)
+        if gradient is not None and synchronize:
+            gradient = gradient * distributed.world_size()
+    return _attached(z, total / len(slices), gradient)
 
 
 def _samples_statistic(
@@ -162,18 +198,13 @@ class Clusters:
     ) -> Clusters:
         """Of z (B, T, D); rows that share an id of `clusters` (B,) are one cluster."""
         rows, length = z.shape[:2]
-        if mask is None:
-            counts = torch.full((rows,), length, device=z.device)
-        else:
-            counts = mask.sum(1)
+        counts = torch.full((rows,), length, device=z.device) if mask is None else mask.sum(1)
         index, number = None, rows
         if clusters is not None:
             ids = distributed.gather(clusters) if synchronize else clusters
-            unique, index = ids.unique(return_inverse=True)
+            unique = ids.unique()
             number = len(unique)
-            if number == len(ids):
-                index = None  # every row has a cluster of its own
-            else:
+            if number < len(ids):  # else every row has a cluster of its own
                 index = torch.searchsorted(unique, clusters)
                 counts = counts.new_zeros(number).index_add_(0, index, counts)
         if synchronize and index is not None:
@@ -183,10 +214,7 @@ class Clusters:
             sums = distributed.sum_(sums)
         samples, same, independent = sums.tolist()
         if independent < 2:
-            raise ValueError(
-                "the cross-trajectory estimator needs windows of at least two episodes, got one "
-                "episode."
-            )
+            raise ValueError(ONE_EPISODE)
         return cls(mask, index, number, samples, same, independent)
 
 
@@ -202,118 +230,75 @@ def _chunks(total: int, width: int, like: Tensor, compiled: bool) -> Iterator[sl
         yield slice(start, min(start + step, total))
 
 
-class _SlicedSamples(torch.autograd.Function):
-    """Mean over slices of T for independent samples z (N, D)."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        z: Tensor,
-        directions: Tensor,
-        q: Quadrature,
-        unbiased: bool,
-        compiled: bool,
-        synchronize: bool,
-    ):
-        needed = ctx.needs_input_grad[0]
-        n, slices = z.shape[0], directions.shape[1]
-        count = distributed.count(n, z.device) if synchronize else n
-        total, gradient = z.new_zeros(()), torch.zeros_like(z) if needed else None
-        kernel = (Compiled if compiled else Factored)(q.knots)
-        rows = directions.T.contiguous()
-        for part in _chunks(slices, n, z, compiled):
-            a = rows[part]
-            theta = (z @ a.T if compiled else a @ z.T).mul_(q.dt)
-            cos, sin = kernel.columns(theta)
-            if synchronize:
-                cos, sin = distributed.sum_(torch.stack([cos, sin]))
-            statistic, to_cos, to_sin = _samples_statistic(cos, sin, count, q, unbiased)
-            total += statistic.sum()
-            if needed:
-                slope = kernel.columns_series(to_cos, to_sin)
-                gradient.addmm_(slope if compiled else slope.T, a, alpha=q.dt / slices)
-        if needed:
-            ctx.save_for_backward(gradient * distributed.world_size() if synchronize else gradient)
-        return total / slices
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None, None, None, None
+def _add_samples(
+    z: Tensor,
+    slices: Tensor,
+    gradient: Tensor | None,
+    kernel: Factored | Compiled,
+    q: Quadrature,
+    unbiased: bool,
+    synchronize: bool,
+) -> Tensor:
+    """The sum over slices (S, D) of T for samples z (N, D); adds to the mean's gradient (N, D)."""
+    compiled = isinstance(kernel, Compiled)
+    count = distributed.count(len(z), z.device) if synchronize else len(z)
+    total = z.new_zeros(())
+    for part in _chunks(len(slices), len(z), z, compiled):
+        a = slices[part]
+        theta = (z @ a.T if compiled else a @ z.T).mul_(q.dt)
+        cos, sin = kernel.columns(theta)
+        if synchronize:
+            cos, sin = distributed.sum_(torch.stack([cos, sin]))
+        statistic, to_cos, to_sin = _samples_statistic(cos, sin, count, q, unbiased)
+        total += statistic.sum()
+        if gradient is not None:
+            slope = kernel.columns_series(to_cos, to_sin)
+            gradient.addmm_(slope if compiled else slope.T, a, alpha=q.dt / len(slices))
+    return total
 
 
-class _SlicedClusters(torch.autograd.Function):
-    """Mean over slices of the cross-cluster T for trajectories z (B, T, D)."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        z: Tensor,
-        directions: Tensor,
-        q: Quadrature,
-        layout: Clusters,
-        compiled: bool,
-        synchronize: bool,
-    ):
-        needed = ctx.needs_input_grad[0]
-        batch, length, dim = z.shape
-        slices = directions.shape[1]
-        # time first: sums over time then run along memory
-        steps = z.transpose(0, 1).reshape(length * batch, dim)
-        mask = None if layout.mask is None else layout.mask.T.unsqueeze(-1).to(z.dtype)  # (T, B, 1)
-        total, gradient = z.new_zeros(()), torch.zeros_like(steps) if needed else None
-        kernel = (Compiled if compiled else Factored)(q.knots)
-        rows = directions.T.contiguous()
-        # Compiled kernels still return sums and take coefficients per row and knot: as many numbers
-        # again, unless T >> knots.
-        for part in _chunks(slices, length * batch * (4 if compiled else 1), z, compiled):
-            a = rows[part]
-            width = len(a)
-            theta = (steps @ a.T).mul_(q.dt).view(length, batch * width)
-            wide = (
-                None if mask is None else mask.expand(-1, -1, width).reshape(length, batch * width)
-            )
-            cos, sin = (x.view(-1, batch, width) for x in kernel.rows(theta, wide))
-            statistic, to_cos, to_sin = _clusters_statistic(cos, sin, layout, q, synchronize)
-            total += statistic.sum()
-            if needed:
-                slope = kernel.rows_series(to_cos.flatten(1), to_sin.flatten(1))
-                gradient.addmm_(slope.view(length * batch, width), a, alpha=q.dt / slices)
-        if needed:
-            gradient = gradient.view(length, batch, dim).transpose(0, 1)
-            ctx.save_for_backward(gradient * distributed.world_size() if synchronize else gradient)
-        return total / slices
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None, None, None, None
+def _add_clusters(
+    z: Tensor,
+    slices: Tensor,
+    gradient: Tensor | None,
+    kernel: Factored | Compiled,
+    q: Quadrature,
+    layout: Clusters,
+    synchronize: bool,
+) -> Tensor:
+    """The sum over slices (S, D) of the cross-cluster T for trajectories z (B, T, D); adds to the
+    mean's gradient (B, T, D).
+    """
+    batch, length, _ = z.shape
+    compiled = isinstance(kernel, Compiled)
+    # time first: sums over time then run along memory
+    steps = rearrange(z, "b t d -> (t b) d")
+    mask = None if layout.mask is None else rearrange(layout.mask, "b t -> t b 1").to(z.dtype)
+    total = z.new_zeros(())
+    slopes = None if gradient is None else gradient.transpose(0, 1).flatten(0, 1)  # a view
+    # Compiled kernels still return sums and take coefficients per row and knot: as many numbers
+    # again, unless T >> knots.
+    for part in _chunks(len(slices), len(steps) * (4 if compiled else 1), z, compiled):
+        a = slices[part]
+        theta = (steps @ a.T).mul_(q.dt).view(length, batch * len(a))
+        wide = None if mask is None else mask.expand(-1, -1, len(a)).reshape(theta.shape)
+        cos, sin = (x.view(-1, batch, len(a)) for x in kernel.rows(theta, wide))
+        statistic, to_cos, to_sin = _clusters_statistic(cos, sin, layout, q, synchronize)
+        total += statistic.sum()
+        if slopes is not None:
+            slope = kernel.rows_series(to_cos.flatten(1), to_sin.flatten(1))
+            slopes.addmm_(slope.view(len(steps), len(a)), a, alpha=q.dt / len(slices))
+    return total
 
 
-class PerSlice(torch.autograd.Function):
+def epps_pulley_per_slice(x: Tensor, q: Quadrature, unbiased: bool) -> Tensor:
     """T of every slice of x (N, S) -> (S,)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, q: Quadrature, unbiased: bool):
-        n, slices = x.shape
-        result, gradient = (
-            x.new_empty(slices),
-            torch.empty_like(x) if ctx.needs_input_grad[0] else None,
-        )
-        kernel = Factored(q.knots)
-        for part in _chunks(slices, n, x, False):
+    result, gradient = x.new_empty(x.shape[1]), _gradient_of(x)
+    kernel = Factored(q.knots)
+    with torch.no_grad():
+        for part in _chunks(x.shape[1], len(x), x, False):
             cos, sin = kernel.columns((x[:, part].T * q.dt).contiguous())
-            result[part], to_cos, to_sin = _samples_statistic(cos, sin, n, q, unbiased)
+            result[part], to_cos, to_sin = _samples_statistic(cos, sin, len(x), q, unbiased)
             if gradient is not None:
                 gradient[:, part] = kernel.columns_series(to_cos, to_sin).T.mul_(q.dt)
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None
+    return _attached(x, result, gradient)

@@ -6,47 +6,38 @@ pulling on far outliers and on a collapsed batch."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Generator, Tensor
 
 from gjwm._core import draws
 from gjwm.objectives import distributed
-from gjwm.objectives.base import Discrepancy, check_choice
+from gjwm.objectives.base import ONE_EPISODE, Discrepancy
+from gjwm.objectives.target import check_choice
 
-SLICES = ("gaussian", "orthogonal")
 
-
-def random_directions(
-    dim: int, count: int, generator: Generator | None, *, like: Tensor, slices: str = "gaussian"
-) -> Tensor:
+def random_directions(dim: int, count: int, generator: Generator | None, *, like: Tensor) -> Tensor:
     """`count` directions, each uniform on the unit sphere of R^dim, as the columns of a (dim,
-    count) matrix.
-
-    Args:
-        generator: drawn on its own device, then moved to that of `like`.
-        slices: "gaussian": independent; "orthogonal": in blocks of `dim` mutually orthogonal ones,
-            which cover all of space evenly and so vary less from draw to draw.
+    count) matrix, drawn on the generator's device and moved to that of `like`.
     """
-    if slices == "gaussian":
-        directions = draws.normal((dim, count), generator, device=like.device, dtype=like.dtype)
-        return directions / directions.norm(dim=0, keepdim=True)
-    blocks = -(-count // dim)
-    q, r = torch.linalg.qr(
-        draws.normal((blocks, dim, dim), generator, device=like.device, dtype=like.dtype)
-    )
-    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # without the signs Q is not uniform
-    return rearrange(q, "blocks dim n -> dim (blocks n)")[:, :count]
+    directions = draws.normal((dim, count), generator, device=like.device, dtype=like.dtype)
+    return directions / directions.norm(dim=0, keepdim=True)
+
+
+def check_slices(name: str, num_slices: int) -> None:
+    """Raise where there is nothing to project on."""
+    if num_slices < 1:
+        raise ValueError(f"{name} needs at least one slice, got num_slices={num_slices}.")
 
 
 class SampleDiscrepancy(Discrepancy):
     """A discrepancy of plain samples x (n, D), with pairs of one group left out where groups are
     given.
 
-    Samples of other processes are gathered. Subclasses define `_statistic`.
+    Samples of other processes are gathered. Subclasses define `_statistic(x, group, draw)`, whose
+    `draw` is what `_draw` returns, the same for all laws.
     """
 
     def _discrepancy(
@@ -75,39 +66,28 @@ def _grouped(z: Tensor, mask: Tensor | None, clusters: Tensor | None) -> tuple[T
     if clusters is not None:
         group = clusters.unique(return_inverse=True)[1]
     if z.dim() == 3:
-        group = repeat(group, "b -> (b t)", t=z.shape[1])
-    x = z.reshape(-1, z.shape[-1])
-    if mask is not None:
-        keep = mask.reshape(-1)
-        x, group = x[keep], group[keep]
+        group = repeat(group, "b -> b t", t=z.shape[1])
+    x, group = (y.flatten(0, -2) if mask is None else y[mask] for y in (z, group[..., None]))
+    group = group[:, 0]
     if (group == group[0]).all():
-        raise ValueError(
-            "the cross-trajectory estimator needs windows of at least two episodes, got one "
-            "episode."
-        )
+        raise ValueError(ONE_EPISODE)
     return x, group
 
 
-def wasserstein_1d(x: Tensor, *, form: str = "exact") -> Tensor:
+def wasserstein_1d(x: Tensor) -> Tensor:
     """Squared 2-Wasserstein distance of samples x (N, S) to N(0, 1), per slice -> (S,).
 
-    "exact" is the semi-discrete distance mean x^2 - 2 sum_i x_(i) c_i + 1, where c_i is the
-    integral of the Gaussian quantile over the i-th of N equal shares of probability. "midpoint"
-    compares x_(i) with the quantile at (i - 1/2) / N and is 0 on that grid.
+    The semi-discrete distance mean x^2 - 2 sum_i x_(i) c_i + 1, where c_i is the integral of the
+    Gaussian quantile over the i-th of N equal shares of probability.
 
-    >>> samples = torch.tensor([[-0.6745], [0.6745]])  # quartiles of N(0, 1)
-    >>> wasserstein_1d(samples, form="midpoint").abs().item() < 1e-8
-    True
+    >>> round(wasserstein_1d(torch.tensor([[-1.0], [1.0]])).item(), 4)
+    0.4042
     """
     n = x.shape[0]
-    ordered = x.sort(0).values
-    if form == "midpoint":
-        share = (torch.arange(n, dtype=torch.float64, device=x.device) + 0.5) / n
-        return (ordered - torch.special.ndtri(share).to(x.dtype)[:, None]).square().mean(0)
     edges = torch.special.ndtri(torch.arange(n + 1, dtype=torch.float64, device=x.device) / n)
     density = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)  # 0 at the infinite ends
     c = (density[:-1] - density[1:]).to(x.dtype)
-    return x.square().mean(0) - 2 * (ordered * c[:, None]).sum(0) + 1
+    return x.square().mean(0) - 2 * (x.sort(0).values * c[:, None]).sum(0) + 1
 
 
 def energy_1d(x: Tensor, group: Tensor | None = None, *, unbiased: bool = False) -> Tensor:
@@ -139,27 +119,14 @@ def energy_1d(x: Tensor, group: Tensor | None = None, *, unbiased: bool = False)
     return 2 * cross.mean(0) - pairs / number - 2 / math.sqrt(math.pi)
 
 
-def energy_factor(dim: int) -> float:
-    """Energy distance in R^dim = this factor times the mean of one-dimensional ones over all
-    directions.
-    """
-    return math.sqrt(math.pi) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
-
-
 class _Sliced(SampleDiscrepancy):
-    def __init__(self, num_slices: int, slices: str, **kwargs):
-        super().__init__(**kwargs)
-        check_choice(type(self).__name__, "slices", slices, SLICES)
-        if num_slices < 1:
-            raise ValueError(
-                f"{type(self).__name__} needs at least one slice, got num_slices={num_slices}."
-            )
-        self.num_slices, self.slices = num_slices, slices
+    def __init__(self, num_slices: int, **common: Any):
+        super().__init__(**common)
+        check_slices(type(self).__name__, num_slices)
+        self.num_slices = num_slices
 
     def _draw(self, z: Tensor, generator: Generator | None) -> Tensor:
-        directions = random_directions(
-            z.shape[-1], self.num_slices, generator, like=z, slices=self.slices
-        )
+        directions = random_directions(z.shape[-1], self.num_slices, generator, like=z)
         return distributed.broadcast(directions) if self.synchronize else directions
 
 
@@ -167,63 +134,48 @@ class SlicedWasserstein(_Sliced):
     """Mean over random slices of the squared 2-Wasserstein distance to N(0, 1).
 
     For N(m, s^2) it is m^2 + (s - 1)^2: the distance grows without bound and its gradient does not
-    vanish far away,
-    which makes it a good start from a bad encoder. A finite Gaussian batch does not reach 0: N
-    times its value is about 3 at N = 500.
+    vanish far away, which makes it a good start from a bad encoder. A finite Gaussian batch does
+    not reach 0: N times its value is about 3 at N = 500.
 
     Args:
-        num_slices, slices: random directions per call, "gaussian" or "orthogonal".
-        form: "exact" (semi-discrete) or "midpoint", see `wasserstein_1d`.
+        num_slices: random directions per call.
         time: "pooled" or "per_step". There is no cross-trajectory form: the distance is not made of
             pairs.
-        **common: target and distributed of `Discrepancy`. Processes gather samples, as order is
-            not additive.
+        **common: target and distributed of `Discrepancy`.
     """
 
     times = ("per_step", "pooled")
 
-    def __init__(
-        self,
-        num_slices: int = 256,
-        *,
-        slices: str = "gaussian",
-        form: str = "exact",
-        time: str = "pooled",
-        **common: Any,
-    ):
-        super().__init__(num_slices, slices, time=time, **common)
-        check_choice("SlicedWasserstein", "form", form, ("exact", "midpoint"))
-        self.form = form
+    def __init__(self, num_slices: int = 256, *, time: str = "pooled", **common: Any):
+        super().__init__(num_slices, time=time, **common)
 
     def _statistic(self, x: Tensor, group: Tensor | None, draw: Tensor) -> Tensor:
-        return wasserstein_1d(x @ draw, form=self.form).mean()
+        return wasserstein_1d(x @ draw).mean()
 
 
 class SlicedEnergy(_Sliced):
     """Mean over random slices of the energy distance to N(0, 1); no bandwidth, no bound, no
     vanishing gradient.
 
-    It equals the energy distance in R^D up to the constant `energy_factor(D)`.
+    It equals the energy distance in R^D up to the factor sqrt(pi) Gamma((D+1)/2) / Gamma(D/2).
 
     Args:
-        num_slices, slices: random directions per call, "gaussian" or "orthogonal".
+        num_slices: random directions per call.
         time: see `Discrepancy`; "cluster" uses pairs of different trajectories only.
         estimator: "u" leaves out the pairs (i, i), so a Gaussian batch has mean 0; "v" keeps them.
             "cluster" is always "u".
-        **common: target and distributed of `Discrepancy`. Processes gather samples, as order is
-            not additive.
+        **common: target and distributed of `Discrepancy`.
     """
 
     def __init__(
         self,
         num_slices: int = 256,
         *,
-        slices: str = "gaussian",
         time: str = "cluster",
         estimator: str = "u",
         **common: Any,
     ):
-        super().__init__(num_slices, slices, time=time, **common)
+        super().__init__(num_slices, time=time, **common)
         check_choice("SlicedEnergy", "estimator", estimator, ("u", "v"))
         self.estimator = estimator
 
@@ -263,16 +215,14 @@ class BHEP(SampleDiscrepancy):
     constant and its gradient gone. The width therefore follows the dimension.
 
     Args:
-        beta: inverse width; "auto" is D^{-1/2}. Several numbers: the mean of the statistics.
-        time: see `Discrepancy`; "cluster" uses pairs of different trajectories only.
-        estimator: "u" leaves out the pairs (i, i), so a Gaussian batch has mean 0; "v" keeps them.
-            "cluster" is always "u".
-        **common: target and distributed of `Discrepancy`. Processes gather samples.
+        beta: inverse width; "auto" is D^{-1/2}.
+        time, estimator: see `SlicedEnergy`.
+        **common: target and distributed of `Discrepancy`.
     """
 
     def __init__(
         self,
-        beta: float | str | Sequence[float] = "auto",
+        beta: float | str = "auto",
         *,
         time: str = "cluster",
         estimator: str = "u",
@@ -280,13 +230,10 @@ class BHEP(SampleDiscrepancy):
     ):
         super().__init__(time=time, **common)
         check_choice("BHEP", "estimator", estimator, ("u", "v"))
-        betas = None if beta == "auto" else [beta] if isinstance(beta, int | float) else beta
-        if betas is not None and (isinstance(betas, str) or not betas or min(betas) <= 0):
-            raise ValueError(f"BHEP's beta must be 'auto' or positive numbers, got {beta!r}.")
-        self.betas, self.estimator = betas, estimator
+        if beta != "auto" and (isinstance(beta, str) or not beta > 0):
+            raise ValueError(f"BHEP's beta must be 'auto' or a positive number, got {beta!r}.")
+        self.beta, self.estimator = beta, estimator
 
     def _statistic(self, x: Tensor, group: Tensor | None, draw: Tensor | None) -> Tensor:
-        betas = [x.shape[1] ** -0.5] if self.betas is None else self.betas
-        return torch.stack(
-            [bhep(x, beta, group, unbiased=self.estimator == "u") for beta in betas]
-        ).mean()
+        beta = x.shape[1] ** -0.5 if self.beta == "auto" else self.beta
+        return bhep(x, beta, group, unbiased=self.estimator == "u")

@@ -10,9 +10,10 @@ import torch
 from torch import Generator, Tensor
 
 from gjwm.objectives import distributed
-from gjwm.objectives.base import Discrepancy, check_choice
+from gjwm.objectives.base import Discrepancy
 from gjwm.objectives.projections import Clusters, Quadrature, sliced_epps_pulley
-from gjwm.objectives.samples import SLICES, random_directions
+from gjwm.objectives.samples import check_slices, random_directions
+from gjwm.objectives.target import check_choice
 
 
 class SIGReg(Discrepancy):
@@ -21,26 +22,20 @@ class SIGReg(Discrepancy):
 
     Samples within a trajectory are correlated. The plain statistic on all B * T samples then has a
     bias that grows with that correlation, and its gradient pushes consecutive latents apart,
-    against the alignment term. `time="cluster"` estimates |phi|^2 from pairs of *different*
-    trajectories only, which is unbiased under any dependence within one.
+    against the alignment term; `time="cluster"` has none. The value has first derivatives only.
 
     Args:
         num_slices: random directions per call, drawn afresh each time.
         knots, t_max: quadrature, see `epps_pulley`.
-        time: how (B, T, D) is read. "cluster": one pooled law, unbiased across trajectories;
-            "per_step": one law per time step over the batch (LeWM); "pooled": all B * T samples as
-            if independent (eb_jepa).
+        time: see `Discrepancy`; LeWM has "per_step", eb_jepa "pooled".
         estimator: "u" removes the finite-sample bias of |phi_N|^2 (so 0 means Gaussian; may be
             slightly negative), "v" is the plain statistic. "cluster" is always "u".
         scale: "none", or "n" to multiply by the number of independent samples averaged, over all
             processes (LeJEPA, LeWM). With "n" the effective weight grows with the batch, so "none"
             is the default.
-        slices: "gaussian" directions, or "orthogonal" ones: see `random_directions`.
         compile: use kernels that Inductor compiles on first use (tens of seconds, announced and
             cached): several times faster again, and the path that pays off on CUDA.
         **common: target and distributed of `Discrepancy`.
-
-    The value has first derivatives only.
     """
 
     def __init__(
@@ -52,18 +47,15 @@ class SIGReg(Discrepancy):
         time: str = "cluster",
         estimator: str = "u",
         scale: str = "none",
-        slices: str = "gaussian",
         compile: bool = False,
         **common: Any,
     ):
         super().__init__(time=time, **common)
         check_choice("SIGReg", "estimator", estimator, ("u", "v"))
         check_choice("SIGReg", "scale", scale, ("none", "n"))
-        check_choice("SIGReg", "slices", slices, SLICES)
-        if num_slices < 1:
-            raise ValueError(f"SIGReg needs at least one slice, got num_slices={num_slices}.")
+        check_slices("SIGReg", num_slices)
         self.quadrature = Quadrature(t_max, knots)
-        self.num_slices, self.slices, self.compiled = num_slices, slices, compile
+        self.num_slices, self.compiled = num_slices, compile
         self.estimator, self.scale = estimator, scale
 
     @classmethod
@@ -88,9 +80,7 @@ class SIGReg(Discrepancy):
     def _discrepancy(
         self, z: Tensor, mask: Tensor | None, clusters: Tensor | None, generator: Generator | None
     ) -> Tensor:
-        directions = random_directions(
-            z.shape[-1], self.num_slices, generator, like=z, slices=self.slices
-        )
+        directions = random_directions(z.shape[-1], self.num_slices, generator, like=z)
         if self.synchronize:
             directions = distributed.broadcast(directions)
         if self._pairs_clusters(z, clusters):

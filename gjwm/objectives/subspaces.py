@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.objectives.base import Discrepancy, check_choice
+from gjwm.objectives.base import Discrepancy
 from gjwm.objectives.sigreg import SIGReg
+from gjwm.objectives.target import check_choice
 
 
 class Subspaces(Discrepancy):

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from gjwm.objectives import distributed
 
-KINDS = ("isotropic", "diagonal", "shrunk", "learned")
+
+def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise a ValueError that names the choices unless `value` is one of them."""
+    if value not in allowed:
+        raise ValueError(f"{owner}'s {name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
 class GaussianTarget(nn.Module):
@@ -42,35 +46,28 @@ class GaussianTarget(nn.Module):
         momentum: float = 0.01,
     ):
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(
-                f"GaussianTarget's kind must be one of {', '.join(KINDS)}, got {kind!r}."
-            )
+        kinds = ("isotropic", "diagonal", "shrunk", "learned")
+        check_choice("GaussianTarget", "kind", kind, kinds)
         if not 0 < min_eig <= 1:
             raise ValueError(
                 f"GaussianTarget needs a floor 0 < min_eig <= 1, got {min_eig}: with a free "
                 "covariance a collapsed encoder would match a collapsed target at no cost."
             )
-        self.kind, self.min_eig, self.momentum = kind, min_eig, momentum
-        self.dim = dim
+        self.kind, self.min_eig, self.momentum, self.dim = kind, min_eig, momentum, dim
         if kind == "diagonal":
-            if variances is None:
+            given = torch.tensor([] if variances is None else list(variances), dtype=torch.float64)
+            if not len(given) or not (given > 0).all() or dim not in (None, len(given)):
                 raise ValueError(
-                    "GaussianTarget(kind='diagonal') needs its variances, one positive number per "
-                    "dimension."
+                    f"GaussianTarget(kind='diagonal') expected {dim or 'D'} positive variances, "
+                    f"got {variances}."
                 )
-            values = torch.as_tensor(list(variances), dtype=torch.float64)
-            values = values / values.mean()
-            if not (torch.as_tensor(list(variances)) > 0).all() or dim not in (None, len(values)):
+            values = given / given.mean()
+            least = int(values.argmin())
+            if values[least] < min_eig * (1 - 1e-9):
                 raise ValueError(
-                    f"expected {dim or 'D'} positive variances, got {list(variances)}."
-                )
-            if values.min() < min_eig * (1 - 1e-9):
-                least = int(values.argmin())
-                raise ValueError(
-                    f"variance {list(variances)[least]} of dimension {least} is "
-                    f"{values[least]:.3g} once their mean is 1, below the floor min_eig={min_eig}: "
-                    "raise it or lower min_eig."
+                    f"variance {given[least]:.3g} of dimension {least} is {values[least]:.3g} once "
+                    f"their mean is 1, below the floor min_eig={min_eig}: raise it or lower "
+                    "min_eig."
                 )
             self.dim = len(values)
             self.register_buffer("variances", values)
@@ -116,11 +113,6 @@ class GaussianTarget(nn.Module):
         device = self.variances.device if self.kind == "diagonal" else None
         vectors = torch.eye(self.dim, dtype=torch.float64, device=device)
         return (self.variances if self.kind == "diagonal" else vectors.diagonal()), vectors
-
-    def covariance(self) -> Tensor:
-        """Sigma (D, D), float64."""
-        values, vectors = self.eigen()
-        return vectors * values @ vectors.T
 
     def whiten(self, z: Tensor, mask: Tensor | None = None, *, synchronize: bool = True) -> Tensor:
         """Sigma^{-1/2} z for z (..., D): a standard Gaussian exactly when z is N(0, Sigma).

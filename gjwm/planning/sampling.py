@@ -45,15 +45,11 @@ class _Full:
     does not freeze on its way."""
 
     def __init__(self, mean: Tensor, init_std: float, min_std: float, beta: float, memory: float):
-        _, knots, actions = mean.shape
+        envs, knots, actions = mean.shape
         time = coloured_covariance(knots, beta).to(mean)
-        start = init_std**2 * torch.kron(
-            time, torch.eye(actions, device=mean.device, dtype=mean.dtype)
-        )
-        self.covariance = start.expand(len(mean), -1, -1)
-        self.floor = max(min_std, 1e-4) ** 2 * torch.eye(
-            knots * actions, device=mean.device, dtype=mean.dtype
-        )
+        start = init_std**2 * torch.kron(time, torch.eye(actions).to(mean))
+        self.covariance = start.expand(envs, -1, -1)
+        self.floor = max(min_std, 1e-4) ** 2 * torch.eye(knots * actions).to(mean)
         self.memory, self.shape = memory, mean.shape
 
     @property
@@ -61,12 +57,10 @@ class _Full:
         return (self.covariance + self.floor).diagonal(dim1=1, dim2=2).sqrt().reshape(self.shape)
 
     def fill(self, out: Tensor, mean: Tensor, generator: Generator | None) -> None:
-        envs, samples = out.shape[:2]
-        white = draws.normal(
-            (envs, samples, self.floor.shape[0]), generator, device=out.device, dtype=out.dtype
-        )
+        shape = (*out.shape[:2], len(self.floor))
+        white = draws.normal(shape, generator, device=out.device, dtype=out.dtype)
         factor, _ = torch.linalg.cholesky_ex(self.covariance + self.floor)
-        out.copy_(torch.baddbmm(mean.reshape(envs, 1, -1), white, factor.mT).view_as(out))
+        out.copy_(torch.baddbmm(mean.flatten(1)[:, None], white, factor.mT).view_as(out))
 
     def refit(self, elite: Tensor, weights: Tensor, mean: Tensor) -> None:
         step = (weights.sqrt()[..., None, None] * (elite - mean[:, None])).flatten(2)  # (B, E, K*A)
@@ -184,11 +178,9 @@ class CEM(BoxPlanner):
             offered = elite[:, : max(1, round(self.keep * self.elites))]
             weights = self.weigh(costs)
             weights = weights / weights.sum(1, keepdim=True)
-            centre = self.momentum * mean + (1 - self.momentum) * (
-                weights[..., None, None] * elite
-            ).sum(1)
             spread.refit(elite, weights, mean)
-            mean = centre
+            centre = (weights[..., None, None] * elite).sum(1)
+            mean = self.momentum * mean + (1 - self.momentum) * centre
             if last or not judge.another_round():
                 break
             if self.tolerance:

@@ -457,7 +457,10 @@ def test_refining_stops_at_a_loss_that_is_no_number_and_keeps_the_weights():
 
 
 def test_windows_of_one_episode_are_made_sure_of_before_training():
-    for objective in (make_objective(law="within"), make_objective(static_dim=1)):
+    for objective in (
+        make_objective(SIGReg(), law="within"),
+        make_objective(SIGReg(), static_dim=1),
+    ):
         for episodes in (None, 8):
             with pytest.raises(ValueError, match="to half the batch"):
                 train(

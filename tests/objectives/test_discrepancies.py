@@ -11,12 +11,10 @@ from scipy import special
 
 from gjwm.objectives import (
     BHEP,
-    EPPS_PULLEY_NULL_VARIANCE,
     W0,
     GaussianKL,
     GaussianTarget,
     JointEmbeddingObjective,
-    JointGaussian,
     NonFiniteLatentsError,
     NoRegularizer,
     SIGReg,
@@ -26,10 +24,8 @@ from gjwm.objectives import (
     VICReg,
     bhep,
     energy_1d,
-    energy_factor,
     epps_pulley,
     epps_pulley_exact,
-    joint_gaussian_nll,
     predictive_information,
     projections,
     random_directions,
@@ -49,23 +45,21 @@ ALL = {
     "sigreg": SIGReg(16),
     "sigreg_pooled_u": SIGReg(16, time="pooled"),
     "sigreg_lewm": SIGReg.lewm(num_slices=16),
-    "sigreg_orthogonal": SIGReg(16, slices="orthogonal"),
     "wasserstein": SlicedWasserstein(16),
-    "midpoint": SlicedWasserstein(16, form="midpoint", time="per_step"),
+    "wasserstein_per_step": SlicedWasserstein(16, time="per_step"),
     "energy": SlicedEnergy(16),
     "energy_v": SlicedEnergy(16, time="pooled", estimator="v"),
     "bhep": BHEP(),
-    "bhep_v": BHEP([0.2, 0.5], time="pooled", estimator="v"),
+    "bhep_v": BHEP(0.5, time="pooled", estimator="v"),
     "kl": GaussianKL(),
     "vicreg": VICReg(),
-    "vicreg_per_step": VICReg(time="per_step", cov_norm="pairs"),
+    "vicreg_per_step": VICReg(time="per_step"),
     "subspaces": Subspaces(SIGReg(8), dim=2),
     "none": NoRegularizer(),
 }
 EACH = pytest.mark.parametrize("discrepancy", ALL.values(), ids=ALL.keys())
 
 
-# --  ----------------------------------------------------------------------------------------------
 # closed forms
 
 
@@ -80,9 +74,9 @@ def test_epps_pulley_of_a_gaussian_law(mean, std, value):
 
 
 def test_null_variance_of_n_times_t():
+    variance = 4 * math.pi * (5**-0.5 - 2**-0.5 + 1 / 3)
     statistic = 128 * epps_pulley(randn(128, 6000))
-    assert statistic.var().item() == pytest.approx(EPPS_PULLEY_NULL_VARIANCE, rel=0.08)
-    assert EPPS_PULLEY_NULL_VARIANCE == pytest.approx(0.92288, abs=1e-5)
+    assert statistic.var().item() == pytest.approx(variance, rel=0.08)
 
 
 @pytest.mark.parametrize("knots", [2, 3, 4, 10, 17, 33])
@@ -124,7 +118,6 @@ def test_wasserstein_has_its_known_values():
     best = math.sqrt(2 / math.pi) * signs
     assert wasserstein_1d(best).item() == pytest.approx(1 - 2 / math.pi, abs=1e-9)
     grid = torch.special.ndtri((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)[:, None]
-    assert wasserstein_1d(grid, form="midpoint").item() == pytest.approx(0, abs=1e-12)
     assert wasserstein_1d(0.7 + 2 * grid).item() == pytest.approx(0.7**2 + 1, rel=2e-3)
 
 
@@ -132,16 +125,15 @@ def test_energy_has_its_known_values_and_slices_add_up_to_the_full_distance():
     assert energy_1d(torch.zeros(1, 1, dtype=torch.float64)).item() == pytest.approx(
         0.467390, abs=1e-6
     )
-    assert energy_factor(1) == pytest.approx(1)
     x = randn(9, 3)
     plain = (x[:, None] - x[None]).abs().mean((0, 1))
     cross = x * torch.erf(x / math.sqrt(2)) + math.sqrt(2 / math.pi) * torch.exp(-x.square() / 2)
     torch.testing.assert_close(energy_1d(x), 2 * cross.mean(0) - plain - 2 / math.sqrt(math.pi))
     d, z = 5, 0.7 * randn(40, 5) + 0.3
-    e = energy_factor(d) / math.sqrt(math.pi)  # Gamma((d+1)/2) / Gamma(d/2)
+    e = math.gamma((d + 1) / 2) / math.gamma(d / 2)
     near = math.sqrt(2) * e * special.hyp1f1(-0.5, d / 2, -z.square().sum(1).numpy() / 2)
     full = 2 * near.mean() - torch.cdist(z, z).mean().item() - 2 * e
-    assert energy_factor(d) * SlicedEnergy(40_000, time="pooled", estimator="v")(
+    assert math.sqrt(math.pi) * e * SlicedEnergy(40_000, time="pooled", estimator="v")(
         z, generator=g()
     ).item() == pytest.approx(full, rel=0.01)
 
@@ -208,7 +200,6 @@ def test_gaussian_kl_has_its_closed_form():
         GaussianKL(shrinkage=0)(z[:4])
 
 
-# ------------------------------------------------------------------------------------------------
 # gradients, symmetries
 
 
@@ -254,19 +245,6 @@ def test_every_constructor_has_defaults_and_prefers_a_gaussian_to_a_collapsed_ba
         )
 
 
-def test_orthogonal_slices_are_orthogonal_and_vary_less():
-    a = random_directions(6, 15, g(), like=randn(1), slices="orthogonal")
-    torch.testing.assert_close(a[:, :6].T @ a[:, :6], torch.eye(6, dtype=a.dtype))
-    assert a.shape == (6, 15)
-    z = 0.6 * randn(64, 16)
-    spread = {
-        kind: np.std([SIGReg(16, slices=kind)(z, generator=g(s)).item() for s in range(200)])
-        for kind in ("gaussian", "orthogonal")
-    }
-    assert spread["orthogonal"] < 0.8 * spread["gaussian"]
-
-
-# --  ----------------------------------------------------------------------------------------------
 # trajectories
 
 
@@ -345,7 +323,6 @@ def test_compiled_kernels_agree_with_eager_ones():
             torch.testing.assert_close(found[0], found[1])
 
 
-# --  ----------------------------------------------------------------------------------------------
 # presets
 
 
@@ -373,7 +350,6 @@ def test_presets_are_the_published_codes():
     torch.testing.assert_close(lewm(z_hat, z[:, 1:], z, generator=g(1))["loss"], expected)
 
 
-# --  ----------------------------------------------------------------------------------------------
 # targets
 
 
@@ -394,10 +370,11 @@ def test_a_target_has_trace_d_a_floor_and_is_matched_by_its_own_law(target):
         torch.nn.init.normal_(target.turn, generator=g())
         torch.nn.init.normal_(target.log_share, std=3.0, generator=g())
     target.eval()
-    values, _ = target.eigen()
+    values, vectors = target.eigen()
+    covariance = vectors * values @ vectors.T
     assert values.sum().item() == pytest.approx(4)
     assert values.min() >= target.min_eig - 1e-9
-    z = randn(4000, 4) @ torch.linalg.cholesky(target.covariance().detach()).T
+    z = randn(4000, 4) @ torch.linalg.cholesky(covariance.detach()).T
     assert SIGReg(256, target=target)(z, generator=g()).abs() < 2e-3
     assert target.kind == "isotropic" or SIGReg(256)(z, generator=g()) > 4e-3
 
@@ -444,9 +421,7 @@ def test_what_is_built_on_first_use_survives_the_state_dict(make):
     if isinstance(used, Subspaces):
         assert torch.equal(fresh.projections, used.projections)
     else:
-        assert fresh.target.dim == 4 and torch.equal(
-            fresh.target.covariance(), used.target.covariance()
-        )
+        assert fresh.target.dim == 4 and torch.equal(fresh.target.running, used.target.running)
     torch.testing.assert_close(fresh.eval()(z, generator=g()), used.eval()(z, generator=g()))
 
 
@@ -457,69 +432,31 @@ def test_a_learned_target_trains_with_the_latents():
     assert z.grad.abs().sum() > 0 and target.log_share.grad.abs().sum() > 0
 
 
-# --  ----------------------------------------------------------------------------------------------
 # joint likelihood
 
 
-def test_the_mahalanobis_trace_trap():
-    """With the batch's own covariance the Mahalanobis term is D whatever the data, and only
-    contraction is rewarded.
-    """
-    c, t = randn(50, 2).requires_grad_(), randn(50, 4, seed=1).requires_grad_()
-    law = JointGaussian.fit(c, t)
-    pair = torch.cat([c, t], 1) - law.mean
-    mahalanobis = (pair @ torch.linalg.inv(law.covariance) * pair).sum(1).mean()
-    assert mahalanobis.item() == pytest.approx(6, abs=1e-9)
-    gradients = torch.autograd.grad(mahalanobis, (c, t), retain_graph=True)
-    assert max(x.abs().max() for x in gradients) < 1e-12
-
-    def loss(scale, detach=False):
-        a, b = (scale * c).detach().requires_grad_(), (scale * t).detach().requires_grad_()
-        fitted = JointGaussian.fit(a, b)
-        if detach:
-            fitted = fitted._replace(
-                covariance=fitted.covariance.detach(), mean=fitted.mean.detach()
-            )
-        nll = joint_gaussian_nll(a, b, fitted)
-        return nll.item(), torch.autograd.grad(nll, b)[0]
-
-    assert loss(0.1)[0] == pytest.approx(loss(1.0)[0] + 6 * math.log(0.1))
-    torch.testing.assert_close(loss(1.0)[1], loss(1.0, detach=True)[1])  # detaching is no cure
-
+def test_the_joint_alignment_cannot_be_lowered_by_shrinking():
+    c, t = randn(50, 1).requires_grad_(), randn(50, 4, seed=1)
+    t = t + 0.5 * c.detach()
     objective = JointEmbeddingObjective(NoRegularizer(), lam=0, align="joint")
-    big, small = (
-        objective(s * c[:, :1], s * t[:, :1], s * t[:, :1])["alignment"] for s in (1.0, 0.1)
-    )
+    big, small = (objective(s * c.expand(-1, 4), s * t, s * t)["alignment"] for s in (1.0, 0.1))
     torch.testing.assert_close(big, small)
     (gradient,) = torch.autograd.grad(big, c)
     assert gradient.abs().max() > 1e-4  # and there is something to learn
 
 
-def test_the_closed_form_conditional_and_its_information():
-    rho = 0.8
-    law = JointGaussian(torch.zeros(2).double(), torch.tensor([[1, rho], [rho, 1]]).double(), 1)
-    mean, covariance = law.conditional(torch.tensor([[0.5]]).double())
-    assert mean.item() == pytest.approx(0.4) and covariance.item() == pytest.approx(1 - rho**2)
-    assert law.mutual_information().item() == pytest.approx(0.510826, abs=1e-6)
-
-
 def test_predictive_information_of_the_conditional_mean_is_the_mutual_information():
     c = randn(500, 3)
     t = c @ randn(3, 2, seed=1) + 0.5 * randn(500, 2, seed=2)
-    law = JointGaussian.fit(c, t)
-    got = predictive_information(law.conditional(c)[0], t, ridge=0.0)
-    torch.testing.assert_close(got, law.mutual_information())
+    joint = torch.cov(torch.cat([c, t], 1).T, correction=0)
+    parts = (joint[:3, :3], joint[3:, 3:], joint)
+    context, target, both = (torch.linalg.slogdet(s).logabsdet for s in parts)
+    conditional_mean = t.mean(0) + (c - c.mean(0)) @ torch.linalg.solve(parts[0], joint[:3, 3:])
+    got = predictive_information(conditional_mean, t, ridge=0.0)
+    torch.testing.assert_close(got, 0.5 * (context + target - both))
     assert predictive_information(t, t).isfinite()  # a perfect prediction is worth a finite amount
-    nll = joint_gaussian_nll(c, t, law).item()
-    assert nll == pytest.approx(
-        -torch.distributions.MultivariateNormal(law.mean, law.covariance)
-        .log_prob(torch.cat([c, t], 1))
-        .mean()
-        .item()
-    )
 
 
-# --  ----------------------------------------------------------------------------------------------
 # alignment
 
 
@@ -586,17 +523,11 @@ def test_any_module_of_z_alone_is_a_discrepancy():
         o(z[:, 1:], z[:, 1:], z, mask=torch.ones(4, 4, dtype=torch.bool))
 
 
-def test_the_target_may_be_held_still():
-    z, z_hat = randn(8, 4, 3).requires_grad_(), randn(8, 3, 3, seed=1).requires_grad_()
-    JointEmbeddingObjective(NoRegularizer(), lam=0, detach_target=True)(z_hat, z[:, 1:], z)[
-        "loss"
-    ].backward()
-    assert z.grad is None and z_hat.grad.abs().sum() > 0
+def test_views_need_two():
     with pytest.raises(ValueError, match="two views"):
         JointEmbeddingObjective().views(randn(8, 3))
 
 
-# --  ----------------------------------------------------------------------------------------------
 # errors
 
 

@@ -19,10 +19,15 @@ from gjwm.objectives import (
     make_objective,
 )
 from gjwm.objectives.episodes import within_episodes
+from gjwm.training.settings import ObjectiveSettings
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +84,9 @@ def test_cluster_estimator_is_unbiased_on_correlated_trajectories_and_the_pooled
     cluster, pooled = [], []
     for seed in range(300):
         z = ar1(batch, length, 4, rho, seed)
-        g = torch.Generator().manual_seed(seed)
+        g = seeded(seed)
         cluster.append(SIGReg(8)(z, generator=g).item())
-        g = torch.Generator().manual_seed(seed)
+        g = seeded(seed)
         pooled.append(SIGReg(8, time="pooled", estimator="v")(z, generator=g).item())
     cluster, pooled = torch.tensor(cluster), torch.tensor(pooled)
     error = cluster.std().item() / math.sqrt(len(cluster))
@@ -94,7 +99,7 @@ def test_windows_of_one_episode_count_as_one_cluster():
     z = ar1(6, 4, 3, 0.5)
     doubled = z.repeat_interleave(2, 0)
     ids = torch.arange(6).repeat_interleave(2)
-    g = [torch.Generator().manual_seed(1) for _ in range(3)]
+    g = [seeded(1) for _ in range(3)]
     single = SIGReg(16)(z, generator=g[0])
     torch.testing.assert_close(SIGReg(16)(doubled, clusters=ids, generator=g[1]), single)
     assert SIGReg(16)(doubled, generator=g[2]) > single
@@ -104,7 +109,7 @@ def test_windows_of_one_episode_count_as_one_cluster():
 
 def test_u_estimator_on_independent_rows_equals_clusters_of_one():
     z = randn(32, 5)
-    g = [torch.Generator().manual_seed(1) for _ in range(2)]
+    g = [seeded(1) for _ in range(2)]
     torch.testing.assert_close(
         SIGReg(16)(z, generator=g[0]), SIGReg(16)(z[:, None], generator=g[1])
     )
@@ -112,7 +117,7 @@ def test_u_estimator_on_independent_rows_equals_clusters_of_one():
 
 def test_lewm_settings_give_the_sum_over_n_per_time_step():
     z = randn(12, 4, 6)
-    g = [torch.Generator().manual_seed(2) for _ in range(2)]
+    g = [seeded(2) for _ in range(2)]
     got = SIGReg(64, t_max=3.0, time="per_step", estimator="v", scale="n")(z, generator=g[0])
     a = torch.randn(6, 64, generator=g[1], dtype=torch.float64)
     x = z.transpose(0, 1) @ (a / a.norm(dim=0))
@@ -124,7 +129,7 @@ def test_collapsed_shrunk_and_correlated_latents_score_worse_than_gaussian(discr
     z = randn(2048, 8)
 
     def score(x):
-        return discrepancy(x, generator=torch.Generator().manual_seed(0)).item()
+        return discrepancy(x, generator=seeded(0)).item()
 
     assert score(0 * z) > score(0.5 * z) > score(z)
     assert score(z @ torch.ones(8, 8, dtype=z.dtype) / math.sqrt(8)) > score(z) + 0.01
@@ -133,7 +138,7 @@ def test_collapsed_shrunk_and_correlated_latents_score_worse_than_gaussian(discr
 def test_sigreg_sees_the_shape_that_two_moments_miss():
     signs = randn(4096, 2).sign()
     assert VICReg()(signs).item() < 2e-3
-    assert SIGReg(256)(signs, generator=torch.Generator().manual_seed(0)).item() > 0.01
+    assert SIGReg(256)(signs, generator=seeded(0)).item() > 0.01
 
 
 def test_vicreg_matches_its_definition_by_hand():
@@ -144,7 +149,7 @@ def test_vicreg_matches_its_definition_by_hand():
 
 def test_objective_adds_alignment_and_weighted_discrepancy():
     z, z_hat = randn(8, 4, 3), randn(2, 8, 3, 3, seed=1)
-    g = [torch.Generator().manual_seed(0) for _ in range(2)]
+    g = [seeded(0) for _ in range(2)]
     losses = JointEmbeddingObjective(SIGReg(16), lam=7.0)(z_hat, z[:, 1:], z, generator=g[0])
     assert losses["alignment"].item() == pytest.approx((z_hat - z[:, 1:]).square().mean().item())
     assert losses["loss"].item() == pytest.approx(
@@ -154,9 +159,7 @@ def test_objective_adds_alignment_and_weighted_discrepancy():
 
 def test_a_longer_batch_does_not_change_the_weight_of_the_discrepancy():
     z = 0.5 * randn(4096, 4)
-    small, large = (
-        SIGReg(256)(x, generator=torch.Generator().manual_seed(0)).item() for x in (z[:512], z)
-    )
+    small, large = (SIGReg(256)(x, generator=seeded(0)).item() for x in (z[:512], z))
     assert small == pytest.approx(large, rel=0.1)
 
 
@@ -172,7 +175,7 @@ def test_detach_target_stops_only_the_target():
 def test_training_latents_by_sigreg_spreads_them_and_no_regularizer_does_not():
     z = (0.3 * randn(256, 6)).requires_grad_()
     before = z.detach().clone()
-    optimizer, g = torch.optim.Adam([z], lr=0.05), torch.Generator().manual_seed(0)
+    optimizer, g = torch.optim.Adam([z], lr=0.05), seeded(0)
     for _ in range(150):
         optimizer.zero_grad()
         SIGReg(32)(z, generator=g).backward()
@@ -202,8 +205,14 @@ def test_bad_shapes_are_named():
         JointEmbeddingObjective(NoRegularizer())(
             torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 4)
         )
-    with pytest.raises(ValueError, match="lam"):
-        JointEmbeddingObjective(NoRegularizer(), lam=-1)
+    for lam in (-1, float("nan"), "5"):
+        with pytest.raises(ValueError, match="number lam >= 0"):
+            JointEmbeddingObjective(NoRegularizer(), lam=lam)
+    with pytest.raises(ValueError, match=r"lam.*5"):
+        ObjectiveSettings(lam="5")
+    for nothing in (None, SIGReg):
+        with pytest.raises(ValueError, match="its factory returned"):
+            make_objective(nothing)
 
 
 def test_contrasts_within_episodes_do_not_see_what_an_episode_keeps():
@@ -215,7 +224,7 @@ def test_contrasts_within_episodes_do_not_see_what_an_episode_keeps():
     marginal, within = (make_objective(SIGReg(256), law=law) for law in ("marginal", "within"))
 
     def discrepancy(objective, z):
-        generator = torch.Generator().manual_seed(3)
+        generator = seeded(3)
         return objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=generator)[
             "discrepancy"
         ].item()
@@ -256,9 +265,7 @@ def test_static_latents_are_matched_across_windows_and_judged_apart():
 
     def losses(z, z_hat, static_dim, **given):
         objective = make_objective(SIGReg(64), 2.0, law="within", static_dim=static_dim, **given)
-        return objective(
-            z_hat, z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3)
-        )
+        return objective(z_hat, z[:, 1:], z, clusters=ids, generator=seeded(3))
 
     both, moving = losses(z, z_hat, 3, static_weight=0.5), losses(z[..., :6], z_hat[..., :6], 0)
     for name in ("alignment", "discrepancy"):
@@ -282,9 +289,7 @@ def test_static_latents_must_tell_episodes_apart_and_nothing_else():
 
     def cost(static):
         z = torch.cat([told[..., :6], static], -1)
-        losses = objective(
-            z[:, 1:], z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3)
-        )
+        losses = objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=seeded(3))
         return (losses["static_alignment"] + 5 * losses["static_discrepancy"]).item()
 
     layout = told[..., 6:]
@@ -311,7 +316,7 @@ def test_static_latents_that_cannot_be_are_named():
         dict(static_dim=2, static_weight=float("nan")),
     ):
         with pytest.raises(ValueError, match="whole static_dim >= 0 and static_weight >= 0"):
-            make_objective(**wrong)
+            make_objective(SIGReg(16), **wrong)
     with pytest.raises(ValueError, match="without a target"):
         make_objective(SIGReg(target=GaussianTarget("learned", dim=9)), static_dim=3)
 
@@ -320,9 +325,7 @@ def test_a_discrepancy_that_remembers_its_space_serves_both():
     ids, z = episodes_of_latents()
     objective = make_objective(Subspaces(dim=2), law="within", static_dim=3)
     for _ in range(2):
-        losses = objective(
-            z[:, 1:], z[:, 1:], z, clusters=ids, generator=torch.Generator().manual_seed(3)
-        )
+        losses = objective(z[:, 1:], z[:, 1:], z, clusters=ids, generator=seeded(3))
         assert losses["loss"].isfinite()
 
 
@@ -334,7 +337,7 @@ def test_masked_static_latents_may_hold_anything():
     objective = make_objective(SIGReg(64), law="within", static_dim=3)
 
     def losses(z):
-        generator = torch.Generator().manual_seed(3)
+        generator = seeded(3)
         return objective(z[:, 1:], z[:, 1:], z, mask=mask, clusters=ids, generator=generator)
 
     for name, value in losses(spoiled).items():

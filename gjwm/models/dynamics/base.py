@@ -1,11 +1,10 @@
-"""What all latent dynamics share: checks, rollouts and the pieces of the training loss.
-
-A subclass says how one step's mean and law are computed; this module runs them over a horizon, for
-many candidates and particles at once, in one loop over time."""
+"""What all latent dynamics share: checks, and rollouts over a horizon, for many candidates and
+particles at once, in one loop over time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,8 +21,9 @@ class Dynamics(Configured, nn.Module):
     """Base of all dynamics p(z' | z, a).
 
     A subclass implements `_inputs` (what an action contributes, for all steps at once), `_step`
-    (the mean) and `_law` (the distribution around it), and `nll`. Without a memory, a `past` is
-    accepted and changes nothing."""
+    (the mean) and `_law` (the distribution around it), and if needed what it learns from
+    (`_spread_loss`, or all of `nll`). Without a memory, a `past` is accepted and changes nothing.
+    """
 
     branches = False  # whether the law has several modes, which particles must not be moved off
     static_dim = 0  # how many of the last latents stay as they are, see `StaticLatents`
@@ -38,8 +38,6 @@ class Dynamics(Configured, nn.Module):
         self.latent_dim, self.action_dim = latent_dim, action_dim
         self.memory: nn.Module | None = None
 
-    # -- what a subclass says ----------------------------------------------------------------------
-
     def _inputs(self, a: Tensor) -> Tensor:
         """(..., A) -> (..., F), all that an action contributes to the mean."""
         raise NotImplementedError
@@ -52,13 +50,37 @@ class Dynamics(Configured, nn.Module):
         """The distribution around the mean, or beside it."""
         raise NotImplementedError
 
+    def _spread_loss(self, law: Any, z_next: Tensor) -> Tensor:
+        """Of the law around the detached mean: nats per dimension."""
+        return -law.log_prob(z_next).mean() / self.latent_dim
+
+    def _count(self, residual: Tensor) -> None:
+        """What a training batch's residuals (..., D) teach a law that counts them."""
+
+    def _inside(self, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """z and a as `_step` wants them: an ensemble puts an axis of members first."""
+        return z, a
+
+    def _outside(self, law: Prediction) -> Prediction:
+        """The law that `_law` said, without that axis."""
+        return law
+
+    def _merged(self, paths: Tensor, particles: int | None) -> Tensor:
+        """A rollout's paths without that axis."""
+        return paths
+
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
         """What the spread learns from: z, z_next (B, T, D) and a (B, T, A), all detached here ->
         scalar.
         """
-        raise NotImplementedError
-
-    # -- predictions -------------------------------------------------------------------------------
+        z_next = z_next.detach()
+        z, a = self._inside(z.detach(), a)
+        with torch.no_grad():
+            context = self._sequence_context(z, a)
+            mean = self._step(z, self._inputs(a), context)
+            if self.training:
+                self._count(z_next - mean)
+        return self._spread_loss(self._law(mean, z, a, context), z_next)
 
     @property
     def has_memory(self) -> bool:
@@ -75,15 +97,17 @@ class Dynamics(Configured, nn.Module):
         a (B, A).
         """
         self._check(z, a)
+        z, a = self._inside(z, a)
         context = self._context(z, a, past)
-        return self._law(self._step(z, self._inputs(a), context), z, a, context)
+        return self._outside(self._law(self._step(z, self._inputs(a), context), z, a, context))
 
     def predict_sequence(self, z: Tensor, a: Tensor) -> Prediction:
         """One step ahead of each latent of trajectories, given all before it: z (B, T, D), a (B, T,
         A) -> Prediction (B, T, D)."""
         self._check(z, a)
+        z, a = self._inside(z, a)
         context = self._sequence_context(z, a)
-        return self._law(self._step(z, self._inputs(a), context), z, a, context)
+        return self._outside(self._law(self._step(z, self._inputs(a), context), z, a, context))
 
     def rollout(
         self,
@@ -112,12 +136,14 @@ class Dynamics(Configured, nn.Module):
             ValueError: for other shapes or less than one particle.
         """
         self._check_rollout(z0, a, particles)
+        lead, draw = a.shape[:-2], None
         if particles is not None:
-            a = a.unsqueeze(-3)
-        lead = a.shape[:-2] if particles is None else (*a.shape[:-3], particles)
+            lead = (*lead, -(-particles // self.members))  # of each member
+            a, draw = a.unsqueeze(-3), lambda law: law.sample(generator)
         z = z0.view(z0.shape[0], *[1] * (len(lead) - 1), z0.shape[1]).expand(*lead, -1)
-        draw = None if particles is None else lambda law: law.sample(generator)
-        return torch.stack(self._path(z, a, self._remember(past, z, lead), draw), -2)
+        state = self._remember(past, z, lead)
+        z, a = self._inside(z, a)
+        return self._merged(torch.stack(self._path(z, a, state, draw), -2), particles)
 
     def forecast(
         self,
@@ -156,16 +182,33 @@ class Dynamics(Configured, nn.Module):
 
     def one_step_means(self, z: Tensor, a: Tensor) -> Tensor:
         """E[z_{t+1} | z_t, a_t] of a window: z (B, T+1, D), a (B, T, A) -> (..., B, T, D)."""
-        return self._step(z[:, :-1], self._inputs(a), self._sequence_context(z[:, :-1], a))
+        z, a = self._inside(z[:, :-1], a)
+        return self._step(z, self._inputs(a), self._sequence_context(z, a))
 
     def open_loop_means(self, z: Tensor, a: Tensor) -> Tensor:
         """The mean path over a window, or with a memory over its second half: (..., B, T, D)."""
         read = a.shape[1] // 2 if self.has_memory else 0
         past = (z[:, :read], a[:, :read]) if read else None
         state = self._remember(past, z[:, 0], (z.shape[0],))
-        return torch.stack(self._path(z[:, read], a[:, read:], state)[1:], -2)
+        z, a = self._inside(z[:, read], a[:, read:])
+        return torch.stack(self._path(z, a, state)[1:], -2)
 
-    # -- shared machinery --------------------------------------------------------------------------
+    def _build_mean(
+        self,
+        hidden: int,
+        depth: int,
+        activation: str,
+        linear: Callable[..., nn.Module] = nn.Linear,
+    ) -> None:
+        """A residual MLP whose first layer takes the latent and the action apart."""
+        name = type(self).__name__
+        if depth < 1:
+            raise ValueError(f"{name} needs at least one hidden layer, got depth={depth}.")
+        self.from_latent = linear(self.latent_dim, hidden)
+        self.from_action = linear(self.action_dim, hidden, bias=False)
+        kind = activation_of(name, activation)
+        layers = mlp([hidden] * depth + [self.latent_dim], kind, linear)
+        self.body = nn.Sequential(kind(), layers)
 
     def _path(
         self,
@@ -205,11 +248,9 @@ class Dynamics(Configured, nn.Module):
         return self.memory.read(z.unsqueeze(-2), a.unsqueeze(-2), state)[0].squeeze(-2)
 
     def _sequence_context(self, z: Tensor, a: Tensor) -> Tensor | None:
-        return (
-            None
-            if self.memory is None
-            else self.memory.read(z, a, self.memory.start(z.shape[:-2], z))[0]
-        )
+        if self.memory is None:
+            return None
+        return self.memory.read(z, a, self.memory.start(z.shape[:-2], z))[0]
 
     def _remember(
         self, past: Past | None, z: Tensor, lead: tuple[int, ...]
@@ -258,9 +299,8 @@ class ResidualDynamics(Dynamics):
             past.
         memory_width: features of the memory.
         window: steps that a transformer looks back, the present one included.
-        activation: of the mean's hidden layers. "silu", or "relu", whose kinks follow those of
-            contact: where a step ends at a wall, the mean bends as sharply
-            (docs/experiments/2026-11-27-walls-shown-and-felt.md).
+        activation: of the mean's hidden layers: "silu", or "relu", whose kinks follow those of
+            contact (docs/experiments/2026-11-27-walls-shown-and-felt.md).
     """
 
     def __init__(
@@ -276,14 +316,7 @@ class ResidualDynamics(Dynamics):
         activation: str = "silu",
     ):
         super().__init__(latent_dim, action_dim)
-        if depth < 1:
-            raise ValueError(
-                f"{type(self).__name__} needs at least one hidden layer, got depth={depth}."
-            )
-        self.from_latent = nn.Linear(latent_dim, hidden)
-        self.from_action = nn.Linear(action_dim, hidden, bias=False)
-        kind = activation_of(type(self).__name__, activation)
-        self.body = nn.Sequential(kind(), mlp([hidden] * depth + [latent_dim], kind))
+        self._build_mean(hidden, depth, activation)
         self.memory = make_memory(backbone, latent_dim, action_dim, memory_width, window)
         self.context_dim = 0 if self.memory is None else memory_width
         if self.memory is not None:
@@ -298,16 +331,7 @@ class ResidualDynamics(Dynamics):
             hidden = hidden + self.from_memory(context)
         return z + self.body(hidden)
 
-    def _spread_inputs(self, z: Tensor, a: Tensor, context: Tensor | None) -> Tensor:
-        """What the spread is computed from, cut from the graph."""
-        parts = [z, a] if context is None else [z, a, context]
-        return torch.cat(parts, -1).detach()
-
-    def _residual(
-        self, z: Tensor, a: Tensor, z_next: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Mean, memory features and z_next - mean of a window, without a graph."""
-        with torch.no_grad():
-            context = self._sequence_context(z, a)
-            mean = self._step(z, self._inputs(a), context)
-            return mean, context, z_next - mean
+    @staticmethod
+    def _joined(z: Tensor, a: Tensor, context: Tensor | None) -> Tensor:
+        """What a law around the mean is computed from."""
+        return torch.cat([z, a] if context is None else [z, a, context], -1)

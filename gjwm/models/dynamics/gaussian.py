@@ -24,15 +24,15 @@ class ResidualMoments(nn.Module):
     Args:
         latent_dim: D.
         full: the whole covariance, or its diagonal.
-        memory: batches that the average spans. Until that many were seen it is their plain mean.
     """
 
-    def __init__(self, latent_dim: int, *, full: bool, memory: int = 100):
+    span = 100  # batches of the average; until that many were seen it is their plain mean
+
+    def __init__(self, latent_dim: int, *, full: bool):
         super().__init__()
-        self.span, self.full = memory, full
-        start = torch.eye(latent_dim) if full else torch.ones(latent_dim)
+        self.full = full
         # N(0, I), the latents' marginal, before anything was seen
-        self.register_buffer("moment", start)
+        self.register_buffer("moment", torch.eye(latent_dim) if full else torch.ones(latent_dim))
         self.register_buffer("batches", torch.tensor(0.0))
 
     @torch.no_grad()
@@ -76,14 +76,8 @@ class DeterministicDynamics(ResidualDynamics):
     def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> Prediction:
         return Prediction(mean, self.residuals.moment.clamp(min=self.min_std**2).expand_as(mean))
 
-    def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
-        """The residuals' variance is counted, not learned: nats per dimension of a window, without
-        a graph.
-        """
-        mean, context, residual = self._residual(z, a, z_next)
-        if self.training:
-            self.residuals.update(residual)
-        return -self._law(mean, z, a, context).log_prob(z_next.detach()).mean() / self.latent_dim
+    def _count(self, residual: Tensor) -> None:
+        self.residuals.update(residual)
 
 
 class GaussianDynamics(ResidualDynamics):
@@ -134,31 +128,22 @@ class GaussianDynamics(ResidualDynamics):
                 [latent_dim + action_dim + self.context_dim, std_hidden, std_hidden, outputs]
             )
 
-    def variance(self, z: Tensor, a: Tensor) -> Tensor:
-        """Var[z' | z, a] per dimension: (..., D), (..., A) -> (..., D). No gradient reaches z
-        or a.
-        """
-        return self.predict(z, a).variance
-
     def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> Prediction:
         if self.covariance == "full":
-            floor = self.min_std**2 * torch.eye(
-                self.latent_dim, dtype=mean.dtype, device=mean.device
-            )
+            floor = self.min_std**2 * torch.eye(self.latent_dim).to(mean)
             return FullPrediction.of(mean, torch.linalg.cholesky(self.residuals.moment + floor))
-        raw = self.log_std(self._spread_inputs(z, a, context))
+        raw = self.log_std(self._joined(z, a, context).detach())
         own = self.spread(raw[..., : self.latent_dim])
         if self.covariance == "diagonal":
             return Prediction(mean, own)
         factor = rearrange(raw[..., self.latent_dim :], "... (d r) -> ... d r", d=self.latent_dim)
         return LowRankPrediction.of(mean, own, 0.1 * factor)
 
-    def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
-        z, z_next = z.detach(), z_next.detach()
-        mean, context, residual = self._residual(z, a, z_next)
-        if self.covariance == "full" and self.training:
+    def _count(self, residual: Tensor) -> None:
+        if self.covariance == "full":
             self.residuals.update(residual)
-        law = self._law(mean, z, a, context)
+
+    def _spread_loss(self, law: Prediction, z_next: Tensor) -> Tensor:
         if self.covariance == "diagonal":
             return beta_nll(law, z_next, self.beta)
-        return -law.log_prob(z_next).mean() / self.latent_dim
+        return super()._spread_loss(law, z_next)

@@ -8,10 +8,12 @@ beat, and a calibration reference with exact propagation over the horizon."""
 
 from __future__ import annotations
 
-import torch
-from torch import Generator, Tensor
+from typing import Any
 
-from gjwm.models.dynamics.base import Dynamics, Past
+import torch
+from torch import Tensor
+
+from gjwm.models.dynamics.base import Dynamics
 from gjwm.models.dynamics.prediction import FullPrediction, Prediction
 
 
@@ -141,18 +143,6 @@ class LinearGaussianDynamics(Dynamics):
         self.precision_inverse = inverse.to(self.precision_inverse.dtype)
         return self
 
-    def mutual_information(self) -> Tensor:
-        """I(z, a; z') = (log det S_yy - log det Q)/2 in nats of the fitted joint Gaussian, S_yy the
-        covariance of z' -> scalar."""
-        if self.count == 0:
-            raise ValueError(
-                "mutual information needs data; call update(z, a, z_next) and fit() first."
-            )
-        mean = self.sum_yx[:, -1] / self.count
-        covariance = self.sum_yy / self.count - torch.outer(mean, mean)
-        floor = self.min_std**2 * torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
-        return 0.5 * (torch.logdet(covariance + floor) - torch.logdet(self.Q.double()))
-
     def _inputs(self, a: Tensor) -> Tensor:
         return a @ self.G.T + self.gain[:, -1]
 
@@ -164,8 +154,9 @@ class LinearGaussianDynamics(Dynamics):
         inflation = 1 + ((x @ self.precision_inverse) * x).sum(-1)
         return FullPrediction.of(mean, self.noise_tril * inflation.sqrt()[..., None, None])
 
-    def propagate(self, z0: Tensor, a: Tensor) -> FullPrediction:
-        """Exact moments of z_1 .. z_H: z0 (B, D), a (B, H, A) -> law of (B, H, D).
+    def forecast(self, z0: Tensor, a: Tensor, **particles: Any) -> Prediction:
+        """Exact moments of z_1 .. z_H: z0 (B, D), a (B, H, A) -> law of (B, H, D); no particles are
+        drawn.
 
         m' = F m + G a + c and S' = F S F^T + Q (1 + x^T P x + tr(P_zz S)): the parameters'
         uncertainty counts as fresh noise at each step, which is exact at the first."""
@@ -183,18 +174,6 @@ class LinearGaussianDynamics(Dynamics):
             factors.append(torch.linalg.cholesky((covariance + covariance.mT) / 2))
         return FullPrediction.of(torch.stack(means, 1), torch.stack(factors, 1))
 
-    def forecast(
-        self,
-        z0: Tensor,
-        a: Tensor,
-        *,
-        particles: int = 32,
-        generator: Generator | None = None,
-        past: Past | None = None,
-    ) -> Prediction:
-        """The exact moments of `propagate`; no particles are drawn."""
-        return self.propagate(z0, a)
-
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
         """Counts the window and refits (in training mode): nats per dimension, without a graph."""
         with torch.no_grad():
@@ -203,22 +182,3 @@ class LinearGaussianDynamics(Dynamics):
                 self.update(z, a, z_next, keep=self.forget)
                 self.fit()
             return -self.predict(z, a).log_prob(z_next).mean() / self.latent_dim
-
-    def stationary(self, action_covariance: Tensor) -> Tensor:
-        """The covariance that z relaxes to under actions of this covariance: S = F S F^T + G A G^T
-        + Q, (D, D), by doubling.
-
-        Raises:
-            ValueError: when F is not stable (spectral radius >= 1), so that there is none.
-        """
-        radius = torch.linalg.eigvals(self.F).abs().max().item()
-        if radius >= 1:
-            raise ValueError(
-                f"the fitted F has spectral radius {radius:.4f} >= 1: its latents do not settle."
-            )
-        power, total = self.F.double(), (self.G @ action_covariance @ self.G.T + self.Q).double()
-        for _ in range(
-            40
-        ):  # F^(2^40) is zero for any radius below 1 that a float32 can tell from it
-            total, power = total + power @ total @ power.T, power @ power
-        return total.to(self.gain.dtype)

@@ -20,12 +20,9 @@ class MixtureDynamics(ResidualDynamics):
     beside a regression z + f(z, a).
 
     The regression (`mean`, and rollouts without particles) learns from the alignment with the
-    encoder, like every other dynamics' mean; the whole mixture learns from the likelihood on
-    detached latents, and its own mean (`predict(z, a).mean`) is another estimate of the same
-    expectation. The components do not refer to the regression: at a fork it is the wall between the
-    branches, blurred over all latents near the fork and moving while it learns, and components
-    placed around it follow it there. A rollout of the mean runs between the branches: use
-    particles.
+    encoder; the mixture learns from the likelihood on detached latents. The components do not refer
+    to the regression: at a fork it is the wall between the branches, and components placed around
+    it follow it there. A rollout of the mean runs between the branches: use particles.
 
     Args:
         latent_dim, action_dim: D, A.
@@ -67,19 +64,16 @@ class MixtureDynamics(ResidualDynamics):
     def _law(self, mean: Tensor, z: Tensor, a: Tensor, context: Tensor | None) -> MixturePrediction:
         # With its graph, unlike a Gaussian's spread: it is here that a planner's gradient passes
         # through particles.
-        raw = self.mixture(torch.cat([z, a] if context is None else [z, a, context], -1))
+        raw = self.mixture(self._joined(z, a, context))
         k = self.components
         offsets, spread = rearrange(raw[..., k:], "... (two k d) -> two ... k d", two=2, k=k)
         log_weights = raw[..., :k].log_softmax(-1)
         return MixturePrediction.of(log_weights, z[..., None, :] + offsets, self.spread(spread))
 
-    def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
-        z, z_next = z.detach(), z_next.detach()
-        mean, context, _ = self._residual(z, a, z_next)
-        law = self._law(mean, z, a, context)
+    def _spread_loss(self, law: MixturePrediction, z_next: Tensor) -> Tensor:
         use = law.log_weights.exp().flatten(0, -2).mean(0)
         entropy = -(use * use.clamp(min=1e-9).log()).sum()
-        return -law.log_prob(z_next).mean() / self.latent_dim - self.entropy * entropy
+        return super()._spread_loss(law, z_next) - self.entropy * entropy
 
     def forecast(
         self,

@@ -43,9 +43,8 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
 
 
 def _noise(like: Tensor, generator: Generator | None, shape: Any = None) -> Tensor:
-    return draws.normal(
-        like.shape if shape is None else shape, generator, device=like.device, dtype=like.dtype
-    )
+    shape = like.shape if shape is None else shape
+    return draws.normal(shape, generator, device=like.device, dtype=like.dtype)
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,9 @@ class Prediction:
         Raises:
             ValueError: for a ratio below 1, or of a law that has tails already.
         """
-        return (
-            self
-            if _scales(ratio) is None
-            else TailedPrediction(self.mean, self.variance, self, ratio)
-        )
+        if _scales(ratio) is None:
+            return self
+        return TailedPrediction(self.mean, self.variance, self, ratio)
 
     def extended(self, mean: Tensor, variance: Tensor) -> Prediction:
         """The law of (..., D + S) whose last S dimensions are independent Gaussians, (..., S)."""
@@ -135,6 +132,11 @@ def _squared(scale: float | Tensor) -> float | Tensor:
     return scale * scale
 
 
+def _along(scale: float | Tensor, axis: int) -> float | Tensor:
+    """`scale`, which broadcasts against (..., D), with one more axis to broadcast along."""
+    return scale.unsqueeze(axis) if isinstance(scale, Tensor) and scale.dim() else scale
+
+
 def _scales(ratio: float) -> tuple[tuple[float, float], ...] | None:
     """(share, scale) of ordinary and of hard draws, with mean squared scale 1; None for a ratio of
     1.
@@ -158,8 +160,8 @@ class TailedPrediction(Prediction):
     base: Prediction
     ratio: float
 
-    def _parts(self) -> list[tuple[float, float]]:
-        return list(_scales(self.ratio))
+    def _parts(self) -> tuple[tuple[float, float], ...]:
+        return _scales(self.ratio)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
         draw = self.base.sample(generator)
@@ -238,9 +240,10 @@ class FullPrediction(Prediction):
         return whitened[..., 0].square().sum(-1)
 
     def tempered(self, scale: float | Tensor) -> FullPrediction:
-        rows = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
         return replace(
-            self, variance=self.variance * _squared(scale), scale_tril=self.scale_tril * rows
+            self,
+            variance=self.variance * _squared(scale),
+            scale_tril=self.scale_tril * _along(scale, -1),
         )
 
     def extended(self, mean: Tensor, variance: Tensor) -> FullPrediction:
@@ -266,30 +269,27 @@ class LowRankPrediction(Prediction):
         """
         return cls(mean, own + factor.square().sum(-1), own, factor)
 
-    def _law(self) -> torch.distributions.LowRankMultivariateNormal:
-        return torch.distributions.LowRankMultivariateNormal(
-            self.mean, self.factor, self.own, validate_args=False
-        )
-
     def sample(self, generator: Generator | None = None) -> Tensor:
         shared = _noise(self.mean, generator, (*self.mean.shape[:-1], self.factor.shape[-1], 1))
-        return (
-            self.mean
-            + self.own.sqrt() * _noise(self.mean, generator)
-            + (self.factor @ shared)[..., 0]
-        )
+        own = self.own.sqrt() * _noise(self.mean, generator)
+        return self.mean + own + (self.factor @ shared)[..., 0]
 
     def log_prob(self, z: Tensor) -> Tensor:
-        return self._law().log_prob(z)
+        law = torch.distributions.LowRankMultivariateNormal(
+            self.mean, self.factor, self.own, validate_args=False
+        )
+        return law.log_prob(z)
 
     def mahalanobis(self, z: Tensor) -> Tensor:
         return _low_rank_mahalanobis(z - self.mean, self.own, self.factor)
 
     def tempered(self, scale: float | Tensor) -> LowRankPrediction:
-        rows = scale[..., None] if isinstance(scale, Tensor) and scale.dim() else scale
         square = _squared(scale)
         return replace(
-            self, variance=self.variance * square, own=self.own * square, factor=self.factor * rows
+            self,
+            variance=self.variance * square,
+            own=self.own * square,
+            factor=self.factor * _along(scale, -1),
         )
 
     def extended(self, mean: Tensor, variance: Tensor) -> LowRankPrediction:
@@ -336,16 +336,15 @@ class MixturePrediction(Prediction):
     @property
     def between(self) -> Tensor:
         """sum_k w_k (m_k - mean)^2, (..., D)."""
-        return (
-            self.log_weights.exp()[..., None] * (self.means - self.mean[..., None, :]).square()
-        ).sum(-2)
+        squared = (self.means - self.mean[..., None, :]).square()
+        return (self.log_weights.exp()[..., None] * squared).sum(-2)
 
     def draw_component(self, generator: Generator | None = None) -> Prediction:
         """One component, drawn by its weight: a Gaussian law of (..., D)."""
         # Gumbel's trick: one argmax instead of a multinomial, over any leading axes.
-        uniform = draws.uniform(
-            self.log_weights.shape, generator, device=self.mean.device, dtype=self.mean.dtype
-        )
+        like = self.mean
+        shape = self.log_weights.shape
+        uniform = draws.uniform(shape, generator, device=like.device, dtype=like.dtype)
         tiny = torch.finfo(uniform.dtype).tiny
         k = (self.log_weights - (-(uniform.clamp(min=tiny)).log()).clamp(min=tiny).log()).argmax(-1)
         k = k[..., None, None].expand(*self.mean.shape[:-1], 1, self.mean.shape[-1])
@@ -356,13 +355,9 @@ class MixturePrediction(Prediction):
     def sample(self, generator: Generator | None = None) -> Tensor:
         return self.draw_component(generator).sample(generator)
 
-    def component_log_prob(self, z: Tensor) -> Tensor:
-        """log w_k + log N(z; m_k, s_k^2): (..., D) -> (..., K)."""
-        squared = (z[..., None, :] - self.means).square() / self.variances
-        return self.log_weights - 0.5 * (squared + self.variances.log() + LOG_TWO_PI).sum(-1)
-
     def log_prob(self, z: Tensor) -> Tensor:
-        return self.component_log_prob(z).logsumexp(-1)
+        components = Prediction(self.means, self.variances).log_prob(z[..., None, :])  # (..., K)
+        return (self.log_weights + components).logsumexp(-1)
 
     def cdf(self, z: Tensor) -> Tensor:
         below = normal_cdf((z[..., None, :] - self.means) / self.variances.sqrt())
@@ -371,9 +366,8 @@ class MixturePrediction(Prediction):
     def crps(self, z: Tensor) -> Tensor:
         """Closed form of Grimit et al. (2006); O(K^2 D)."""
         w = self.log_weights.exp()[..., None]
-        to_target = (
-            w * _expected_distance(z[..., None, :] - self.means, self.variances.sqrt())
-        ).sum(-2)
+        distance = _expected_distance(z[..., None, :] - self.means, self.variances.sqrt())
+        to_target = (w * distance).sum(-2)
         spread = torch.zeros_like(to_target)
         # One component against all: K^2 at once would not fit memory for many particles.
         for k in range(w.shape[-2]):
@@ -389,7 +383,7 @@ class MixturePrediction(Prediction):
     def tempered(self, scale: float | Tensor) -> MixturePrediction:
         """Each component widened about its own mean: branches stay where they are, unlike under
         scaling about the mixture's mean."""
-        inner = scale[..., None, :] if isinstance(scale, Tensor) and scale.dim() else scale
+        inner = _along(scale, -2)
         return replace(
             self,
             variance=self.between + self.within * _squared(scale),
@@ -428,7 +422,7 @@ class EnsemblePrediction(MixturePrediction):
         """The law of mean + scale (x - mean): disagreement is uncertainty like any other, so it is
         widened too.
         """
-        inner = scale[..., None, :] if isinstance(scale, Tensor) and scale.dim() else scale
+        inner = _along(scale, -2)
         centre = self.mean[..., None, :]
         return replace(
             self,
@@ -449,10 +443,7 @@ class EnsemblePrediction(MixturePrediction):
 
 
 def beta_nll(prediction: Prediction, target: Tensor, beta: float = 0.5) -> Tensor:
-    """beta-NLL (Seitzer et al., 2022): mean over elements of sg(variance^beta) * NLL -> scalar.
-
-    beta = 0 is the NLL, whose variance grows on hard samples and then ignores them; beta = 1 weighs
-    all alike."""
+    """beta-NLL (Seitzer et al., 2022): mean over elements of sg(variance^beta) * NLL -> scalar."""
     nll = 0.5 * (
         (target - prediction.mean).square() / prediction.variance + prediction.variance.log()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from einops import repeat
@@ -45,23 +46,23 @@ class StaticLatents(Dynamics):
         return self.dynamics.members
 
     def _split(self, z: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Moving latents, actions with the static latents beside them, and the static latents."""
+        """Moving latents, actions with the static latents beside them, and the static latents, of
+        (..., D) and (..., A), or of a start (B, D) and the actions (B, ..., H, A) from there.
+        """
         self._check(z, a)
         moving, static = z.split([self.latent_dim - self.static_dim, self.static_dim], -1)
-        return moving, torch.cat([a, static.expand(*a.shape[:-1], -1)], -1), static
-
-    def _held(self, z0: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`_split` of a start (B, D) and the actions (B, ..., H, A) from there."""
-        moving, static = z0.split([self.latent_dim - self.static_dim, self.static_dim], -1)
-        held = static.view(len(z0), *[1] * (a.dim() - 2), self.static_dim)
+        held = static.reshape(*z.shape[:-1], *[1] * (a.dim() - z.dim()), self.static_dim)
         return moving, torch.cat([a, held.expand(*a.shape[:-1], -1)], -1), static
 
     def _past(self, past: Past | None) -> Past | None:
         return None if past is None else self._split(*past)[:2]
 
+    def _scattered(self, static: Tensor) -> Tensor:
+        """The variance of static latents (..., S) from step to step."""
+        return self.scatter.moment.clamp(min=self.min_std**2).expand_as(static)
+
     def _beside(self, law: Prediction, static: Tensor) -> Prediction:
-        variance = self.scatter.moment.clamp(min=self.min_std**2)
-        return law.extended(static, variance.expand_as(static))
+        return law.extended(static, self._scattered(static))
 
     def mean(self, z: Tensor, a: Tensor) -> Tensor:
         moving, a, static = self._split(z, a)
@@ -85,51 +86,40 @@ class StaticLatents(Dynamics):
         past: Past | None = None,
     ) -> Tensor:
         self._check_rollout(z0, a, particles)
-        past = self._past(past)
-        return self._along(
-            z0, a, lambda z, a: self.dynamics.rollout(z, a, particles, generator, past=past)
-        )
+        moving, a, static = self._split(z0, a)
+        path = self.dynamics.rollout(moving, a, particles, generator, past=self._past(past))
+        return self._kept(path, static)
 
     def rollout_members(self, z0: Tensor, a: Tensor) -> Tensor:
         """Of an ensemble inside: see `EnsembleDynamics.rollout_members`."""
         self._check_rollout(z0, a, None)
-        return self._along(z0, a, self.dynamics.rollout_members)
+        moving, a, static = self._split(z0, a)
+        return self._kept(self.dynamics.rollout_members(moving, a), static)
 
-    def _along(self, z0: Tensor, a: Tensor, roll: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        moving, a, static = self._held(z0, a)
-        path = roll(moving, a)
-        kept = static.view(len(z0), *[1] * (path.dim() - 2), self.static_dim)
-        return torch.cat([path, kept.expand(*path.shape[:-1], -1)], -1)
-
-    def forecast(
-        self,
-        z0: Tensor,
-        a: Tensor,
-        *,
-        particles: int = 32,
-        generator: Generator | None = None,
-        past: Past | None = None,
-    ) -> Prediction:
-        moving, a, static = self._held(z0, a)
-        law = self.dynamics.forecast(
-            moving, a, particles=particles, generator=generator, past=self._past(past)
-        )
-        return self._beside(law, repeat(static, "b s -> b h s", h=a.shape[1]))
-
-    def one_step_means(self, z: Tensor, a: Tensor) -> Tensor:
-        static = z[:, :-1, -self.static_dim :]
-        means = self.dynamics.one_step_means(z[..., : -self.static_dim], torch.cat([a, static], -1))
-        return self._with(means, static)
-
-    def open_loop_means(self, z: Tensor, a: Tensor) -> Tensor:
-        """As the rollout: the first latent's static ones are held over the window."""
-        _, a, static = self._held(z[:, 0], a)
-        means = self.dynamics.open_loop_means(z[..., : -self.static_dim], a)
-        return self._with(means, static[:, None])
+    def _kept(self, path: Tensor, static: Tensor) -> Tensor:
+        """Paths (B, ..., H+1, D - S) with static latents (B, S) beside them."""
+        return self._with(path, static.reshape(len(static), *[1] * (path.dim() - 2), -1))
 
     @staticmethod
     def _with(means: Tensor, static: Tensor) -> Tensor:
         return torch.cat([means, static.expand(*means.shape[:-1], -1)], -1)
+
+    def forecast(
+        self, z0: Tensor, a: Tensor, *, past: Past | None = None, **particles: Any
+    ) -> Prediction:
+        moving, a, static = self._split(z0, a)
+        law = self.dynamics.forecast(moving, a, past=self._past(past), **particles)
+        return self._beside(law, repeat(static, "b s -> b h s", h=a.shape[1]))
+
+    def one_step_means(self, z: Tensor, a: Tensor) -> Tensor:
+        _, a, static = self._split(z[:, :-1], a)
+        return self._with(self.dynamics.one_step_means(z[..., : -self.static_dim], a), static)
+
+    def open_loop_means(self, z: Tensor, a: Tensor) -> Tensor:
+        """As the rollout: the first latent's static ones are held over the window."""
+        _, a, static = self._split(z[:, 0], a)
+        means = self.dynamics.open_loop_means(z[..., : -self.static_dim], a)
+        return self._with(means, static[:, None])
 
     def nll(self, z: Tensor, a: Tensor, z_next: Tensor) -> Tensor:
         """What the dynamics inside learn from, and the static latents' nats, averaged over D."""
@@ -137,8 +127,7 @@ class StaticLatents(Dynamics):
         after = z_next.detach()[..., -self.static_dim :]
         if self.training:
             self.scatter.update(after - static)
-        variance = self.scatter.moment.clamp(min=self.min_std**2).expand_as(static)
-        nats = -Prediction(static, variance).log_prob(after).mean()
+        nats = -Prediction(static, self._scattered(static)).log_prob(after).mean()
         learned = self.dynamics.nll(moving, a, z_next.detach()[..., : -self.static_dim])
         return (self.dynamics.latent_dim * learned + nats) / self.latent_dim
 

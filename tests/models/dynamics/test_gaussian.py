@@ -66,7 +66,7 @@ def test_one_step_particles_have_the_predicted_moments_and_replay(dynamics):
 
 def test_variance_stays_in_its_bounds_and_sends_no_gradient_to_latents(dynamics):
     z, a = (100 * randn(50, 5)).requires_grad_(), randn(50, 2, seed=1)
-    variance = dynamics.variance(z, a)
+    variance = dynamics.predict(z, a).variance
     assert (variance >= 0.01**2 * 0.999).all() and (variance <= 1.25**2 * 1.001).all()
     variance.sum().backward()
     assert z.grad is None
@@ -81,9 +81,11 @@ def test_the_variance_learns_the_noise_it_sees():
         z, a = torch.randn(256, 1, generator=g), torch.rand(256, 1, generator=g)
         noise = (0.1 + 0.4 * a) * torch.randn(256, 1, generator=g)
         optimizer.zero_grad()
-        beta_nll(Prediction(torch.zeros_like(noise), dynamics.variance(z, a)), noise).backward()
+        beta_nll(
+            Prediction(torch.zeros_like(noise), dynamics.predict(z, a).variance), noise
+        ).backward()
         optimizer.step()
-    std = dynamics.variance(torch.zeros(2, 1), torch.tensor([[0.0], [1.0]])).sqrt()
+    std = dynamics.predict(torch.zeros(2, 1), torch.tensor([[0.0], [1.0]])).variance.sqrt()
     assert std[0].item() == pytest.approx(0.1, rel=0.3) and std[1].item() == pytest.approx(
         0.5, rel=0.2
     )

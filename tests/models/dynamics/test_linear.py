@@ -61,10 +61,6 @@ def test_the_solution_is_that_of_plain_algebra():
         np.testing.assert_allclose(
             law.scale_tril[i] @ law.scale_tril[i].T, expected * inflation, atol=1e-5
         )
-    information = 0.5 * (
-        np.linalg.slogdet(np.cov(y.T, bias=True))[1] - np.linalg.slogdet(expected)[1]
-    )
-    assert model.mutual_information().item() == pytest.approx(information, abs=1e-5)
 
 
 def test_little_data_is_predicted_with_more_doubt():
@@ -87,14 +83,14 @@ def test_little_data_is_predicted_with_more_doubt():
     assert np.mean(honest) == pytest.approx(17 / (17 - D - 1), rel=0.15)
 
 
-def test_propagated_moments_are_those_of_particles_and_settle_at_the_stationary_law():
+def test_forecast_moments_are_those_of_particles():
     data, *_ = system(5000)
     model = LinearGaussianDynamics(D, A)
     model.update(*data)
     model.fit()
     g = torch.Generator().manual_seed(0)
     z0, a = torch.randn(2, D, generator=g), 2 * torch.rand(2, 6, A, generator=g) - 1
-    law = model.propagate(z0, a)
+    law = model.forecast(z0, a)
     path = model.rollout(z0, a, 40_000, g)
     torch.testing.assert_close(law.mean, path[:, :, 1:].mean(1), atol=0.02, rtol=0)
     for h in (0, 5):
@@ -102,13 +98,6 @@ def test_propagated_moments_are_those_of_particles_and_settle_at_the_stationary_
         sampled = torch.stack([path[b, :, h + 1].T.cov() for b in range(2)])
         torch.testing.assert_close(covariance, sampled, atol=0.02, rtol=0)
     torch.testing.assert_close(model.rollout(z0, a)[:, 1:], law.mean)
-    torch.testing.assert_close(model.forecast(z0, a).variance, law.variance)
-
-    settled = model.stationary(torch.eye(A) / 3)
-    expected = linalg.solve_discrete_lyapunov(
-        model.F.double().numpy(), (model.G @ model.G.T / 3 + model.Q).double().numpy()
-    )
-    np.testing.assert_allclose(settled, expected, atol=1e-4)
 
 
 def test_before_data_the_law_is_the_marginal_and_training_updates_it():
@@ -150,6 +139,3 @@ def test_bad_input_is_named():
         singular.update(data[0], a, data[2])
         with pytest.raises(ValueError, match="ridge > 0"):
             singular.fit()
-    model.update(data[0], data[1], 2 * data[0])
-    with pytest.raises(ValueError, match="spectral radius"):
-        model.fit().stationary(torch.eye(A))
