@@ -11,7 +11,6 @@ from torch import Generator, Tensor, nn
 
 from gjwm.objectives.base import Discrepancy
 from gjwm.objectives.sigreg import SIGReg
-from gjwm.objectives.target import check_choice
 
 
 class Subspaces(Discrepancy):
@@ -26,9 +25,6 @@ class Subspaces(Discrepancy):
             subspaces as one law's, and is refused.
         dim: d of each subspace; at most D. Sub-JEPA has 6 at D = 192.
         count: number of subspaces; None is D // dim, at least 1.
-        mode: "independent": a random subspace each (Sub-JEPA); "partition": blocks of one random
-            orthonormal basis, count * dim at most D, which together constrain every direction once
-            when count * dim = D.
         seed: draws the subspaces, on first use, once and for all, and alike on every process.
     """
 
@@ -38,12 +34,10 @@ class Subspaces(Discrepancy):
         *,
         dim: int = 6,
         count: int | None = None,
-        mode: str = "independent",
         seed: int = 0,
     ):
         base = SIGReg() if base is None else base
         super().__init__(distributed=getattr(base, "distributed", False))
-        check_choice("Subspaces", "mode", mode, ("independent", "partition"))
         if dim < 1 or (count is not None and count < 1):
             raise ValueError(
                 f"Subspaces needs dim >= 1 and count >= 1, got dim={dim} and count={count}."
@@ -55,7 +49,7 @@ class Subspaces(Discrepancy):
                 "would share one covariance; use an isotropic target."
             )
         self.base = base
-        self.dim, self.count, self.mode, self.seed = dim, count, mode, seed
+        self.dim, self.count, self.seed = dim, count, seed
         self.register_buffer("projections", None)  # (count, D, d)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args) -> None:
@@ -70,18 +64,8 @@ class Subspaces(Discrepancy):
             dim = min(self.dim, total)
             count = self.count or max(1, total // dim)
             g = torch.Generator().manual_seed(self.seed)
-            if self.mode == "partition":
-                if count * dim > total:
-                    raise ValueError(
-                        f"{count} orthogonal subspaces of dimension {dim} do not fit in R^{total}."
-                    )
-                q = torch.linalg.qr(torch.randn(total, total, generator=g, dtype=torch.float64))[0]
-                blocks = q[:, : count * dim].reshape(total, count, dim).transpose(0, 1)
-            else:
-                blocks = torch.linalg.qr(
-                    torch.randn(count, total, dim, generator=g, dtype=torch.float64)
-                )[0]
-            self.projections = blocks.to(z.device)
+            vectors = torch.randn(count, total, dim, generator=g, dtype=torch.float64)
+            self.projections = torch.linalg.qr(vectors)[0].to(z.device)
         if self.projections.shape[1] != total:
             raise ValueError(
                 f"these subspaces lie in R^{self.projections.shape[1]}, got latents of shape "

@@ -5,29 +5,19 @@ stateless: the warm start comes in as `mean` and the randomness as `generator`, 
 exactly, and the agent decides what to carry from one plan to the next. `docs/planning.md` says
 which to use when."""
 
-from gjwm.planning.agent import AgentOptions, MPCAgent
-from gjwm.planning.categorical import CategoricalCEM
-from gjwm.planning.controller import RecedingHorizon
-from gjwm.planning.costs import GoalCost, RewardCost, RiskCost, SumCost
-from gjwm.planning.gradient import GradientPlanner
-from gjwm.planning.sampling import CEM, ICEM, MPPI, RandomShooting
-from gjwm.planning.search import Plan, Planner, Score
-
-__all__ = [
-    "CEM",
-    "ICEM",
-    "MPPI",
-    "AgentOptions",
-    "CategoricalCEM",
-    "GoalCost",
-    "GradientPlanner",
-    "MPCAgent",
-    "Plan",
-    "Planner",
-    "RandomShooting",
-    "RecedingHorizon",
-    "RewardCost",
-    "RiskCost",
-    "Score",
-    "SumCost",
-]
+from gjwm.planning.agent import AgentOptions as AgentOptions
+from gjwm.planning.agent import MPCAgent as MPCAgent
+from gjwm.planning.categorical import CategoricalCEM as CategoricalCEM
+from gjwm.planning.controller import RecedingHorizon as RecedingHorizon
+from gjwm.planning.costs import GoalCost as GoalCost
+from gjwm.planning.costs import RewardCost as RewardCost
+from gjwm.planning.costs import RiskCost as RiskCost
+from gjwm.planning.costs import SumCost as SumCost
+from gjwm.planning.gradient import GradientPlanner as GradientPlanner
+from gjwm.planning.sampling import CEM as CEM
+from gjwm.planning.sampling import ICEM as ICEM
+from gjwm.planning.sampling import MPPI as MPPI
+from gjwm.planning.sampling import RandomShooting as RandomShooting
+from gjwm.planning.search import Plan as Plan
+from gjwm.planning.search import Planner as Planner
+from gjwm.planning.search import Score as Score

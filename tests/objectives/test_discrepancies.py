@@ -586,17 +586,8 @@ def test_a_wrong_dimension_is_named():
     subspaces(randn(6, 4))
     with pytest.raises(ValueError, match=r"R\^4"):
         subspaces(randn(6, 5))
-    with pytest.raises(ValueError, match="do not fit"):
-        Subspaces(mode="partition", dim=3, count=2)(randn(6, 4))
     with pytest.raises(ValueError, match="needs dim"):
         GaussianTarget("learned")
     for name in (SlicedEnergy, BHEP):
         with pytest.raises(ValueError, match="at least two episodes"):
             name()(randn(1, 6, 4))
-
-
-def test_a_partition_constrains_every_direction_once():
-    subspaces = Subspaces(SIGReg(4), dim=2, mode="partition")
-    subspaces(randn(9, 6))
-    p = subspaces.projections.transpose(0, 1).reshape(6, 6)
-    torch.testing.assert_close(p.T @ p, torch.eye(6, dtype=p.dtype))

@@ -11,39 +11,20 @@ linear.py       LinearGaussianDynamics
 static.py       StaticLatents, around any of them: latents that an episode keeps
 """
 
-from gjwm.models.dynamics.base import Dynamics, Past
-from gjwm.models.dynamics.ensemble import EnsembleDynamics
-from gjwm.models.dynamics.gaussian import DeterministicDynamics, GaussianDynamics
-from gjwm.models.dynamics.linear import LinearGaussianDynamics
-from gjwm.models.dynamics.mixture import MixtureDynamics
-from gjwm.models.dynamics.prediction import (
-    EnsemblePrediction,
-    FullPrediction,
-    LowRankPrediction,
-    MixturePrediction,
-    Prediction,
-    TailedPrediction,
-    beta_nll,
-    gaussian_crps,
-)
-from gjwm.models.dynamics.static import StaticLatents, with_static
-
-__all__ = [
-    "DeterministicDynamics",
-    "Dynamics",
-    "EnsembleDynamics",
-    "EnsemblePrediction",
-    "FullPrediction",
-    "GaussianDynamics",
-    "LinearGaussianDynamics",
-    "LowRankPrediction",
-    "MixtureDynamics",
-    "MixturePrediction",
-    "Past",
-    "Prediction",
-    "StaticLatents",
-    "TailedPrediction",
-    "beta_nll",
-    "gaussian_crps",
-    "with_static",
-]
+from gjwm.models.dynamics.base import Dynamics as Dynamics
+from gjwm.models.dynamics.base import Past as Past
+from gjwm.models.dynamics.ensemble import EnsembleDynamics as EnsembleDynamics
+from gjwm.models.dynamics.gaussian import DeterministicDynamics as DeterministicDynamics
+from gjwm.models.dynamics.gaussian import GaussianDynamics as GaussianDynamics
+from gjwm.models.dynamics.linear import LinearGaussianDynamics as LinearGaussianDynamics
+from gjwm.models.dynamics.mixture import MixtureDynamics as MixtureDynamics
+from gjwm.models.dynamics.prediction import EnsemblePrediction as EnsemblePrediction
+from gjwm.models.dynamics.prediction import FullPrediction as FullPrediction
+from gjwm.models.dynamics.prediction import LowRankPrediction as LowRankPrediction
+from gjwm.models.dynamics.prediction import MixturePrediction as MixturePrediction
+from gjwm.models.dynamics.prediction import Prediction as Prediction
+from gjwm.models.dynamics.prediction import TailedPrediction as TailedPrediction
+from gjwm.models.dynamics.prediction import beta_nll as beta_nll
+from gjwm.models.dynamics.prediction import gaussian_crps as gaussian_crps
+from gjwm.models.dynamics.static import StaticLatents as StaticLatents
+from gjwm.models.dynamics.static import with_static as with_static
