@@ -425,7 +425,7 @@ def test_refining_fits_the_dynamics_to_latents_that_stand_still():
     assert [i for i, _ in logged] == list(range(25, 301, 25))
     assert logged[-1][1]["refine/mean_squared_error"] < logged[0][1]["refine/mean_squared_error"]
     for wrong in (dict(steps=-1), dict(batch=0), dict(length=0), dict(lr=-1.0)):
-        with pytest.raises(ValueError, match="refining expects"):
+        with pytest.raises(ValueError, match=r"refine\.(steps|batch|length|lr) must be"):
             refine(model.dynamics, latents, RefineSettings(**wrong))
     with pytest.raises(ValueError, match="evaluation mode"):
         encode_dataset(model.train(), episodes, steps=260, count=30)
