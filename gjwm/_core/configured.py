@@ -29,7 +29,7 @@ class Configured:
         named = {name: value for name, value in given.arguments.items() if name not in rest}
         passed_on = (given.arguments.get(name, {}) for name in rest)
         config = _defaults(cls) | named | {k: v for more in passed_on for k, v in more.items()}
-        config.pop("self")
+        config.pop(next(iter(given.signature.parameters)))  # self
         instance.__dict__["config"] = {name: _plain(value) for name, value in config.items()}
         return instance
 

@@ -21,6 +21,15 @@ class Passing(Base):
         super().__init__(width, **rest)
 
 
+class Named(Base):
+    def __init__(this, width: int):
+        super().__init__(width)
+
+
+def test_the_first_argument_may_have_any_name():
+    assert Named(2).config == {"width": 2}
+
+
 def test_the_config_holds_arguments_and_defaults_of_all_classes_that_get_them():
     assert Base(1).config == {"width": 1, "depth": 2, "sizes": [3, 4]}
     assert Passing(width=1, sizes=torch.Size([5])).config == {
