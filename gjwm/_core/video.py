@@ -65,6 +65,14 @@ def panel(
     return canvas
 
 
+def check_suffix(path: str | Path) -> Path:
+    """The path of a video; ValueError unless it ends in .mp4 or .gif."""
+    path = Path(path)
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"a video is written as .mp4 or .gif, got {path.name!r}.")
+    return path
+
+
 def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality: int = 20) -> Path:
     """Write uint8 frames (T, h, w, 3) to .mp4 (h264, with the ffmpeg that pip brings) or a looping
     .gif; atomically.
@@ -75,13 +83,11 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality
     Raises:
         ValueError: for no frames, another type or shape, or another suffix.
     """
-    path = Path(path)
+    path = check_suffix(path)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(
             f"a video needs uint8 frames (T, h, w, 3), got {frames.dtype} {frames.shape}."
         )
-    if path.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"a video is written as .mp4 or .gif, got {path.name!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     if path.suffix == ".mp4":

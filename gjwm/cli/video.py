@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from gjwm._core.video import check_suffix
 from gjwm.cli.config import factory
 from gjwm.cli.evaluate import evaluation_settings, task_of
 from gjwm.models.world_model import WorldModel
@@ -26,6 +27,8 @@ def video_command(cfg: DictConfig, command: str) -> None:
     decoder = decoder_of(checkpoint.parent, cfg.device)
     settings = evaluation_settings(cfg)
     suffixes = (cfg.video.format,) if isinstance(cfg.video.format, str) else tuple(cfg.video.format)
+    for suffix in suffixes:
+        check_suffix(f"goals.{suffix}")
     count = max(cfg.video.episodes, cfg.video.grid)
     if count < 1 or cfg.video.episodes < 0 or cfg.video.grid < 0:
         raise ValueError(
@@ -42,11 +45,10 @@ def video_command(cfg: DictConfig, command: str) -> None:
             count=count,
             planner=instantiate(cfg.planner),
             cost=factory(cfg.cost, "cost"),
-            decoder=decoder,
             readout_episodes=cfg.video.readout_episodes,
-            scale=cfg.video.scale,
             workers=cfg.collect.workers,
         )
+        films = replace(films, decoder=decoder, scale=cfg.video.scale)
         name = "" if cfg.video.seeds is None else f"-seed-{seed}"
         for suffix in suffixes:
             if cfg.video.episodes:

@@ -20,8 +20,8 @@ from gjwm.models.world_model import WorldModel
 
 
 def open_loop_windows(z: Tensor, a: Tensor, horizon: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Windows of `horizon` steps, half a horizon apart: z (E, T+1, D), a (E, T, A) -> (E, W, H+1,
-    D), (E, W, H, A), starts.
+    """Windows half a horizon apart: z (E, T+1, D), a (E, T, A) -> (E, W, H+1, D), (E, W, H, A),
+    starts.
     """
     starts = list(range(0, a.shape[1] - horizon + 1, max(1, horizon // 2)))
     return (
@@ -93,13 +93,10 @@ def noise_floor(
     played again.
 
     Two futures of one state and one action sequence differ by twice the variance that nothing can
-    predict; in a deterministic
-    world they agree and the floor is an R² of 1. What the picture hides of the state is no noise
-    here: see the probes.
+    predict. What the picture hides of the state is no noise here: see the probes.
 
     Args:
-        envs: the model's environments, one per future that is played again; their own randomness
-            is seeded anew.
+        envs: the model's environments, one per future; seeded anew.
         episodes: held out, recorded with their simulator states; at least as many as `envs`.
 
     Returns:

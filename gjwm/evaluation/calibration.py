@@ -10,12 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gjwm.models.calibration import (
-    LEVELS,
-    check_law,
-    flattened,
-    forecast_windows,
-)
+from gjwm.models.calibration import LEVELS, check_law, flattened, forecast_windows
 from gjwm.models.dynamics import Prediction
 from gjwm.models.world_model import WorldModel
 
@@ -25,16 +20,12 @@ _ECE_LEVELS = torch.arange(0.05, 0.951, 0.05, dtype=torch.float64)
 
 
 def report_generator(generator: Generator | None) -> Generator:
-    """The generator of a report, which is computed on the CPU: never torch's global one, which a
-    report must not advance.
+    """A report's generator, on the CPU; never torch's global one, which a report must not
+    advance.
     """
-    if generator is None:
-        return torch.Generator().manual_seed(0)  # a report of the same figures reads the same
-    return (
-        generator
-        if generator.device.type == "cpu"
-        else torch.Generator().manual_seed(generator.initial_seed())
-    )
+    if generator is not None and generator.device.type == "cpu":
+        return generator
+    return torch.Generator().manual_seed(0 if generator is None else generator.initial_seed())
 
 
 def expected_calibration_error(pit: Tensor) -> float:
@@ -43,11 +34,8 @@ def expected_calibration_error(pit: Tensor) -> float:
     """
     # the smallest central interval that holds the target
     inside = 2 * (pit.flatten().double() - 0.5).abs()
-    return (
-        torch.stack([((inside <= level).double().mean() - level).abs() for level in _ECE_LEVELS])
-        .mean()
-        .item()
-    )
+    gaps = [((inside <= level).double().mean() - level).abs() for level in _ECE_LEVELS]
+    return torch.stack(gaps).mean().item()
 
 
 def energy_score(
@@ -93,10 +81,7 @@ def calibration_report(
             positive.
     """
     check_law(prediction, target)
-    prediction, target = (
-        prediction.to("cpu", torch.float64),
-        target.detach().to("cpu", torch.float64),
-    )
+    prediction, target = prediction.to("cpu", torch.float64), target.detach().cpu().double()
     dim = target.shape[-1]
     nll = -prediction.log_prob(target).mean().item() / dim
     pit = prediction.cdf(target).flatten()
@@ -106,28 +91,26 @@ def calibration_report(
     squared = (target - prediction.mean).square()
     lead = target.shape[:-1].numel()
     rows = torch.arange(0, lead, -(-lead // 2000))
-    flat = prediction if len(target.shape) == 2 else flattened(prediction, len(target.shape) - 1)
+    flat = prediction if target.dim() == 2 else flattened(prediction, target.dim() - 1)
     generator = report_generator(generator)
+    energy = energy_score(flat[rows], target.reshape(-1, dim)[rows], generator=generator)
+    spread = prediction.variance.mean() / squared.mean().clamp(min=1e-300)
+    gaps = torch.maximum((ranks - ordered).abs(), (ordered - ranks + 1 / len(ordered)).abs())
+    covered = {
+        f"coverage_{round(100 * level)}": (inside <= level).double().mean().item()
+        for level in LEVELS
+    }
     return {
         "nll": nll,
         "skill": UNIT_GAUSSIAN_NATS - nll,
         "crps": prediction.crps(target).mean().item(),
-        **{
-            f"coverage_{round(100 * level)}": (inside <= level).double().mean().item()
-            for level in LEVELS
-        },
+        **covered,
         "ece": expected_calibration_error(pit),
-        "spread_skill": (prediction.variance.mean() / squared.mean().clamp(min=1e-300))
-        .sqrt()
-        .item(),
-        "pit_ks": torch.maximum((ranks - ordered).abs(), (ordered - ranks + 1 / len(ordered)).abs())
-        .max()
-        .item(),
+        "spread_skill": spread.sqrt().item(),
+        "pit_ks": gaps.max().item(),
         "pit": (torch.histc(pit.clamp(0, 1), bins, 0, 1) * bins / len(pit)).tolist(),
         "mahalanobis": prediction.mahalanobis(target).mean().item() / dim,
-        "energy_score": energy_score(flat[rows], target.reshape(-1, dim)[rows], generator=generator)
-        .mean()
-        .item(),
+        "energy_score": energy.mean().item(),
         "temperature": (squared / prediction.variance).mean().sqrt().item(),
     }
 
@@ -145,9 +128,8 @@ def calibration_by_horizon(
     """One-step calibration at the top level, and under "horizon_k" that of forecasts k steps
     ahead.
     """
-    report: dict[str, Any] = dict(
-        calibration_report(model.predict_sequence(z[:, :-1], a), z[:, 1:])
-    )
+    one_step = model.predict_sequence(z[:, :-1], a)
+    report: dict[str, Any] = dict(calibration_report(one_step, z[:, 1:]))
     reached = [k for k in horizons if k <= a.shape[1]]
     if reached:
         law, truth = forecast_windows(

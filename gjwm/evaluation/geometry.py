@@ -1,8 +1,4 @@
-"""Label-free diagnostics: is the law of z a standard Gaussian, and do predicted intervals hold what
-they promise?
-
-Every figure that an ideal Gaussian batch does not bring to 0 or 1 comes with the value such a batch
-of the same size has."""
+"""Is the law of z a standard Gaussian, and how do latents move?"""
 
 from __future__ import annotations
 
@@ -25,8 +21,8 @@ DEAD = 0.01  # variance below which a principal direction of a unit-variance tar
 
 
 def effective_rank(eigenvalues: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of the centred batch (Roy & Vetterli,
-    2007): D equal ones give D.
+    """exp of the entropy of the normalised singular values of the centred batch, from its
+    covariance's eigenvalues (D,) (Roy & Vetterli, 2007).
     """
     singular = eigenvalues.clamp(min=0).sqrt()
     if singular.sum() == 0:
@@ -36,9 +32,7 @@ def effective_rank(eigenvalues: Tensor) -> float:
 
 
 def rank_me(z: Tensor) -> float:
-    """RankMe (Garrido et al., 2023): the same of the singular values of z (N, D) itself, not
-    centred.
-    """
+    """The same of z (N, D) itself, not centred (RankMe; Garrido et al., 2023)."""
     singular = torch.linalg.svdvals(z)
     if singular.sum() == 0:
         return 0.0
@@ -110,24 +104,21 @@ def embedding_report(
     """How far the law of z is from N(0, I).
 
     Args:
-        z: (N, D) independent samples, or (B, T, D) trajectories. The spectrum is that of all
-            samples; the tests whose null law assumes independence (Epps-Pulley, Mardia,
-            Henze-Zirkler, norms) see one random step of each trajectory.
+        z: (N, D) independent samples, or (B, T, D) trajectories, of which tests that assume
+            independence (Epps-Pulley, Mardia, Henze-Zirkler, norms) see one random step each.
         slices: random projections of the Epps-Pulley test.
-        ideals: true Gaussian batches of the same sizes that are measured for comparison, and
-            averaged.
-        generator: draws slices, steps and the ideal batches; None: one seeded alike for every
-            report.
+        ideals: Gaussian batches of the same sizes that are measured too, and averaged.
+        generator: None: one seeded alike for every report.
 
     Returns:
         effective_rank, rank_me (uncentred), participation_ratio, condition_number, min_eigenvalue,
         dead_directions (eigenvalues below 0.01), mean_norm, variance_error; epps_pulley (mean over
         slices of N * T), epps_pulley_reject_rate (share of slices over the 95% line) and
         epps_pulley_min_p; mean and variance of |z|^2 over those of chi^2_D, norm_ks_p; Mardia's
-        skewness and kurtosis with p-values (on at most 16 principal axes d; the kurtosis divided by
-        its Gaussian value d (d + 2)); henze_zirkler (any mean and covariance). Every figure has its
-        counterpart *_ideal, what a Gaussian batch of this size shows; participation_ratio_ideal is
-        the known limit DN / (N + D), and epps_pulley_null the exact mean.
+        skewness and kurtosis with p-values (on at most 16 principal axes; the kurtosis over its
+        Gaussian value); henze_zirkler (any mean and covariance). Every figure has its *_ideal, what
+        a Gaussian batch of this size shows; participation_ratio_ideal is the known limit
+        DN / (N + D), and epps_pulley_null the exact mean.
 
     Raises:
         ValueError: for other shapes, NaN or infinite values, or fewer than 8 independent samples.
@@ -153,16 +144,13 @@ def embedding_report(
 def gaussianity_curves(
     z: Tensor, *, slices: int = 48, quantiles: int = 100, generator: Generator | None = None
 ) -> dict[str, np.ndarray]:
-    """What is drawn of the law of z, beside N(0, I): few enough numbers to be kept with a report.
-
-    Args:
-        z: (N, D) or (B, T, D), as for `embedding_report`.
+    """What is drawn of the law of z, (N, D) or (B, T, D), beside N(0, I).
 
     Returns:
-        spectrum, spectrum_ideal (D,) eigenvalues in falling order, the second of a Gaussian batch
-        of this size; slices (Q, S): quantiles of S random projections of the N independent samples
-        at `levels` (Q,), with the band slices_low, slices_high (Q,) that holds 95% of Gaussian
-        slices at each level; norms (N,).
+        spectrum, spectrum_ideal (D,): falling eigenvalues, the second of a Gaussian batch of this
+        size; slices (Q, S): quantiles of S random projections of the N independent samples at
+        `levels` (Q,), and slices_low, slices_high (Q,), which hold 95% of Gaussian slices; norms
+        (N,).
     """
     generator = report_generator(generator)
     samples, independent = _samples(z, generator)
@@ -189,13 +177,11 @@ def trajectory_report(z: Tensor, *, lags: int = 40) -> dict[str, float | list[fl
         z: (B, T, D), T >= 3.
 
     Returns:
-        autocorrelation (L+1,): E<z_t - m, z_{t+l} - m> / E|z - m|^2 at lags l = 0..L <= T - 1, m
-            the mean of all;
-        correlation_time: the lag where it falls to 1/e, None if it does not; straightness: mean
-        cosine between successive displacements (Hénaff et al., 2019), 1 on a line;
-        straightness_markov, that of a Gaussian Markov chain with the same lag-one autocorrelation
-        r, -(1 - r)/2, which turns as noise does; displacement: rms |z_{t+1} - z_t| over rms |z -
-        m|.
+        autocorrelation (L+1,): E<z_t - m, z_{t+l} - m> / E|z - m|^2 at lags l = 0..L <= T - 1;
+        correlation_time: the lag where it falls to 1/e, or None; straightness: mean cosine between
+        successive displacements (Hénaff et al., 2019); straightness_markov: that of a Gaussian
+        Markov chain with the same lag-one autocorrelation r, -(1 - r)/2; displacement: rms |z_{t+1}
+        - z_t| over rms |z - m|.
 
     Raises:
         ValueError: for other shapes or NaN.

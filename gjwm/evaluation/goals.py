@@ -92,10 +92,8 @@ class GoalEpisodes:
 
 
 def attempt_goals(envs: Any, pairs: GoalPairs, actor: Actor, *, steps: int) -> GoalEpisodes:
-    """One attempt per pair, all at once: lane i starts in pairs.start[i] and takes `steps` agent
-    steps.
-
-    Lane i is seeded with i. An episode that ends goes on, where its world does.
+    """One attempt of `steps` agent steps per pair, all at once; lane i is seeded with i. An episode
+    that ends goes on, where its world does.
     """
     envs.autoreset = False
     envs.reset(seed=0)
@@ -132,9 +130,7 @@ def planning_report(attempts: GoalEpisodes, radius: float) -> dict[str, Any]:
 
 
 class RememberedPlans:
-    """An agent that remembers its plans: `plans` holds (step, means (E, H, A)) of each time it
-    planned.
-    """
+    """An agent whose `plans` are (step, means (E, H, A)) of each time it planned."""
 
     def __init__(self, agent: MPCAgent):
         self.agent = agent
@@ -166,9 +162,8 @@ def model_actor(
 
 
 def simulator_planner(planner: Planner, horizon: int, action_dim: int) -> Planner:
-    """A search for the true simulator, whose rollouts cost far more than a model's: iCEM with three
-    times as many candidates as it has numbers to find, as good as a CEM at a tenth of its rollouts
-    (docs/planning.md).
+    """A search for the true simulator, whose rollouts are costly: iCEM with three candidates per
+    number to find, as good as a CEM at a tenth of its rollouts (docs/planning.md).
 
     Bounds and action blocks are those of `planner`; one of discrete actions is taken as it is.
     """
@@ -190,10 +185,8 @@ def simulator_planner(planner: Planner, horizon: int, action_dim: int) -> Planne
 
 
 class OracleActor:
-    """A planner and a cost on the true simulator and true positions.
-
-    Where the rest of the last plan already comes within half the success radius of the goal, as
-    simulated from the true state, it is kept: a simulator needs no second search for what it knows.
+    """A planner and a cost on the true simulator and true positions. A plan whose rest still comes
+    within half the success radius of the goal is kept.
 
     Args:
         goal_position: (B, P).

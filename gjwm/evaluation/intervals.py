@@ -1,5 +1,5 @@
-"""Every interval of the package: of a share, a mean, a ratio over episodes (which are independent
-where their steps are not), a statistic over runs drawn task by task, and a rank correlation.
+"""Intervals: of a share, a mean, a ratio over episodes, a statistic over runs drawn task by task,
+and a rank correlation.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
 def mean_interval(
     values: Sample, *, level: float = 0.95
 ) -> tuple[float, float | None, float | None]:
-    """(mean, low, high) by Student's t, right for a few independent normal values (R,); the ends
-    are None for a single one.
+    """(mean, low, high) of values (R,) by Student's t; the ends of a single one are None.
 
     Raises:
         ValueError: without values.
@@ -46,15 +45,13 @@ def mean_interval(
 def ratio_interval(
     part: np.ndarray, whole: np.ndarray, *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap of sum(part) / sum(whole), rows drawn together (Efron & Tibshirani,
-    1993).
+    """Percentile bootstrap of sum(part) / sum(whole) over episodes (Efron & Tibshirani, 1993).
 
     Args:
-        part, whole: per episode, (E, ...) each; axes behind the first are ratios of their own.
+        part, whole: (E, ...) each; axes behind the first are ratios of their own.
 
     Returns:
-        ends of the interval, (...) each. An R² has the interval 1 - (high, low) of its error over
-        its deviation.
+        ends of the interval, (...) each.
 
     Raises:
         ValueError: for other shapes, or no episode.
@@ -84,9 +81,7 @@ def _counts(rng: np.random.Generator, rows: int, draws: int) -> np.ndarray:
 
 
 def interquartile_mean(values: Sample, axis: int | None = None) -> np.ndarray:
-    """Mean of the middle half of the values: a quarter is cut from each end (Agarwal et al.,
-    2021).
-    """
+    """Mean of the middle half of the values (Agarwal et al., 2021)."""
     return stats.trim_mean(np.asarray(values, np.float64), 0.25, axis=axis)
 
 
@@ -99,8 +94,7 @@ def stratified_interval(
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """(value, low, high) of a statistic over the runs of several tasks, by a bootstrap that draws
-    runs anew within each task, so that no draw loses a task (Agarwal et al., 2021, "Deep
-    reinforcement learning at the edge of the statistical precipice").
+    runs within each task (Agarwal et al., 2021).
 
     Args:
         runs: task -> scores of its runs (R_task,).
@@ -138,16 +132,8 @@ def mean_over_tasks(scores: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def rank_correlation(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> float | None:
-    """Spearman's correlation within groups, pooled.
-
-    Ranks are taken within each group and centred there, so that a group's level has no say; one
-    group gives Spearman's rho. The groups weigh as their ranks vary.
-
-    Args:
-        x, y: one array (N_g,) per group.
-
-    Returns:
-        the correlation, None where either does not vary within any group.
+    """Spearman's correlation, pooled over groups (N_g,) whose ranks are taken and centred in each;
+    None where x or y varies within no group.
     """
     rho = _correlations([(a, b, np.ones((1, len(a)))) for a, b in zip(x, y)])[0]
     return None if np.isnan(rho) else float(rho)
@@ -156,15 +142,12 @@ def rank_correlation(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> float 
 def rank_correlation_interval(
     groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], *, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95% bootstrap of `rank_correlation`: within each group clusters are drawn anew, with all
-    their runs.
+    """95% bootstrap (low, high) of `rank_correlation`; None where fewer than half of the draws have
+    one.
 
     Args:
-        groups: (x, y, cluster) of each group, (N_g,) each. Runs of one cluster (the seeds of one
-            recipe) are not independent evidence about a figure.
-
-    Returns:
-        (low, high), None where fewer than half of the draws have a correlation.
+        groups: (x, y, cluster) of each group, (N_g,) each. Clusters are drawn with all their runs:
+            the seeds of one recipe are not independent.
     """
     rng = np.random.default_rng(seed)
     drawn = []
@@ -180,9 +163,7 @@ def rank_correlation_interval(
 
 
 def _correlations(groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The correlation of many draws at once: groups of x, y (N_g,) and how often each run was
-    drawn (R, N_g) -> (R,), NaN where there is none.
-    """
+    """Groups of x, y (N_g,) and how often each run was drawn (R, N_g) -> (R,), NaN for none."""
     total = 0.0
     for x, y, weight in groups:
         a, b = (_centred_ranks(np.asarray(values, np.float64), weight) for values in (x, y))
@@ -193,9 +174,7 @@ def _correlations(groups: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -
 
 
 def _centred_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Mid-ranks less their mean of samples that hold value i as often as weight (R, N) says -> (R,
-    N).
-    """
+    """Centred mid-ranks (R, N) of samples that hold value i `weight` (R, N) times."""
     below = (values[None] < values[:, None]) + 0.5 * (values[None] == values[:, None])
     ranks = weight @ below.T
     return ranks - (weight * ranks).sum(1, keepdims=True) / weight.sum(1, keepdims=True)

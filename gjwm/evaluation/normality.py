@@ -95,12 +95,8 @@ def mardia(z: Tensor, axes: int = 16) -> dict[str, float]:
     if values[0] < 1e-12:
         # Without variance on an axis there is nothing to standardise: a collapsed batch is not
         # Gaussian.
-        return {
-            "mardia_skewness": 0.0,
-            "mardia_skewness_p": 0.0,
-            "mardia_kurtosis": 0.0,
-            "mardia_kurtosis_p": 0.0,
-        }
+        names = "skewness", "skewness_p", "kurtosis", "kurtosis_p"
+        return {f"mardia_{name}": 0.0 for name in names}
     y = centred @ vectors / values.sqrt()
     gram = y @ y.T
     skewness, kurtosis = gram.pow(3).mean().item(), gram.diagonal().square().mean().item()

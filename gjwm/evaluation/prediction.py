@@ -22,14 +22,11 @@ from gjwm.objectives import EPPS_PULLEY_NULL_MEAN, epps_pulley, random_direction
 @torch.inference_mode()
 def encode_episodes(model: WorldModel, episodes: Sequence[Episode], *, chunk: int = 1024) -> Tensor:
     """Latents of equally long episodes -> (E, T+1, D)."""
-    return torch.stack(
-        [
-            torch.cat(
-                [model.encode(part.to(model.device)) for part in torch.from_numpy(e.o).split(chunk)]
-            )
-            for e in episodes
-        ]
-    )
+
+    def encode(o: Tensor) -> Tensor:
+        return torch.cat([model.encode(part.to(model.device)) for part in o.split(chunk)])
+
+    return torch.stack([encode(torch.from_numpy(e.o)) for e in episodes])
 
 
 @torch.inference_mode()
@@ -54,9 +51,8 @@ def prediction_report(
         r2_by_horizon: 1 - squared error / variance, per k, with r2_ci95_by_horizon, its ends (2, H)
             by a bootstrap over episodes; copy_last_r2_by_horizon: the same for "nothing changes";
         rank_accuracy (at `horizon`), rank_accuracy_by_horizon; skill_nats_per_dim: one step,
-        against N(0, I), and
-        skill_copy_last_nats_per_dim: a Gaussian around the last latent with the best constant
-            variance;
+        against N(0, I); skill_copy_last_nats_per_dim: a Gaussian around the last latent with the
+        best constant variance;
         variance_per_dim: of z (near 0 when collapsed, and R^2 then means nothing).
     """
     horizon = min(horizon, a.shape[1])
@@ -72,17 +68,14 @@ def prediction_report(
 
     def rank_accuracy(k: int) -> float:
         order = draws.permutation(len(truth), generator, device=z.device)[: distractors + 1]
-        distance = torch.cdist(predicted[order, k], truth[order, k])
-        return (
-            (distance.argmin(1) == torch.arange(len(order), device=z.device)).float().mean().item()
-        )
+        nearest = torch.cdist(predicted[order, k], truth[order, k]).argmin(1)
+        return (nearest == torch.arange(len(order), device=z.device)).float().mean().item()
 
     ranks = [rank_accuracy(k) for k in range(1, horizon + 1)]
     one_step = model.predict_sequence(z[:, :-1], a)
     nll = -one_step.log_prob(z[:, 1:]).mean() / z.shape[-1]
-    copy = Prediction(
-        z[:, :-1], (z[:, 1:] - z[:, :-1]).square().mean((0, 1)).clamp(min=1e-8).expand_as(z[:, 1:])
-    )
+    moved = (z[:, 1:] - z[:, :-1]).square().mean((0, 1)).clamp(min=1e-8)
+    copy = Prediction(z[:, :-1], moved.expand_as(z[:, 1:]))
     copy_nll = -copy.log_prob(z[:, 1:]).mean() / z.shape[-1]
     return {
         "horizon": horizon,
@@ -102,8 +95,7 @@ def prediction_report(
 def marginal_report(
     model: WorldModel, z: Tensor, a: Tensor, *, slices: int = 256, generator: Generator
 ) -> dict[str, float]:
-    """The long-horizon marginal test: open-loop samples, one per episode, must relax to the law
-    that encoded latents have.
+    """Open-loop samples, one per episode, must relax to the law that encoded latents have.
 
     Args:
         z, a: latents (E, T+1, D) and actions (E, T, A) of held-out episodes; samples run from z_0

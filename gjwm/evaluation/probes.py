@@ -20,9 +20,7 @@ Readout = Callable[[Tensor], Tensor]  # z (N, D) -> estimate of y (N, P), float6
 
 
 def r2_score(estimate: Tensor, target: Tensor) -> float:
-    """1 - squared error / variance, both summed over the target's dimensions: (N, P), (N, P) ->
-    float.
-    """
+    """1 - squared error / variance of (N, P), both summed over P."""
     residual = (estimate - target).square().sum()
     return (1 - residual / (target - target.mean(0)).square().sum()).item()
 
@@ -43,9 +41,8 @@ def linear_readout(z_train: Tensor, y_train: Tensor, *, ridge: float = 1e-6) -> 
     mean, y_mean = z_train.mean(0), y_train.mean(0)
     z = (z_train - mean).double()
     gram = z.T @ z
-    gram = gram + ridge * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(
-        len(gram), dtype=z.dtype
-    )
+    scale = ridge * gram.diagonal().mean().clamp(min=1e-12)
+    gram = gram + scale * torch.eye(len(gram), dtype=z.dtype)
     weight = torch.linalg.solve(gram, z.T @ (y_train - y_mean).double())
     return lambda z_test: (z_test - mean).double() @ weight + y_mean
 
@@ -57,10 +54,7 @@ def knn_readout(z_train: Tensor, y_train: Tensor, *, k: int = 5) -> Readout:
 
     def read(z_test: Tensor) -> Tensor:
         distance, index = tree.query(z_test.numpy(), k=min(k, len(z_train)))
-        distance, index = (
-            torch.as_tensor(distance).view(len(z_test), -1),
-            torch.as_tensor(index).view(len(z_test), -1),
-        )
+        distance, index = (torch.as_tensor(x).view(len(z_test), -1) for x in (distance, index))
         weight = 1 / distance.clamp(min=1e-9)
         weight = weight / weight.sum(1, keepdim=True)
         return (weight[..., None] * y_train[index].double()).sum(1)
@@ -133,15 +127,13 @@ def probe_report(
         }
         if fitted is not None:
             fitted[name] = readouts["mlp"]
-        variables[name] = {}
+        row = variables[name] = {}
+        whole = (y_test - y_test.mean((0, 1))).square().sum((1, 2)).numpy()  # per episode
         for kind, read in readouts.items():
             estimate = read(z_test).view_as(y_test)
-            variables[name][f"{kind}_r2"] = r2_score(estimate.flatten(0, 1), y_test.flatten(0, 1))
-            error = (estimate - y_test).square().sum((1, 2)).numpy()  # per episode
-            low, high = ratio_interval(
-                error, (y_test - y_test.mean((0, 1))).square().sum((1, 2)).numpy()
-            )
-            variables[name][f"{kind}_r2_ci95"] = [float(1 - high), float(1 - low)]
+            row[f"{kind}_r2"] = r2_score(estimate.flatten(0, 1), y_test.flatten(0, 1))
+            low, high = ratio_interval((estimate - y_test).square().sum((1, 2)).numpy(), whole)
+            row[f"{kind}_r2_ci95"] = [float(1 - high), float(1 - low)]
     if "position" not in variables:
         raise ValueError(
             "the held-out true_state() has no 'position' that varies, which the headline probe "

@@ -1,10 +1,8 @@
 """Violation of expectation: does a world model notice what cannot happen?
 
-Recorded episodes are spoiled in their pictures alone (single frames, before stacking), so any
-environment and any
-model can be asked: an object that jumps ("teleport"), changes colour ("colour"), or stands still
-while it should move ("frozen"). A step's score is its negative log-probability per dimension,
-`WorldModel.surprise`."""
+Recorded episodes are spoiled in their pictures alone: an object jumps ("teleport"), changes colour
+("colour"), or stands still while it should move ("frozen"). A step's score is its negative
+log-probability per dimension, `WorldModel.surprise`."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
+from scipy import stats
 from torch import Tensor
 
 from gjwm.data.dataset import Episode, newest_frames, restack
@@ -41,12 +40,10 @@ def spoil(
 ) -> Spoiled:
     """One violation at a random step of an episode of pictures.
 
-    teleport: after the step, the episode goes on from another of its own moments, at least a
-    quarter of its length
-    away in time and looking clearly different, with the actions taken there. colour: from the step
-    on, the picture's
+    teleport: the episode goes on from another of its own moments, at least a quarter of its length
+    later and looking clearly different, with the actions taken there. colour: from the step on the
     colour channels are exchanged. frozen: for `frozen_steps` steps the picture stands still under
-    the recorded actions, then goes on from there.
+    the recorded actions.
 
     Raises:
         ValueError: for an unknown kind, observations other than pictures, or an episode too short.
@@ -65,10 +62,8 @@ def spoil(
     step = int(rng.integers(4, length // 2))  # o[step + 1] is the first impossible picture
     if kind == "teleport":
         first = step + 1 + length // 4
-        change = (frames[first : length - 3].astype(np.float32) - frames[step]).reshape(
-            length - 3 - first, -1
-        )
-        change = np.square(change).mean(1)
+        change = frames[first : length - 3].astype(np.float32) - frames[step]
+        change = np.square(change.reshape(len(change), -1)).mean(1)
         # A moment that looks like this one, as where an agent rests, would be no jump.
         source = first + int(rng.choice(np.flatnonzero(change >= 0.9 * change.max())))
         frames = np.concatenate([frames[: step + 1], frames[source:]])
@@ -77,27 +72,17 @@ def spoil(
     elif kind == "colour":
         frames = np.concatenate([frames[: step + 1], frames[step + 1 :, [1, 2, 0]]])
     else:
-        rest = frames[step + 1 :]
-        frames = np.concatenate(
-            [frames[: step + 1], np.repeat(frames[step : step + 1], frozen_steps, 0), rest]
-        )
+        still = np.repeat(frames[step : step + 1], frozen_steps, 0)
+        frames = np.concatenate([frames[: step + 1], still, frames[step + 1 :]])
         a = np.concatenate([a[: step + frozen_steps], a[step:]])
     return Spoiled(restack(frames, observation_space, frame_stack), a, step)
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
-    """P(a positive scores higher than a negative), ties counted half: the area under the receiver
-    operating curve.
-    """
-    ranks = torch.cat([positive, negative]).double()
-    order = ranks.argsort()
-    _, counts = torch.unique_consecutive(ranks[order], return_counts=True)
-    mean_rank = counts.cumsum(0).double() - (counts.double() - 1) / 2
-    rank = torch.repeat_interleave(mean_rank, counts)
-    out = torch.empty_like(rank)
-    out[order] = rank
+    """P(a positive scores higher than a negative), ties counted half."""
     p, n = len(positive), len(negative)
-    return ((out[:p].sum() - p * (p + 1) / 2) / (p * n)).item()
+    ranks = stats.rankdata(torch.cat([positive, negative]).numpy())
+    return float((ranks[:p].sum() - p * (p + 1) / 2) / (p * n))
 
 
 @torch.inference_mode()
@@ -114,8 +99,7 @@ def violation_report(
     """How well surprise tells violations from ordinary steps of the same held-out episodes.
 
     Args:
-        model: a calibrated world model.
-        episodes: held out, of pictures, none of which calibrated the model.
+        episodes: of pictures, none of which trained or calibrated the model.
         level: p-value below which a step raises an alarm.
         seed: of where violations happen.
 

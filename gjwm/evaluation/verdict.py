@@ -1,14 +1,12 @@
-"""Three lines on a model: is it good, why, and what to change. The rules are written down here and
-nowhere else.
+"""Three lines on a model: is it good, why, and what to change. The rules stand here and nowhere
+else.
 
-A model is first judged by what it is for: reaching goals, against chance and against the same
-planner on the true simulator. The reason is then looked for along the chain that planning stands
-on, in this order, and the first broken link is named:
+A model is judged by the goals it reaches, against chance and against iCEM on the true simulator.
+The reason is the first broken link of the chain that planning stands on:
 
     collapse -> representation -> prediction -> uncertainty -> planner
 
-because a later link cannot be judged while an earlier one is broken. Links that hold but look odd
-become remarks."""
+A later link cannot be judged while an earlier one is broken. What holds but is odd is a remark."""
 
 from __future__ import annotations
 
@@ -18,9 +16,9 @@ from typing import Any
 
 Report = Mapping[str, Any]
 
-# Of the oracle's success (the model costs the planner little), or of all goals without an oracle.
+# Of the oracle's success, or of all goals without an oracle.
 GOOD_SHARE = 0.9
-# Below, the planner fails with a perfect model and success says little about this one.
+# Below, planning fails with a perfect model and success says little about this one.
 ORACLE_FLOOR = 0.8
 EASY = 0.5  # success of chance above which reaching a goal proves little
 COLLAPSED_VARIANCE = 0.1  # of z per dimension, where 1 is asked for
@@ -34,7 +32,7 @@ FAR_FROM_GAUSSIAN = 5.0  # times the Epps-Pulley statistic of a Gaussian sample:
 
 @dataclass(frozen=True)
 class Finding:
-    """One link of the chain that is broken, or a remark."""
+    """A broken link of the chain, or a remark."""
 
     name: str
     why: str
@@ -66,105 +64,89 @@ def judge(report: Report) -> Verdict:
     broken = tuple(finding for check in _CHAIN if (finding := check(report)) is not None)
     remarks = tuple(finding for check in _REMARKS if (finding := check(report)) is not None)
     grade, first = _grade(report, broken)
-    if grade == "good":
-        why = _strengths(report)
-        change = (
-            remarks[0].change
-            if remarks
-            else "Nothing stands out. Ask more of it: harder goals, a longer horizon."
-        )
-        if broken:
-            why, change = f"{why} Yet {_lower(broken[0].why)}", broken[0].change
+    strengths = _strengths(report)
+    if grade == "good" and broken:
+        why, change = f"{strengths} But: {broken[0].why}", broken[0].change
     elif broken:
         why, change = broken[0].why, broken[0].change
+    elif grade == "good":
+        why, change = strengths, "Nothing stands out. Ask for harder goals or a longer horizon."
+        change = remarks[0].change if remarks else change
     elif grade == "undecided":
-        why, change = _strengths(report), _HARDER
-    elif report["planning"].get("oracle") is None:
-        why = f"{_strengths(report)} Whether the planner or the model falls short was not measured."
+        why = strengths
         change = (
-            "Set evaluate.oracle=true, where the world allows it: the same planner on the true "
-            "simulator tells the model's loss from the planner's."
+            "Ask for goals that chance does not reach: a larger evaluate.goal_offset or fewer "
+            "evaluate.steps."
+        )
+    elif report["planning"].get("oracle") is None:
+        why = f"{strengths} It was not measured whether the planner or the model falls short."
+        change = (
+            "Set evaluate.oracle=true. iCEM then plans on the true simulator, which shows what "
+            "planning can reach."
         )
     else:
-        why = (
-            f"{_strengths(report)} So the loss lies between prediction and planning: distances in "
-            "latent space mislead."
-        )
+        why = f"{strengths} So distances in latent space mislead the planner."
         change = (
-            "Look at the failures below, then try the planner (samples, horizon, "
-            "replan_every) and the goal's cost."
+            "Look at the failures below. Then change the planner (samples, horizon, replan_every) "
+            "or the cost."
         )
     return Verdict(grade, (first, why, change), broken, remarks)
-
-
-_SEARCH = (
-    "Make the planner solve the task on the simulator first: planner.samples, planner.iterations, "
-    "evaluate.horizon."
-)
-_HARDER = (
-    "Ask for goals that chance does not reach: evaluate.goal_offset further ahead, or fewer "
-    "evaluate.steps."
-)
 
 
 def _grade(report: Report, broken: tuple[Finding, ...]) -> tuple[str, str]:
     planning = report["planning"]
     rate, (low, _) = planning["success_rate"], planning["ci95"]
     chance = max((planning[k] for k in ("random", "hold")), key=lambda row: row["success_rate"])
-    oracle = planning.get("oracle")
+    best = (planning.get("oracle") or {}).get("success_rate")
     against = f"chance {chance['success_rate']:.0%}"
-    if oracle is not None:
-        against += f", true simulator {oracle['success_rate']:.0%}"
-    success = f"reaches {rate:.0%} of {planning['episodes']} goals ({against})"
+    against += "" if best is None else f", true simulator {best:.0%}"
+    reaches = f"It reaches {rate:.0%} of {planning['episodes']} goals ({against})."
     if any(finding.name == "collapse" for finding in broken):
-        return "poor", f"Not good: the latents have collapsed; the model {success}."
-    if oracle is not None and oracle["success_rate"] < ORACLE_FLOOR:
-        return (
-            "undecided",
-            f"Undecided: the planner fails even on the true simulator; the model {success}.",
-        )
+        return "poor", f"Not good. The latents have collapsed. {reaches}"
+    if best is not None and best < ORACLE_FLOOR:
+        return "undecided", f"Undecided. Planning fails even on the true simulator. {reaches}"
     if low <= chance["ci95"][1]:
-        return "poor", f"Not good: it {success}, which is not clearly above chance."
-    if oracle is None and rate < GOOD_SHARE:
-        return "partly", f"Partly: it {success}. What its planner could do was not measured."
-    if oracle is not None and (share := rate / oracle["success_rate"]) < GOOD_SHARE:
-        return "partly", f"Partly: it {success}, {share:.0%} of what its planner could do."
+        return "poor", f"Not good. {reaches} That is not clearly above chance."
+    if best is None and rate < GOOD_SHARE:
+        return "partly", f"Partly. {reaches} What planning can reach was not measured."
+    if best is not None and rate / best < GOOD_SHARE:
+        return "partly", f"Partly. {reaches} That is {rate / best:.0%} of the true simulator's."
     if chance["success_rate"] >= EASY:
-        return "undecided", f"Undecided: it {success}, but goals this easy prove little."
-    return "good", f"Good: it {success}."
+        return "undecided", f"Undecided. {reaches} Goals this easy prove little."
+    return "good", f"Good. {reaches}"
 
 
 def _strengths(report: Report) -> str:
-    prediction, probe, calibration = report["prediction"], report["probe"], report["calibration"]
+    prediction = report["prediction"]
     linear = prediction.get("linear_gaussian")
-    against = f"copying {prediction['copy_last_r2_by_horizon'][-1]:.2f}"
-    if linear is not None:
-        against = f"linear {linear['r2_by_horizon'][-1]:.2f}, {against}"
+    against = "" if linear is None else f"linear {linear['r2_by_horizon'][-1]:.2f}, "
+    against += f"copying {prediction['copy_last_r2_by_horizon'][-1]:.2f}"
     return (
-        f"It predicts {prediction['horizon']} steps with R² {prediction['r2_by_horizon'][-1]:.2f} "
-        f"({against}), its 90% intervals hold {calibration['coverage_90']:.0%}, and the position "
-        f"is read from z with R² {best_probe(probe):.2f}."
+        f"R² {prediction['horizon']} steps ahead is {prediction['r2_by_horizon'][-1]:.2f} "
+        f"({against}). 90% intervals hold {report['calibration']['coverage_90']:.0%}. The position "
+        f"is read from z with R² {best_probe(report['probe']):.2f}."
     )
-
-
-def _lower(sentence: str) -> str:
-    return sentence[:1].lower() + sentence[1:]
 
 
 # -- the chain -------------------------------------------------------------------------------------
 
 
+def _rank(report: Report) -> tuple[float, float]:
+    """Effective rank of the latents, and of a Gaussian batch."""
+    gaussianity = report["gaussianity"]
+    return gaussianity["effective_rank"], gaussianity["effective_rank_ideal"]
+
+
 def _collapse(report: Report) -> Finding | None:
-    variance = report["prediction"]["variance_per_dim"]
-    rank = report["gaussianity"]["effective_rank"] / report["gaussianity"]["effective_rank_ideal"]
-    if variance >= COLLAPSED_VARIANCE and rank >= COLLAPSED_RANK:
+    variance, (rank, ideal) = report["prediction"]["variance_per_dim"], _rank(report)
+    if variance >= COLLAPSED_VARIANCE and rank / ideal >= COLLAPSED_RANK:
         return None
     return Finding(
         "collapse",
-        f"The latents have variance {variance:.2g} per dimension (asked: 1) and {rank:.0%} of the "
-        f"ideal effective rank.",
-        "Train longer (train.steps) or raise objective.lam; check that a discrepancy is used and "
-        "output_norm is batch.",
+        f"The latents have variance {variance:.2g} per dimension (asked: 1) and {rank / ideal:.0%} "
+        "of the ideal effective rank.",
+        "Train longer (train.steps) or raise objective.lam. Check that there is a discrepancy and "
+        "that output_norm is batch.",
     )
 
 
@@ -181,8 +163,8 @@ def _representation(report: Report) -> Finding | None:
         "representation",
         f"The position cannot be read from z: the best probe has R² {best:.2f} (needed: "
         f"{READABLE}).",
-        "Let latents show what moves: more varied data, train.episodes (few per batch, against "
-        "constant layouts), more train.steps, or a larger latent_dim.",
+        "Collect more varied data, set train.episodes (few per batch, against constant layouts), "
+        "raise train.steps or latent_dim.",
     )
 
 
@@ -190,39 +172,30 @@ def _prediction(report: Report) -> Finding | None:
     prediction = report["prediction"]
     ours, copied = prediction["r2_by_horizon"][-1], prediction["copy_last_r2_by_horizon"][-1]
     linear = prediction.get("linear_gaussian", {}).get("r2_by_horizon", [float("-inf")])[-1]
-    change = (
-        "Refine the dynamics (refine.steps), train longer (train.steps), on longer windows "
-        "(train.length), with wider dynamics.hidden, or collect more."
-    )
+    why = f"R² {prediction['horizon']} steps ahead is {ours:.2f}"
     if ours < PREDICTABLE:
-        why = (
-            f"Prediction fades: R² {ours:.2f} after {prediction['horizon']} steps (needed: "
-            f"{PREDICTABLE})."
-        )
+        why = f"Prediction fades. {why} (needed: {PREDICTABLE})."
     elif ours <= copied:
-        why = (
-            f"Prediction is no better than copying the last latent: R² {ours:.2f} against "
-            f"{copied:.2f}."
-        )
+        why = f"Prediction is no better than copying the last latent. {why}, copying {copied:.2f}."
     elif ours <= linear:
-        why = (
-            f"The dynamics predict no better than a linear law of the same latents: R² {ours:.2f} "
-            f"against {linear:.2f}."
-        )
+        why = f"Prediction is no better than a linear law. {why}, the linear law's {linear:.2f}."
     else:
         return None
-    return Finding("prediction", why, change)
+    return Finding(
+        "prediction",
+        why,
+        "Refine the dynamics (refine.steps), train longer (train.steps), on longer windows "
+        "(train.length), with wider dynamics.hidden, or collect more.",
+    )
 
 
 def _uncertainty(report: Report) -> Finding | None:
-    laws = {1: report["calibration"]}
-    laws |= {
-        int(k.removeprefix("horizon_")): v
-        for k, v in report["calibration"].items()
-        if k.startswith("horizon_")
-    }
-    steps, law = max(laws.items(), key=lambda item: abs(item[1]["coverage_90"] - 0.9))
-    coverage = law["coverage_90"]
+    calibration = report["calibration"]
+    held = {1: calibration["coverage_90"]}
+    for key, law in calibration.items():
+        if key.startswith("horizon_"):
+            held[int(key.removeprefix("horizon_"))] = law["coverage_90"]
+    steps, coverage = max(held.items(), key=lambda item: abs(item[1] - 0.9))
     if COVERAGE[0] <= coverage <= COVERAGE[1]:
         return None
     side = "too sure" if coverage < COVERAGE[0] else "too unsure"
@@ -230,8 +203,8 @@ def _uncertainty(report: Report) -> Finding | None:
         "uncertainty",
         f"The model is {side}: 90% intervals {steps} step{'s' * (steps > 1)} ahead hold "
         f"{coverage:.0%}.",
-        "Calibrate on more held-out episodes (calibrate.episodes, calibrate.horizon), and do not "
-        "plan with particles until it holds.",
+        "Calibrate on more held-out episodes (calibrate.episodes, calibrate.horizon). Do not plan "
+        "with particles before that.",
     )
 
 
@@ -241,49 +214,30 @@ def _planner(report: Report) -> Finding | None:
         return None
     return Finding(
         "planner",
-        f"The planner reaches {oracle['success_rate']:.0%} on the true simulator (needed: "
+        f"iCEM reaches {oracle['success_rate']:.0%} on the true simulator (needed: "
         f"{ORACLE_FLOOR:.0%}).",
-        _SEARCH,
+        "Solve the task on the simulator first: planner.samples, planner.iterations, "
+        "evaluate.horizon.",
     )
-
-
-_CHAIN: tuple[Callable[[Report], Finding | None], ...] = (
-    _collapse,
-    _representation,
-    _prediction,
-    _uncertainty,
-    _planner,
-)
-
-
-# -- remarks ---------------------------------------------------------------------------------------
 
 
 def _unused(report: Report) -> Finding | None:
-    rank, ideal = (
-        report["gaussianity"]["effective_rank"],
-        report["gaussianity"]["effective_rank_ideal"],
-    )
+    rank, ideal = _rank(report)
     if rank / ideal >= UNUSED_RANK:
         return None
-    return Finding(
-        "unused directions",
-        f"The latents use {rank:.1f} of {ideal:.1f} directions.",
-        f"It uses {rank:.1f} of {ideal:.1f} latent directions: a smaller latent_dim plans faster "
-        f"and may do as well.",
-    )
+    why = f"The latents use {rank:.1f} of {ideal:.1f} directions."
+    change = "A smaller latent_dim plans faster and may do as well."
+    return Finding("unused directions", why, f"{why} {change}")
 
 
 def _not_gaussian(report: Report) -> Finding | None:
     ours, null = report["gaussianity"]["epps_pulley"], report["gaussianity"]["epps_pulley_null"]
     if ours <= FAR_FROM_GAUSSIAN * null:
         return None
-    return Finding(
-        "far from Gaussian",
-        f"The Epps-Pulley statistic is {ours:.1f} where a Gaussian sample has {null:.2f}.",
-        f"The latents are {ours / null:.0f} times as far from Gaussian as a sample's own noise: "
-        f"more objective.lam or steps.",
-    )
+    why = f"The Epps-Pulley statistic is {ours:.1f}. A Gaussian sample has {null:.2f}."
+    return Finding("far from Gaussian", why, f"{why} Raise objective.lam or train.steps.")
 
 
-_REMARKS: tuple[Callable[[Report], Finding | None], ...] = (_not_gaussian, _unused)
+_Check = Callable[[Report], Finding | None]
+_CHAIN: tuple[_Check, ...] = (_collapse, _representation, _prediction, _uncertainty, _planner)
+_REMARKS: tuple[_Check, ...] = (_not_gaussian, _unused)

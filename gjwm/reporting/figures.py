@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gjwm.evaluation.verdict import best_probe
 from gjwm.reporting.svg import Figure
 
 Report = Mapping[str, Any]
@@ -21,11 +20,15 @@ _ROLES = {"model": "model", "oracle": "oracle", "random": "chance", "hold": "pla
 # -- planning --------------------------------------------------------------------------------------
 
 
+def outcomes(planning: Report) -> dict[str, Report]:
+    """{policy: what it reached}, of those that acted."""
+    rows = {key: planning if key == "model" else planning.get(key) for key in POLICIES}
+    return {key: row for key, row in rows.items() if row is not None}
+
+
 def success_figure(planning: Report) -> Figure:
     """Success of the model and of those it is measured against, with Wilson's intervals."""
-    rows = {key: planning if key == "model" else planning.get(key) for key in POLICIES}
-    rows = {key: row for key, row in rows.items() if row is not None}
-    rates = {key: f"{row['success_rate']:.0%}" for key, row in rows.items()}
+    rows = outcomes(planning)
     protocol = planning["protocol"]
     ahead = protocol["goals"] == "ahead"
     goal = f"{protocol['goal_offset']} steps ahead" if ahead else "drawn by the world"
@@ -36,14 +39,14 @@ def success_figure(planning: Report) -> Figure:
         f"{protocol['success_radius']:g} of them, the same for all. Whiskers: 95% (Wilson).",
         x_label="who acts",
         y_label="share of goals reached",
-        describe="Success: " + ", ".join(f"{POLICIES[k]} {rate}" for k, rate in rates.items()),
         categories=[POLICIES[key] for key in rows],
         y=(0, 1.08),
     )
     for i, (key, row) in enumerate(rows.items()):
         low, high = row["ci95"]
         figure.bars((i - 0.32, i + 0.32), (row["success_rate"],), _ROLES[key])
-        figure.interval(i, low, high, "ink").text(i + 0.06, high, rates[key], anchor="start")
+        figure.interval(i, low, high, "ink")
+        figure.text(i + 0.06, high, f"{row['success_rate']:.0%}", anchor="start")
     return figure
 
 
@@ -55,7 +58,6 @@ def reached_figure(arrays: Arrays, radius: float) -> Figure | None:
         "Steep and early is good; a late rise means detours.",
         x_label="agent step",
         y_label="share reached so far",
-        describe="Share of goals reached by each step, for each policy.",
         y=(0, 1.04),
     )
     distances = _distances(arrays)
@@ -74,7 +76,6 @@ def distance_figure(arrays: Arrays, radius: float) -> Figure | None:
         "Medians; shaded: the middle half of the model's attempts.",
         x_label="agent step",
         y_label="distance to the goal",
-        describe="Median distance to the goal at each step, for each policy.",
         y=(0, None),
     )
     distances = _distances(arrays)
@@ -122,10 +123,6 @@ def prediction_figure(prediction: Report) -> Figure:
         f"1 is perfect, 0 is guessing the mean. {limit}",
         x_label="agent steps ahead",
         y_label="R² of the latent",
-        describe=(
-            f"R squared of open-loop prediction, from {ours[0]:.3f} at 1 step to {ours[-1]:.3f} "
-            f"at {len(ours)} steps."
-        ),
         y=(max(-1.0, min(0.0, lowest) - 0.02), 1.03),
     )
     if floor is not None and any(r2 is not None for r2 in floor["r2_by_horizon"]):
@@ -149,7 +146,6 @@ def rank_figure(prediction: Report) -> Figure:
         "needs no scale.",
         x_label="agent steps ahead",
         y_label="rank accuracy",
-        describe=f"Rank accuracy, {accuracy[-1]:.2f} at the horizon.",
         y=(0, 1.04),
     )
     figure.line(range(1, len(accuracy) + 1), accuracy, "model", "model", dots=True)
@@ -171,7 +167,6 @@ def skill_figure(prediction: Report) -> Figure:
         "covariance, so where latents move together it can lead and still predict worse.",
         x_label="law of the next latent",
         y_label="nats per dimension",
-        describe="Skill: " + ", ".join(f"{name} {value:.2f}" for _, name, value in rows),
         categories=[name for _, name, _ in rows],
     )
     for i, (role, _, value) in enumerate(rows):
@@ -198,16 +193,12 @@ def laws(calibration: Report) -> list[tuple[str, str, Report]]:
 
 
 def coverage_from_pit(pit: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Levels and coverage of central intervals, from a histogram of the probability integral
-    transform with an even number of bins, each ideally 1: the middle 2k of B bins are the central
-    interval of level 2k / B, exactly.
+    """Levels and coverage of central intervals, from a PIT histogram with an even number of bins:
+    the middle 2k of B bins are the central interval of level 2k / B.
     """
-    bins, middle = len(pit), len(pit) // 2
-    inside = range(middle + 1)
-    return (
-        [2 * k / bins for k in inside],
-        [sum(pit[middle - k : middle + k]) / bins for k in inside],
-    )
+    middle = len(pit) // 2
+    levels = [k / middle for k in range(middle + 1)]
+    return levels, [sum(pit[middle - k : middle + k]) / len(pit) for k in range(middle + 1)]
 
 
 def reliability_figure(calibration: Report) -> Figure:
@@ -218,7 +209,6 @@ def reliability_figure(calibration: Report) -> Figure:
         "Below the diagonal the model is too sure, above it too unsure.",
         x_label="promised",
         y_label="covered",
-        describe=f"90% intervals cover {calibration['coverage_90']:.3f} one step ahead.",
         x=(0, 1),
         y=(0, 1.02),
     )
@@ -236,7 +226,6 @@ def pit_figure(calibration: Report) -> Figure:
         "Flat is right. A cup: too sure; a hill: too unsure; a slope: the mean is off.",
         x_label="predicted probability of less than what happened",
         y_label="density",
-        describe="Histograms of the probability integral transform, ideally flat at 1.",
         y=(0, None),
     )
     for role, name, law in laws(calibration):
@@ -260,7 +249,6 @@ def temperature_figure(calibration: Report) -> Figure | None:
         "Fitted to other held-out episodes. Far from 1, the network's own spread was wrong.",
         x_label="agent steps ahead",
         y_label="factor on the spread",
-        describe=f"Calibration factors between {min(factors):.2f} and {max(factors):.2f}.",
     )
     figure.level(1, "ideal", "none needed")
     return figure.line(range(1, len(factors) + 1), factors, "model", "in use", dots=True)
@@ -279,10 +267,6 @@ def spectrum_figure(arrays: Arrays) -> Figure:
         "A cliff means unused directions: there is nothing more to say, or a collapse.",
         x_label="principal direction",
         y_label="variance",
-        describe=(
-            f"Variance along the {len(ours)} principal directions, from {ours[0]:.2g} to "
-            f"{ours[-1]:.2g}."
-        ),
         y=(min(float(ours.min()), 0.1) / 1.5, None),
         log_y=True,
     )
@@ -301,7 +285,6 @@ def quantile_figure(arrays: Arrays) -> Figure:
         "can be told.",
         x_label="quantile of N(0, 1)",
         y_label="quantile of the slice",
-        describe=f"Quantiles of {slices.shape[1]} random slices against a standard normal.",
     )
     band = arrays["slices_low"], arrays["slices_high"]
     figure.band(normal, *band, "ideal", "95% of Gaussian slices")
@@ -324,7 +307,6 @@ def norm_figure(arrays: Arrays) -> Figure:
         "Too wide: latents are spread unevenly between directions or moments.",
         x_label="|z|",
         y_label="density",
-        describe=f"Norms of mean {norms.mean():.2f}; a Gaussian's have mean {law.mean():.2f}.",
         y=(0, None),
     )
     figure.bars(edges, heights, "model", "latents")
@@ -343,7 +325,6 @@ def memory_figure(trajectory: Report) -> Figure:
         "-0.5).",
         x_label="lag, agent steps",
         y_label="autocorrelation",
-        describe="Autocorrelation of the latents along episodes.",
         y=(min(0.0, *rho), None),
     )
     figure.line(range(len(rho)), rho, "model", "latents")
@@ -368,7 +349,6 @@ def probe_figure(probe: Report) -> Figure:
         return row.get(f"{kind}_r2_ci95", [row[f"{kind}_r2"]] * 2)
 
     lowest = min(ends(row, kind)[0] for row in variables.values() for kind, *_ in PROBES)
-    best = ", ".join(f"{name} {best_probe(row):.2f}" for name, row in variables.items())
     figure = Figure(
         "probe-r2",
         "R² of probes",
@@ -376,7 +356,6 @@ def probe_figure(probe: Report) -> Figure:
         "episodes.",
         x_label="true state variable",
         y_label="R² on other episodes",
-        describe=f"R squared of probes: {best}",
         categories=list(variables),
         y=(max(-0.5, min(0.0, lowest) - 0.02), 1.05),
     )
@@ -437,7 +416,6 @@ def _training_figure(
         f"Last: {last}.",
         x_label="step",
         y_label="log scale" if log else "",
-        describe=f"{title}, last: {last}.",
         log_y=log,
     )
     for (key, rows), role in zip(curves.items(), _SERIES_ROLES, strict=False):

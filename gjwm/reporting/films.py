@@ -1,12 +1,9 @@
 """Film goal-reaching attempts: what happened | the goal | what the model imagined | how sure it
 was, over curves.
 
-An attempt is played again from its recorded actions, so that any of hundreds can be filmed after
-they were judged, and only
-those. What is imagined is the model's open loop: it sees the first observation and the executed
-actions, never a later picture, so its drift over the attempt is the model's own. Where pictures are
-stacked the first observation is the first whose stack is full: before, the start looks at rest and
-its speed cannot be known."""
+Attempts are judged first; those that are filmed are played again from their recorded actions. What
+is imagined is the model's open loop: it sees the first observation whose stack of pictures is full
+and the executed actions, never a later picture."""
 
 from __future__ import annotations
 
@@ -33,12 +30,12 @@ from gjwm._core.drawing import (
     spread_of,
     stack_films,
 )
-from gjwm._core.video import panel, write_video
+from gjwm._core.video import check_suffix, panel, write_video
 from gjwm.data.acting import OneLane, RecordedActor, make_env, play
 from gjwm.data.dataset import Episode
 from gjwm.evaluation import Details, Evaluation
 from gjwm.evaluation.evaluate import Task, attempt, held_out_episodes
-from gjwm.evaluation.goals import CostOfGoals, GoalEpisodes, GoalPairs
+from gjwm.evaluation.goals import CostOfGoals, GoalPairs
 from gjwm.evaluation.prediction import encode_episodes
 from gjwm.evaluation.probes import Readout, mlp_readout
 from gjwm.models.calibration import past_of
@@ -60,11 +57,8 @@ class Recording:
 
 
 def play_again(env: gymnasium.Env, pairs: GoalPairs, actions: np.ndarray, index: int) -> Recording:
-    """Attempt `index` of `attempt_goals` once more, with its seed and so with its noise.
-
-    Args:
-        env: made with render_mode="rgb_array".
-        actions: (E, T, A) of all attempts.
+    """Attempt `index` of `attempt_goals` once more, with its seed and so with its noise; actions
+    are those of all attempts (E, T, A).
     """
     world, lane = env.unwrapped, OneLane(env)
     env.reset(seed=index)
@@ -84,9 +78,7 @@ def play_again(env: gymnasium.Env, pairs: GoalPairs, actions: np.ndarray, index:
 def position_readout(
     latents: Tensor, episodes: Sequence[Episode], *, generator: Generator
 ) -> Readout:
-    """z -> position, fitted on held-out latents (E, T+1, D): what imagined latents are drawn with,
-    and nothing else.
-    """
+    """z -> position for drawings, fitted on held-out latents (E, T+1, D)."""
     position = torch.from_numpy(np.concatenate([e.position for e in episodes])).double()
     return mlp_readout(
         latents.flatten(0, 1).double().cpu(), position, steps=600, generator=generator
@@ -98,23 +90,20 @@ class Filming:
     """All that films of attempts are drawn from.
 
     Args:
-        model, env: the env is made with render_mode="rgb_array".
-        pairs, attempts, plans: of the attempts, see `gjwm.evaluation.evaluate`.
+        env: renders pictures, see `camera`.
+        details: the pairs, attempts and plans of an evaluation.
         decoder: z -> picture; None leaves the imagined columns out.
         position: z -> position; None leaves out what needs one: plans over the picture, imagined
             distances.
         imagined_from: the step that the open loop starts from, whose stack of pictures is full.
         particles: samples of the open loop.
-        scale: pixels of a film per pixel of a picture, as far as that is no wider than 320; None:
-            about 192 wide.
+        scale: pixels of a film per pixel of a picture, up to 320 wide; None: about 192 wide.
         seed: of the particles.
     """
 
     model: WorldModel
     env: gymnasium.Env
-    pairs: GoalPairs
-    attempts: GoalEpisodes
-    plans: Sequence[tuple[int, np.ndarray]]
+    details: Details
     decoder: ConvDecoder | None = None
     position: Readout | None = None
     imagined_from: int = 0
@@ -125,18 +114,16 @@ class Filming:
     @torch.inference_mode()
     def film(self, index: int, *, per_row: int | None = None) -> np.ndarray:
         """Attempt `index` -> uint8 (T+1, H, W, 3), see the module."""
-        recording = play_again(self.env, self.pairs, self.attempts.actions, index)
+        recording = play_again(self.env, self.details.pairs, self.details.attempts.actions, index)
         device = self.model.device
         z = self.model.encode(torch.from_numpy(recording.observations).to(device))  # (T+1, D)
-        a = torch.from_numpy(np.asarray(self.attempts.actions[index], np.float32)).to(device)
+        a = torch.from_numpy(np.asarray(self.details.attempts.actions[index], np.float32)).to(
+            device
+        )
         generator = torch.Generator(device).manual_seed(self.seed)
         s = min(self.imagined_from, len(a) - 1)
-        past = past_of(z[None], a[None], s) if self.model.dynamics.has_memory else None
-        # (T+1, D)
-        mean = torch.cat([z[:s], self.model.rollout(z[s : s + 1], a[None, s:], past=past)[0]])
-        samples = self.model.rollout(
-            z[s : s + 1], a[None, s:], self.particles, generator, past=past
-        )[0]
+        mean, samples = self._imagined(z, a, s, a[s:], self.particles, generator)
+        mean = torch.cat([z[:s], mean[0]])  # (T+1, D)
         samples = torch.cat([z[:s].expand(self.particles, -1, -1), samples], 1)  # (P, T+1, D)
 
         size = self._size(*recording.goal.shape[:2])
@@ -147,22 +134,22 @@ class Filming:
         if self.decoder is not None:
             columns[f"imagined from step {s}"] = fit(self._decoded(mean), *size)
             columns["where it is unsure"] = fit(spread_of(self._decoded(samples)), *size)
-        distance, radius = self.attempts.distance[index], self.env.unwrapped.success_radius
+        distance, radius = self.details.attempts.distance[index], self.env.unwrapped.success_radius
         captions = [
             f"step {t:3d}   distance {d:.3f}" + ("   reached" if t and d <= radius else "")
             for t, d in enumerate(distance)
         ]
         top = panel(columns, captions=captions, scale=1, per_row=per_row)
-        plots = self._curves(index, recording, z, mean, samples, distance, radius)
+        plots = self._curves(index, recording, z, mean, samples)
         return stack_films([top, draw_curves(plots, width=top.shape[2])])
 
     def small(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """For a grid: frames (T+1, h, w, 3) with the goal shining through, and where it is reached
         (T+1,).
         """
-        recording = play_again(self.env, self.pairs, self.attempts.actions, index)
+        recording = play_again(self.env, self.details.pairs, self.details.attempts.actions, index)
         mixed = (0.7 * recording.frames + 0.3 * recording.goal).astype(np.uint8)
-        near = self.attempts.distance[index] <= self.env.unwrapped.success_radius
+        near = self.details.attempts.distance[index] <= self.env.unwrapped.success_radius
         near[0] = False
         height, width = self._size(*mixed.shape[1:3])
         return fit(mixed, height * 3 // 4, width * 3 // 4), np.maximum.accumulate(near)
@@ -172,6 +159,19 @@ class Filming:
         scale = max(1, round(192 / width)) if self.scale is None else self.scale
         scale = min(scale, max(1, _WIDEST // width)) if width <= _WIDEST else _WIDEST / width
         return round(height * scale), round(width * scale)
+
+    def _imagined(
+        self, z: Tensor, a: Tensor, step: int, ahead: Tensor, particles: int, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Open loop of actions (H, A) from a step: mean (1, H+1, D), samples (P, H+1, D)."""
+        past = past_of(z[None], a[None], step) if self.model.dynamics.has_memory else None
+        start, ahead = z[step : step + 1], ahead[None]
+        mean = self.model.rollout(start, ahead, past=past)
+        return mean, self.model.rollout(start, ahead, particles, generator, past=past)[0]
+
+    def _positions(self, z: Tensor) -> np.ndarray:
+        """z (P, L, D) -> (P, L, 2)."""
+        return self.position(z.flatten(0, 1).cpu()).view(*z.shape[:2], -1).numpy()
 
     def _decoded(self, z: Tensor) -> np.ndarray:
         return np.moveaxis(self.decoder.image(z).cpu().numpy(), -3, -1)
@@ -183,46 +183,28 @@ class Filming:
         mean first.
         """
         seen_at = getattr(self.env.unwrapped, "image_position", None)
-        if (
-            self.position is None
-            or seen_at is None
-            or seen_at(self.pairs.goal_position[index]) is None
-        ):
+        known = self.position is not None and seen_at is not None
+        if not known or seen_at(self.details.pairs.goal_position[index]) is None:
             return None
         traces: list[np.ndarray | None] = [None] * len(z)
-        for step, means in self.plans:
-            plan = torch.from_numpy(means[index])[None].to(z)
-            past = past_of(z[None], a[None], step) if self.model.dynamics.has_memory else None
-            mean = self.model.rollout(z[step : step + 1], plan, past=past)  # (1, H+1, D)
-            samples = self.model.rollout(z[step : step + 1], plan, 8, generator, past=past)[0]
-            latents = torch.cat([mean, samples])
-            position = (
-                self.position(latents.flatten(0, 1).cpu()).view(*latents.shape[:2], -1).numpy()
+        for step, means in self.details.plans:
+            plan = torch.from_numpy(means[index]).to(z)
+            path = seen_at(
+                self._positions(torch.cat(self._imagined(z, a, step, plan, 8, generator)))
             )
-            path = seen_at(position)
             for t in range(step, min(len(z), step + path.shape[1] - 1)):
                 traces[t] = path[:, t - step :]
         return traces
 
     def _curves(
-        self,
-        index: int,
-        recording: Recording,
-        z: Tensor,
-        mean: Tensor,
-        samples: Tensor,
-        distance: np.ndarray,
-        radius: float,
+        self, index: int, recording: Recording, z: Tensor, mean: Tensor, samples: Tensor
     ) -> list[Curves]:
-        lines, band = [("true", TRUTH, distance)], None
+        lines, band = [("true", TRUTH, self.details.attempts.distance[index])], None
+        radius = self.env.unwrapped.success_radius
         if self.position is not None:
-            goal = self.pairs.goal_position[index]
-            position = (
-                self.position(samples.flatten(0, 1).cpu()).view(*samples.shape[:2], -1).numpy()
-            )
-            low, middle, high = np.quantile(
-                np.linalg.norm(position - goal, axis=-1), [0.05, 0.5, 0.95], axis=0
-            )
+            goal = self.details.pairs.goal_position[index]
+            away = np.linalg.norm(self._positions(samples) - goal, axis=-1)
+            low, middle, high = np.quantile(away, [0.05, 0.5, 0.95], axis=0)
             lines.append(("imagined, 90%", IMAGINED, middle))
             band = (IMAGINED, low, high)
         plots = [Curves("distance to the goal", lines, band, level=radius)]
@@ -237,21 +219,11 @@ class Filming:
         return plots
 
 
-def films_of(
-    model: WorldModel,
-    task: Task,
-    details: Details,
-    *,
-    decoder: ConvDecoder | None = None,
-    position: Readout | None = None,
-    scale: int | None = None,
-    seed: int = 0,
-) -> Filming:
-    """Ready to film the attempts of an evaluation; `details` as `evaluate` or `attempt` of
-    `gjwm.evaluation.evaluate` filled them.
+def camera(task: Task) -> gymnasium.Env:
+    """The task's environment, made to render.
 
     Raises:
-        ValueError: when the environment draws no pictures.
+        ValueError: when it draws no pictures.
     """
     try:
         env = make_env(task.env_id, **{**task.env_kwargs, "render_mode": "rgb_array"})
@@ -264,18 +236,16 @@ def films_of(
             f"{task.env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a "
             f"picture."
         )
-    return Filming(
-        model,
-        env,
-        details.pairs,
-        details.attempts,
-        details.plans,
-        decoder,
-        position,
-        imagined_from=task.frame_stack - 1,
-        scale=scale,
-        seed=seed,
-    )
+    return env
+
+
+def films_of(model: WorldModel, task: Task, details: Details, **drawing: Any) -> Filming:
+    """Ready to film the attempts of an evaluation; `drawing` are further arguments of `Filming`.
+
+    Raises:
+        ValueError: when the environment draws no pictures.
+    """
+    return Filming(model, camera(task), details, imagined_from=task.frame_stack - 1, **drawing)
 
 
 def film_attempts(
@@ -286,9 +256,7 @@ def film_attempts(
     count: int,
     planner: Planner | None = None,
     cost: CostOfGoals = GoalCost,
-    decoder: ConvDecoder | None = None,
     readout_episodes: int = 64,
-    scale: int | None = None,
     workers: int | None = None,
 ) -> Filming:
     """Attempt `count` held-out goals with the model, ready to be filmed.
@@ -298,28 +266,21 @@ def film_attempts(
         cost: goals (B, D) -> the cost of plans towards them.
         readout_episodes: held-out episodes that teach z -> position; 0: films show no plans.
         workers: processes that collect, see `collect_episodes`.
-        The others as `Filming`.
+
+    Raises:
+        ValueError: when the environment draws no pictures, before anything is collected.
     """
+    filming = films_of(model, task, Details(), seed=settings.seed)
     planner = task.default_planner() if planner is None else planner
     goals = task.goals(settings, planner)
-    wanted = max(count, readout_episodes, 8)
-    settings = replace(settings, pairs=count, episodes=wanted)
+    settings = replace(settings, pairs=count, episodes=max(count, readout_episodes, 8))
     episodes = held_out_episodes(task, settings, workers=workers)
     details = attempt(model, task, settings, episodes, goals, planner, cost)
     position = None
     if readout_episodes:
-        latents = encode_episodes(model, episodes)
         generator = torch.Generator().manual_seed(settings.seed)
-        position = position_readout(latents, episodes, generator=generator)
-    return films_of(
-        model,
-        task,
-        details,
-        decoder=decoder,
-        position=position,
-        scale=scale,
-        seed=settings.seed,
-    )
+        position = position_readout(encode_episodes(model, episodes), episodes, generator=generator)
+    return replace(filming, details=details, position=position)
 
 
 def film(
@@ -334,25 +295,28 @@ def film(
 ) -> Path:
     """Film a model's attempts at held-out goals in the environment that it comes from.
 
+    What is imagined is drawn by the model's decoder, where training made one.
+
     Args:
         path: .mp4 or .gif.
         settings: None: `Evaluation()`.
         shown: attempts.
         grid: all at once instead of one after the other in detail.
         planner: None: the usual search among the environment's actions.
-        What is imagined is drawn by the model's decoder, where training made one.
 
     Raises:
-        ValueError: for a model of unknown origin, or an environment that draws no pictures.
+        ValueError: for a model of unknown origin, an environment that draws no pictures, or a path
+            of another suffix, before anything is collected.
     """
-    films = film_attempts(
-        model,
-        Task.of(model),
-        Evaluation() if settings is None else settings,
-        count=shown,
-        planner=planner,
-        decoder=model.decoder,
-    )
+    check_suffix(path)
+    if model.origin is None or model.origin.env_id is None:
+        raise ValueError(
+            "a model is filmed in the environment that it comes from, and this one does not say "
+            "which: set model.origin = gjwm.models.Origin(env_id)."
+        )
+    settings = Evaluation() if settings is None else settings
+    films = film_attempts(model, Task.of(model), settings, count=shown, planner=planner)
+    films = replace(films, decoder=model.decoder)
     return (grid_video if grid else goals_video)(path, films, shown=shown, fps=fps)
 
 
@@ -365,10 +329,8 @@ def grid_video(path: str | Path, films: Filming, *, shown: int, fps: float = 8) 
     """One film of the first `shown` attempts side by side, framed in green once they have reached
     their goal.
     """
-    small = [films.small(i) for i in range(shown)]
-    return write_video(
-        path, grid_film([frames for frames, _ in small], [reached for _, reached in small]), fps=fps
-    )
+    frames, reached = zip(*(films.small(i) for i in range(shown)))
+    return write_video(path, grid_film(frames, reached), fps=fps)
 
 
 def gallery(
@@ -392,7 +354,7 @@ def gallery(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("attempt-*"):
         old.unlink()  # an earlier evaluation's
-    closest = films.attempts.distance[:, 1:].min(1)
+    closest = films.details.attempts.distance[:, 1:].min(1)
     order = np.argsort(-closest, kind="stable")
     middle = len(order) // 2
     chosen = [(int(i), "worst") for i in order[:worst]]
@@ -403,7 +365,7 @@ def gallery(
         film = films.film(index, per_row=2)
         name = f"attempt-{index:03d}"
         write_video(folder / f"{name}.mp4", film, fps=fps, quality=quality)
-        nearest = int(films.attempts.distance[index, 1:].argmin()) + 1
+        nearest = int(films.details.attempts.distance[index, 1:].argmin()) + 1
         Image.fromarray(film[nearest]).save(folder / f"{name}.jpg", quality=80)
         rows.append(
             {
@@ -413,7 +375,7 @@ def gallery(
                 "kind": kind,
                 "reached": bool(closest[index] <= films.env.unwrapped.success_radius),
                 "closest_distance": float(closest[index]),
-                "start_distance": float(films.attempts.distance[index, 0]),
+                "start_distance": float(films.details.attempts.distance[index, 0]),
             }
         )
     return rows

@@ -193,7 +193,6 @@ def _tiles(report: Report) -> str:
 
 def _planning_table(planning: Report) -> str:
     header = "who acts", "reached", "95% interval", "nearest, mean", "task return", "ms per step"
-    policies = {key: planning if key == "model" else planning.get(key) for key in figures.POLICIES}
     rows = [
         (
             figures.POLICIES[key],
@@ -203,8 +202,7 @@ def _planning_table(planning: Report) -> str:
             f"{row['return_mean']:.3g}",
             f"{1e3 * row['seconds_per_step']:.1f}",
         )
-        for key, row in policies.items()
-        if row is not None
+        for key, row in figures.outcomes(planning).items()
     ]
     return _table(header, rows)
 

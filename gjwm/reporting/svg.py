@@ -1,8 +1,7 @@
-"""One figure of a page: a small plot as inline SVG, coloured by the page's style sheet.
+"""One figure of a page: a small plot as inline SVG, coloured by the page's style sheet, which
+follows the reader's light or dark theme.
 
-Figures must follow the reader's light or dark theme, stay readable on a phone and load without a
-network. Marks have classes in place of colours. A plot takes 3 ms and 1 to 8 kB; matplotlib's
-takes 130 ms and three times the bytes, and a training redraws eight of them every 15 seconds.
+A plot takes 3 ms and 1 to 8 kB. Matplotlib's takes 130 ms and three times the bytes.
 """
 
 from __future__ import annotations
@@ -62,7 +61,6 @@ class Figure:
 
     Args:
         key: the element's id.
-        describe: one sentence for readers who cannot see the plot; None: the title.
         x, y: ends of the axes; None: from the marks.
         log_y: logarithmic y axis; values at or below zero are left out.
         categories: names at x = 0, 1, 2, ... in place of numbers.
@@ -80,7 +78,6 @@ class Figure:
         *,
         x_label: str,
         y_label: str,
-        describe: str | None = None,
         x: Ends = (None, None),
         y: Ends = (None, None),
         log_y: bool = False,
@@ -94,7 +91,7 @@ class Figure:
             raise ValueError(f"a logarithmic axis needs positive ends, got {y}.")
         self.key, self.title, self.note = key, title, note
         self.legend: list[tuple[str, str, str]] = []  # role, kind of mark, label
-        self._labels, self._describe = (x_label, y_label), describe or title
+        self._labels = x_label, y_label
         self._categories, self._log, self._width = categories, log_y, width
         self._ends = (-0.6, len(categories) - 0.4) if categories else x, y
         self._values: tuple[list[float], list[float]] = ([], [])
@@ -235,9 +232,9 @@ class Figure:
         return self._element(-top, self._width, height, extra, back + names + content) + "\n"
 
     def _element(self, top: int, width: int, height: int, extra: str, content: str) -> str:
-        describe = escape(self._describe, quote=True)
+        words = escape(f"{self.title}. {self.note}".strip(), quote=True)
         box = f'viewBox="0 {top} {width} {height}"'
-        return f'<svg {extra}{box} role="img" aria-label="{describe}">{content}</svg>'
+        return f'<svg {extra}{box} role="img" aria-label="{words}">{content}</svg>'
 
     def _name(self, role: str, kind: str, label: str | None) -> Figure:
         if label is not None:

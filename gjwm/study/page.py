@@ -189,81 +189,92 @@ def _section(
 
 
 def _markdown(content: Content, title: str, tuning: int, pictures: Sequence[str]) -> str:
-    states, cells, tuned = content["states"], content["cells"], content["tuned"]
-    parts = [
-        f"# {title}",
-        f"`{content['command']}`",
+    states = content["states"]
+    head = (
         f"{states['done']} runs done, {states['failed']} failed, {states['pending']} not done"
         + (f" ({tuning} of all only choose a setting)" if tuning else "")
         + ". Means over seeds with 95% intervals by Student's t; that of success also covers "
-        "Wilson's over all attempts.",
+        "Wilson's over all attempts."
+    )
+    failed = [[row["run"], row["error"].replace("|", "\\|")] for row in content["failed"]]
+    parts = [
+        f"# {title}",
+        f"`{content['command']}`",
+        head,
+        *(_task_table(content, task) for task in content["policies"]),
+        *([_every_figure(*content["cells"])] if len(content["cells"]) == 1 else []),
+        *([_over_tasks_table(content["over_tasks"])] if content["over_tasks"] else []),
+        *(
+            [_differences_table(**content["differences"])]
+            if content["differences"]["success"]
+            else []
+        ),
+        *([_ranking_table(content["ranking"])] if content["ranking"] else []),
+        *(f"![{name.removesuffix('.svg')}]({name})" for name in pictures),
+        *([_section("Failed", ["run", "its last line"], failed)] if failed else []),
     ]
-    for task, policy_rates in content["policies"].items():
-        rows = [
-            [
-                cell["method"],
-                *(["" if cell["tuned"] is None else str(cell["tuned"])] if tuned else []),
-                *(_value(cell["figures"].get(name), digits) for name, digits in HEADLINE.items()),
-                str(len(cell["seeds"])),
-            ]
-            for cell in cells
-            if cell["task"] == task
-        ]
-        chance = "; ".join(f"{policy} {_rate(pooled)}" for policy, pooled in policy_rates.items())
-        header = ["method", *([tuned] if tuned else []), *HEADLINE, "runs"]
-        parts.append(_section(task, header, rows, after=f"Same goals: {chance}."))
-    if len(cells) == 1:
-        (cell,) = cells
-        rows = [
-            [name, *("" if value is None else f"{value:.4g}" for value in figure["values"])]
-            for name, figure in cell["figures"].items()
-        ]
-        header = ["figure", *(f"seed {seed}" for seed in cell["seeds"])]
-        pooled = f"Success, pooled: {_rate(cell['pooled_success'])}."
-        parts.append(_section("Every figure", header, rows, after=pooled))
-    if methods := content["over_tasks"]:
-        shown = [name for name in OVER_TASKS if all(name in row for row in methods.values())]
-        rows = [
-            [method, *(_value(row[name]) for name in shown), str(row["success"]["runs"])]
-            for method, row in methods.items()
-        ]
-        before = "Interquartile mean over the runs of all tasks, stratified bootstrap (95%)."
-        parts.append(_section("Over all tasks", ["method", *shown, "runs"], rows, before=before))
-    reference = content["differences"]["reference"]
-    if compared := content["differences"]["success"]:
-        rows = [[method, _value(row), str(row["pairs"])] for method, row in compared.items()]
-        before = (
-            f"Success less that of {reference} with the same task and seed, mean over tasks, "
-            "bootstrap over pairs within tasks (95%). With few seeds it is too narrow."
-        )
-        header = ["method", "difference", "pairs"]
-        parts.append(_section(f"Against {reference}", header, rows, before=before))
-    if ranked := content["ranking"]:
-        tasks = dict.fromkeys(task for row in ranked.values() for task in row)
-        tasks = sorted(tasks, key="all".__eq__)
-        rows = [
-            [
-                name,
-                *(
-                    f"{_value(row[task], 2, 'rho')} ({row[task]['runs']}, {row[task]['recipes']})"
-                    if task in row
-                    else ""
-                    for task in tasks
-                ),
-            ]
-            for name, row in ranked.items()
-        ]
-        before = (
-            "Spearman's correlation with planning success over all runs, within tasks; 95% "
-            "bootstrap that draws recipes with all their seeds. (n: runs, recipes.)"
-        )
-        header = ["figure", *tasks]
-        parts.append(_section("Which figure ranks runs", header, rows, before=before))
-    parts += [f"![{name.removesuffix('.svg')}]({name})" for name in pictures]
-    if content["failed"]:
-        rows = [[row["run"], row["error"].replace("|", "\\|")] for row in content["failed"]]
-        parts.append(_section("Failed", ["run", "its last line"], rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _task_table(content: Content, task: str) -> str:
+    tuned = content["tuned"]
+    rows = [
+        [
+            cell["method"],
+            *(["" if cell["tuned"] is None else str(cell["tuned"])] if tuned else []),
+            *(_value(cell["figures"].get(name), digits) for name, digits in HEADLINE.items()),
+            str(len(cell["seeds"])),
+        ]
+        for cell in content["cells"]
+        if cell["task"] == task
+    ]
+    rates = content["policies"][task].items()
+    chance = "; ".join(f"{policy} {_rate(pooled)}" for policy, pooled in rates)
+    header = ["method", *([tuned] if tuned else []), *HEADLINE, "runs"]
+    return _section(task, header, rows, after=f"Same goals: {chance}.")
+
+
+def _every_figure(cell: Mapping[str, Any]) -> str:
+    rows = [
+        [name, *("" if value is None else f"{value:.4g}" for value in figure["values"])]
+        for name, figure in cell["figures"].items()
+    ]
+    header = ["figure", *(f"seed {seed}" for seed in cell["seeds"])]
+    pooled = f"Success, pooled: {_rate(cell['pooled_success'])}."
+    return _section("Every figure", header, rows, after=pooled)
+
+
+def _over_tasks_table(methods: Mapping[str, Any]) -> str:
+    shown = [name for name in OVER_TASKS if all(name in row for row in methods.values())]
+    rows = [
+        [method, *(_value(row[name]) for name in shown), str(row["success"]["runs"])]
+        for method, row in methods.items()
+    ]
+    before = "Interquartile mean over the runs of all tasks, stratified bootstrap (95%)."
+    return _section("Over all tasks", ["method", *shown, "runs"], rows, before=before)
+
+
+def _differences_table(reference: str, success: Mapping[str, Any]) -> str:
+    rows = [[method, _value(row), str(row["pairs"])] for method, row in success.items()]
+    before = (
+        f"Success less that of {reference} with the same task and seed, mean over tasks, "
+        "bootstrap over pairs within tasks (95%). With few seeds it is too narrow."
+    )
+    return _section(f"Against {reference}", ["method", "difference", "pairs"], rows, before=before)
+
+
+def _ranking_table(ranked: Mapping[str, Any]) -> str:
+    def cell(row: Mapping[str, Any] | None) -> str:
+        return f"{_value(row, 2, 'rho')} ({row['runs']}, {row['recipes']})" if row else ""
+
+    tasks = dict.fromkeys(task for row in ranked.values() for task in row)
+    tasks = sorted(tasks, key="all".__eq__)
+    rows = [[name, *(cell(row.get(task)) for task in tasks)] for name, row in ranked.items()]
+    before = (
+        "Spearman's correlation with planning success over all runs, within tasks; 95% "
+        "bootstrap that draws recipes with all their seeds. (n: runs, recipes.)"
+    )
+    return _section("Which figure ranks runs", ["figure", *tasks], rows, before=before)
 
 
 # -- pictures --------------------------------------------------------------------------------------
@@ -287,10 +298,9 @@ def _success_picture(content: Content) -> Figure | None:
         return None
     figure = Figure(
         "success",
-        "Success",
+        "Planning success of each method on each task, with 95% intervals",
         x_label="method",
         y_label="success",
-        describe="Planning success of each method on each task, with 95% intervals.",
         categories=methods,
         y=(0, 1.04),
         width=max(WIDTH, 70 * len(methods)),
@@ -314,11 +324,9 @@ def _ranking_picture(content: Content) -> Figure | None:
         return None
     figure = Figure(
         "ranking",
-        "Rank correlation",
+        "Spearman's correlation of label-free figures with planning success, with 95% intervals",
         x_label="figure",
         y_label="rank correlation with success",
-        describe="Spearman's correlation of label-free figures with planning success, with 95% "
-        "intervals.",
         categories=[_SHORT_NAMES.get(name, name) for name in rows],
         y=(-1.04, 1.04),
         width=max(WIDTH, 70 * len(rows)),

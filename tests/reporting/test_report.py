@@ -303,7 +303,7 @@ def test_axes_that_are_left_open_hold_all_marks():
 
 
 def test_words_cannot_break_out_of_a_plot():
-    svg = plot(x_label="<b>", y_label="&", describe='"><script>').svg()
+    svg = Figure("key", '"><script>', x_label="<b>", y_label="&").svg()
     assert "<b>" not in svg and "<script>" not in svg and "&quot;&gt;&lt;script&gt;" in svg
 
 

@@ -115,7 +115,7 @@ def test_a_model_that_imagines_exactly_shows_no_error(attempted):
     recording = play_again(filming.env, held.pairs, held.attempts.actions, 1)
     z = model.encode(torch.from_numpy(recording.observations)).detach()
     samples = z.expand(3, -1, -1)
-    distance, loop = filming._curves(1, recording, z, z, samples, held.attempts.distance[1], 0.05)
+    distance, loop = filming._curves(1, recording, z, z, samples)
     assert np.ptp(distance.lines[0][2]) == 0 and distance.level == 0.05
     np.testing.assert_allclose(loop.lines[0][2], 0, atol=1e-6)
     np.testing.assert_allclose(loop.lines[1][2], 0, atol=1e-6)
@@ -135,7 +135,7 @@ def test_the_gallery_begins_with_the_worst_and_replaces_an_older_one(attempted, 
 
 def test_a_small_film_turns_green_for_good(attempted):
     filming = films(attempted)
-    filming.attempts.distance[2] = [0.01, 0.3, 0.04, 0.3, 0.3, 0.3, 0.3]
+    filming.details.attempts.distance[2] = [0.01, 0.3, 0.04, 0.3, 0.3, 0.3, 0.3]
     frames, reached = filming.small(2)
     assert reached.tolist() == [False, False, True, True, True, True, True]
     assert frames.shape == (7, 48, 48, 3)  # three quarters of a film's 64 pixels
@@ -163,3 +163,18 @@ def test_a_model_is_filmed_where_it_comes_from(tmp_path):
     planner = CEM(samples=8, iterations=1, elites=2)
     path = film(model, tmp_path / "goals.gif", settings, shown=2, planner=planner)
     assert path == tmp_path / "goals.gif" and path.stat().st_size > 1000
+
+
+def test_what_cannot_be_filmed_is_refused_before_anything_is_collected(tmp_path, monkeypatch):
+    def collecting(*args, **options):
+        raise AssertionError("collected first")
+
+    monkeypatch.setattr("gjwm.reporting.films.held_out_episodes", collecting)
+    model = model_of_states()
+    with pytest.raises(ValueError, match="does not say which: set"):
+        film(model, tmp_path / "goals.mp4")
+    with pytest.raises(ValueError, match=r"\.mp4 or \.gif, got 'goals.txt'"):
+        film(model, tmp_path / "goals.txt")
+    model.origin = Origin(env_id=TASK.env_id, env_kwargs={**SETTINGS, "render_size": 3})
+    with pytest.raises(ValueError, match="cannot be filmed"):
+        film(model, tmp_path / "goals.mp4")
