@@ -14,11 +14,10 @@ from gjwm.reporting.run import EVALUATION, read_metrics
 
 
 class LiveReport:
-    """Writes `<folder>/report.html` from the metrics logged so far, at most every `seconds`. A
-    context manager.
+    """Writes `<folder>/report.html` from the metrics logged so far. A context manager.
 
-    Left by an error, it draws the full report of the evaluation that the folder already holds
-    again, or says where training stopped.
+    Left by an error, it draws the report of an evaluation that the folder holds, or says where
+    training stopped.
 
     Args:
         folder: the run's.

@@ -20,8 +20,7 @@ REPORT = "report.html"
 
 
 def write_report(folder: str | Path) -> Path:
-    """Draw `<folder>/report.html` from what an evaluation left there; model, data and world are not
-    needed.
+    """Draw `<folder>/report.html` from what an evaluation left there.
 
     Raises:
         FileNotFoundError, ValueError: as `gjwm.reporting.load_run`.
@@ -98,9 +97,7 @@ def render_report(run: Run) -> str:
 
 
 def figure_grid(*items: Figure | None, table: str = "") -> str:
-    """Figures as cards that flow into as many columns as fit, None left out; `table` fills the last
-    row.
-    """
+    """Figures as cards, None left out; `table` fills the last row."""
     cards = []
     for figure in items:
         if figure is None:
@@ -166,23 +163,14 @@ def _tiles(report: Report) -> str:
         vary = ends and ends[0] < ends[1]
         below = f"95%: {ends[0]:.0%} to {ends[1]:.0%}" if vary else "successes over successes"
         tiles.append(("of the true simulator's", f"{planning['share_of_oracle']:.0%}", below))
+    r2, copied = (prediction[key][-1] for key in ("r2_by_horizon", "copy_last_r2_by_horizon"))
+    rank, ideal = gaussianity["effective_rank"], gaussianity["effective_rank_ideal"]
+    coverage = report["calibration"]["coverage_90"]
     tiles += [
-        (
-            f"R² {prediction['horizon']} steps ahead",
-            f"{prediction['r2_by_horizon'][-1]:.2f}",
-            f"copying {prediction['copy_last_r2_by_horizon'][-1]:.2f}",
-        ),
-        (
-            "held by 90% intervals",
-            f"{report['calibration']['coverage_90']:.0%}",
-            "one step ahead",
-        ),
+        (f"R² {prediction['horizon']} steps ahead", f"{r2:.2f}", f"copying {copied:.2f}"),
+        ("held by 90% intervals", f"{coverage:.0%}", "one step ahead"),
         ("position read from z", f"{best_probe(report['probe']):.2f}", "R², best probe"),
-        (
-            "effective rank",
-            f"{gaussianity['effective_rank']:.1f}",
-            f"ideal {gaussianity['effective_rank_ideal']:.1f}",
-        ),
+        ("effective rank", f"{rank:.1f}", f"ideal {ideal:.1f}"),
     ]
     cells = "".join(
         f"<li><span>{escape(a)}</span><b>{escape(b)}</b><small>{escape(c)}</small></li>"
@@ -289,7 +277,7 @@ def _probe_table(probe: Report) -> str:
 
 
 def _timings(report: Report) -> str:
-    training, planning = report.get("training", {}), report["planning"]
+    training = report.get("training", {})
     threads = training.get("threads")
     seconds = {
         "training" + (f", {threads} thread{'s' * (threads > 1)}" if threads else ""): training.get(
@@ -302,12 +290,6 @@ def _timings(report: Report) -> str:
         (name, f"{value:.1f} s" if value < 100 else f"{value / 60:.1f} min")
         for name, value in seconds.items()
         if value is not None
-    ]
-    planners = {"model": planning, "true simulator": planning.get("oracle")}
-    rows += [
-        (f"one plan step on the {name}", f"{1e3 * row['seconds_per_step']:.1f} ms")
-        for name, row in planners.items()
-        if row is not None
     ]
     return _table(("what", "time"), rows)
 

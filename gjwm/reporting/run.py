@@ -1,6 +1,4 @@
-"""A run's folder, read back: all that a report is drawn from, and nothing that needs the model, the
-data or the world.
-"""
+"""A run's folder, read back: all that a report is drawn from."""
 
 from __future__ import annotations
 
@@ -74,9 +72,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_metrics(folder: str | Path, *, unfinished: bool = False) -> tuple[dict[str, Any], ...]:
-    """Rows of metrics.jsonl, or of a running training's metrics.jsonl.partial; a last line cut
-    short is left out.
-    """
+    """Rows of metrics.jsonl, or of a running training's .partial; half a line is left out."""
     file = Path(folder) / (METRICS + ".partial" * unfinished)
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():

@@ -1,8 +1,5 @@
-"""The runs of a sweep: the product of axes of overrides, as hydra's multirun takes it, and what
-each run is called.
-
-Nothing here knows hydra: an override is a key and a plain value, and `written` spells it in hydra's
-grammar.
+"""The runs of a sweep: the product of axes of overrides, and what each run is called. An override
+is a key and a plain value; `written` spells it in hydra's grammar.
 """
 
 from __future__ import annotations
@@ -38,9 +35,7 @@ class Cell:
         return "/".join(self.parts)
 
     def with_tuned(self, key: str, value: Any) -> Cell:
-        """The same with one more setting, which keeps its name in the tables and gets a folder of
-        its own.
-        """
+        """The same with one more setting, in a folder of its own."""
         parts, overrides = (*self.parts, _label(key, value)), merged(self.overrides, {key: value})
         return Cell(self.task, self.method, parts, overrides, value)
 
@@ -51,9 +46,7 @@ def bare(key: str) -> str:
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides in order; where two have one key, whether or not it is added with "+", the later
-    stays.
-    """
+    """Overrides in order; of two with one key, added with "+" or not, the later stays."""
     last: dict[str, tuple[str, Any]] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -111,9 +104,7 @@ def expand(
 
 
 def written(key: str, value: Any) -> str:
-    """An override in hydra's grammar: written("env.size", 32) is "env.size=32"; a removal, "~key",
-    takes the value None.
-    """
+    """An override in hydra's grammar, "env.size=32"; a removal, "~key", takes None."""
     return key if key.startswith("~") and value is None else f"{key}={_text(value)}"
 
 
@@ -137,9 +128,7 @@ def _plain(value: Any) -> str:
 
 
 def _label(key: str, value: Any) -> str:
-    """A value as it is called in tables and folders: a group's choice by its name, others after the
-    last part of their key.
-    """
+    """A value's name in tables and folders, after the last part of a key that is no group."""
     shown = _plain(value)
     if not isinstance(value, int | float):  # a minus sign is no separator
         shown = re.sub(r"[^\w.+-]+", "-", shown).strip("-")

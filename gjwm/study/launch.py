@@ -1,10 +1,8 @@
 """Runs as processes of their own, so that one that crashes or is killed for memory neither stops
 nor loses the others.
 
-Several at once on this machine through joblib, on a cluster through submitit; both are optional.
-Either way a run is a command under `supervise`, which keeps what it printed and, if it failed, why.
-hydra's own launchers do neither: they do not resume a sweep, and in a pool of joblib's processes
-the death of one ends all.
+Several at once on this machine need joblib, on a cluster submitit. `supervise` keeps what a run
+printed and, if it failed, why.
 """
 
 from __future__ import annotations
@@ -55,9 +53,7 @@ Done = Callable[[Outcome], None]
 
 
 def supervise(job: Job) -> Outcome:
-    """Run a job and wait for it; its output is in run.log, and the last line of a failure in
-    failure.txt.
-    """
+    """Run a job and wait for it."""
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
     threads = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}

@@ -1,6 +1,4 @@
-"""What the runs of a study showed: one record per run, figures of each cell with intervals, the
-same over all tasks, and which figure ranks runs as planning does.
-"""
+"""What the runs of a study showed: per cell, over all tasks, and which figure ranks runs."""
 
 from __future__ import annotations
 
@@ -84,10 +82,9 @@ class Record:
 
     Args:
         task, method: what tables call them; tuned: the value of the tuned key, None without one.
-        seed, tuning: which run, and whether it only served to choose.
-        cell: its folders' names without the seed: runs of one cell differ in nothing but the seed.
-        report: evaluation.json, None for a run that is not done; error: why it failed, None for one
-            that did not.
+        tuning: whether it only served to choose.
+        cell: its folders' names without the seed.
+        report: evaluation.json, None for a run that is not done; error: why it failed, or None.
     """
 
     task: str
@@ -155,8 +152,8 @@ def attempts(records: Sequence[Record], policy: str | None = None) -> tuple[int,
 
 
 def policies(records: Sequence[Record]) -> dict[str, dict[str, tuple[int, int]]]:
-    """{task: {"random", "hold", "oracle" where all have it: (successes, attempts)}}; methods share
-    starts and goals, so that each seed counts once.
+    """{task: {"random", "hold", perhaps "oracle": (successes, attempts)}}. Methods share goals, so
+    each seed counts once.
     """
     counts = {}
     for task, rows in grouped(final(records), "task").items():
@@ -170,9 +167,9 @@ def policies(records: Sequence[Record]) -> dict[str, dict[str, tuple[int, int]]]
 
 
 def over_tasks(records: Sequence[Record], **bootstrap: int) -> dict[str, dict[str, Any]]:
-    """{method: {figure: {"mean", "low", "high", "runs"}}} of methods that ran on every task:
-    interquartile mean over the runs of all tasks with a stratified bootstrap, of figures that every
-    run has. Empty for a study of one task.
+    """{method: {figure: {"mean", "low", "high", "runs"}}}: interquartile mean over the runs of all
+    tasks with a stratified bootstrap, of methods that ran on every task and figures that every run
+    has. Empty for a study of one task.
     """
     runs = final(records)
     tasks, table = grouped(runs, "task"), {}
@@ -225,12 +222,10 @@ def _row(ends: tuple[float, float, float], **counts: int) -> dict[str, float]:
 def ranking(
     records: Sequence[Record], *, draws: int = 2000
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Which number to watch: rank correlation across runs of label-free figures with planning
-    success.
+    """Rank correlation across runs of label-free figures with planning success.
 
-    All runs that are done take part, those that only tuned a setting too, as none was left out for
-    what it reached. A task with fewer than five runs, or where success or the figure does not vary,
-    is left out.
+    All runs that are done take part, tuning runs too. A task with fewer than five runs, or where
+    success or the figure does not vary, is left out.
 
     Returns:
         {figure: {task, and "all" for several: {"rho", "low", "high", "runs", "recipes"}}}, the

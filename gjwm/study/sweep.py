@@ -1,10 +1,7 @@
-"""A sweep from its settings to its runs: which there are, which are done, in what order the rest
-runs, and what became of them.
+"""A sweep: which runs there are, which are done, running the rest, and what became of them.
 
-First the tuned key of every cell that leaves it open gets its value, from runs on the tuning seed;
-then every cell runs with every seed. A run is done when its folder holds an evaluation with the
-same settings; anything else is (re)started and goes on from what is there. Configurations are
-composed by a function from outside: nothing here knows hydra.
+Cells that leave the tuned key open get its value first, from runs on the tuning seed; then every
+cell runs with every seed. A run is done when its folder holds an evaluation with the same settings.
 """
 
 from __future__ import annotations
@@ -31,9 +28,7 @@ Launch = Callable[[Sequence[Job], Done], None]
 
 @dataclass(frozen=True)
 class Tune:
-    """The key that is chosen per cell, the values tried, and the seed that is used for nothing
-    else.
-    """
+    """The key that is chosen per cell, the values tried, and the seed of these runs alone."""
 
     key: str
     values: Sequence[Any]
@@ -42,8 +37,7 @@ class Tune:
 
 def best(reports: Mapping[Any, Config]) -> Any:
     """{value: report of its tuning run} -> the value with the highest planning success; ties go to
-    the higher R2 after 5 steps (or after the last, if there are fewer), and what is still equal to
-    the value that comes first.
+    the higher R2 after 5 steps (or the last), then to the value that comes first.
 
     Raises:
         ValueError: without a report.
@@ -144,10 +138,12 @@ class Sweep:
             for cell in filter(is_open, self.cells)
         }
 
+    @property
+    def _tuning(self) -> list[Run]:
+        return [run for runs in self.tuning_runs.values() for run in runs.values()]
+
     def chosen(self) -> dict[Cell, Any]:
-        """{cell: the tuned value}, of cells whose tuning runs have all been tried and not all
-        failed.
-        """
+        """{cell: the tuned value} of cells whose tuning runs have been tried and not all failed."""
         values = {}
         for cell, runs in self.tuning_runs.items():
             reports = {value: self.report(run) for value, run in runs.items()}
@@ -211,14 +207,11 @@ class Sweep:
         return report if same_evaluation(report["config"], now) else None
 
     def records(self) -> list[Record]:
-        """Every run with what became of it; a cell whose tuned value is not known yet has one
-        pending record per seed.
-        """
-        tuning = [run for runs in self.tuning_runs.values() for run in runs.values()]
+        """Every run with what became of it; without its tuned value a cell is pending."""
         waiting = self.tuning_runs.keys() - self.chosen().keys()
         unknown = [self._run(c, seed) for c in self.cells if c in waiting for seed in self.seeds]
         return [
-            *(self._record(run, self.report(run)) for run in (*tuning, *self.final_runs())),
+            *(self._record(run, self.report(run)) for run in (*self._tuning, *self.final_runs())),
             *(self._record(run, None) for run in unknown),
         ]
 
@@ -231,16 +224,16 @@ class Sweep:
     # -- running -----------------------------------------------------------------------------------
 
     def execute(self, launch: Launch, notify: Callable[[str], None]) -> None:
-        """Run what is not done: tuning, then the rest; what fails is noted in its folder and tried
-        again by the next call.
+        """Run what is not done: tuning, then the rest. The next call tries again what failed.
 
         Raises:
             ValueError: before anything runs, when a run was trained with other settings or two runs
                 need different data under one name.
         """
-        tuning = [run for runs in self.tuning_runs.values() for run in runs.values()]
-        if tuning:
-            self._finish(tuning, launch, notify, f"tuning {self.tune.key} on seed {self.tune.seed}")
+        if self._tuning:
+            self._finish(
+                self._tuning, launch, notify, f"tuning {self.tune.key} on seed {self.tune.seed}"
+            )
             for cell, value in self.chosen().items():
                 notify(f"{cell.path}: {self.tune.key}={value}")
         self._finish(self.final_runs(), launch, notify, "final runs")
@@ -295,8 +288,8 @@ class Sweep:
             if different:
                 raise ValueError(
                     f"{other.name} and {run.name} need different data ({', '.join(different)}) "
-                    f"under one name, {path}: make "
-                    "dataset=... depend on what differs, e.g. dataset='data/x-${env.size}'."
+                    f"under one name, {path}: make dataset=... depend on what differs, e.g. "
+                    "dataset='data/x-${env.size}'."
                 )
             if path not in jobs:
                 arguments = ("collect", *self.arguments(run), "resume=true")

@@ -23,25 +23,12 @@ from gjwm.reporting.figures import coverage_from_pit, training_figures
 from gjwm.reporting.svg import Figure, number, ticks
 
 # Every figure that a run with all the trimmings shows.
-FIGURES = {
-    "planning-success",
-    "planning-reached",
-    "planning-distance",
-    "prediction-r2",
-    "prediction-rank",
-    "prediction-skill",
-    "calibration-reliability",
-    "calibration-pit",
-    "calibration-temperature",
-    "geometry-spectrum",
-    "geometry-slices",
-    "geometry-norms",
-    "geometry-memory",
-    "probe-r2",
-    "training-train-one-step",
-    "training-loss",
-    "gallery-attempt-003",
-}
+FIGURES = set(
+    """planning-success planning-reached planning-distance prediction-r2 prediction-rank
+    prediction-skill calibration-reliability calibration-pit calibration-temperature
+    geometry-spectrum geometry-slices geometry-norms geometry-memory probe-r2
+    training-train-one-step training-loss gallery-attempt-003""".split()
+)
 
 
 def g(seed=0):
@@ -49,19 +36,9 @@ def g(seed=0):
 
 
 def outcome(rate, **extra):
-    row = {
-        "success_rate": rate,
-        "ci95": [max(0, rate - 0.1), min(1, rate + 0.1)],
-        "episodes": 20,
-        "return_mean": 1.0,
-    }
-    return {
-        **row,
-        "closest_distance_mean": 0.01,
-        "start_distance_mean": 0.2,
-        "seconds_per_step": 0.02,
-        **extra,
-    }
+    row = {"success_rate": rate, "ci95": [max(0, rate - 0.1), min(1, rate + 0.1)], "episodes": 20}
+    row |= {"return_mean": 1.0, "closest_distance_mean": 0.01, "start_distance_mean": 0.2}
+    return row | {"seconds_per_step": 0.02} | extra
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +62,7 @@ def run(tmp_path_factory):
             "r2_ci95_by_horizon": [[r - 0.02 for r in steps], [r + 0.02 for r in steps]],
             "copy_last_r2_by_horizon": [0.7, 0.2, -0.5],
             "linear_gaussian": {"r2_by_horizon": [0.8, 0.6, 0.4], "skill_nats_per_dim": 0.7},
-            "noise_floor": {
-                "windows": 9,
-                "deterministic": False,
-                "r2_by_horizon": [None, 0.99, 0.98],
-            },
+            "noise_floor": dict(windows=9, deterministic=False, r2_by_horizon=[None, 0.99, 0.98]),
             "rank_accuracy": 0.8,
             "rank_accuracy_by_horizon": [1.0, 0.9, 0.8],
             "rank_chance": 1 / 256,
@@ -97,18 +70,10 @@ def run(tmp_path_factory):
             "skill_copy_last_nats_per_dim": -0.1,
             "variance_per_dim": 1.0,
         },
-        "calibration": {
-            **law,
-            "horizon_5": wide,
-            "horizon_10": law,
-            "temperature_by_horizon": [1.0, 1.1, 0.9],
-        },
-        "surprise": {
-            "episodes": 9,
-            "false_alarm_rate": 0.01,
-            "level": 0.01,
-            "teleport": {"auroc": 1.0, "detection_rate": 0.9},
-        },
+        "calibration": law
+        | dict(horizon_5=wide, horizon_10=law, temperature_by_horizon=[1.0, 1.1, 0.9]),
+        "surprise": dict(episodes=9, false_alarm_rate=0.01, level=0.01)
+        | {"teleport": {"auroc": 1.0, "detection_rate": 0.9}},
         "probe": {**probes, "variables": {"position": probes, "qvel": probes}},
         "gaussianity": embedding_report(z, generator=g()),
         "trajectory": trajectory_report(z),
@@ -127,22 +92,12 @@ def run(tmp_path_factory):
         "command": "gjwm evaluate name=a",
         "version": "0.0",
         "versions": {"torch": "9"},
-        "config": {
-            "name": "a <b> & c",
-            "env": {"id": "gjwm/two-room-v0"},
-            "planner": {"samples": 256, "cost": None},
-        },
+        "config": dict(name="a <b> & c", env={"id": "x"}, planner={"samples": 256, "cost": None}),
     }
     film = np.random.default_rng(0).integers(0, 256, (6, 48, 64, 3), dtype=np.uint8)
     write_video(folder / GALLERY / "attempt-003.mp4", film)
     Image.fromarray(film[0]).save(folder / GALLERY / "attempt-003.jpg")
-    row = {
-        "attempt": 3,
-        "kind": "worst",
-        "reached": False,
-        "closest_distance": 0.2,
-        "start_distance": 0.4,
-    }
+    row = dict(attempt=3, kind="worst", reached=False, closest_distance=0.2, start_distance=0.4)
     report["gallery"] = [{"file": "attempt-003.mp4", "poster": "attempt-003.jpg", **row}]
     (folder / EVALUATION).write_text(json.dumps(report))
     rng = np.random.default_rng(1)
@@ -390,6 +345,8 @@ needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on this machine (apt install chromium)"
 )
 
+BROWSER = """--headless --no-sandbox --disable-gpu --window-size=1400,1000
+    --virtual-time-budget=6000 --enable-logging=stderr --dump-dom""".split()
 # What a reader would see, measured inside the page.
 MEASURE = """<script>
 const seen = e => { const b = e.getBoundingClientRect(); return b.width > 80 && b.height > 40; };
@@ -418,20 +375,9 @@ def browse(page, folder, *, width=1240, dark=False):
     file = folder / "browsed.html"
     inside = page.replace("</body>", MEASURE + "</body>")
     file.write_text(FRAME.format(width=width, page=html.escape(inside, quote=True)))
+    scheme = [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
     done = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={folder / 'profile'}",
-            "--window-size=1400,1000",
-            "--virtual-time-budget=6000",
-            "--enable-logging=stderr",
-            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-            "--dump-dom",
-            file.as_uri(),
-        ],
+        [CHROMIUM, *BROWSER, f"--user-data-dir={folder / 'profile'}", *scheme, file.as_uri()],
         capture_output=True,
         text=True,
         timeout=1800,
