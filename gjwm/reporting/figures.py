@@ -37,8 +37,7 @@ def success_figure(planning: Report) -> Figure:
         "Goals reached",
         f"{planning['episodes']} held-out goals {goal}, {protocol['steps']} steps to come within "
         f"{protocol['success_radius']:g} of them, the same for all. Whiskers: 95% (Wilson).",
-        x_label="who acts",
-        y_label="share of goals reached",
+        labels=("who acts", "share of goals reached"),
         categories=[POLICIES[key] for key in rows],
         y=(0, 1.08),
     )
@@ -56,8 +55,7 @@ def reached_figure(arrays: Arrays, radius: float) -> Figure | None:
         "planning-reached",
         "How fast",
         "Steep and early is good; a late rise means detours.",
-        x_label="agent step",
-        y_label="share reached so far",
+        labels=("agent step", "share reached so far"),
         y=(0, 1.04),
     )
     distances = _distances(arrays)
@@ -74,8 +72,7 @@ def distance_figure(arrays: Arrays, radius: float) -> Figure | None:
         "planning-distance",
         "On the way",
         "Medians; shaded: the middle half of the model's attempts.",
-        x_label="agent step",
-        y_label="distance to the goal",
+        labels=("agent step", "distance to the goal"),
         y=(0, None),
     )
     distances = _distances(arrays)
@@ -121,8 +118,7 @@ def prediction_figure(prediction: Report) -> Figure:
         "prediction-r2",
         "Open-loop prediction",
         f"1 is perfect, 0 is guessing the mean. {limit}",
-        x_label="agent steps ahead",
-        y_label="R² of the latent",
+        labels=("agent steps ahead", "R² of the latent"),
         y=(max(-1.0, min(0.0, lowest) - 0.02), 1.03),
     )
     if floor is not None and any(r2 is not None for r2 in floor["r2_by_horizon"]):
@@ -144,8 +140,7 @@ def rank_figure(prediction: Report) -> Figure:
         "Telling moments apart",
         f"How often the prediction is nearer to what happened than to {others} other moments. It "
         "needs no scale.",
-        x_label="agent steps ahead",
-        y_label="rank accuracy",
+        labels=("agent steps ahead", "rank accuracy"),
         y=(0, 1.04),
     )
     figure.line(range(1, len(accuracy) + 1), accuracy, "model", "model", dots=True)
@@ -165,8 +160,7 @@ def skill_figure(prediction: Report) -> Figure:
         "Skill of one step",
         "Likelihood gained on knowing only that z is N(0, I). The linear law has a full "
         "covariance, so where latents move together it can lead and still predict worse.",
-        x_label="law of the next latent",
-        y_label="nats per dimension",
+        labels=("law of the next latent", "nats per dimension"),
         categories=[name for _, name, _ in rows],
     )
     for i, (role, _, value) in enumerate(rows):
@@ -207,8 +201,7 @@ def reliability_figure(calibration: Report) -> Figure:
         "calibration-reliability",
         "Do intervals hold what they promise?",
         "Below the diagonal the model is too sure, above it too unsure.",
-        x_label="promised",
-        y_label="covered",
+        labels=("promised", "covered"),
         x=(0, 1),
         y=(0, 1.02),
     )
@@ -224,8 +217,7 @@ def pit_figure(calibration: Report) -> Figure:
         "calibration-pit",
         "Probability integral transform",
         "Flat is right. A cup: too sure; a hill: too unsure; a slope: the mean is off.",
-        x_label="predicted probability of less than what happened",
-        y_label="density",
+        labels=("predicted probability of less than what happened", "density"),
         y=(0, None),
     )
     for role, name, law in laws(calibration):
@@ -247,8 +239,7 @@ def temperature_figure(calibration: Report) -> Figure | None:
         "calibration-temperature",
         "What calibration corrected",
         "Fitted to other held-out episodes. Far from 1, the network's own spread was wrong.",
-        x_label="agent steps ahead",
-        y_label="factor on the spread",
+        labels=("agent steps ahead", "factor on the spread"),
     )
     figure.level(1, "ideal", "none needed")
     return figure.line(range(1, len(factors) + 1), factors, "model", "in use", dots=True)
@@ -265,8 +256,7 @@ def spectrum_figure(arrays: Arrays) -> Figure:
         "geometry-spectrum",
         "Spectrum of the covariance",
         "A cliff means unused directions: there is nothing more to say, or a collapse.",
-        x_label="principal direction",
-        y_label="variance",
+        labels=("principal direction", "variance"),
         y=(min(float(ours.min()), 0.1) / 1.5, None),
         log_y=True,
     )
@@ -283,8 +273,7 @@ def quantile_figure(arrays: Arrays) -> Figure:
         "Quantiles of slices",
         "Random directions of z, one step of each episode. Inside the band they are as Gaussian as "
         "can be told.",
-        x_label="quantile of N(0, 1)",
-        y_label="quantile of the slice",
+        labels=("quantile of N(0, 1)", "quantile of the slice"),
     )
     band = arrays["slices_low"], arrays["slices_high"]
     figure.band(normal, *band, "ideal", "95% of Gaussian slices")
@@ -305,8 +294,7 @@ def norm_figure(arrays: Arrays) -> Figure:
         "geometry-norms",
         "Norms",
         "Too wide: latents are spread unevenly between directions or moments.",
-        x_label="|z|",
-        y_label="density",
+        labels=("|z|", "density"),
         y=(0, None),
     )
     figure.bars(edges, heights, "model", "latents")
@@ -323,8 +311,7 @@ def memory_figure(trajectory: Report) -> Figure:
         f"Correlation time {known}. Straightness {trajectory['straightness']:.2f} (1: straight "
         f"lines; a Gaussian Markov chain {trajectory['straightness_markov']:.2f}, white noise "
         "-0.5).",
-        x_label="lag, agent steps",
-        y_label="autocorrelation",
+        labels=("lag, agent steps", "autocorrelation"),
         y=(min(0.0, *rho), None),
     )
     figure.line(range(len(rho)), rho, "model", "latents")
@@ -354,8 +341,7 @@ def probe_figure(probe: Report) -> Figure:
         "R² of probes",
         "What can be read from z. What only the MLP reads is there, but folded. Whiskers: 95% over "
         "episodes.",
-        x_label="true state variable",
-        y_label="R² on other episodes",
+        labels=("true state variable", "R² on other episodes"),
         categories=list(variables),
         y=(max(-0.5, min(0.0, lowest) - 0.02), 1.05),
     )
@@ -414,8 +400,7 @@ def _training_figure(
         "training-" + "".join(c if c.isalnum() else "-" for c in next(iter(curves))),
         title,
         f"Last: {last}.",
-        x_label="step",
-        y_label="log scale" if log else "",
+        labels=("step", "log scale" if log else ""),
         log_y=log,
     )
     for (key, rows), role in zip(curves.items(), _SERIES_ROLES, strict=False):

@@ -61,6 +61,7 @@ class Figure:
 
     Args:
         key: the element's id.
+        labels: of the x and the y axis.
         x, y: ends of the axes; None: from the marks.
         log_y: logarithmic y axis; values at or below zero are left out.
         categories: names at x = 0, 1, 2, ... in place of numbers.
@@ -76,8 +77,7 @@ class Figure:
         title: str,
         note: str = "",
         *,
-        x_label: str,
-        y_label: str,
+        labels: tuple[str, str],
         x: Ends = (None, None),
         y: Ends = (None, None),
         log_y: bool = False,
@@ -91,7 +91,7 @@ class Figure:
             raise ValueError(f"a logarithmic axis needs positive ends, got {y}.")
         self.key, self.title, self.note = key, title, note
         self.legend: list[tuple[str, str, str]] = []  # role, kind of mark, label
-        self._labels = x_label, y_label
+        self._labels = labels
         self._categories, self._log, self._width = categories, log_y, width
         self._ends = (-0.6, len(categories) - 0.4) if categories else x, y
         self._values: tuple[list[float], list[float]] = ([], [])
@@ -179,7 +179,7 @@ class Figure:
     def interval(self, x: float, low: float, high: float, role: str) -> Figure:
         """A vertical whisker."""
         self._see([x, x], [low, high])
-        self._path(f"whisker {role}", np.array([x, x]), np.array([low, high]))
+        self._path(f"whisker {role}", (x, x), (low, high))
         return self
 
     def level(self, y: float, role: str, label: str | None = None) -> Figure:
@@ -245,7 +245,7 @@ class Figure:
         for axis, values in zip(self._values, (x, y)):
             axis.extend(float(value) for value in values)
 
-    def _path(self, kind: str, x: np.ndarray, y: np.ndarray, close: str = "") -> None:
+    def _path(self, kind: str, x: Iterable[float], y: Iterable[float], close: str = "") -> None:
         def mark() -> str:
             points = "L".join(f"{a:.1f} {b:.1f}" for a, b in (self._at(*p) for p in zip(x, y)))
             return f'<path class="{kind}" d="M{points}{close}"/>'

@@ -299,8 +299,7 @@ def _success_picture(content: Content) -> Figure | None:
     figure = Figure(
         "success",
         "Planning success of each method on each task, with 95% intervals",
-        x_label="method",
-        y_label="success",
+        labels=("method", "success"),
         categories=methods,
         y=(0, 1.04),
         width=max(WIDTH, 70 * len(methods)),
@@ -325,8 +324,7 @@ def _ranking_picture(content: Content) -> Figure | None:
     figure = Figure(
         "ranking",
         "Spearman's correlation of label-free figures with planning success, with 95% intervals",
-        x_label="figure",
-        y_label="rank correlation with success",
+        labels=("figure", "rank correlation with success"),
         categories=[_SHORT_NAMES.get(name, name) for name in rows],
         y=(-1.04, 1.04),
         width=max(WIDTH, 70 * len(rows)),

@@ -213,7 +213,7 @@ def test_a_folder_without_an_evaluation_or_with_a_damaged_one_is_named(run, tmp_
 
 
 def plot(**options):
-    return Figure("key", "title", **{"x_label": "", "y_label": "", **options})
+    return Figure("key", "title", labels=("", ""), **options)
 
 
 def test_ticks_are_round_and_inside():
@@ -258,7 +258,7 @@ def test_axes_that_are_left_open_hold_all_marks():
 
 
 def test_words_cannot_break_out_of_a_plot():
-    svg = Figure("key", '"><script>', x_label="<b>", y_label="&").svg()
+    svg = Figure("key", '"><script>', labels=("<b>", "&")).svg()
     assert "<b>" not in svg and "<script>" not in svg and "&quot;&gt;&lt;script&gt;" in svg
 
 
