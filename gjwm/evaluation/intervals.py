@@ -12,21 +12,19 @@ from scipy import stats
 Sample = np.ndarray | Sequence[float]
 
 
-def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a success rate.
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval for a success rate.
 
     >>> low, high = wilson_interval(97, 100)
     >>> round(low, 3), round(high, 3)
     (0.915, 0.99)
     """
-    interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    interval = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def mean_interval(
-    values: Sample, *, level: float = 0.95
-) -> tuple[float, float | None, float | None]:
-    """(mean, low, high) of values (R,) by Student's t; the ends of a single one are None.
+def mean_interval(values: Sample) -> tuple[float, float | None, float | None]:
+    """(mean, low, high) of values (R,), 95% by Student's t; the ends of a single one are None.
 
     Raises:
         ValueError: without values.
@@ -37,7 +35,7 @@ def mean_interval(
     mean = float(values.mean())
     if len(values) == 1:
         return mean, None, None
-    t = stats.t.ppf(0.5 + level / 2, len(values) - 1)
+    t = stats.t.ppf(0.975, len(values) - 1)
     room = float(t * values.std(ddof=1) / np.sqrt(len(values)))
     return mean, mean - room, mean + room
 
@@ -80,21 +78,15 @@ def _counts(rng: np.random.Generator, rows: int, draws: int) -> np.ndarray:
 # -- over runs -------------------------------------------------------------------------------------
 
 
-def interquartile_mean(values: Sample, axis: int | None = None) -> np.ndarray:
-    """Mean of the middle half of the values (Agarwal et al., 2021)."""
-    return stats.trim_mean(np.asarray(values, np.float64), 0.25, axis=axis)
-
-
 def stratified_interval(
     runs: Mapping[str, Sample],
     statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
     *,
-    level: float = 0.95,
     draws: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """(value, low, high) of a statistic over the runs of several tasks, by a bootstrap that draws
-    runs within each task (Agarwal et al., 2021).
+    """(value, low, high) of a statistic over the runs of several tasks: 95% of a bootstrap that
+    draws runs within each task (Agarwal et al., 2021).
 
     Args:
         runs: task -> scores of its runs (R_task,).
@@ -113,14 +105,13 @@ def stratified_interval(
         )
     rng = np.random.default_rng(seed)
     drawn = [row[rng.integers(0, len(row), (draws, len(row)))] for row in scores]
-    tail = 50 * (1 - level)
-    low, high = np.percentile(statistic(drawn), [tail, 100 - tail])
+    low, high = np.percentile(statistic(drawn), [2.5, 97.5])
     return float(statistic([row[None] for row in scores])[0]), float(low), float(high)
 
 
 def pooled_interquartile_mean(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """A statistic: the interquartile mean over the runs of all tasks together."""
-    return interquartile_mean(np.concatenate(scores, 1), axis=1)
+    """A statistic: the mean of the middle half of the runs of all tasks (Agarwal et al., 2021)."""
+    return stats.trim_mean(np.concatenate(scores, 1), 0.25, axis=1)
 
 
 def mean_over_tasks(scores: Sequence[np.ndarray]) -> np.ndarray:

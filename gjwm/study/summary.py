@@ -187,9 +187,9 @@ def over_tasks(records: Sequence[Record], **bootstrap: int) -> dict[str, dict[st
 
 
 def differences(
-    records: Sequence[Record], reference: str, *, title: str = "success", **bootstrap: int
+    records: Sequence[Record], reference: str, **bootstrap: int
 ) -> dict[str, dict[str, Any]]:
-    """{method: {"mean", "low", "high", "pairs"}}: a figure less the reference method's on the same
+    """{method: {"mean", "low", "high", "pairs"}}: success less the reference method's on the same
     task and seed, averaged over tasks, with a bootstrap over the pairs within each task (95%).
 
     Raises:
@@ -201,12 +201,12 @@ def differences(
             f"study.reference={reference!r} is no method of the study: {', '.join(methods)}."
         )
     by_method = grouped(final(records), "method")
-    base = {(r.task, r.seed): r.figure(title) for r in by_method.get(reference, ())}
+    base = {(r.task, r.seed): r.figure("success") for r in by_method.get(reference, ())}
     table = {}
     for method, rows in by_method.items():
         gaps: dict[str, list[float]] = {}
         for run in rows:
-            value, other = run.figure(title), base.get((run.task, run.seed))
+            value, other = run.figure("success"), base.get((run.task, run.seed))
             if method != reference and value is not None and other is not None:
                 gaps.setdefault(run.task, []).append(value - other)
         if gaps:

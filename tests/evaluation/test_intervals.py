@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gjwm.evaluation.intervals import (
-    interquartile_mean,
     pooled_interquartile_mean,
     ratio_interval,
     stratified_interval,
@@ -47,7 +46,8 @@ def test_axes_behind_the_first_are_ratios_of_their_own():
 
 
 def test_the_interquartile_mean_ignores_both_ends():
-    assert interquartile_mean([-1e9, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1e9]) == pytest.approx(3.5)
+    scores = np.array([[-1e9, 1.0, 2.0, 3.0]]), np.array([[4.0, 5.0, 6.0, 1e9]])
+    assert pooled_interquartile_mean(scores) == pytest.approx(3.5)
 
 
 def test_a_stratified_draw_keeps_every_task():
