@@ -235,5 +235,5 @@ class BHEP(SampleDiscrepancy):
         self.beta, self.estimator = beta, estimator
 
     def _statistic(self, x: Tensor, group: Tensor | None, draw: Tensor | None) -> Tensor:
-        beta = x.shape[1] ** -0.5 if self.beta == "auto" else self.beta
+        beta = x.shape[1] ** -0.5 if self.beta == "auto" else float(self.beta)
         return bhep(x, beta, group, unbiased=self.estimator == "u")

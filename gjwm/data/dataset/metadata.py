@@ -74,7 +74,9 @@ def list_shard(path: Path, info: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def layout(info: Mapping[str, Any]) -> tuple[spaces.Space, spaces.Box, int]:
     """Observation space, action space and frame stack."""
-    return (*(rebuild_space(info[name]) for name in SPACES), info["frame_stack"])
+    space, action_space = (rebuild_space(info[name]) for name in SPACES)
+    assert isinstance(action_space, spaces.Box)  # others are not written
+    return space, action_space, info["frame_stack"]
 
 
 def package_versions() -> dict[str, str]:

@@ -109,10 +109,10 @@ def load_buffer(
     info = require_episodes(path, episodes)
     count = episodes or info["episodes"]
     steps = info["steps"] if count == info["episodes"] else sum(episode_lengths(path)[:count])
-    *spaces, frame_stack = layout(info)
+    space, actions, frame_stack = layout(info)
     try:
         buffer = ReplayBuffer(
-            steps, *spaces, device=device, frame_stack=frame_stack, episodes=count
+            steps, space, actions, device=device, frame_stack=frame_stack, episodes=count
         )
     except MemoryError as error:
         raise MemoryError(

@@ -130,7 +130,7 @@ class Shard:
         self.header = header
         self.rows = self._file["ep_len"][:].astype(np.int64)
         self.offset = self._file["ep_offset"][:].astype(np.int64)
-        self.crc32 = self._file["ep_crc32"][:]
+        self.crc32: np.ndarray = self._file["ep_crc32"][:]
         self.columns = sorted(_datasets(self._file))
         total = int(self.rows.sum())
         if not self.columns or (self.offset != self.rows.cumsum() - self.rows).any():
