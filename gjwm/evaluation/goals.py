@@ -184,9 +184,48 @@ def simulator_planner(planner: Planner, horizon: int, action_dim: int) -> Planne
     )
 
 
+class _SolvedLanes:
+    """Costs of plans on the true simulator, for which a lane is simulated no more once a plan comes
+    within half the success radius of its goal: other plans then cost more than that one.
+    """
+
+    def __init__(self, envs: Any, goal: Tensor, cost: CostOfGoals, outcomes: Mapping[str, Any]):
+        self.envs, self.goal, self.cost, self.outcomes = envs, goal, cost, outcomes
+        self.states = as_array(envs.get_state())
+        self.solved = torch.zeros(len(goal), dtype=torch.bool)
+        self.plan: Tensor | None = None  # (B, H, A), and its cost (B,), where solved
+        self.plan_cost = torch.zeros(len(goal))
+
+    def costs(self, a: Tensor) -> Tensor:
+        """(B, N, H, A) -> (B, N)."""
+        if self.plan is None:
+            self.plan = torch.zeros_like(a[:, 0])
+        costs = self.plan_cost[:, None] + (a - self.plan[:, None]).square().mean((-2, -1))
+        lanes = (~self.solved).nonzero()[:, 0]
+        if len(lanes):
+            goal, a = self.goal[lanes], a[lanes]
+            paths = self.envs.simulate(self.states[lanes.numpy()], a.numpy(), **self.outcomes)
+            paths = torch.as_tensor(paths)
+            costs[lanes] = self.cost(goal)(paths, a)
+            if not self.outcomes:
+                self._keep_solutions(lanes, a, costs[lanes], paths, goal)
+        return costs
+
+    def _keep_solutions(
+        self, lanes: Tensor, a: Tensor, costs: Tensor, paths: Tensor, goal: Tensor
+    ) -> None:
+        nearest = (paths - goal[:, None, None]).norm(dim=-1).amin(-1)  # (B, N)
+        there = nearest <= self.envs.success_radius / 2
+        cost, best = costs.masked_fill(~there, float("inf")).min(1)
+        rows = there.any(1).nonzero()[:, 0]
+        self.solved[lanes[rows]] = True
+        self.plan[lanes[rows]] = a[rows, best[rows]]
+        self.plan_cost[lanes[rows]] = cost[rows]
+
+
 class OracleActor:
-    """A planner and a cost on the true simulator and true positions. A plan whose rest still comes
-    within half the success radius of the goal is kept.
+    """A planner and a cost on the true simulator and true positions. It searches no further where a
+    plan, first the rest of the last one, comes within half the success radius of the goal.
 
     Args:
         goal_position: (B, P).
@@ -220,25 +259,11 @@ class OracleActor:
             self.controller = RecedingHorizon(self.planner, action_dim=action_dim, **self.options)
         if not self.controller.needs_plan:
             return self.controller.act(None, envs.num_envs)
-        states, rest = as_array(envs.get_state()), self.controller.state_dict()["mean"]
-        search = torch.ones(envs.num_envs, dtype=torch.bool)
-        if rest is not None and not self.outcomes:
-            path = torch.as_tensor(envs.simulate(states, rest[:, None].numpy()))[:, 0]
-            nearest = (path - self.goal[:, None]).norm(dim=-1).amin(1)
-            search = nearest > envs.success_radius / 2
-        cost = self.cost(self.goal[search])
-
-        def score(a: Tensor) -> Tensor:
-            # Where nothing is searched the rest of the last plan, which competes, is the best.
-            costs = torch.zeros(a.shape[:2])
-            if rest is not None:
-                costs = (a - rest[:, None]).square().mean((-2, -1))
-            if search.any():
-                paths = envs.simulate(states[search.numpy()], a[search].numpy(), **self.outcomes)
-                costs[search] = cost(torch.as_tensor(paths), a[search])
-            return costs
-
-        return self.controller.act(score, envs.num_envs)
+        search = _SolvedLanes(envs, self.goal, self.cost, self.outcomes)
+        rest = self.controller.state_dict()["mean"]
+        if rest is not None:
+            search.costs(rest[:, None])
+        return self.controller.act(search.costs, envs.num_envs)
 
     def reset(self, mask: Any = None) -> None:
         if self.controller is not None:

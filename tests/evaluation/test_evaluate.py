@@ -4,11 +4,12 @@ goals.
 
 import json
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from gjwm.data.acting import HoldActor, RandomActor, RecordedActor, make_vec
+from gjwm.data.acting import HoldActor, Moment, RandomActor, RecordedActor, make_vec
 from gjwm.data.behaviours import Coloured
 from gjwm.data.collect import collect_episodes
 from gjwm.data.dataset import Episode
@@ -182,6 +183,34 @@ def test_replaying_the_recorded_actions_reaches_the_goal_exactly(reacher_episode
     attempts = attempt_goals(envs, pairs, RecordedActor(recorded), steps=12)
     np.testing.assert_allclose(attempts.distance[:, -1], 0, atol=1e-9)
     assert attempts.distance[:, 0].min() > 1e-3
+
+
+class Steppers:
+    """Two lanes that move by what is acted; counts the lanes that are simulated."""
+
+    num_envs, success_radius = 2, 0.2
+    single_action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def __init__(self):
+        self.simulated = []
+
+    def get_state(self):
+        return np.zeros((2, 1))
+
+    def simulate(self, states, actions):
+        self.simulated.append(len(states))
+        start = np.broadcast_to(states[:, None, None], (*actions.shape[:2], 1, 1))
+        return (start + np.concatenate([0 * actions[:, :, :1], actions], 2).cumsum(2)).astype("f4")
+
+
+def test_the_oracle_simulates_no_lane_whose_goal_a_plan_has_reached():
+    envs, goals = Steppers(), np.array([[0.5], [100.0]])  # the second is out of reach
+    planner = simulator_planner(CEM(), 4, 1)
+    oracle = OracleActor(goals, planner, horizon=4, replan_every=2, generator=g())
+    oracle.act(None, Moment(envs, 0))
+    assert envs.simulated[0] == 2 and set(envs.simulated[1:]) == {1}
+    path = oracle.controller.plan.mean.cumsum(1)
+    assert (path[0] - 0.5).abs().min() <= 0.1 and path[1, -1] > 3
 
 
 @pytest.mark.parametrize("cheap", [False, True])
