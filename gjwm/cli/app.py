@@ -7,7 +7,6 @@ the overrides, and works in one folder, runs/<name>/, with the resolved config b
 from __future__ import annotations
 
 import errno
-import importlib.resources
 import os
 import shlex
 import sys
@@ -21,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gjwm import __version__
 from gjwm.cli.collect import collect_command
-from gjwm.cli.config import load_config, prepare, split_sweep, with_experiment
+from gjwm.cli.config import groups, load_config, prepare, split_sweep, with_experiment
 from gjwm.cli.data import data_command
 from gjwm.cli.evaluate import evaluate_command, report_command
 from gjwm.cli.online import online_command
@@ -44,17 +43,6 @@ COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
 }
 
 
-def _experiments() -> str:
-    folder = importlib.resources.files("gjwm.configs") / "experiment"
-    return "|".join(
-        sorted(
-            file.name.removesuffix(".yaml")
-            for file in folder.iterdir()
-            if file.name.endswith(".yaml")
-        )
-    )
-
-
 USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
        gjwm data info|verify|convert DATASET ...
 
@@ -69,7 +57,7 @@ USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
   data       look into a dataset, check every byte of it, or bring one of another format in
 
 Common overrides: name=...  seed=...  objective.lam=0  logger.wandb=disabled
-experiment={_experiments()}
+experiment={"|".join(groups()["experiment"])}
 resume=true goes on with a collection or a training that was interrupted"""
 
 # What a user's input or machine can cause; anything else is a defect and keeps its traceback.

@@ -5,8 +5,9 @@ settings and plain objects made of it.
 from __future__ import annotations
 
 import difflib
+import importlib.resources
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString, Transformer
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,6 +35,8 @@ from gjwm.training.recipe import (
 )
 
 Made = TypeVar("Made")
+# Groups whose settings are the arguments of something.
+COMPONENTS = ("env", "encoder", "dynamics", "discrepancy", "planner", "cost", "heads")
 
 
 def with_experiment(command: str, overrides: Sequence[str]) -> list[str]:
@@ -59,13 +62,39 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
     with initialize_config_module("gjwm.configs", version_base="1.3"):
         try:
             return compose("config", overrides=list(overrides))
+        except MissingConfigException as error:
+            group, _, option = (error.missing_cfg_file or "").partition("/")
+            options = groups().get(group)
+            if options is None:
+                raise
+            said = f"{group} has no option {option!r}; {_nearest(option, options)}"
+            raise ValueError(said) from error
         except ConfigCompositionException as error:
             unknown = re.match(r"Could not override '([^']+)'", str(error))
             if unknown is None:
                 raise
-            experiment = [text for text in overrides if text.startswith("experiment=")]
-            names = list(_names(compose("config", overrides=experiment)))
+            choices = [text for text in overrides if _chosen(text) in {*groups()} - {unknown[1]}]
+            names = list(_names(compose("config", overrides=choices)))
             raise ValueError(no_setting(unknown[1], names)) from error
+
+
+def groups() -> dict[str, list[str]]:
+    """The groups of configs/ and the options of each."""
+    folders = importlib.resources.files("gjwm.configs").iterdir()
+    return {
+        folder.name: sorted(
+            file.name.removesuffix(".yaml")
+            for file in folder.iterdir()
+            if file.name.endswith(".yaml")
+        )
+        for folder in folders
+        if folder.is_dir()
+    }
+
+
+def _chosen(override: str) -> str:
+    """The name that an override sets, or its group in +dynamics@refine.dynamics=ensemble."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def _names(cfg: DictConfig, before: str = "") -> Iterator[str]:
@@ -171,10 +200,21 @@ def no_setting(name: str, names: Sequence[str]) -> str:
     """A sentence about a name that is not among `names`, with the nearest or those of its group."""
     group, _, leaf = name.rpartition(".")
     siblings = {other.rpartition(".")[2]: other for other in names if _group(other) == group}
-    close = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.7)
-    if close:
-        return f"there is no setting {name}; did you mean {siblings[close[0]]}?"
-    return f"there is no setting {name}; choose from {', '.join(siblings or names)}."
+    if not siblings:  # nor is there its group
+        top = [other for other in names if "." not in other]
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+        return f"there is no setting {name}; {_nearest(name, close or top)}"
+    said = f"there is no setting {name}; {_nearest(leaf, siblings, f'{group}.' if group else '')}"
+    if group.removeprefix("refine.").partition(".")[0] not in COMPONENTS:
+        return said
+    # what takes more arguments than its config names
+    said = f"{said[:-1]};" if said.endswith(".") else said
+    return f"{said} +{name}=... adds an argument."
+
+
+def _nearest(name: str, names: Iterable[str], before: str = "") -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    return f"did you mean {before}{close[0]}?" if close else f"choose from {', '.join(names)}."
 
 
 def _group(name: str) -> str:
