@@ -55,6 +55,8 @@ class ControlSuiteVectorEnv(BatchedEnv):
         self.envs = [env, *(copy.deepcopy(env) for _ in range(self.num_envs - 1))]
         self.action_repeat = env.action_repeat
         self._limit = env._limit  # control steps
+        if (outer := _time_limit(first)) is not None:
+            self._limit = min(self._limit, outer * env.action_repeat)
         self._seeded = False
         self._physics = _Batch(self.envs, threads)
         self._formula = FORMULAS.get((env.domain, env.task_name))
@@ -136,6 +138,15 @@ class ControlSuiteVectorEnv(BatchedEnv):
         self._physics.close()
         for env in self.envs:
             env.close()
+
+
+def _time_limit(env: gym.Env) -> int | None:
+    """Steps after which a wrapper of `gymnasium.make` truncates."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, gym.wrappers.TimeLimit):
+            return env._max_episode_steps
+        env = env.env
+    return None
 
 
 class _Batch:

@@ -187,6 +187,27 @@ def test_the_tasks_own_time_limit_cuts_an_action_repeat_short():
     ] * 2 + [False]
 
 
+def test_a_time_limit_from_registration_holds_in_a_batch():
+    env_id = "gjwm-test/short-reacher-v0"
+    gym.register(
+        env_id,
+        "gjwm.envs.control_suite:ControlSuiteEnv",
+        max_episode_steps=7,
+        kwargs={"domain": "reacher", "task": "easy"},
+    )
+    try:
+        env = make_vec(env_id, 2, action_repeat=2)
+        assert type(env).__name__ == "ControlSuiteVectorEnv"
+        actions = random_actions(env, 9)
+        played = play(env, actions)
+        assert_same(played, one_by_one(env_id, 2, actions, action_repeat=2))
+        env.close()
+    finally:
+        gym.registry.pop(env_id)
+    ended = [t for t, step in enumerate([s for s in played if len(s) > 3], 1) if step[3].all()]
+    assert 7 in ended
+
+
 def test_what_varies_between_episodes_varies_in_a_batch_too():
     env_id, kwargs = (
         "gjwm/reacher-easy-v0",
