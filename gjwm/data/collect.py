@@ -252,13 +252,23 @@ def _record(job: _Job, envs: Any, seeds: Any, rngs: Sequence[np.random.Generator
     def single(observation: Any) -> Any:
         return newest_frames(observation, job.observation_space, job.frame_stack)
 
+    def roomy(x: np.ndarray, steps: int) -> np.ndarray:
+        """x (N, t, *O) with room for more steps."""
+        whole = np.empty((len(x), steps, *x.shape[2:]), x.dtype)
+        whole[:, : x.shape[1]] = x
+        return whole
+
+    # At once, as pixels of a whole batch are large; but a single env may end long before.
+    room = job.length + 1 if not isinstance(envs, OneLane) else min(job.length + 1, 64)
     observation, _ = envs.reset(seed=seeds)
-    # At once, as pixels of a whole batch are large: (N, T+1, *O).
-    o = nested(
-        lambda x: np.empty((len(x), job.length + 1, *x.shape[1:]), x.dtype), single(observation)
-    )
+    o = nested(lambda x: roomy(x[:, None], room), single(observation))  # (N, room, *O)
 
     def write(t: int, observation: Any) -> None:
+        nonlocal o, room
+        if t == room:
+            room = min(2 * room, job.length + 1)
+            o = nested(lambda x: roomy(x, room), o)
+
         def put(whole: np.ndarray, frames: np.ndarray) -> None:
             whole[:, t] = frames
 
@@ -285,7 +295,7 @@ def _record(job: _Job, envs: Any, seeds: Any, rngs: Sequence[np.random.Generator
     }
     recorded["truncated"][:, -1] |= ~recorded["terminated"][:, -1]
     # An episode that ended early does not keep what was meant for a long one.
-    shorter = len(steps) < job.length
+    shorter = len(steps) + 1 < room
     recorded["o"] = nested(lambda x: x[:, : len(steps) + 1].copy() if shorter else x, o)
     recorded |= nested(lambda *x: np.stack(x, 1), *simulator)
 

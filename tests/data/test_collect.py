@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gjwm._core.nested import nested
+from gjwm.data.acting import FunctionActor
 from gjwm.data.behaviours import Coloured, Mixture, Scripted, Uniform, Wandering
 from gjwm.data.collect import CHUNK, collect_dataset, collect_episodes, make_env
 from gjwm.data.dataset import dataset_info, load_buffer, read_episodes
@@ -127,6 +128,27 @@ def test_an_episode_has_one_observation_more_than_actions_and_ends_once():
         np.testing.assert_array_equal(e.true_state["x"], x)
         np.testing.assert_array_equal(e.o[:, 0, 0, 0], (128 + 40 * x).astype(np.uint8))
     assert any(e.terminated[-1] for e in episodes) and any(e.truncated[-1] for e in episodes)
+
+
+class ToAndFro:
+    """140 steps to and fro, then off to the edge."""
+
+    def start(self, length, action_dim, rngs):
+        def act(o, info):
+            return np.array([[1.0 if info.step % 2 or info.step > 140 else -1.0, 0.0]])
+
+        return FunctionActor(act)
+
+
+def test_an_episode_takes_the_memory_of_the_steps_it_has():
+    (whole,) = collect(episodes=1, length=10**13, behaviour=ToAndFro())
+    assert 140 < len(whole.a) < 160 and whole.terminated[-1]
+    assert whole.o.shape == (len(whole.a) + 1, 1, 4, 4) and whole.o.base.nbytes == whole.o.nbytes
+    x = whole.r[0] - 0.2 * whole.a[0, 0] + 0.2 * np.r_[0, whole.a[:, 0].cumsum()]
+    assert np.abs(whole.o[:, 0, 0, 0] - (128 + 40 * x)).max() < 1.1
+    for length in (62, 63, 64, 127):
+        (part,) = collect(episodes=1, length=length, behaviour=ToAndFro())
+        np.testing.assert_array_equal(part.o, whole.o[: length + 1])
 
 
 def test_stacked_observations_are_those_of_the_env(tmp_path):
