@@ -288,7 +288,7 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
                 number = entry["episode_index"]
                 with _reading(f"episode {number}", source):
                     whole = table(entry["data/chunk_index"], entry["data/file_index"])
-                    rows = whole.filter([n == number for n in whole["episode_index"].to_pylist()])
+                    rows = whole.filter(_equals(whole["episode_index"], number))
                     if rows.num_rows != entry["length"] or rows.num_rows < 2:
                         raise ValueError(
                             f"it has {rows.num_rows} of {entry['length']} rows; an episode needs "
@@ -312,6 +312,13 @@ def _parquet() -> Any:
             "LeRobot datasets are parquet files: pip install pyarrow, or gjwm[lerobot]."
         ) from error
     return pyarrow.parquet
+
+
+def _equals(column: Any, value: int) -> Any:
+    """Which rows of a table's column hold the value."""
+    import pyarrow.compute as compute
+
+    return compute.equal(column, value)
 
 
 class _Film:
