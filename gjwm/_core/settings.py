@@ -12,13 +12,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where a number may lie; `above` and `below` are not reached themselves."""
+    """Where a number may lie; `above` and `below` are not reached themselves. Without an upper end
+    it may be infinite.
+    """
 
     least: float | None = None
     most: float | None = None
@@ -61,7 +64,9 @@ def check(name: str, value: Any, hint: Any) -> None:
 def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _fits(value, arguments[0]) and arguments[1].holds(value)
+        kind, bounds = arguments
+        endless = kind is float and isinstance(value, Real) and value == math.inf
+        return (endless or _fits(value, kind)) and bounds.holds(value)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in arguments)
     if origin is Literal:
@@ -69,10 +74,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value)
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, Integral) and not isinstance(value, bool)
     kind = origin or hint
     if not (callable(value) if kind is Callable else isinstance(value, kind)):
         return False
@@ -103,7 +107,7 @@ def _expected(hint: Any) -> str:
         return f"names, each with {_expected(arguments[1])}"
     if kind is Sequence:
         return f"a list, each {_expected(arguments[0])}"
-    return _WORDS.get(kind, f"of class {kind.__name__}")
+    return _WORDS.get(kind, f"a {kind.__module__}.{kind.__qualname__}".replace("builtins.", ""))
 
 
 @cache
@@ -125,4 +129,8 @@ class Settings:
 
     def __post_init__(self):
         for name, hint in hints_of(type(self)).items():
-            check(f"{self.group}.{name}".lstrip("."), getattr(self, name), hint)
+            value = getattr(self, name)
+            check(f"{self.group}.{name}".lstrip("."), value, hint)
+            if isinstance(value, Real) and type(value) not in (bool, int, float):  # numpy's
+                plain = int(value) if isinstance(value, Integral) else float(value)
+                object.__setattr__(self, name, plain)

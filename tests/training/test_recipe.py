@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -228,6 +229,10 @@ def test_discrete_actions_are_planned_without_being_told(folder):
     [
         (TrainSettings, {"lr": -1.0}, "train.lr must be a number, above 0, got -1.0"),
         (TrainSettings, {"clip": 0.0}, "train.clip must be a number, above 0"),
+        (TrainSettings, {"clip": float("nan")}, "train.clip must be a number, above 0, got nan"),
+        (TrainSettings, {"warmup": float("inf")}, "train.warmup must be a number, at least 0 and"),
+        (TrainSettings, {"steps": np.bool_(True)}, "train.steps must be a whole number"),
+        (TrainSettings, {"steps": np.float64(2)}, "train.steps must be a whole number"),
         (TrainSettings, {"warmup": 2.0}, "train.warmup must be a number, at least 0 and below 1"),
         (TrainSettings, {"episodes": 0}, "train.episodes must be null or a whole number"),
         (TrainSettings, {"steps": 2.5}, "train.steps must be a whole number, at least 1, got 2.5"),
@@ -238,7 +243,7 @@ def test_discrete_actions_are_planned_without_being_told(folder):
         (Recipe, {"seed": None}, "seed must be a whole number, at least 0, got None"),
         (Recipe, {"encoder": "conv"}, "encoder must be null or a class, or a functools.partial"),
         (Recipe, {"heads": {"reward": "r"}}, "heads must be names, each with a class"),
-        (Recipe, {"train": {"steps": 5}}, "train must be of class TrainSettings, got"),
+        (Recipe, {"train": {"steps": 5}}, "train must be a gjwm.training.settings.TrainSettings"),
     ],
 )
 def test_settings_refuse_what_cannot_train(settings, wrong, expected):
@@ -246,13 +251,27 @@ def test_settings_refuse_what_cannot_train(settings, wrong, expected):
         settings(**wrong)
 
 
+def test_settings_take_numbers_of_numpy_and_keep_plain_ones():
+    train = TrainSettings(steps=np.int64(5), lr=np.float32(0.5), clip=np.float64(2))
+    assert [type(value) for value in (train.steps, train.lr, train.clip)] == [int, float, float]
+    assert train == TrainSettings(steps=5, lr=0.5, clip=2.0)
+    assert type(Recipe(seed=np.int64(3)).seed) is int
+
+
+def test_gradients_need_not_be_clipped():
+    assert TrainSettings(clip=float("inf")).clip == RefineSettings(clip=float("inf")).clip
+
+
 def test_the_front_door_names_what_is_no_recipe_data_or_model(folder):
     data = gjwm.collect("CartPole-v1", **FEW)
     for call, expected in (
-        (lambda: gjwm.train(data, {"steps": 5}), "gjwm.train's recipe must be of class Recipe"),
-        (lambda: gjwm.train(3), "gjwm.train's data must be of class Dataset or text"),
+        (
+            lambda: gjwm.train(data, {"steps": 5}),
+            "recipe must be a gjwm.training.settings.Recipe, got",
+        ),
+        (lambda: gjwm.train(3), "data must be a gjwm.data.handle.Dataset or text"),
         (lambda: gjwm.train(data, Recipe(discrepancy=lambda: None)), "made nothing"),
-        (lambda: gjwm.evaluate("runs/x"), "gjwm.evaluate's model must be of class WorldModel"),
+        (lambda: gjwm.evaluate("runs/x"), "model must be a gjwm.models.world_model.W"),
     ):
         with pytest.raises(ValueError, match=expected):
             call()
