@@ -104,7 +104,7 @@ def small(names: dict, body: str) -> None:
 
 def run(page: Path) -> dict:
     """Run all blocks of a page; returns the namespace that they leave."""
-    names = {"__name__": "__page__"}
+    names = {"__name__": "__main__"}
     for kind, body in blocks(page):
         small(names, body)
         file = CAPTION.match(body) if kind.startswith("{code-block}") else None
