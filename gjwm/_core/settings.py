@@ -16,6 +16,8 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from torch import nn
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -58,7 +60,9 @@ def check(name: str, value: Any, hint: Any) -> None:
     of the kind that a type hint says and within its bounds.
     """
     if not _fits(value, hint):
-        raise ValueError(f"{name} must be {_expected(hint)}, got {value!r}.")
+        module = isinstance(value, nn.Module)  # whose repr may be long
+        came = f"an instance of {type(value).__name__}" if module else repr(value)
+        raise ValueError(f"{name} must be {_expected(hint)}, got {came}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -78,7 +82,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     kind = origin or hint
-    if not (callable(value) if kind is Callable else isinstance(value, kind)):
+    if kind is Callable:
+        return callable(value) and not isinstance(value, nn.Module)
+    if not isinstance(value, kind):
         return False
     if kind is Mapping:
         return all(_fits(key, arguments[0]) for key in value) and all(

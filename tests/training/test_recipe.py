@@ -242,6 +242,7 @@ def test_discrete_actions_are_planned_without_being_told(folder):
         (ObjectiveSettings, {"law": "foo"}, "objective.law must be 'marginal' or 'within'"),
         (Recipe, {"seed": None}, "seed must be a whole number, at least 0, got None"),
         (Recipe, {"encoder": "conv"}, "encoder must be null or a class, or a functools.partial"),
+        (Recipe, {"discrepancy": SIGReg()}, "a functools.partial of one, got an instance of SIGR"),
         (Recipe, {"heads": {"reward": "r"}}, "heads must be names, each with a class"),
         (Recipe, {"train": {"steps": 5}}, "train must be a gjwm.training.settings.TrainSettings"),
     ],
