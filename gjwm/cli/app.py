@@ -28,7 +28,7 @@ from gjwm.cli.run import run_command
 from gjwm.cli.study import study_command
 from gjwm.cli.train import train_command
 from gjwm.cli.video import video_command
-from gjwm.training.run import sole_process
+from gjwm.training.run import RunFolderError, sole_process
 from gjwm.training.settings import ComponentError
 
 COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = " ".join(str(cause).split())  # hydra's come in several lines
         if isinstance(cause, ComponentError):
             message = f"{message.rstrip('.')}; ~{cause.name}.NAME removes a setting."
+        if isinstance(cause, RunFolderError):
+            message = f"{message.rstrip('.')}; name=... chooses one."
         if (
             isinstance(cause, OSError)
             and cause.errno in UNWRITABLE

@@ -32,16 +32,31 @@ OFFLINE = ("refine", "decode")  # that only `gjwm train` reads
 ONLINE = ("online", "learner")
 
 
+class RunFolderError(ValueError):
+    """A run's folder that another training, or another process, is in."""
+
+
 def changed_training(
     before: Mapping[str, Any], now: Mapping[str, Any], *, online: bool = False
-) -> list[str]:
-    """Names of the groups by which `now` would have made another training than `before`.
+) -> dict[str, tuple[Any, Any]]:
+    """Settings by which `now` would have made another training than `before`: {"train.steps": (5,
+    7)}, "not set" where there is none.
 
     Args:
         online: whether it is one of `gjwm online`.
     """
-    before, now = _decisive(before, online), _decisive(now, online)
-    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    before, now = (dict(_leaves(_decisive(config, online))) for config in (before, now))
+    unset = "not set"
+    pairs = {k: (before.get(k, unset), now.get(k, unset)) for k in sorted(before.keys() | now)}
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+
+
+def _leaves(config: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{group}{key}.")
+        elif group or value is not None:
+            yield f"{group}{key}", value
 
 
 def _decisive(config: Mapping[str, Any], online: bool) -> dict[str, Any]:
@@ -61,13 +76,15 @@ def require_same_training(
     `changed_training`.
 
     Raises:
-        ValueError: naming the groups that differ.
+        RunFolderError: naming the settings that differ.
     """
     changed = changed_training(before, now, online=online)
     if changed:
-        raise ValueError(
-            f"{run} was trained with other settings of {', '.join(changed)}; choose another "
-            f"name=..., or remove the folder."
+        told = [f"{key} ({old} before, {new} now)" for key, (old, new) in changed.items()]
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        raise RunFolderError(
+            f"{run} was trained with other settings of {', '.join(told[:3])}{more}; choose another "
+            "run folder, or remove it."
         )
 
 
@@ -83,8 +100,8 @@ def sole_process(folder: str | Path) -> Iterator[None]:
         try:
             stack.enter_context(holding(Path(folder) / "lock"))
         except BlockingIOError as error:
-            raise ValueError(
-                f"another process works in {folder}; wait for it, or choose another name=..."
+            raise RunFolderError(
+                f"another process works in {folder}; wait for it, or choose another run folder."
             ) from error
         yield
 

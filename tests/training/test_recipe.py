@@ -78,7 +78,7 @@ def test_any_gymnasium_environment_becomes_a_model_that_knows_its_origin(folder)
     written = (run / "checkpoint.pt").stat().st_mtime_ns
     assert same(gjwm.train(data, Recipe(**SMALL), run=run, threads=1), model)
     assert (run / "checkpoint.pt").stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="other settings of latent_dim"):
+    with pytest.raises(ValueError, match=r"latent_dim \(4 before, 5 now\)"):
         gjwm.train(data, Recipe(**SMALL | {"latent_dim": 5}), run=run)
 
 
