@@ -591,3 +591,20 @@ def test_a_wrong_dimension_is_named():
     for name in (SlicedEnergy, BHEP):
         with pytest.raises(ValueError, match="at least two episodes"):
             name()(randn(1, 6, 4))
+
+
+def test_a_gaussian_likelihood_of_learned_embeddings_rewards_contraction_alone():
+    def terms(x):
+        s = x.T @ x / len(x)
+        mahalanobis = (x @ torch.linalg.inv(s) * x).sum(1).mean()
+        return mahalanobis, torch.linalg.slogdet(s).logabsdet / 2
+
+    x = randn(50, 6).requires_grad_()
+    mahalanobis, log_det = terms(x)
+    assert mahalanobis.item() == pytest.approx(6, abs=1e-9)  # D, whatever the data
+    assert torch.autograd.grad(mahalanobis, x)[0].abs().max() < 1e-12
+    shrunk = terms(0.1 * x)
+    assert (shrunk[1] - log_det).item() == pytest.approx(6 * math.log(0.1))
+    objective = JointEmbeddingObjective(NoRegularizer(), lam=0, align="joint")
+    big, small = (objective(*(s * x[:, k : k + 1] for k in (0, 1, 1))) for s in (1.0, 0.1))
+    assert small["alignment"].item() == pytest.approx(big["alignment"].item(), abs=1e-6)
