@@ -14,6 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+NAME = "gjwm-worker"
 GRACE = 5.0  # seconds that a worker has to close its object before it is killed
 
 
@@ -32,6 +33,12 @@ def cores() -> int:
     """Cores that this process may use."""
     # macOS and Windows cannot say what this process may use.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_worker() -> bool:
+    """Whether this is a `Worker`'s process, also while it still imports the script anew: then
+    `multiprocessing.parent_process()` is None."""
+    return multiprocessing.current_process().name == NAME
 
 
 class Worker:
@@ -54,9 +61,7 @@ class Worker:
         self.connection, theirs = context.Pipe()
         # The server has the environment of the moment when it started, so ours goes along.
         arguments = (theirs, dict(os.environ), factory, args)
-        self.process = context.Process(
-            target=_serve, args=arguments, daemon=True, name="gjwm-worker"
-        )
+        self.process = context.Process(target=_serve, args=arguments, daemon=True, name=NAME)
         try:
             self.process.start()
         except BaseException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import collect_dataset, collect_episodes, sole_collector
 from gjwm.data.dataset import Episode, dataset_info, episode_lengths, read_episodes
 from gjwm.envs.making import is_foreign, spec_of
+from gjwm.envs.workers import in_worker
 
 # Seeds end where held-out episodes begin, so that these never meet training data; those that
 # calibrate the model's predictions start elsewhere again, so that evaluation never sees them.
@@ -136,7 +136,7 @@ def collect(
         ValueError: for settings that cannot work, or a folder that holds other episodes.
         RuntimeError: when a worker process calls it again.
     """
-    if multiprocessing.parent_process() is not None:
+    if in_worker():
         # It would wait for the folder, which the script's own process holds.
         raise RuntimeError(
             "gjwm.collect was called again in a worker process, which imports the script anew: put "

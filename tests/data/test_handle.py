@@ -1,5 +1,7 @@
-"""Names of folders."""
+"""Names of folders, and scripts that collect."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,43 @@ def test_a_folder_is_named_after_the_id_without_its_module(env_id, name):
     assert task_of(env_id) == name
     cfg = load_config(["experiment=gym", f"env.id='{env_id}'"])
     assert Path(cfg.dataset) == Path("data", name) and Path(cfg.run_dir) == Path("runs", name)
+
+
+CORRIDOR = """
+import gymnasium as gym
+import numpy as np
+
+class Corridor(gym.Env):
+    observation_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+gym.register("Corridor-v0", entry_point="corridor:Corridor")
+"""
+COLLECT = """
+import gjwm
+gjwm.collect("{}", episodes=1, length=3, workers=1, path="d")
+"""
+
+
+@pytest.mark.parametrize(
+    ("env_id", "module"),
+    [("Pendulum-v1", ""), ("corridor:Corridor-v0", CORRIDOR)],
+)
+def test_a_script_that_lacks_its_guard_ends_with_a_reason(tmp_path, env_id, module):
+    (tmp_path / "corridor.py").write_text(module)
+    (tmp_path / "script.py").write_text(COLLECT.format(env_id))
+    ran = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=30
+    )
+    assert ran.returncode == 1
+    assert "gjwm.collect was called again in a worker process" in ran.stderr  # the worker's
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("RuntimeError: a worker process died (exit code 1)")
+    assert 'the script lacks `if __name__ == "__main__":`' in last
