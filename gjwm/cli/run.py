@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.files import holding
 from gjwm.cli.collect import collect_command
-from gjwm.cli.config import recipe_of
-from gjwm.cli.evaluate import evaluate_command, evaluation_settings
+from gjwm.cli.config import factory, recipe_of
+from gjwm.cli.evaluate import evaluate_command, evaluation_settings, task_of
 from gjwm.cli.train import train_command
+from gjwm.evaluation.evaluate import check_cost
 from gjwm.reporting import EVALUATION
 from gjwm.training.recipe import check_refined
 from gjwm.training.run import require_same_training, same_evaluation
@@ -26,7 +28,8 @@ def run_command(cfg: DictConfig, command: str) -> None:
     # What would fail after collecting or training is told now.
     recipe = recipe_of(cfg)
     check_refined(recipe)
-    evaluation_settings(cfg)
+    task_of(cfg).goals(evaluation_settings(cfg), instantiate(cfg.planner))
+    check_cost(factory(cfg.cost, "cost"))
     cfg.resume = True
     run, now = Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True)
     with holding(run / "lock", wait=True):

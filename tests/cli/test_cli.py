@@ -255,6 +255,26 @@ def test_resuming_collects_what_is_missing_and_trains_nothing_twice(folder, caps
     assert run("train", "resume=true") == 0 and not (made / "metrics.jsonl.partial").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["planner.samples=4"], "elites"),
+        (["planner=categorical"], "CategoricalCEM plans one-hot actions"),
+        (["evaluate.goals=ahead"], "evaluate.goal_offset must be"),
+        (["cost._target_=gjwm.planning.costs.GoalCost", "+cost.bogus=1"], "bogus"),
+    ],
+)
+def test_run_tells_what_evaluation_refuses_before_it_collects(overrides, said, folder, capsys):
+    small = [text for text in SMALL if not text.startswith("planner.")]
+    assert main(["run", *small, "logger.wandb=disabled", *overrides]) == 1
+    assert said in capsys.readouterr().err and not (folder / "data").exists()
+
+
+def test_run_tells_of_discrete_actions_before_it_collects(folder, capsys):
+    assert main(["run", "env.id=CartPole-v1", *TINY, "planner=cem"]) == 1
+    assert "use planner=categorical" in capsys.readouterr().err and not (folder / "data").exists()
+
+
 def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     run("collect")
