@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Generator, Tensor
 
 from gjwm._core import draws
+from gjwm._core.settings import check
 from gjwm.models.dynamics import Past, Prediction, TailedPrediction
 from gjwm.models.world_model import WorldModel
 from gjwm.planning.categorical import CategoricalCEM
@@ -101,6 +102,14 @@ class MPCAgent:
         particles: int | None = None,
         options: AgentOptions | None = None,
     ):
+        check("MPCAgent's model", model, WorldModel)
+        check("MPCAgent's horizon", horizon, int)
+        check("MPCAgent's replan_every", replan_every, int)
+        if planner is not None and (isinstance(planner, type) or not hasattr(planner, "plan")):
+            raise ValueError(
+                "MPCAgent's planner must be one with a method plan, such as gjwm.planning.ICEM(), "
+                f"got {planner!r}."
+            )
         self.model, self.particles = model, particles
         self.options = options = AgentOptions() if options is None else options
         if particles is not None:

@@ -164,6 +164,21 @@ def test_agent_names_nan_and_wrong_shapes():
         MPCAgent(model(), CEM(), GoalCost(torch.zeros(1, 4))).explain()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"model": "x"}, "model must be a gjwm.models.world_model.WorldModel, got 'x'"),
+        ({"planner": "icem"}, r"such as gjwm.planning.ICEM\(\), got 'icem'"),
+        ({"planner": ICEM}, r"such as gjwm.planning.ICEM\(\), got <class"),
+        ({"horizon": 5.5}, "horizon must be a whole number, got 5.5"),
+        ({"replan_every": 1.5}, "replan_every must be a whole number, got 1.5"),
+    ],
+)
+def test_agent_names_what_it_cannot_be_made_of(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        MPCAgent(**{"model": model(), "cost": GoalCost(torch.zeros(1, 4))} | wrong)
+
+
 def test_observations_may_be_numpy_arrays():
     o = np.random.default_rng(0).normal(size=(2, 3))
     from_numpy, from_torch = (
