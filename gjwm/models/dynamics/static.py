@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from einops import repeat
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from gjwm.models.dynamics.base import Dynamics, Past
 from gjwm.models.dynamics.gaussian import ResidualMoments
@@ -148,4 +149,19 @@ def with_static(
             f"{static_dim}."
         )
     inside = make(latent_dim=latent_dim - static_dim, action_dim=action_dim + static_dim)
+    _rescale_first_layer(inside, latent_dim, action_dim, static_dim)
     return StaticLatents(inside, static_dim)
+
+
+@torch.no_grad()
+def _rescale_first_layer(dynamics: Dynamics, latent_dim: int, action_dim: int, static_dim: int):
+    """First weights as large as they are without static latents. A linear layer draws them from
+    +-1/sqrt(inputs): static latents among the actions would leave those a fraction of their weight.
+    """
+    layer = getattr(dynamics, "from_action", None)
+    if layer is None:
+        return
+    weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.mT  # (..., hidden, A+S)
+    inputs = action_dim + static_dim
+    weight[..., :action_dim] *= math.sqrt(inputs / action_dim)
+    weight[..., action_dim:] *= math.sqrt(inputs / latent_dim)

@@ -224,6 +224,19 @@ def test_a_forecast_has_the_exact_first_step_and_the_particles_moments_after(dyn
     torch.testing.assert_close(law.variance[:, 3], path[:, :, 4].var(1))
 
 
+@pytest.mark.parametrize("kind", [GaussianDynamics, partial(EnsembleDynamics, members=3)])
+def test_static_latents_leave_the_first_weights_of_actions_as_large_as_they_were(kind):
+    torch.manual_seed(0)
+    plain = kind(latent_dim=24, action_dim=2)
+    inside = with_static(kind, 24, 2, 8).dynamics
+    weight, before = inside.from_action.weight, plain.from_action.weight
+    if weight.dim() == 2:  # (hidden, A + S); an ensemble's are (M, A + S, hidden)
+        weight, before = weight.T, before.T
+    assert weight[..., :2, :].std().item() == pytest.approx(before.std().item(), rel=0.1)
+    static, latent = weight[..., 2:, :].std().item(), plain.from_latent.weight.std().item()
+    assert static == pytest.approx(latent, rel=0.1)
+
+
 @pytest.mark.parametrize(
     "kind", [GaussianDynamics, DeterministicDynamics, MixtureDynamics, EnsembleDynamics]
 )
