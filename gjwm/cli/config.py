@@ -19,7 +19,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from gjwm._core.machine import cores
+from gjwm._core.machine import check_device, cores
 from gjwm._core.settings import Bounds, Count, Natural, NonNegative, check
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
 from gjwm.data.dataset import STORAGES
@@ -154,25 +154,12 @@ def prepare(cfg: DictConfig) -> None:
     for name, hint in _KINDS.items():
         check(name, OmegaConf.select(cfg, name), hint)
     torch.set_num_threads(cfg.threads or cores())
-    _check_device(str(cfg.device))
+    check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
         # what "auto" means to a replay buffer
         torch.cuda.set_device(torch.device(cfg.device).index or 0)
     # weights of new networks; everything else has a generator of its own
     torch.manual_seed(cfg.seed)
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device={name} was asked for and this machine has no CUDA device; use device=cpu."
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
 
 
 def fill(cls: type[Made], settings: Mapping[str, Any], name: str, **given: Any) -> Made:

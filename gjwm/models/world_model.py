@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from gjwm._core.configured import describe, rebuild
 from gjwm._core.files import replacing
+from gjwm._core.machine import check_device
 from gjwm._core.types import Batch
 from gjwm.models.calibration import Calibration, fit_calibration
 from gjwm.models.dynamics import Dynamics, Past, Prediction
@@ -258,11 +259,14 @@ class WorldModel(nn.Module):
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> WorldModel:
-        """Rebuild a saved model in evaluation mode. No code is unpickled.
+        """Rebuild a saved model in evaluation mode, from its file or its run's folder. No code is
+        unpickled.
 
         Raises:
             FileNotFoundError, ValueError: when the file is missing, damaged or not a world model.
         """
+        path = Path(path)
+        path = path / "checkpoint.pt" if path.is_dir() else path
         payload = load_payload(path, device)
         try:
             heads = {name: rebuild(head, path) for name, head in payload["heads"].items()}
@@ -289,6 +293,7 @@ class WorldModel(nn.Module):
 
 def load_payload(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The checkpoint's plain contents (tensors and built-in types only)."""
+    check_device(device)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, nn
 
 from gjwm import __version__, objectives
+from gjwm._core.machine import check_device
 from gjwm._core.settings import check as check_setting
 from gjwm.data.dataset import open_windows
 from gjwm.data.handle import CALIBRATION, Dataset
@@ -90,6 +91,7 @@ def train(
     recipe = Recipe() if recipe is None else recipe
     check_setting("gjwm.train's recipe", recipe, Recipe)
     check_setting("gjwm.train's data", data, Dataset | str | Path)
+    check_device(device)
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     with ExitStack() as stack:
         if run is not None and not isinstance(run, Run):

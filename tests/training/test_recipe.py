@@ -73,6 +73,7 @@ def test_any_gymnasium_environment_becomes_a_model_that_knows_its_origin(folder)
     assert config["env"]["id"] == "Pendulum-v1" and config["refine"]["steps"] == 4
 
     assert same(gjwm.WorldModel.load(run / "checkpoint.pt"), model)
+    assert same(gjwm.WorldModel.load(run), model)
     # without a folder the same model, and with one that is whole nothing is done again
     assert same(gjwm.train(str(data.path), Recipe(**SMALL), threads=1), model)
     written = (run / "checkpoint.pt").stat().st_mtime_ns
@@ -261,6 +262,16 @@ def test_settings_take_numbers_of_numpy_and_keep_plain_ones():
 
 def test_gradients_need_not_be_clipped():
     assert TrainSettings(clip=float("inf")).clip == RefineSettings(clip=float("inf")).clip
+
+
+def test_a_device_that_is_not_there_is_told_as_on_the_command_line(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    data = gjwm.collect("CartPole-v1", **FEW)
+    for call in (lambda d: gjwm.train(data, device=d), lambda d: gjwm.WorldModel.load("x.pt", d)):
+        with pytest.raises(ValueError, match="device must be cpu, cuda or cuda:N, got 'gpu'"):
+            call("gpu")
+        with pytest.raises(ValueError, match="device=cuda was asked for and this machine has no"):
+            call("cuda")
 
 
 def test_the_front_door_names_what_is_no_recipe_data_or_model(folder):
