@@ -218,6 +218,11 @@ def evaluate(
     settings = Evaluation() if settings is None else settings
     check("gjwm.evaluate's model", model, WorldModel)
     check("gjwm.evaluate's settings", settings, Evaluation)
+    if isinstance(episodes, int):
+        raise ValueError(
+            "gjwm.evaluate's episodes are held-out episodes; how many is "
+            f"Evaluation(episodes={episodes})."
+        )
     check_cost(cost)
     task = Task.of(model, env_id, env_kwargs, behaviour)
     planner = task.default_planner() if planner is None else planner

@@ -24,6 +24,7 @@ from gjwm.training.recipe import (
     Recipe,
     RefineSettings,
     TrainSettings,
+    build,
 )
 
 SMALL = dict(
@@ -276,6 +277,7 @@ def test_a_device_that_is_not_there_is_told_as_on_the_command_line(folder, monke
 
 def test_the_front_door_names_what_is_no_recipe_data_or_model(folder):
     data = gjwm.collect("CartPole-v1", **FEW)
+    tiny = build(Recipe(**SMALL), (4,), 2)
     for call, expected in (
         (
             lambda: gjwm.train(data, {"steps": 5}),
@@ -283,6 +285,7 @@ def test_the_front_door_names_what_is_no_recipe_data_or_model(folder):
         ),
         (lambda: gjwm.train(3), "data must be a gjwm.data.handle.Dataset or text"),
         (lambda: gjwm.train(data, Recipe(discrepancy=lambda: None)), "made nothing"),
+        (lambda: gjwm.evaluate(tiny, episodes=8), r"how many is Evaluation\(episodes=8\)\."),
         (lambda: gjwm.evaluate("runs/x"), "model must be a gjwm.models.world_model.W"),
     ):
         with pytest.raises(ValueError, match=expected):
