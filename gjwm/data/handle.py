@@ -152,7 +152,7 @@ def collect(
     how = {"length": length, "seed": seed}
     with sole_collector(path) as info:
         there, wanted = 0, {"behaviour": weights, **how}
-        if info is not None:
+        if info is not None and info["episodes"]:
             there, made = info["episodes"], info.get("collected") or wanted
             if made != wanted:
                 raise ValueError(

@@ -183,6 +183,19 @@ def test_another_env_cannot_extend_a_dataset(tmp_path):
     assert contents(tmp_path / "d") == before
 
 
+def test_a_folder_without_an_episode_is_started_anew(tmp_path):
+    DatasetWriter(tmp_path, **header()).close()
+    (tmp_path / "journal").touch()  # of a writer that was killed
+    collected = {"behaviour": {"uniform": 1.0}, "length": 6, "seed": 0}
+    with DatasetWriter(tmp_path, **header(env_id="y"), collected=collected) as writer:
+        assert dataset_info(tmp_path)["env_id"] == "y"
+        writer.append(episode(0))
+        with pytest.raises(ValueError, match="cannot be extended with env_id='x'"):
+            DatasetWriter(tmp_path, **header())
+    info = dataset_info(tmp_path)
+    assert info["collected"] == collected and info["episodes"] == 1
+
+
 def test_two_processes_cannot_extend_one_dataset_and_readers_do_not_wait(tmp_path):
     with DatasetWriter(tmp_path, **header()) as writer:
         writer.append(episode(0))

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gjwm.cli.config import load_config
-from gjwm.data.handle import task_of
+from gjwm.data.handle import Dataset, collect, task_of
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,14 @@ def test_a_folder_is_named_after_the_id_without_its_module(env_id, name):
     assert task_of(env_id) == name
     cfg = load_config(["experiment=gym", f"env.id='{env_id}'"])
     assert Path(cfg.dataset) == Path("data", name) and Path(cfg.run_dir) == Path("runs", name)
+
+
+def test_a_collection_that_failed_at_once_does_not_bind_the_next(tmp_path):
+    common = dict(episodes=1, length=3, workers=0, path=tmp_path / "d")
+    with pytest.raises(RuntimeError, match="episode 0 of Pendulum-v1 failed"):
+        collect("Pendulum-v1", behaviour="scripted", **common)
+    data = collect("MountainCarContinuous-v0", behaviour="uniform", action_repeat=2, **common)
+    assert len(data) == 1 and Dataset.open(data.path) == replace(data, workers=None)
 
 
 CORRIDOR = """

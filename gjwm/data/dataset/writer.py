@@ -47,7 +47,8 @@ class DatasetWriter:
     also after an error.
 
     Args:
-        path: a new or empty folder, or a dataset of the same env, arguments and columns.
+        path: a new or empty folder, or a dataset of the same env, arguments and columns; one
+            without episodes is started anew.
         env_id, env_kwargs: what was played, plain JSON.
         observation_space, action_space: of one env.
         frame_stack: frames per image observation; single frames are stored.
@@ -97,6 +98,8 @@ class DatasetWriter:
             stack.enter_context(_sole_writer(self.path))
             if (self.path / FILE).exists():
                 _finish(self.path)
+                _require_fitting(self.path, header)  # again, as another process may have written
+            if not _empty(self.path):
                 self.info = read_metadata(self.path)
                 if renderer and renderer != self.info["renderer"]:
                     log.warning(
@@ -172,6 +175,8 @@ class DatasetWriter:
 def _require_fitting(path: Path, header: dict[str, Any]) -> None:
     """Refuse a folder that holds something else than a dataset with this header."""
     if (path / FILE).exists():
+        if _empty(path):
+            return
         info = read_metadata(path)
         for name, value in header.items():
             if info[name] != value:
@@ -187,6 +192,16 @@ def _require_fitting(path: Path, header: dict[str, Any]) -> None:
         raise ValueError(
             f"{path} is no dataset and not empty (it has {others[0]}); choose another folder."
         )
+
+
+def _empty(path: Path) -> bool:
+    """Whether a folder holds no episode, sealed or not: a collection that failed at once leaves
+    one."""
+    if not (path / FILE).exists():
+        return True
+    journal = path / JOURNAL
+    waiting = (journal.exists() and journal.stat().st_size) or any(path.glob("shard-*.h5"))
+    return not waiting and not read_metadata(path)["episodes"]
 
 
 def _seal(path: Path, info: dict[str, Any], records: list[Record]) -> dict[str, Any]:
