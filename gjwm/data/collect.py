@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from gjwm._core.files import holding
 from gjwm._core.nested import nested
+from gjwm._core.settings import Count, Natural, check
 from gjwm.data.acting import OneLane, as_array, play, shows_pictures
 from gjwm.data.behaviours import Behaviour, Uniform, behaviour_from_weights
 from gjwm.data.coverage import Coverage
@@ -102,8 +103,9 @@ def collect_episodes(
         ValueError: for arguments that cannot work.
         RuntimeError: naming the episode that failed, or saying that a worker process died.
     """
-    numbers = episodes if isinstance(episodes, range) else range(episodes)
-    _check(len(numbers), length, seed, workers)
+    is_range = isinstance(episodes, range)
+    check_amounts(len(episodes) if is_range else episodes, length, seed, workers)
+    numbers = episodes if is_range else range(episodes)
     job = _job(env_id, env_kwargs, behaviour or Uniform(), length, seed, record_state)
     for episode in _collect(job, numbers, workers):
         yield episode._replace(o=restack(episode.o, job.observation_space, job.frame_stack))
@@ -140,7 +142,7 @@ def collect_dataset(
     Raises:
         ValueError, RuntimeError: as `collect_episodes` and `gjwm.data.dataset.DatasetWriter`.
     """
-    _check(episodes, length, seed, workers)
+    check_amounts(episodes, length, seed, workers)
     collected = None
     if isinstance(behaviour, Mapping):
         collected = {"behaviour": behaviour, "length": length, "seed": seed}
@@ -183,16 +185,16 @@ def collect_dataset(
 @contextmanager
 def sole_collector(path: str | Path) -> Iterator[dict[str, Any] | None]:
     """Wait for whoever completes the dataset `path` -> its metadata now, None if there is none."""
-    with holding(f"{path}.lock", wait=True):
+    with holding(f"{Path(path)}.lock", wait=True):
         yield dataset_info(path) if (Path(path) / "metadata.json").exists() else None
 
 
-def _check(episodes: int, length: int, seed: int, workers: int | None) -> None:
-    if episodes < 1 or length < 1 or seed < 0 or (workers is not None and workers < 0):
-        raise ValueError(
-            "expected episodes >= 1, length >= 1, seed >= 0 and workers >= 0 or None, got "
-            f"{episodes}, {length}, {seed} and {workers}."
-        )
+def check_amounts(episodes: int, length: int, seed: int, workers: int | None) -> None:
+    """Raise ValueError, naming the first that cannot be."""
+    check("episodes", episodes, Count)
+    check("length", length, Count)
+    check("seed", seed, Natural)
+    check("workers", workers, Natural | None)
 
 
 def _job(

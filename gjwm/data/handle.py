@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 
 from gjwm.data.behaviours import behaviour_from_weights
-from gjwm.data.collect import collect_dataset, collect_episodes, sole_collector
+from gjwm.data.collect import check_amounts, collect_dataset, collect_episodes, sole_collector
 from gjwm.data.dataset import Episode, dataset_info, episode_lengths, read_episodes
 from gjwm.envs.making import is_foreign, spec_of
 from gjwm.envs.workers import in_worker
@@ -142,6 +142,7 @@ def collect(
             "gjwm.collect was called again in a worker process, which imports the script anew: put "
             'the script\'s calls under `if __name__ == "__main__":`, or pass workers=0.'
         )
+    check_amounts(episodes, length, seed, workers)
     env_kwargs = _plain(usual_arguments(env_id, env_kwargs) | env_kwargs)
     weights = _plain(
         {behaviour: 1.0} if isinstance(behaviour, str) else dict(behaviour or {"coloured": 1.0})

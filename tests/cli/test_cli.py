@@ -313,7 +313,14 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
             1,
             "no behaviour 'dancing'",
         ),
-        (["collect", "collect.episodes=0"], 1, "episodes >= 1"),
+        (
+            ["collect", "collect.episodes=0"],
+            1,
+            "collect.episodes must be a whole number, at least 1",
+        ),
+        (["collect", "collect.episodes=foo", "resume=true"], 1, "collect.episodes must be a whole"),
+        (["collect", "collect.length=foo"], 1, "length must be a whole number, at least 1"),
+        (["collect", "collect.workers=foo"], 1, "workers must be null or a whole number"),
         (["train", "logger.wandb=later"], 1, "later"),
         (
             ["train", "train.steps=abc"],

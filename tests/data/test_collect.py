@@ -211,8 +211,11 @@ def test_episodes_lost_with_a_worker_are_recorded_again(tmp_path):
 
 
 def test_impossible_requests_are_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="episodes >= 1"):
-        collect(episodes=0)
+    for name, value in [("episodes", 0), ("episodes", 2.5), ("length", "8"), ("workers", "all")]:
+        with pytest.raises(ValueError, match=f"^{name} must be .*a whole number, .* got {value!r}"):
+            collect(**{name: value})
+    with pytest.raises(ValueError, match="episodes must be a whole number"):
+        collect(episodes=range(0))
     with pytest.raises(ValueError, match="unbounded actions"):
         collect(env_kwargs={"largest": np.inf})
     with pytest.raises(RuntimeError, match="no expert_action"):

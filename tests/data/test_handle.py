@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gjwm.cli.config import load_config
+from gjwm.data.collect import sole_collector
 from gjwm.data.handle import Dataset, collect, task_of
 
 
@@ -31,6 +32,21 @@ def test_a_collection_that_failed_at_once_does_not_bind_the_next(tmp_path):
         collect("Pendulum-v1", behaviour="scripted", **common)
     data = collect("MountainCarContinuous-v0", behaviour="uniform", action_repeat=2, **common)
     assert len(data) == 1 and Dataset.open(data.path) == replace(data, workers=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("episodes", "8"), ("episodes", 2.5), ("length", "a"), ("workers", -1)]
+)
+def test_amounts_are_checked_before_anything_is_made(tmp_path, name, value):
+    amounts = {"episodes": 1, name: value}
+    with pytest.raises(ValueError, match=f"^{name} must be .*a whole number, .* got {value!r}"):
+        collect("Pendulum-v1", path=tmp_path / "d", **amounts)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_with_a_slash_at_its_end_has_its_lock_beside_it(tmp_path):
+    with sole_collector(f"{tmp_path}/d/") as info:
+        assert info is None and [p.name for p in tmp_path.iterdir()] == ["d.lock"]
 
 
 CORRIDOR = """
