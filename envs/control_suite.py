@@ -47,21 +47,21 @@ _UNBOUNDED = 1e10  # what dm_control writes as the bound of an actuator without 
 class ControlSuiteEnv(StackedFrames):
     """A task of dm_control's suite, from its state vector, from pixels, or both.
 
-    **Action space**: `Box(-1, 1, (A,), float32)`; clipped to these bounds, then rescaled to the
+    Action space: `Box(-1, 1, (A,), float32)`; clipped to these bounds, then rescaled to the
     task's own. Each action is applied for `action_repeat` control steps.
 
-    **Observation space**: `"state"` (`Box(-inf, inf, (S,), float32)`): the task's own observation,
+    Observation space: `"state"` (`Box(-inf, inf, (S,), float32)`): the task's own observation,
     flattened in its order; `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB
     frames, oldest first, newest last; `"both"` (`Dict`): `"pixels"` and `"state"`. After a reset or
     `set_state` the frame stack repeats the first frame.
 
-    **Reward**: the task's own, in [0, 1] per control step, summed over `action_repeat`.
+    Reward: the task's own, in [0, 1] per control step, summed over `action_repeat`.
 
-    **Start and end**: the task's own initial distribution, drawn from the seed; later resets go on
+    Start and end: the task's own initial distribution, drawn from the seed; later resets go on
     from there. `terminated` only where the task itself ends with discount 0, which of all tasks
     only lqr does; the time limit (1000 control steps, lqr has none) is `truncated`.
 
-    **Reaching goals**: `position` is compared with `success_radius`: see `gjwm.envs.suite_tasks`.
+    Reaching goals: `position` is compared with `success_radius`: see `gjwm.envs.suite_tasks`.
 
     Args:
         domain, task: names in `dm_control.suite`; set by the id.

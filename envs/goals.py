@@ -35,20 +35,20 @@ class GoalEnv(gym.Env):
     `gjwm.envs.control_suite`): reached is within `success_radius` of it, Euclidean. That is the
     simulator's truth, never a picture's.
 
-    **Observation space**: `Dict`, as hindsight relabelling (HER) expects it: `observation`, the
+    Observation space: `Dict`, as hindsight relabelling (HER) expects it: `observation`, the
     environment's own; `achieved_goal` (`Box` (P,) float64): position, or with `goal="both"` a
     `Dict` of `state` (P,) and `pixels` uint8 (3, size, size), the newest frame; `desired_goal`: the
-    same at the goal. **Action space**: the environment's own.
+    same at the goal. Action space: the environment's own.
 
-    **Reward**: `"sparse"`: 0 where the goal is reached, else -1. `"dense"`: minus the distance. Of
+    Reward: `"sparse"`: 0 where the goal is reached, else -1. `"dense"`: minus the distance. Of
     the state after the step, whatever `action_repeat`; `compute_reward` takes whole batches.
 
-    **Start and end**: `reset(seed=s)` starts where the environment itself starts with this seed;
+    Start and end: `reset(seed=s)` starts where the environment itself starts with this seed;
     the goal is drawn from a stream of the same seed that is independent of the start, and where it
     is reached already up to 20 times ("ahead" walks on). The environment's own time limit
     truncates; `terminated` as the environment says, and at the goal with `terminate_on_goal`.
 
-    **Info**: `is_success` bool and `distance`; of `reset` also `goal_state`, for the environment's
+    Info: `is_success` bool and `distance`; of `reset` also `goal_state`, for the environment's
     `set_state`.
 
     Args:

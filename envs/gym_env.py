@@ -48,19 +48,19 @@ class GymEnv(StackedFrames):
     """A Gymnasium environment with actions in [-1, 1] or one-hot, pixels from its `render()`,
     action repeat and frame stack.
 
-    **Action space**: `Box(-1, 1, (A,), float32)` for a bounded `Box`, clipped, then rescaled to its
+    Action space: `Box(-1, 1, (A,), float32)` for a bounded `Box`, clipped, then rescaled to its
     bounds; `Box(0, 1, (A,), float32)` for `Discrete`, `MultiDiscrete` and `MultiBinary`: one-hot
     vectors, one for each number, of which the largest entry counts; `action_groups` holds their
     sizes.
 
-    **Observation space**: `"state"` (`Box(-inf, inf, (S,), float32)`): its observation, flattened;
+    Observation space: `"state"` (`Box(-inf, inf, (S,), float32)`): its observation, flattened;
     `"pixels"` (`Box(0, 255, (3 * frame_stack, size, size), uint8)`): RGB frames, oldest first,
     newest last; `"both"` (`Dict`): `"pixels"` and `"state"`. A frame is its observation where that
     is a picture, else what `render()` shows, scaled to a square.
 
-    **Reward and end**: its own; rewards are summed over `action_repeat`.
+    Reward and end: its own; rewards are summed over `action_repeat`.
 
-    **State**: `get_state` and `set_state` work for environments whose `state` attribute is the
+    State: `get_state` and `set_state` work for environments whose `state` attribute is the
     state (classic control) and for those on MuJoCo, with what Gymnasium's own observations and
     rewards read of a step (contact forces, inertias), and carry the random generator. The elapsed
     time of a time limit is not in the state and goes on.
