@@ -16,7 +16,7 @@ import torch
 from torch import Generator, nn
 
 from gjwm import __version__
-from gjwm._core.settings import Factory
+from gjwm._core.settings import Factory, check
 from gjwm.data.acting import Actor, HoldActor, RandomActor
 from gjwm.data.dataset import dataset_info, episode_lengths, open_windows, read_episodes
 from gjwm.data.handle import HELD_OUT, Dataset
@@ -124,6 +124,7 @@ def learn(
         FloatingPointError: when a loss is NaN or infinite.
     """
     recipe = RewardRecipe() if recipe is None else recipe
+    check("gjwm.rl.learn's recipe", recipe, RewardRecipe)
     settings = recipe.online
     with ExitStack() as stack:
         if run is not None and not isinstance(run, Run):
@@ -195,7 +196,7 @@ class _Training:
         arguments = self._replay_arguments(episodes)
         needed, capacity = buffer_bytes(**arguments), arguments["capacity"]
         where = residence(self._home, needed)
-        taken = require_memory(capacity, needed, where)
+        taken = require_memory(capacity, needed, where, settings="online.capacity or env.size")
         self.notify(f"replay: {capacity} steps take up to {taken} on {where}")
 
     def go(self, run: Run | None) -> WorldModel:

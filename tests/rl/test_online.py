@@ -42,8 +42,10 @@ from gjwm.rl import (
     ReturnCurve,
     RewardLearner,
     RewardOracle,
+    RewardRecipe,
     Stream,
     lambda_returns,
+    learn,
     play_returns,
     pretrain,
     return_report,
@@ -964,3 +966,11 @@ def test_the_command_goes_on_in_either_phase_bit_by_bit(tmp_path, monkeypatch):
     last = sorted((whole / "state").glob("*-replay.pt"))[-1]
     # two episodes in one lane, one in the other: nothing is forgotten
     assert len(ReplayBuffer.load(last)) == 3 * 20 + 160
+
+
+def test_a_recipe_of_another_kind_and_a_replay_too_large_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"gjwm.rl.learn's recipe must be .*RewardRecipe, got 3"):
+        learn("Pendulum-v1", 3)
+    recipe = RewardRecipe(online=OnlineSettings(capacity=10**14))
+    with pytest.raises(MemoryError, match=r"lower online.capacity or env.size\."):
+        learn("Pendulum-v1", recipe, workers=0)

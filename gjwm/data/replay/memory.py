@@ -53,17 +53,22 @@ def in_words(nbytes: int, available: int | None) -> str:
     return f"{nbytes / 2**20:,.1f} MiB{free}"
 
 
-def require_memory(steps: int, nbytes: int, device: torch.device) -> str:
+def require_memory(
+    steps: int,
+    nbytes: int,
+    device: torch.device,
+    *,
+    settings: str = "the capacity or the image size",
+) -> str:
     """What a replay of so many steps takes, in words.
 
     Raises:
-        MemoryError: when it is more than there is.
+        MemoryError: when it is more than there is, naming the settings to lower.
     """
     available = available_memory(device)
     if available is not None and nbytes > available:
         raise MemoryError(
             f"a replay of {steps} steps takes {nbytes / 2**30:.1f} GiB and "
-            f"{available / 2**30:.1f} GiB are available on {device}; lower the capacity or the "
-            "image size."
+            f"{available / 2**30:.1f} GiB are available on {device}; lower {settings}."
         )
     return in_words(nbytes, available)
