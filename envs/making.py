@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,16 +31,31 @@ def spec_of(env_id: str) -> EnvSpec:
 
     Raises:
         gymnasium.error.NameNotFound: for an unknown id, naming the nearest.
+        ModuleNotFoundError: for an unknown module in front, naming the id.
     """
     module, _, name = importable(env_id).rpartition(":")
-    if module:
-        importlib.import_module(module)
+    try:
+        if module:
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the module of {env_id} cannot be imported: {error}.", name=error.name
+        ) from error
     try:
         return gym.spec(name)
     except gym.error.Error as error:
-        nearest = difflib.get_close_matches(name, gym.registry, 1)
-        hint = f"the nearest id is {nearest[0]}" if nearest else "and none of a similar id"
+        # By what tells ids apart, and of several alike one of the same namespace.
+        space = name.rpartition("/")[0]
+        known = sorted(gym.registry, key=lambda other: other.rpartition("/")[0] == space)
+        ids = {_bare(other): other for other in known}
+        nearest = difflib.get_close_matches(_bare(name), ids, 1, cutoff=0.75)
+        hint = f"the nearest id is {ids[nearest[0]]}" if nearest else "and none of a similar id"
         raise gym.error.NameNotFound(f"there is no environment {name}; {hint}.") from error
+
+
+def _bare(name: str) -> str:
+    """An id without namespace and version, in small letters."""
+    return re.sub(r"-v\d+$", "", name.rpartition("/")[2]).lower()
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
@@ -56,6 +72,10 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
         unknown id, naming the nearest."""
     foreign = is_foreign(env_id)
     spec = spec_of("gjwm/gym-v0" if foreign else env_id)
+    if foreign and "name" in kwargs:
+        raise ValueError(
+            f"{env_id} cannot be made with name={kwargs['name']!r}: its id is its name."
+        )
     fixed = {"name": env_id} if foreign else {}
     steps = kwargs.get("max_episode_steps")
     if steps is not None and steps < 1:
@@ -79,15 +99,25 @@ def one_sentence(env_id: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except TypeError as error:
-        takes = set(keywords(_creator(spec_of(env_id).entry_point)))
+        takes = set(keywords(_creator(spec_of(env_id).entry_point))) - _SET_BY_THE_ID
+        drawing: set[str] = set()
         if is_foreign(env_id):
-            takes |= set(keywords(_creator(spec_of("gjwm/gym-v0").entry_point)))
+            drawing = set() if draws(env_id) else {"render_mode"}
+            wrapped = set(keywords(_creator(spec_of("gjwm/gym-v0").entry_point)))
+            takes |= wrapped - drawing - _SET_BY_THE_ID
         reason = str(error).partition(" was raised from the environment creator")[0]
+        if drawing and not kwargs.keys() - takes - drawing:
+            reason = "its class does not take render_mode, so it draws no pictures"
         given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
         raise ValueError(
             f"{env_id} cannot be made with {given}: {reason}; "
-            f"it takes {', '.join(sorted(takes - _SET_BY_THE_ID))}."
+            f"it takes {', '.join(sorted(takes)) or 'none'}."
         ) from error
+
+
+def draws(env_id: str) -> bool:
+    """Whether an environment's own class takes `render_mode`."""
+    return "render_mode" in keywords(_creator(spec_of(env_id).entry_point))
 
 
 def is_foreign(env_id: str) -> bool:

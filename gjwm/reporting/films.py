@@ -30,9 +30,11 @@ from gjwm._core.drawing import (
     spread_of,
     stack_films,
 )
+from gjwm._core.settings import check
 from gjwm._core.video import check_suffix, panel, write_video
 from gjwm.data.acting import OneLane, RecordedActor, make_env, play
 from gjwm.data.dataset import Episode
+from gjwm.envs.making import draws
 from gjwm.evaluation import Details, Evaluation
 from gjwm.evaluation.evaluate import Task, attempt, held_out_episodes
 from gjwm.evaluation.goals import CostOfGoals, GoalPairs
@@ -230,7 +232,11 @@ def camera(task: Task) -> gymnasium.Env:
         env.reset(seed=0)
         picture = env.unwrapped.render()
     except (ValueError, TypeError, ImportError, RuntimeError, gymnasium.error.Error) as error:
-        raise ValueError(f"{task.env_id} cannot be filmed: {error}") from error
+        refused = isinstance(error.__cause__, TypeError) and not draws(task.env_id)
+        reason: Any = error
+        if refused or isinstance(error, NotImplementedError):
+            reason = "it draws no pictures; give its class the argument render_mode and render()."
+        raise ValueError(f"{task.env_id} cannot be filmed: {reason}") from error
     if getattr(picture, "ndim", 0) != 3:
         raise ValueError(
             f"{task.env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a "
@@ -308,13 +314,15 @@ def film(
         ValueError: for a model of unknown origin, an environment that draws no pictures, or a path
             of another suffix, before anything is collected.
     """
+    settings = Evaluation() if settings is None else settings
+    check("gjwm.film's model", model, WorldModel)
+    check("gjwm.film's settings", settings, Evaluation)
     check_suffix(path)
     if model.origin is None or model.origin.env_id is None:
         raise ValueError(
             "a model is filmed in the environment that it comes from, and this one does not say "
             "which: set model.origin = gjwm.models.Origin(env_id)."
         )
-    settings = Evaluation() if settings is None else settings
     films = film_attempts(model, Task.of(model), settings, count=shown, planner=planner)
     films = replace(films, decoder=model.decoder)
     return (grid_video if grid else goals_video)(path, films, shown=shown, fps=fps)

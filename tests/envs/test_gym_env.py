@@ -214,3 +214,28 @@ def test_bad_input_is_named():
     world._env.unwrapped.state = None
     with pytest.raises(ValueError, match="does not say its state"):
         world.get_state()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "hint"),
+    [
+        ("gjwm/xyzzyqwert-v0", "no environment gjwm/xyzzyqwert-v0; and none of a similar id."),
+        ("gjwm/walker-stnd-v0", "nearest id is gjwm/walker-stand-v0."),
+        ("CartPole-v9", "nearest id is CartPole-v1."),
+        ("pendulum", "nearest id is Pendulum-v1."),
+    ],
+)
+def test_only_an_id_that_is_alike_is_called_the_nearest(env_id, hint):
+    with pytest.raises(gym.error.NameNotFound) as error:
+        make_env(env_id)
+    assert str(error.value).endswith(hint)
+
+
+def test_a_module_that_is_not_there_is_told_with_the_id():
+    with pytest.raises(ModuleNotFoundError, match="coridor:Corridor-v0 cannot be imported: No mod"):
+        make_env("coridor:Corridor-v0")
+
+
+def test_the_id_is_the_name():
+    with pytest.raises(ValueError, match="cannot be made with name='x'"):
+        make_env("Pendulum-v1", name="x")

@@ -1,8 +1,10 @@
 """Claims about films of attempts: they show what was judged, and the model's own open loop."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 
 from gjwm.data.acting import HoldActor, RandomActor, make_env, make_vec
 from gjwm.data.collect import collect_episodes
@@ -14,7 +16,7 @@ from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.planning import CEM
-from gjwm.reporting.films import film, films_of, gallery, play_again, position_readout
+from gjwm.reporting.films import camera, film, films_of, gallery, play_again, position_readout
 
 ICE = "gjwm/two-room-slippery-v0"
 SETTINGS = {"obs": "state", "size": 16, "terminate_on_goal": False}
@@ -171,6 +173,10 @@ def test_what_cannot_be_filmed_is_refused_before_anything_is_collected(tmp_path,
 
     monkeypatch.setattr("gjwm.reporting.films.held_out_episodes", collecting)
     model = model_of_states()
+    with pytest.raises(ValueError, match=r"gjwm.film's model must be .*WorldModel, got 'x'"):
+        film("x", tmp_path / "goals.mp4")
+    with pytest.raises(ValueError, match=r"gjwm.film's settings must be .*Evaluation, got 3"):
+        film(model, tmp_path / "goals.mp4", 3)
     with pytest.raises(ValueError, match="does not say which: set"):
         film(model, tmp_path / "goals.mp4")
     with pytest.raises(ValueError, match=r"\.mp4 or \.gif, got 'goals.txt'"):
@@ -178,3 +184,43 @@ def test_what_cannot_be_filmed_is_refused_before_anything_is_collected(tmp_path,
     model.origin = Origin(env_id=TASK.env_id, env_kwargs={**SETTINGS, "render_size": 3})
     with pytest.raises(ValueError, match="cannot be filmed"):
         film(model, tmp_path / "goals.mp4")
+
+
+class Dark(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+
+class DarkWithState(Dark):
+    get_state = None
+
+
+class Blank(Dark):
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+
+@pytest.mark.filterwarnings("ignore:.*render")
+@pytest.mark.parametrize("made", [Dark, DarkWithState, Blank])
+def test_an_environment_that_draws_nothing_is_told_so(made, monkeypatch):
+    monkeypatch.setitem(gymnasium.registry, "Dark-v0", EnvSpec("Dark-v0", made))
+    with pytest.raises(ValueError, match="cannot be filmed") as error:
+        camera(Task("Dark-v0", {}, None))
+    assert str(error.value) == (
+        "Dark-v0 cannot be filmed: it draws no pictures; give its class the argument render_mode "
+        "and render()."
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "takes"), [(Dark, "action_repeat, frame"), (DarkWithState, "none.")]
+)
+def test_who_cannot_draw_is_not_said_to_take_a_render_mode(made, takes, monkeypatch):
+    monkeypatch.setitem(gymnasium.registry, "Dark-v0", EnvSpec("Dark-v0", made))
+    with pytest.raises(ValueError, match="cannot be made with render_mode='rgb_array'") as error:
+        make_env("Dark-v0", render_mode="rgb_array")
+    taken = str(error.value).partition("; it takes ")[2]
+    assert taken.startswith(takes) and "render_mode" not in taken
