@@ -143,6 +143,7 @@ def collect_dataset(
         ValueError, RuntimeError: as `collect_episodes` and `gjwm.data.dataset.DatasetWriter`.
     """
     check_amounts(episodes, length, seed, workers)
+    length, seed = int(length), int(seed)  # numpy's are not plain JSON
     collected = None
     if isinstance(behaviour, Mapping):
         collected = {"behaviour": behaviour, "length": length, "seed": seed}

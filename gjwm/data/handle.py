@@ -150,7 +150,7 @@ def collect(
     if path is None:
         path = Path("data") / task_of(env_id).removesuffix("-v0")
     path = Path(path)
-    how = {"length": length, "seed": seed}
+    how = {"length": int(length), "seed": int(seed)}
     with sole_collector(path) as info:
         there, wanted = 0, {"behaviour": weights, **how}
         if info is not None and info["episodes"]:

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gjwm.cli.config import load_config
@@ -42,6 +43,12 @@ def test_amounts_are_checked_before_anything_is_made(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"^{name} must be .*a whole number, .* got {value!r}"):
         collect("Pendulum-v1", path=tmp_path / "d", **amounts)
     assert not any(tmp_path.iterdir())
+
+
+def test_amounts_may_be_numbers_of_numpy(tmp_path):
+    one, length = np.int64(1), np.int32(3)
+    data = collect("Pendulum-v1", episodes=one, length=length, seed=one, workers=0, path=tmp_path)
+    assert data.lengths() == [3]
 
 
 def test_a_folder_with_a_slash_at_its_end_has_its_lock_beside_it(tmp_path):
