@@ -32,9 +32,8 @@ from gjwm._core.drawing import (
 )
 from gjwm._core.settings import check
 from gjwm._core.video import check_suffix, panel, write_video
-from gjwm.data.acting import OneLane, RecordedActor, make_env, play
+from gjwm.data.acting import OneLane, RecordedActor, draws, make_env, play
 from gjwm.data.dataset import Episode
-from gjwm.envs.making import draws
 from gjwm.evaluation import Details, Evaluation
 from gjwm.evaluation.evaluate import Task, attempt, held_out_episodes
 from gjwm.evaluation.goals import CostOfGoals, GoalPairs
