@@ -825,7 +825,7 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
         ("+online.oracle.foo=1", "no setting online.oracle.foo"),
         ("online.oracle.planner=null", "needs a planner"),
         ("online.oracle=true", "needs a planner"),
-        ("online.capacity=10000000000000", "lower the capacity"),
+        ("online.capacity=10000000000000", "lower online.capacity or env.size"),
         ("online.capacity=3", "no room for a window"),
         ("online.policy_plans=0", "online.policy_plans must be a whole number"),
     ):  # what is there stays whole
