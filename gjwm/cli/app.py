@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    sys.path.insert(0, "")  # as `python -m` does: an environment or a cost may stand in a file here
+    if "" not in sys.path:  # an environment or a cost may stand in a file here
+        sys.path.append("")  # last: no file here takes the place of an installed module
     try:
         if arguments[0] == "data":
             return data_command(arguments[1:])

@@ -1,6 +1,7 @@
 """The four commands on a small world, and what they say when something is wrong."""
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -609,3 +610,13 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
     assert (folder / "runs" / "small" / "checkpoint.pt").exists()
     assert run("train", "refine.lr=2e-3", "resume=true") == 1
     assert "other settings of refine" in capsys.readouterr().err
+
+
+def test_a_file_beside_the_command_takes_no_installed_modules_place(folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (folder / "own_module.py").write_text("own = True\n")
+    (folder / "tabnanny.py").write_text("own = True\n")  # the standard library has one
+    monkeypatch.delitem(sys.modules, "tabnanny", raising=False)
+    main(["data", "info", "none"])
+    assert importlib.import_module("own_module").own
+    assert not hasattr(importlib.import_module("tabnanny"), "own")
