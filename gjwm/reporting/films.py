@@ -45,6 +45,7 @@ from gjwm.models.world_model import WorldModel
 from gjwm.planning import GoalCost, Planner
 
 _WIDEST = 320  # pixels of one picture in a film
+_NO_PICTURES = "it draws no pictures; give its class the argument render_mode and render()."
 
 
 @dataclass(frozen=True)
@@ -229,13 +230,15 @@ def camera(task: Task) -> gymnasium.Env:
     try:
         env = make_env(task.env_id, **{**task.env_kwargs, "render_mode": "rgb_array"})
         env.reset(seed=0)
-        picture = env.unwrapped.render()
+        try:
+            picture = env.unwrapped.render()
+        except NotImplementedError as error:  # gymnasium.Env's own render
+            raise ValueError(_NO_PICTURES) from error
     except (ValueError, TypeError, ImportError, RuntimeError, gymnasium.error.Error) as error:
         refused = isinstance(error.__cause__, TypeError) and not draws(task.env_id)
-        reason: Any = error
-        if refused or isinstance(error, NotImplementedError):
-            reason = "it draws no pictures; give its class the argument render_mode and render()."
-        raise ValueError(f"{task.env_id} cannot be filmed: {reason}") from error
+        raise ValueError(
+            f"{task.env_id} cannot be filmed: {_NO_PICTURES if refused else error}"
+        ) from error
     if getattr(picture, "ndim", 0) != 3:
         raise ValueError(
             f"{task.env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a "
