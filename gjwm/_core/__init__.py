@@ -1,1 +1,1 @@
-"""What every room uses: types, random draws, files, films, drawing."""
+"""What every room uses: types, random draws, files, the one loop that fits, films, drawing."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from gjwm._core.fit import Log
 from gjwm.reporting import LiveReport
 from gjwm.reporting.logging import RunLogger
-from gjwm.training.fit import Log
 from gjwm.training.run import RETURNS, Run
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Generator, Tensor
 
 from gjwm._core import draws
+from gjwm._core.checkpoint import Checkpoint, Checkpoints, random_state, restore_random_state
+from gjwm._core.fit import Log
 from gjwm.data.acting import Transition
 from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.planning import Planner
@@ -22,8 +24,6 @@ from gjwm.rl.exploration import Explorer
 from gjwm.rl.learner import RewardLearner
 from gjwm.rl.settings import OnlineSettings
 from gjwm.rl.stream import Stream
-from gjwm.training.checkpoint import Checkpoint, Checkpoints, random_state, restore_random_state
-from gjwm.training.fit import Log
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ import torch
 from torch import Generator, nn
 
 from gjwm import __version__
+from gjwm._core.checkpoint import Checkpoints
+from gjwm._core.fit import Log
 from gjwm._core.settings import Factory, check
 from gjwm.data.acting import Actor, HoldActor, RandomActor
 from gjwm.data.dataset import dataset_info, episode_lengths, open_windows, read_episodes
@@ -34,8 +36,6 @@ from gjwm.rl.oracle import RewardOracle
 from gjwm.rl.returns import PolicyActor, ReturnCurve, play_returns, return_report
 from gjwm.rl.settings import LearnerSettings, OnlineSettings
 from gjwm.rl.stream import Stream
-from gjwm.training.checkpoint import Checkpoints
-from gjwm.training.fit import Log
 from gjwm.training.metrics import progress
 from gjwm.training.recipe import build, make_objective
 from gjwm.training.run import RETURNS, Run, sole_process, write_json

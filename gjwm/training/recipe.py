@@ -13,6 +13,7 @@ import torch
 from torch import Generator, nn
 
 from gjwm import __version__, objectives
+from gjwm._core.fit import Log, Threads
 from gjwm._core.machine import check_device
 from gjwm._core.settings import check as check_setting
 from gjwm.data.dataset import open_windows
@@ -21,7 +22,6 @@ from gjwm.data.replay import Windows
 from gjwm.models.decoder import ConvDecoder
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
-from gjwm.training.fit import Log, Threads
 from gjwm.training.metrics import progress
 from gjwm.training.run import Run, decoder_of, save_decoder, sole_process
 from gjwm.training.settings import (

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import yaml
 
+from gjwm._core.checkpoint import Checkpoints
 from gjwm._core.files import holding, replacing
+from gjwm._core.fit import Log
 from gjwm.models.decoder import ConvDecoder
 from gjwm.models.world_model import load_payload
-from gjwm.training.checkpoint import Checkpoints
-from gjwm.training.fit import Log
 from gjwm.training.metrics import MetricsFile
 
 RETURNS = "returns.json"  # the last file of a run that learns from reward

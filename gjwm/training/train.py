@@ -1,4 +1,4 @@
-"""What is fitted, by the one loop of `gjwm.training.fit`: a world model to windows of a dataset,
+"""What is fitted, by the one loop of `gjwm._core.fit`: a world model to windows of a dataset,
 dynamics to latents, and what reads frozen latents: decoder, state head.
 """
 
@@ -14,14 +14,14 @@ from gymnasium import spaces
 from torch import Generator, Tensor, nn
 
 from gjwm._core import draws
+from gjwm._core.checkpoint import Checkpoints
+from gjwm._core.fit import Log, Optimiser, Threads, fit
 from gjwm.data.dataset import Episode
 from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.models.dynamics import Dynamics
 from gjwm.models.heads import StateHead
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import EpisodeObjective, JointEmbeddingObjective
-from gjwm.training.checkpoint import Checkpoints
-from gjwm.training.fit import Log, Optimiser, Threads, fit
 from gjwm.training.settings import DecodeSettings, RefineSettings, TrainSettings
 
 
@@ -100,7 +100,7 @@ def train(
             "frames_per_second".
         generator: draws slices, and the seed of the windows: which come does not depend on where
             the data lie.
-        threads, checkpoints: see `gjwm.training.fit.fit`. Gone on with, a training ends with the
+        threads, checkpoints: see `gjwm._core.fit.fit`. Gone on with, a training ends with the
             same weights and scalars as an unbroken one (bit by bit on a CPU with as many threads);
             all other arguments must be what they were.
 

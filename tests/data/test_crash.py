@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from gjwm._core.checkpoint import Checkpoints
 from gjwm.cli.app import main
 from gjwm.data.collect import collect_dataset
 from gjwm.data.dataset import dataset_info, read_episodes, verify
-from gjwm.training.checkpoint import Checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")]
 KILLS = int(os.environ.get("GJWM_KILLS", 2))

@@ -18,6 +18,7 @@ from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 from torch import distributions
 
+from gjwm._core.checkpoint import Checkpoints
 from gjwm._core.types import Batch
 from gjwm.cli.app import main
 from gjwm.cli.config import load_config
@@ -52,7 +53,6 @@ from gjwm.rl import (
     train_online,
 )
 from gjwm.rl.actor_critic import Policy, QEnsemble, TwoHot
-from gjwm.training.checkpoint import Checkpoints
 
 torch.set_num_threads(1)
 

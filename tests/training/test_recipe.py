@@ -11,12 +11,12 @@ import torch
 import yaml
 
 import gjwm
+from gjwm._core.fit import Threads
 from gjwm.cli.app import main
 from gjwm.evaluation import Evaluation
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.objectives import SIGReg
-from gjwm.training.fit import Threads
 from gjwm.training.recipe import (
     CalibrateSettings,
     DecodeSettings,

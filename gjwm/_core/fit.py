@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gjwm.objectives import NonFiniteLatentsError
-from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
+from gjwm._core.checkpoint import Checkpoints, random_state, restore_random_state
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -167,7 +166,7 @@ def fit(
         for step in range(first + 1, steps + 1):
             try:
                 losses = loss(step)
-            except NonFiniteLatentsError as error:
+            except FloatingPointError as error:
                 raise refuse(str(error).rstrip("."), step) from error
             value = losses["loss"]
             if not value.isfinite():

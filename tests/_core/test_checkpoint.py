@@ -8,13 +8,13 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from gjwm._core.checkpoint import Checkpoints, random_state, restore_random_state
 from gjwm._core.files import replacing
 from gjwm.data.replay import ReplayBuffer
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import JointEmbeddingObjective, SIGReg
-from gjwm.training.checkpoint import Checkpoints, random_state, restore_random_state
 from gjwm.training.settings import TrainSettings
 from gjwm.training.train import train
 
