@@ -6,7 +6,6 @@ from them (or, for a world that draws its own goals, from its resets)."""
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from gjwm.evaluation.goals import (
     GoalPairs,
     OracleActor,
     attempt_goals,
+    check_cost,
     check_planner,
     goal_lanes,
     goal_pairs_ahead,
@@ -374,17 +374,6 @@ def _planning(
         "cost": cost_name(cost),
     }
     return report
-
-
-def check_cost(cost: CostOfGoals) -> None:
-    """Raise ValueError for what does not make a cost from goals, such as a finished cost."""
-    try:
-        inspect.signature(cost).bind(None)
-    except TypeError as error:
-        raise ValueError(
-            "cost must be called with goals (B, D) and return a cost: a class such as GoalCost, or "
-            f"a function, got {cost!r}: {error}."
-        ) from error
 
 
 def cost_name(cost: CostOfGoals) -> str:

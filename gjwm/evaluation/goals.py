@@ -4,6 +4,7 @@ Success is measured on the simulator's true position, never on a latent distance
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from gjwm.planning.agent import MPCAgent
 from gjwm.planning.controller import RecedingHorizon
 from gjwm.planning.costs import Cost, GoalCost
 
-# goals (B, D), in latents or in positions -> the cost of reaching them
-CostOfGoals = Callable[[Tensor], Cost]
+# goals (B, D), in latents or in positions -> the cost of reaching them; with an argument `reach`
+# it gets the model's
+CostOfGoals = Callable[..., Cost]
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,39 @@ class RememberedPlans:
         self.agent.reset(mask)
 
 
+def check_cost(cost: CostOfGoals) -> None:
+    """Raise ValueError for what does not make a cost from goals, such as a finished cost."""
+    try:
+        inspect.signature(cost).bind(None, **({"reach": None} if asks_for_reach(cost) else {}))
+    except TypeError as error:
+        raise ValueError(
+            "cost must be called with goals (B, D) and return a cost: a class such as GoalCost, or "
+            f"a function, got {cost!r}: {error}."
+        ) from error
+
+
+def asks_for_reach(cost: CostOfGoals) -> bool:
+    """Whether a cost of goals has an argument `reach` that nobody has given yet."""
+    given = getattr(cost, "keywords", {})
+    return "reach" in inspect.signature(cost).parameters and "reach" not in given
+
+
+def cost_towards(goal: Tensor, cost: CostOfGoals, model: WorldModel) -> Cost:
+    """The cost of reaching latents (B, D) of a model.
+
+    Raises:
+        ValueError: when the cost asks for a reach and the model has none.
+    """
+    if not asks_for_reach(cost):
+        return cost(goal)
+    if model.reach is None:
+        raise ValueError(
+            "this cost asks for a reach and the model has none: train it with reach.steps=2500, or "
+            "Recipe(reach=ReachSettings(steps=2500))."
+        )
+    return cost(goal, reach=model.reach)
+
+
 def model_actor(
     model: WorldModel,
     planner: Planner,
@@ -158,7 +193,7 @@ def model_actor(
     """Plans in latent space towards the goals as they are seen; `options` of `MPCAgent`."""
     with torch.inference_mode():
         goal = model.encode(torch.from_numpy(pairs.goal_observation).to(model.device))
-    return RememberedPlans(MPCAgent(model, planner, cost(goal), **options))
+    return RememberedPlans(MPCAgent(model, planner, cost_towards(goal, cost, model), **options))
 
 
 def simulator_planner(planner: Planner, horizon: int, action_dim: int) -> Planner:

@@ -12,4 +12,5 @@ from gjwm.models.encoders import MLPEncoder as MLPEncoder
 from gjwm.models.heads import RewardHead as RewardHead
 from gjwm.models.heads import StateHead as StateHead
 from gjwm.models.heads import TerminationHead as TerminationHead
+from gjwm.models.reach import Reach as Reach
 from gjwm.models.world_model import WorldModel as WorldModel

@@ -16,6 +16,7 @@ from gjwm._core.machine import check_device
 from gjwm._core.types import Batch
 from gjwm.models.calibration import Calibration, fit_calibration
 from gjwm.models.dynamics import Dynamics, Past, Prediction
+from gjwm.models.reach import Reach
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.objectives.losses import weighted_sum
 
@@ -58,7 +59,8 @@ class WorldModel(nn.Module):
             `gjwm.models.heads`.
 
     `calibration` is None until `calibrate` has seen held-out episodes; then predictions, forecasts
-    and particles have its factors, and predictions and forecasts its tails. `origin` says where the
+    and particles have its factors, and predictions and forecasts its tails. `reach` is None, or
+    fitted to the latents: how far states lie apart. `origin` says where the
     model comes from. `decoder` draws latents where there is one; it is not saved with the model.
     """
 
@@ -76,6 +78,7 @@ class WorldModel(nn.Module):
         self.encoder, self.dynamics = encoder, dynamics
         self.heads = nn.ModuleDict(heads or {})
         self.calibration: Calibration | None = None
+        self.reach: Reach | None = None
         self.origin: Origin | None = None
 
     def attach_decoder(self, decoder: nn.Module | None) -> None:
@@ -250,6 +253,7 @@ class WorldModel(nn.Module):
             "encoder": describe(self.encoder),
             "dynamics": describe(self.dynamics),
             "heads": {name: describe(head) for name, head in self.heads.items()},
+            "reach": None if self.reach is None else describe(self.reach),
             "state": self.state_dict(),
             "origin": None if self.origin is None else asdict(self.origin),
             "extra": extra,
@@ -280,6 +284,8 @@ class WorldModel(nn.Module):
                 model.calibration = Calibration(
                     *(state[f"calibration.{x}"] for x in ("temperature", "scores", "tail"))
                 )
+            reach = payload.get("reach")  # older files have none
+            model.reach = None if reach is None else rebuild(reach, path)
             model.load_state_dict(state)
             origin = payload.get("origin")  # older files have none
             model.origin = None if origin is None else Origin(**origin)

@@ -10,6 +10,7 @@ from gjwm.planning.agent import MPCAgent as MPCAgent
 from gjwm.planning.categorical import CategoricalCEM as CategoricalCEM
 from gjwm.planning.controller import RecedingHorizon as RecedingHorizon
 from gjwm.planning.costs import GoalCost as GoalCost
+from gjwm.planning.costs import ReachCost as ReachCost
 from gjwm.planning.costs import RewardCost as RewardCost
 from gjwm.planning.costs import RiskCost as RiskCost
 from gjwm.planning.costs import SumCost as SumCost

@@ -12,6 +12,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from gjwm.models.reach import Reach
+
 Cost = Callable[[Tensor, Tensor], Tensor]
 Head = Callable[[Tensor, Tensor], Tensor]  # z (..., D), a (..., A) -> (...)
 
@@ -57,6 +59,27 @@ class GoalCost:
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
         """z (B, N, [P,] H, D), goal broadcast against it -> (B, N, [P,] H)."""
         return (z - goal).square().mean(-1)
+
+
+class ReachCost(GoalCost):
+    """How hard the goal is to reach, by a fitted `gjwm.models.Reach`, plus a small latent distance
+    that tells apart states from which the goal is reached as easily. Nearest approach and mean as
+    in `GoalCost`.
+
+    Args:
+        goal: latents (B, D), or (1, D) for all envs.
+        reach: fitted on the latents of the same model.
+        latent: weight of |z_h - goal|^2 / D.
+        nearest, mean, final: see `GoalCost`.
+    """
+
+    def __init__(self, goal: Tensor, reach: Reach, *, latent: float = 0.1, **weights: float):
+        super().__init__(goal, **weights)
+        self.reach, self.latent = reach, latent
+
+    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
+        d = self.reach.distance(z, goal)
+        return d + self.latent * super().distance(z, goal) if self.latent else d
 
 
 class RewardCost:

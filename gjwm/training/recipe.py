@@ -21,6 +21,7 @@ from gjwm.data.handle import CALIBRATION, Dataset
 from gjwm.data.replay import Windows
 from gjwm.models.decoder import ConvDecoder
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
+from gjwm.models.reach import Reach
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.training.metrics import progress
 from gjwm.training.run import Run, decoder_of, save_decoder, sole_process
@@ -29,6 +30,7 @@ from gjwm.training.settings import (
     DecodeSettings,
     ModelRecipe,
     ObjectiveSettings,
+    ReachSettings,
     Recipe,
     RefineSettings,
     TrainSettings,
@@ -38,6 +40,7 @@ from gjwm.training.settings import (
 from gjwm.training.train import (
     check_pairs,
     encode_dataset,
+    latents_of,
     peak_memory_mb,
     refine,
     train_decoder,
@@ -48,6 +51,7 @@ __all__ = [
     "CalibrateSettings",
     "DecodeSettings",
     "ObjectiveSettings",
+    "ReachSettings",
     "Recipe",
     "RefineSettings",
     "TrainSettings",
@@ -67,9 +71,9 @@ def train(
     storage: str = "auto",
     notify: Callable[[str], Any] = print,
 ) -> WorldModel:
-    """Train a world model on a dataset, as a recipe says, in four stages: encoder and dynamics
-    together; the dynamics alone, on latents that change no more; predicted spreads, corrected on
-    episodes that training never saw; a decoder for pictures.
+    """Train a world model on a dataset, as a recipe says, in stages: encoder and dynamics
+    together; on latents that change no more the dynamics alone, and how far states lie apart;
+    predicted spreads, corrected on episodes that training never saw; a decoder for pictures.
 
     Args:
         data: what `gjwm.collect` returned, or a dataset's folder.
@@ -209,6 +213,9 @@ def load_run(folder: str | Path, device: str = "cpu") -> WorldModel:
     return model
 
 
+REACH_LOGGED = ("loss", "alignment", "discrepancy")
+
+
 class _Training:
     """One training; its stages share what it was asked for."""
 
@@ -263,12 +270,14 @@ class _Training:
         )
         generator = Generator(self.device).manual_seed(recipe.seed)
         decodes = recipe.decode.steps if len(shape) == 3 else 0
-        total = recipe.train.steps + recipe.refine.steps + decodes
+        total = recipe.train.steps + recipe.refine.steps + recipe.reach.steps + decodes
         logging = nullcontext(self.log) if run is None else run.logging(total, after)
         with logging as self.log:
             measured = self._jointly(model, objective, windows, generator)
             if recipe.refine.steps:
                 measured |= self._refine(model, fresh, lengths, generator)
+            if recipe.reach.steps:
+                measured |= self._reach(model, lengths, generator)
             self._save(model, measured)
             self._calibrate(model, measured)
             if decodes:
@@ -331,6 +340,29 @@ class _Training:
             refine(model.dynamics, latents, settings, generator=generator, **logging)
         return {"refine_seconds": time.perf_counter() - begin}
 
+    def _reach(self, model: WorldModel, lengths: list[int], generator: Generator) -> dict[str, Any]:
+        begin, settings = time.perf_counter(), self.recipe.reach
+        before = self.recipe.train.steps + self.recipe.refine.steps
+        latents = list(latents_of(model, islice(iter(self.data), len(lengths))))
+        reach = Reach(model.latent_dim, settings.dim, settings.horizon).to(self.device)
+        discrepancy = made("discrepancy", self.recipe.discrepancy)
+        with self._stage("reach", settings.steps, before, "reach/loss") as logging:
+            log = logging.pop("log")
+            reach.fit(
+                latents,
+                objective=objectives.JointEmbeddingObjective(discrepancy, settings.lam),
+                steps=settings.steps,
+                batch=settings.batch,
+                lr=settings.lr,
+                generator=generator,
+                log=lambda scalars, step: log(
+                    {f"reach/{name}": scalars[name] for name in REACH_LOGGED}, step
+                ),
+                **logging,
+            )
+        model.reach = reach
+        return {"reach_seconds": time.perf_counter() - begin}
+
     def _save(self, model: WorldModel, measured: dict[str, Any]) -> None:
         """What describes the run changes together with its model, and only after training: one that
         fails leaves an older run whole.
@@ -376,7 +408,7 @@ class _Training:
         settings, recipe = self.recipe.decode, self.recipe
         channels = shape[0] // windows.frame_stack
         decoder = ConvDecoder(model.latent_dim, (channels, *shape[1:])).to(self.device)
-        before = recipe.train.steps + recipe.refine.steps
+        before = recipe.train.steps + recipe.refine.steps + recipe.reach.steps
         with self._stage("decoder", settings.steps, before, "decoder/squared_error") as logging:
             train_decoder(decoder, model, windows, settings, generator=generator, **logging)
         model.attach_decoder(decoder)

@@ -27,7 +27,7 @@ AFTER_TRAINING = (
     *("evaluate", "planner", "cost", "video", "logger", "threads", "study", "device", "report"),
     *("resume", "storage", "compress", "checkpoint"),
 )
-OFFLINE = ("refine", "decode")  # that only `gjwm train` reads
+OFFLINE = ("refine", "reach", "decode")  # that only `gjwm train` reads
 # groups that only `gjwm online` reads, for which the planner belongs to training
 ONLINE = ("online", "learner")
 
@@ -62,8 +62,9 @@ def _leaves(config: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, A
 def _decisive(config: Mapping[str, Any], online: bool) -> dict[str, Any]:
     ignored = {*AFTER_TRAINING, *OFFLINE} - {"planner"} if online else {*AFTER_TRAINING, *ONLINE}
     config = {key: copy.copy(value) for key, value in config.items() if key not in ignored}
-    if not (config.get("refine") or {}).get("steps"):
-        config.pop("refine", None)  # nothing is refined, however it would have been
+    for stage in ("refine", "reach"):
+        if not (config.get(stage) or {}).get("steps"):
+            config.pop(stage, None)  # it does not happen, however it would have been
     if isinstance(config.get("collect"), dict):
         config["collect"].pop("workers", None)  # episodes do not depend on it
     return config
@@ -166,9 +167,9 @@ class Run:
             before = json.loads(started.read_text())
             online, complete = self.last == RETURNS, self._newer(self.last)
             if not online and not complete:
-                # The dynamics are refined after the last state, so how may change as long as there
-                # is no model.
-                before["config"]["refine"] = self.config.get("refine")
+                # These come after the last state, so how may change as long as there is no model.
+                for stage in ("refine", "reach"):
+                    before["config"][stage] = self.config.get(stage)
             require_same_training(before["config"], self.config, self.folder, online=online)
             if state.step >= steps and not unfinished and complete:
                 return None

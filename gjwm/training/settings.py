@@ -86,6 +86,26 @@ class RefineSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReachSettings(Settings):
+    """The joint Gaussian of now and later, on latents that change no more: `gjwm.models.Reach`.
+
+    Args:
+        steps: 0: none.
+        dim, horizon: K, and the mean lag in steps.
+        lam: weight of the discrepancy, the recipe's own, beside the alignment of pairs.
+        batch, lr: pairs per step, peak learning rate.
+    """
+
+    group = "reach"
+    steps: Natural = 0
+    dim: Count = 16
+    horizon: Count = 16
+    lam: NonNegative = 2.0
+    batch: Count = 512
+    lr: Positive = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrateSettings(Settings):
     """How predicted spreads are corrected after training, on episodes it never saw.
 
@@ -155,6 +175,7 @@ class Recipe(ModelRecipe):
 
     train: TrainSettings = field(default_factory=TrainSettings)
     refine: RefineSettings = field(default_factory=RefineSettings)
+    reach: ReachSettings = field(default_factory=ReachSettings)
     calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
 

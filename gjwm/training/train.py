@@ -4,7 +4,8 @@ dynamics to latents, and what reads frozen latents: decoder, state head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +165,29 @@ def encode_dataset(
         ValueError: when the model is in training mode, in which encoding would change its BatchNorm
             statistics.
     """
+    buffer = _latent_buffer(model.latent_dim, model.action_dim, steps, count, model.device)
+    episodes, copies = tee(episodes)
+    for z, episode in zip(latents_of(model, copies), episodes):
+        buffer.add_episode(z, *episode[1:5])
+    return buffer
+
+
+def latents_of(model: WorldModel, episodes: Iterable[Episode]) -> Iterator[Tensor]:
+    """Latents (T+1, D) of each episode, on the model's device.
+
+    Raises:
+        ValueError: when the model is in training mode, in which encoding would change its BatchNorm
+            statistics.
+    """
     if model.training:
         raise ValueError(
-            "encode_dataset expects a model in evaluation mode, got one in training mode; call "
+            "encoding a dataset expects a model in evaluation mode, got one in training mode; call "
             "model.eval()."
         )
-    buffer = _latent_buffer(model.latent_dim, model.action_dim, steps, count, model.device)
-    with torch.inference_mode():
-        for episode in episodes:
-            o = torch.from_numpy(episode.o)
-            z = torch.cat([model.encode(part.to(model.device)) for part in o.split(1024)])
-            buffer.add_episode(z, *episode[1:5])
-    return buffer
+    for episode in episodes:
+        o = torch.from_numpy(episode.o)
+        with torch.no_grad():
+            yield torch.cat([model.encode(part.to(model.device)) for part in o.split(1024)])
 
 
 def latent_windows(z: Tensor, a: Tensor) -> ReplayBuffer:

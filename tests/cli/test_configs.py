@@ -17,6 +17,8 @@ from gjwm._core.types import Batch
 from gjwm.cli.config import env_kwargs, factory, fill, load_config, recipe_of, split_sweep
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import make_env
+from gjwm.evaluation.goals import asks_for_reach
+from gjwm.models import Reach
 from gjwm.objectives import make_objective
 from gjwm.rl import LearnerSettings, RewardLearner
 from gjwm.study import Sweep, settings_of
@@ -285,7 +287,11 @@ def test_an_experiment_may_change_what_the_main_file_sets():
 
 @pytest.mark.parametrize("name", options("cost"))
 def test_costs(name):
-    cost = factory(load_config([f"cost={name}"]).cost, "cost")(torch.zeros(2, 3))
+    made = factory(load_config([f"cost={name}"]).cost, "cost")
+    reach = Reach(3, 3)
+    reach.net = torch.nn.Identity()
+    reach.set_matrix(0.5 * torch.eye(3))
+    cost = made(torch.zeros(2, 3), **({"reach": reach} if asks_for_reach(made) else {}))
     paths, a = torch.randn(2, 5, 4, 7, 3), torch.zeros(2, 5, 6, 1)
     near, far = cost(0.1 * paths, a), cost(paths, a)
     assert near.shape == (2, 5) and (near < far).all()

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from gjwm.planning.costs import DisagreementCost, GoalCost, RewardCost, RiskCost, SumCost
+from gjwm.models import Reach
+from gjwm.planning.costs import (
+    DisagreementCost,
+    GoalCost,
+    ReachCost,
+    RewardCost,
+    RiskCost,
+    SumCost,
+)
 
 
 def g(seed=0):
@@ -20,6 +28,20 @@ def test_goal_cost_by_hand():
         cost(z[..., :1], torch.zeros(1, 1, 2, 1))
     with pytest.raises(ValueError, match="one goal per env"):
         GoalCost(torch.zeros(3))
+
+
+def test_reach_counts_the_slow_direction_more():
+    reach = Reach(2, 2)
+    reach.net = torch.nn.Identity()
+    reach.set_matrix(torch.tensor([0.9, 0.1]).diag())
+    goal = torch.zeros(1, 2)
+    z = torch.tensor([[[[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]]])
+    a = torch.zeros(1, 2, 1, 1)
+    cost = ReachCost(goal, reach, latent=0.0, nearest=1.0, mean=0.0)
+    expected = [rho / (1 - rho**2) / 2 / 2 for rho in (0.9, 0.1)]
+    torch.testing.assert_close(cost(z, a), torch.tensor([expected]))
+    both = ReachCost(goal, reach, latent=0.3, nearest=1.0, mean=0.0)
+    torch.testing.assert_close(both(z, a), torch.tensor([expected]) + 0.3 / 2)
 
 
 def test_the_final_distance_can_count_too():

@@ -17,10 +17,12 @@ from gjwm.evaluation import Evaluation
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.objectives import SIGReg
+from gjwm.planning import ReachCost
 from gjwm.training.recipe import (
     CalibrateSettings,
     DecodeSettings,
     ObjectiveSettings,
+    ReachSettings,
     Recipe,
     RefineSettings,
     TrainSettings,
@@ -82,6 +84,27 @@ def test_any_gymnasium_environment_becomes_a_model_that_knows_its_origin(folder)
     assert (run / "checkpoint.pt").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"latent_dim \(4 before, 5 now\)"):
         gjwm.train(data, Recipe(**SMALL | {"latent_dim": 5}), run=run)
+
+
+def test_a_reach_comes_with_the_model_and_judges_plans(folder):
+    data = gjwm.collect("gjwm/two-room-v0", obs="state", **FEW)
+    recipe = Recipe(**SMALL, reach=ReachSettings(steps=4, dim=3, horizon=4, batch=16))
+    model = gjwm.train(data, recipe, run="runs/reach", threads=1)
+    loaded = gjwm.WorldModel.load("runs/reach")
+    z = torch.randn(2, 3, 4)
+    torch.testing.assert_close(loaded.reach.log_ratio(z[0], z[1]), model.reach.log_ratio(*z))
+    assert (loaded.reach.dim, loaded.reach.horizon) == (3, 4) and loaded.reach.rho[0] > 0
+    logged = [json.loads(line) for line in open("runs/reach/metrics.jsonl")]
+    assert [row["step"] for row in logged] == [6, 10, 14] and "reach/alignment" in logged[-1]
+    settings = Evaluation(
+        episodes=8, length=10, pairs=2, steps=3, horizon=3, oracle=False, probe_steps=1
+    )
+    report = gjwm.evaluate(loaded, settings, cost=ReachCost)
+    assert report["planning"]["protocol"]["cost"] == "ReachCost"
+    plain = gjwm.train(data, Recipe(**SMALL), threads=1)
+    assert plain.reach is None
+    with pytest.raises(ValueError, match="the model has none: train it with reach"):
+        gjwm.evaluate(plain, settings, cost=ReachCost)
 
 
 def test_pixels_get_a_convolutional_encoder_a_decoder_and_an_agent(folder):

@@ -1,0 +1,272 @@
+"""Reachability from a joint Gaussian of now and later.
+
+A head psi maps latents to whitened features. If (psi(z_t), psi(z_{t+k})), k random, is jointly
+Gaussian, its law is one matrix C = E[psi(z_{t+k}) psi(z_t)^T], and reachability, the states on a
+way and the information about the future are closed forms of it. With C = U diag(rho) V^T every
+pair of coordinates (V^T psi, U^T psi') stands alone, with correlation rho_i.
+
+The idea of waypoints from a Gaussian joint of representations: Eysenbach et al., "Inference via
+Interpolation" (2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from gjwm._core import draws
+from gjwm._core.configured import Configured
+from gjwm._core.fit import Log, Optimiser, Threads, fit
+from gjwm.models.layers import mlp
+from gjwm.objectives import JointEmbeddingObjective, SIGReg
+
+MAX_CORRELATION = 0.99  # 1 / (1 - rho^2) of larger ones is noise
+MEASURED_PAIRS = 50_000
+
+
+class Reach(Configured, nn.Module):
+    """The joint Gaussian of (psi(z_t), psi(z_{t+k})), k geometric, on latents that change no more.
+
+    Args:
+        latent_dim: D.
+        dim: K of psi.
+        horizon: mean of k, in steps; lags are cut where the episode ends.
+        hidden: widths of psi's hidden layers.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        dim: int = 16,
+        horizon: int = 16,
+        *,
+        hidden: Sequence[int] = (128, 128),
+    ):
+        super().__init__()
+        for name, value in (("latent_dim", latent_dim), ("dim", dim), ("horizon", horizon)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Reach expects a whole number {name} >= 1, got {value!r}.")
+        self.latent_dim, self.dim, self.horizon = latent_dim, dim, horizon
+        self.net = nn.Sequential(
+            mlp([latent_dim, *hidden, dim]), nn.BatchNorm1d(dim, eps=1e-8, affine=False)
+        )
+        # what alignment predicts psi(z_{t+k}) with; only training uses it
+        self.predictor = nn.Linear(dim, dim, bias=False)
+        # features are whitened over all ends, and C = left diag(rho) right^T
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("whiten", torch.eye(dim))
+        self.register_buffer("left", torch.eye(dim))
+        self.register_buffer("right", torch.eye(dim))
+        self.register_buffer("rho", torch.zeros(dim))
+        self.register_buffer("metric", torch.zeros(dim, dim))  # a root of A, see `distance`
+
+    def fit(
+        self,
+        z: Tensor | Sequence[Tensor],
+        imagined: Tensor | Sequence[Tensor] | None = None,
+        *,
+        objective: JointEmbeddingObjective | None = None,
+        steps: int = 2500,
+        batch: int = 512,
+        lr: float = 2e-3,
+        generator: Generator | None = None,
+        log: Log | None = None,
+        log_every: int = 25,
+        threads: Threads | None = None,
+    ) -> Reach:
+        """Fit psi, then the matrix C.
+
+        Args:
+            z: latents of episodes, (E, T, D), or one (T, D) each.
+            imagined: of the same shapes, what a model predicted for the same steps, so that plans
+                are judged by a psi that has seen their latents; half of the earlier ends are then
+                of these.
+            objective: of pairs; None is alignment + 2 * `SIGReg`.
+            steps, batch, lr: AdamW on a one-cycle schedule; pairs per step.
+            generator: draws pairs and slices.
+
+        Raises:
+            ValueError: for other shapes, NaN, or episodes of fewer than two steps.
+        """
+        pairs = _Pairs(z, imagined, self.latent_dim, self.horizon)
+        objective = JointEmbeddingObjective(SIGReg(), 2.0) if objective is None else objective
+        objective.to(self.mean.device)
+
+        def loss(step: int) -> dict[str, Tensor]:
+            ends = self.net(torch.cat(pairs.draw(batch, generator)))
+            now, later = ends.chunk(2)
+            both = torch.stack([now, later], 1)
+            return objective(
+                self.predictor(now)[:, None], later[:, None], both, generator=generator
+            )
+
+        fit(
+            [self.net, self.predictor],
+            loss,
+            Optimiser(lr=lr, weight_decay=1e-4, clip=1.0, warmup=0.1),
+            steps=steps,
+            log=log,
+            log_every=log_every,
+            threads=threads,
+        )
+        self.settle(*pairs.draw(MEASURED_PAIRS, generator))
+        return self
+
+    @torch.no_grad()
+    def settle(self, z: Tensor, later: Tensor) -> None:
+        """Measure C on pairs of latents (N, D), in double precision."""
+        now, later = (self.net(x).double() for x in (z, later))
+        mean, n = torch.cat([now, later]).mean(0), len(now)
+        now, later = now - mean, later - mean
+        whiten = _inverse_root((now.T @ now + later.T @ later) / (2 * n))
+        c = whiten @ (later.T @ now / n) @ whiten
+        self.mean.copy_(mean)
+        self.whiten.copy_(whiten)
+        self.set_matrix(c)
+
+    @torch.no_grad()
+    def set_matrix(self, c: Tensor) -> None:
+        """Take C (K, K) of whitened features; correlations above 0.99 are lowered to it."""
+        left, rho, right = torch.linalg.svd(c.double())
+        rho = rho.clamp(max=MAX_CORRELATION)
+        self.left.copy_(left)
+        self.right.copy_(right.T)
+        self.rho.copy_(rho)
+        a = (left * (rho / (1 - rho.square()))) @ right
+        values, vectors = torch.linalg.eigh((a + a.T) / 2)
+        self.metric.copy_(values.clamp(min=0).sqrt()[:, None] * vectors.T)
+
+    def embed(self, z: Tensor) -> Tensor:
+        """Whitened features: latents (..., D) -> (..., K)."""
+        if z.shape[-1] != self.latent_dim:
+            raise ValueError(
+                f"Reach was built for latents (..., {self.latent_dim}), got {tuple(z.shape)}."
+            )
+        features = self.net(z.reshape(-1, self.latent_dim)) - self.mean
+        return (features @ self.whiten).reshape(*z.shape[:-1], self.dim)
+
+    def log_ratio(self, z: Tensor, goal: Tensor) -> Tensor:
+        """log p(goal | z) / p(goal): latents (..., D), broadcast -> nats (...)."""
+        return log_ratio(self.embed(z) @ self.right, self.embed(goal) @ self.left, self.rho)
+
+    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
+        """How far apart latents are for those who go to and fro, (..., D), broadcast -> (...) >= 0.
+
+        1/2 (s - g)^T A (s - g) / K of whitened features, A the symmetric part of (I - C C^T)^{-1}
+        C: minus the log-ratio, less what depends on one end alone. The log-ratio itself is highest
+        beyond the goal, at y / rho, from where the data drift back to it. Along slow directions
+        this is the commute-time distance, sum (s - g)^2 / (1 - rho).
+        """
+        return ((self.embed(z) - self.embed(goal)) @ self.metric.T).square().mean(-1) / 2
+
+    def waypoints(self, z: Tensor, goal: Tensor, count: int) -> Tensor:
+        """The mean of `count` states between z and the goal, each a lag of the fitted law after
+        the one before: latents (..., D), broadcast -> whitened features (..., count, K).
+
+        The states on a way form a Gauss-Markov chain, whose mean between two fixed ends is one
+        block-tridiagonal solve.
+
+        Raises:
+            ValueError: for fewer waypoints than one.
+        """
+        if count < 1:
+            raise ValueError(f"waypoints expects count >= 1, got {count}.")
+        start, end = torch.broadcast_tensors(self.embed(z), self.embed(goal))
+        return bridge(start, end, (self.left * self.rho) @ self.right.T, count)
+
+    def information(self) -> Tensor:
+        """I(psi(z_t); psi(z_{t+k})) = -1/2 sum log(1 - rho_i^2) nats, the mean log-ratio of
+        pairs.
+        """
+        return -0.5 * (1 - self.rho.square()).log().sum()
+
+
+def log_ratio(x: Tensor, y: Tensor, rho: Tensor) -> Tensor:
+    """log p(y | x) / p(y) of canonical coordinates (..., K) with correlations rho (K,) -> (...).
+
+    Examples:
+        >>> one, rho = torch.ones(1), torch.tensor([0.8])
+        >>> [round(log_ratio(one, y, rho).item(), 4) for y in (one, -one)]
+        [0.9553, -3.4892]
+    """
+    rest = 1 - rho.square()
+    quadratic = (rho * x * y - rho.square() * (x.square() + y.square()) / 2) / rest
+    return (quadratic - 0.5 * rest.log()).sum(-1)
+
+
+def bridge(start: Tensor, end: Tensor, c: Tensor, count: int) -> Tensor:
+    """The mean of x_1 .. x_n given x_0 and x_{n+1}, where x_{i+1} ~ N(C x_i, I - C C^T): ends
+    (..., K), C (K, K) -> (..., n, K).
+
+    Examples:
+        >>> ends = torch.tensor([0.0]), torch.tensor([1.0])
+        >>> [round(x, 4) for x in bridge(*ends, torch.tensor([[0.5]]), 1).flatten().tolist()]
+        [0.4]
+    """
+    k, c = len(c), c.double()
+    eye = torch.eye(k, dtype=c.dtype, device=c.device)
+    later = torch.linalg.solve(eye - c @ c.T, c)  # S^-1 C
+    middle = torch.linalg.inv(eye - c @ c.T) + c.T @ later
+    steps = torch.eye(count, dtype=c.dtype, device=c.device)
+    after = torch.ones(count - 1, dtype=c.dtype, device=c.device).diag(-1)  # (i + 1, i)
+    coupling = torch.kron(after, later.contiguous())
+    precision = torch.kron(steps, middle.contiguous()) - coupling - coupling.T
+    pull = torch.zeros(*start.shape[:-1], count, k, dtype=c.dtype, device=c.device)
+    pull[..., 0, :] += start.double() @ later.T
+    pull[..., -1, :] += end.double() @ later
+    solved = torch.linalg.solve(precision, pull.flatten(-2).unsqueeze(-1)).squeeze(-1)
+    return solved.unflatten(-1, (count, k)).to(start.dtype)
+
+
+def _inverse_root(s: Tensor, floor: float = 1e-6) -> Tensor:
+    """s^{-1/2} of a covariance; directions without variance are left out."""
+    values, vectors = torch.linalg.eigh(s)
+    alive = values > floor * values.max()
+    return (vectors * torch.where(alive, values, 1).rsqrt() * alive) @ vectors.T
+
+
+class _Pairs:
+    """Pairs (z_t, z_{t+k}) of episodes: t uniform, k geometric and cut at the episode's end."""
+
+    def __init__(self, z, imagined, latent_dim: int, horizon: int):
+        episodes = list(z)
+        lengths = torch.tensor([len(e) for e in episodes])
+        bad = next((e for e in episodes if e.dim() != 2 or e.shape[-1] != latent_dim), None)
+        if bad is not None or not len(lengths) or int(lengths.max()) < 2:
+            shown = bad if bad is not None else episodes[0] if episodes else torch.empty(0)
+            raise ValueError(
+                f"Reach.fit expects latents of episodes (E, T, {latent_dim}) of two steps or more, "
+                f"got {tuple(shown.shape)} for one."
+            )
+        self.rows = torch.cat(episodes)
+        if not self.rows.isfinite().all():
+            raise ValueError("Reach.fit got NaN or infinite latents.")
+        self.imagined = None if imagined is None else torch.cat(list(imagined))
+        if self.imagined is not None and self.imagined.shape != self.rows.shape:
+            raise ValueError(
+                f"Reach.fit expects imagined latents {tuple(self.rows.shape)} for as many steps, "
+                f"got {tuple(self.imagined.shape)}."
+            )
+        left = torch.cat([torch.arange(n - 1, -1, -1) for n in lengths.tolist()])
+        self.starts = left.nonzero()[:, 0].to(self.rows.device)
+        self.left = left.to(self.rows.device)
+        self.stay = 1 - 1 / horizon  # probability that the lag goes on
+
+    def draw(self, count: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """-> earlier and later ends, (count, D) each."""
+        device = self.rows.device
+        t = self.starts[draws.integers(len(self.starts), (count,), generator, device=device)]
+        most = self.left[t]
+        u = draws.uniform((count,), generator, device=device, dtype=torch.float64)
+        if self.stay:
+            k = torch.log1p(-u * (1 - self.stay**most)) / math.log(self.stay)
+            k = k.ceil().long().clamp(min=1).minimum(most)
+        else:
+            k = torch.ones_like(most)
+        now = self.rows[t]
+        if self.imagined is not None:
+            half = draws.uniform((count, 1), generator, device=device) < 0.5
+            now = torch.where(half, self.imagined[t], now)
+        return now, self.rows[t + k]
