@@ -11,13 +11,17 @@ from torch import Generator, Tensor
 from gjwm.planning.noise import coloured_noise
 from gjwm.planning.search import BoxPlanner, Judge
 
-# of Adam; tens of steps are made, so the second moment must settle sooner than in training
-BETAS = (0.9, 0.99)
+# of Adam; some hundred steps are made, so both moments must forget sooner than in training
+BETAS = (0.8, 0.9)
 
 
 class GradientPlanner(BoxPlanner):
     """Projected Adam on the actions, from the warm start, the proposals and noisy copies, all as
     one batch.
+
+    The defaults are set to find an optimum: 160 steps reach that of LQR, 24 numbers, within 1%
+    unless it is badly conditioned. An agent that replans at every step from a warm start can do
+    with far fewer: `configs/planner/gradient.yaml` has 20.
 
     For smooth latent costs: few candidates, each much improved. In contact-rich or chaotic
     dynamics, and where a goal lies behind an obstacle that no start gets around, sampling is more
@@ -41,7 +45,7 @@ class GradientPlanner(BoxPlanner):
         self,
         *,
         starts: int = 32,
-        iterations: int = 20,
+        iterations: int = 160,
         survivors: int | None = 4,
         lr: float = 0.3,
         noise_beta: float = 1.0,

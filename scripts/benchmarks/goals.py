@@ -58,7 +58,7 @@ def planners(repeat: int) -> dict[str, Planner]:
         "ICEM": ICEM(repeat=repeat, **FEW_ROUNDS["ICEM"]),
         "MPPI": MPPI(repeat=repeat, **FEW_ROUNDS["MPPI"]),
         "RandomShooting": RandomShooting(repeat=repeat, **FEW_ROUNDS["RandomShooting"]),
-        "GradientPlanner": GradientPlanner(repeat=repeat),
+        "GradientPlanner": GradientPlanner(repeat=repeat, **FEW_ROUNDS["GradientPlanner"]),
     }
 
 

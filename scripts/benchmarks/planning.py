@@ -1,13 +1,13 @@
 """Planners: cost reached against the known optimum, against other packages' planners, and time over
 bare rollouts.
 
-Three questions, one table. *optimum*: how near the optimum on problems whose optimum is known.
-*equal budget*: what plan cost at equal samples, horizon and rounds on one MLP model (D=64, hidden
-512, A=2), ours beside the rules of stable-worldmodel (CEM, iCEM, MPPI) and pytorch_mppi, written
-here in our words. *time to target*: the wall time after which a planner has the cost that plain CEM
-ends with after 512 samples x 8 rounds, on 100 problems of trained two-room and reacher models. All
-share the model, the horizon, the rollout code and the thread count, and start cold (a warm start
-would help everyone).
+Four questions, one table. *optimum*: how near the optimum on problems whose optimum is known.
+*defaults*: the same for planners as they come. *equal budget*: what plan cost at equal samples,
+horizon and rounds on one MLP model (D=64, hidden 512, A=2), ours beside the rules of
+stable-worldmodel (CEM, iCEM, MPPI) and pytorch_mppi, written here in our words. *time to target*:
+the wall time after which a planner has the cost that plain CEM ends with after 512 samples x 8
+rounds, on 100 problems of trained two-room and reacher models. All share the model, the horizon,
+the rollout code and the thread count, and start cold (a warm start would help everyone).
 
 Trained models are read from runs/two-room and runs/reacher-easy, where `gjwm train` leaves them;
 where one is missing, a model on state vectors is collected and trained first, and a line says so.
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.linalg import solve_discrete_are
+from scipy.optimize import lsq_linear
 from torch import Generator, Tensor
 
 from benchmarks import median_seconds
@@ -120,6 +121,43 @@ def lqr(envs: int = 4, horizon: int = 15, seed: int = 0) -> Problem:
     return Problem("LQR, Riccati optimum", score, ((x0 @ P) * x0).sum(-1), horizon, 2, bound)
 
 
+def random_lqr(envs: int = 20, horizon: int = 12, seed: int = 0) -> Problem:
+    """x' = A x + B u of 4 states and 2 actions within [-1, 1], sum_h |x_h|^2 + 0.1 |u_h|^2, x_H
+    included; problem i is drawn by seed + i.
+
+    A has spectral radius 1 and x_0 lies so far out that bounds are active. As bounded least squares
+    in u the problem is convex; an active-set method solves it in double precision."""
+    weight, drawn, optimum = 0.1, [], []
+    for i in range(envs):
+        rng = np.random.default_rng(seed + i)
+        A, B, x = rng.normal(size=(4, 4)), rng.normal(size=(4, 2)), 4 * rng.normal(size=4)
+        A /= np.abs(np.linalg.eigvals(A)).max()
+        drawn.append((A, B, x))
+        # x_1 .. x_H = offset + effect @ u
+        effect, offset = np.zeros((horizon, 4, horizon, 2)), np.zeros((horizon, 4))
+        for h in range(horizon):
+            if h:
+                effect[h] = np.einsum("ij,jkl->ikl", A, effect[h - 1])
+            effect[h, :, h] = B
+            offset[h] = A @ (offset[h - 1] if h else x)
+        size = 2 * horizon
+        rows = np.vstack([effect.reshape(-1, size), np.sqrt(weight) * np.eye(size)])
+        wanted = np.concatenate([-offset.reshape(-1), np.zeros(size)])
+        best = lsq_linear(rows, wanted, (-1, 1), method="bvls", tol=1e-13)
+        optimum.append(x @ x + 2 * best.cost)  # its cost is half the sum of squares
+    A, B, x0 = (torch.from_numpy(np.stack(part)).float() for part in zip(*drawn, strict=True))
+
+    def score(a: Tensor) -> Tensor:
+        x = x0[:, None].expand(-1, a.shape[1], -1)
+        cost = x.square().sum(-1)
+        for u in a.unbind(2):
+            x = x @ A.mT + u @ B.mT
+            cost = cost + x.square().sum(-1) + weight * u.square().sum(-1)
+        return cost
+
+    return Problem("random LQR", score, torch.tensor(optimum).float(), horizon, 2, 1.0)
+
+
 def maze(horizon: int = 10) -> Problem:
     """Around a wall from (-1, 0) to (1, 0) with least effort: sum_h |a_h|^2 + 100 |x_H - goal|^2.
 
@@ -193,11 +231,43 @@ def optimum_rows(quick: bool) -> list[Row]:
     return rows
 
 
+def default_rows(quick: bool) -> list[Row]:
+    """Every planner as it comes on random bounded LQRs: excess over the optimum, worst and mean
+    over problems and planner seeds, and the time to plan for all of them as one batch.
+    """
+    problem, seeds = random_lqr(2 if quick else 20), range(1 if quick else 5)
+    rows = []
+    for planner in (CEM(), ICEM(), MPPI(), GradientPlanner()):
+        since = time.perf_counter()
+        plans = [problem.solve(planner, seed) for seed in seeds]
+        seconds = (time.perf_counter() - since) / len(plans)
+        excess = 100 * (torch.stack([plan.cost for plan in plans]) / problem.optimum - 1)
+        rows.append(
+            row(
+                "defaults",
+                problem.name,
+                type(planner).__name__,
+                rollouts=plans[0].evaluations,
+                excess_percent=excess.max().item(),
+                mean_excess_percent=excess.mean().item(),
+                ms=1e3 * seconds,
+            )
+        )
+    return rows
+
+
 def row(part: str, case: str, planner: str, **figures: float | None) -> Row:
     """One line. excess_percent: of cost over the optimum, or over plain CEM; time_ratio: to bare
     rollouts, or to plain CEM.
     """
-    columns = ("rollouts", "excess_percent", "ms", "time_ratio", "reached")
+    columns = (
+        "rollouts",
+        "excess_percent",
+        "mean_excess_percent",
+        "ms",
+        "time_ratio",
+        "reached",
+    )
     return {"part": part, "case": case, "planner": planner, **dict.fromkeys(columns), **figures}
 
 
@@ -420,6 +490,7 @@ FEW_ROUNDS: dict[str, dict[str, Any]] = {
     "ICEM": dict(samples=128, iterations=6, elites=16, noise_beta=2.0, min_std=0.01, decay=1.1),
     "MPPI": dict(samples=128, iterations=6, elites=24, min_std=0.01),
     "RandomShooting": dict(noise_beta=2.0),
+    "GradientPlanner": dict(iterations=20),
 }
 
 
@@ -432,7 +503,7 @@ def quick_planners() -> dict[str, Planner]:
         "ICEM": ICEM(**FEW_ROUNDS["ICEM"] | {"iterations": 24, "decay": 1.05}),
         "MPPI": MPPI(**FEW_ROUNDS["MPPI"] | {"iterations": 24}),
         "RandomShooting": RandomShooting(**FEW_ROUNDS["RandomShooting"] | {"samples": 4096}),
-        "GradientPlanner": GradientPlanner(iterations=40),
+        "GradientPlanner": GradientPlanner(**FEW_ROUNDS["GradientPlanner"] | {"iterations": 40}),
     }
 
 
@@ -543,10 +614,10 @@ def state_model(
 
 
 def run(*, quick: bool = False) -> list[Row]:
-    """Rows: part, case, planner, rollouts, excess_percent, ms, time_ratio, reached; see the
-    module.
+    """Rows: part, case, planner, rollouts, excess_percent, mean_excess_percent, ms, time_ratio,
+    reached; see the module.
     """
-    rows = optimum_rows(quick) + equal_budget_rows(quick)
+    rows = optimum_rows(quick) + default_rows(quick) + equal_budget_rows(quick)
     for trained in trained_models(quick):
         rows += time_to_target_rows(trained, problems=1 if quick else 100)
     return rows

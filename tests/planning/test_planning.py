@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from benchmarks.planning import PlainCEM, lqr, maze, precise_planners
+from benchmarks.planning import PlainCEM, lqr, maze, precise_planners, random_lqr
 from benchmarks.planning import bowl as bowl_problem
 
 from gjwm.planning import (
@@ -166,6 +166,20 @@ def test_the_defaults_of_sampling_find_optima(planner):
             <= problem.ratio(problem.solve(planner(low=-problem.bound, high=problem.bound), seed))
             < 1.01
         )
+
+
+@pytest.mark.parametrize(
+    ("planner", "worst"), [(CEM, 0.02), (ICEM, 0.02), (MPPI, 0.01), (GradientPlanner, 0.01)]
+)
+def test_the_defaults_end_near_the_optimum_of_random_bounded_lqrs(planner, worst):
+    """Of 20 problems on which nothing was tuned, all with active bounds: within 0.2% on average,
+    within 1% in each, CEM and ICEM within 2%.
+    """
+    problem = random_lqr()
+    plan = problem.solve(planner())
+    excess = plan.cost / problem.optimum - 1
+    assert (plan.mean.abs() > 0.999).any(2).any(1).all()
+    assert excess.min() >= -1e-5 and excess.mean() < 2e-3 and excess.max() < worst
 
 
 def test_the_defaults_of_random_shooting_explore_as_those_of_the_others_do():
