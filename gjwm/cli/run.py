@@ -32,7 +32,7 @@ def run_command(cfg: DictConfig, command: str) -> None:
     cost = factory(cfg.cost, "cost")
     check_cost(cost)
     if asks_for_reach(cost) and not recipe.reach.steps:
-        raise ValueError("this cost asks for a reach: set reach.steps=2500, say, or cost=goal.")
+        raise ValueError("this cost asks for a reach: set reach.steps=1500, say, or cost=goal.")
     cfg.resume = True
     run, now = Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True)
     with holding(run / "lock", wait=True):

@@ -176,8 +176,8 @@ def cost_towards(goal: Tensor, cost: CostOfGoals, model: WorldModel) -> Cost:
         return cost(goal)
     if model.reach is None:
         raise ValueError(
-            "this cost asks for a reach and the model has none: train it with reach.steps=2500, or "
-            "Recipe(reach=ReachSettings(steps=2500))."
+            "this cost asks for a reach and the model has none: train it with reach.steps=1500, or "
+            "Recipe(reach=ReachSettings(steps=1500))."
         )
     return cost(goal, reach=model.reach)
 

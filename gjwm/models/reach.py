@@ -2,11 +2,13 @@
 
 A head psi maps latents to whitened features. If (psi(z_t), psi(z_{t+k})), k random, is jointly
 Gaussian, its law is one matrix C = E[psi(z_{t+k}) psi(z_t)^T], and reachability, the states on a
-way and the information about the future are closed forms of it. With C = U diag(rho) V^T every
-pair of coordinates (V^T psi, U^T psi') stands alone, with correlation rho_i.
+way and the information about the future are closed forms of it. With C = U diag(rho) V^T every pair
+of coordinates (V^T psi, U^T psi') stands alone, with correlation rho_i.
 
-The idea of waypoints from a Gaussian joint of representations: Eysenbach et al., "Inference via
-Interpolation" (2024)."""
+psi maximises that information, -1/2 sum log(1 - rho_i^2) (canonical correlations; Noe and Nueske's
+variational principle, VAMP): no rescaling of psi changes it, so nothing else is needed against
+collapse. Waypoints from a Gaussian joint: Eysenbach et al., "Inference via Interpolation" (2024).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from gjwm._core import draws
 from gjwm._core.configured import Configured
 from gjwm._core.fit import Log, Optimiser, Threads, fit
 from gjwm.models.layers import mlp
-from gjwm.objectives import JointEmbeddingObjective, SIGReg
+from gjwm.objectives import JointEmbeddingObjective, NoRegularizer
 
 MAX_CORRELATION = 0.99  # 1 / (1 - rho^2) of larger ones is noise
 MEASURED_PAIRS = 50_000
@@ -34,6 +36,7 @@ class Reach(Configured, nn.Module):
         dim: K of psi.
         horizon: mean of k, in steps; lags are cut where the episode ends.
         hidden: widths of psi's hidden layers.
+        power: p of `distance`.
     """
 
     def __init__(
@@ -43,16 +46,17 @@ class Reach(Configured, nn.Module):
         horizon: int = 16,
         *,
         hidden: Sequence[int] = (128, 128),
+        power: float = 3.0,
     ):
         super().__init__()
         for name, value in (("latent_dim", latent_dim), ("dim", dim), ("horizon", horizon)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Reach expects a whole number {name} >= 1, got {value!r}.")
-        self.latent_dim, self.dim, self.horizon = latent_dim, dim, horizon
+        self.latent_dim, self.dim, self.horizon, self.power = latent_dim, dim, horizon, power
         self.net = nn.Sequential(
             mlp([latent_dim, *hidden, dim]), nn.BatchNorm1d(dim, eps=1e-8, affine=False)
         )
-        # what alignment predicts psi(z_{t+k}) with; only training uses it
+        # psi(z_t) -> psi(z_{t+k}); only training uses it
         self.predictor = nn.Linear(dim, dim, bias=False)
         # features are whitened over all ends, and C = left diag(rho) right^T
         self.register_buffer("mean", torch.zeros(dim))
@@ -60,7 +64,7 @@ class Reach(Configured, nn.Module):
         self.register_buffer("left", torch.eye(dim))
         self.register_buffer("right", torch.eye(dim))
         self.register_buffer("rho", torch.zeros(dim))
-        self.register_buffer("metric", torch.zeros(dim, dim))  # a root of A, see `distance`
+        self.register_buffer("metric", torch.zeros(dim, dim))  # a root of A^p, see `distance`
 
     def fit(
         self,
@@ -68,7 +72,7 @@ class Reach(Configured, nn.Module):
         imagined: Tensor | Sequence[Tensor] | None = None,
         *,
         objective: JointEmbeddingObjective | None = None,
-        steps: int = 2500,
+        steps: int = 1500,
         batch: int = 512,
         lr: float = 2e-3,
         generator: Generator | None = None,
@@ -83,7 +87,7 @@ class Reach(Configured, nn.Module):
             imagined: of the same shapes, what a model predicted for the same steps, so that plans
                 are judged by a psi that has seen their latents; half of the earlier ends are then
                 of these.
-            objective: of pairs; None is alignment + 2 * `SIGReg`.
+            objective: of pairs; None is minus the information, without a discrepancy.
             steps, batch, lr: AdamW on a one-cycle schedule; pairs per step.
             generator: draws pairs and slices.
 
@@ -91,7 +95,8 @@ class Reach(Configured, nn.Module):
             ValueError: for other shapes, NaN, or episodes of fewer than two steps.
         """
         pairs = _Pairs(z, imagined, self.latent_dim, self.horizon)
-        objective = JointEmbeddingObjective(SIGReg(), 2.0) if objective is None else objective
+        if objective is None:
+            objective = JointEmbeddingObjective(NoRegularizer(), 0.0, align="joint")
         objective.to(self.mean.device)
 
         def loss(step: int) -> dict[str, Tensor]:
@@ -136,7 +141,9 @@ class Reach(Configured, nn.Module):
         self.rho.copy_(rho)
         a = (left * (rho / (1 - rho.square()))) @ right
         values, vectors = torch.linalg.eigh((a + a.T) / 2)
-        self.metric.copy_(values.clamp(min=0).sqrt()[:, None] * vectors.T)
+        values = values.clamp(min=0)
+        weights = values * (values / values.max().clamp(min=1e-12)) ** (self.power - 1)
+        self.metric.copy_(weights.sqrt()[:, None] * vectors.T)
 
     def embed(self, z: Tensor) -> Tensor:
         """Whitened features: latents (..., D) -> (..., K)."""
@@ -154,10 +161,13 @@ class Reach(Configured, nn.Module):
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
         """How far apart latents are for those who go to and fro, (..., D), broadcast -> (...) >= 0.
 
-        1/2 (s - g)^T A (s - g) / K of whitened features, A the symmetric part of (I - C C^T)^{-1}
-        C: minus the log-ratio, less what depends on one end alone. The log-ratio itself is highest
-        beyond the goal, at y / rho, from where the data drift back to it. Along slow directions
-        this is the commute-time distance, sum (s - g)^2 / (1 - rho).
+        1/2 (s - g)^T A^p (s - g) / K of whitened features, A the symmetric part of (I - C C^T)^{-1}
+        C, up to a factor. p = 1 is minus the log-ratio, less what depends on one end alone (the
+        ratio itself is highest beyond the goal, from where the data drift back to it): along slow
+        directions the commute-time distance, sum (s - g)^2 / (1 - rho). Many fast directions then
+        hide the few slow ones that know the way (von Luxburg et al., "Getting lost in space",
+        2010); a higher power, as of the biharmonic distance (Lipman et al., 2010; p = 2), lets them
+        speak, whatever K is.
         """
         return ((self.embed(z) - self.embed(goal)) @ self.metric.T).square().mean(-1) / 2
 

@@ -213,9 +213,6 @@ def load_run(folder: str | Path, device: str = "cpu") -> WorldModel:
     return model
 
 
-REACH_LOGGED = ("loss", "alignment", "discrepancy")
-
-
 class _Training:
     """One training; its stages share what it was asked for."""
 
@@ -345,19 +342,15 @@ class _Training:
         before = self.recipe.train.steps + self.recipe.refine.steps
         latents = list(latents_of(model, islice(iter(self.data), len(lengths))))
         reach = Reach(model.latent_dim, settings.dim, settings.horizon).to(self.device)
-        discrepancy = made("discrepancy", self.recipe.discrepancy)
         with self._stage("reach", settings.steps, before, "reach/loss") as logging:
             log = logging.pop("log")
             reach.fit(
                 latents,
-                objective=objectives.JointEmbeddingObjective(discrepancy, settings.lam),
                 steps=settings.steps,
                 batch=settings.batch,
                 lr=settings.lr,
                 generator=generator,
-                log=lambda scalars, step: log(
-                    {f"reach/{name}": scalars[name] for name in REACH_LOGGED}, step
-                ),
+                log=lambda scalars, step: log({"reach/loss": scalars["loss"]}, step),
                 **logging,
             )
         model.reach = reach

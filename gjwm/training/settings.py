@@ -92,7 +92,6 @@ class ReachSettings(Settings):
     Args:
         steps: 0: none.
         dim, horizon: K, and the mean lag in steps.
-        lam: weight of the discrepancy, the recipe's own, beside the alignment of pairs.
         batch, lr: pairs per step, peak learning rate.
     """
 
@@ -100,7 +99,6 @@ class ReachSettings(Settings):
     steps: Natural = 0
     dim: Count = 16
     horizon: Count = 16
-    lam: NonNegative = 2.0
     batch: Count = 512
     lr: Positive = 2e-3
 

@@ -95,7 +95,7 @@ def test_a_reach_comes_with_the_model_and_judges_plans(folder):
     torch.testing.assert_close(loaded.reach.log_ratio(z[0], z[1]), model.reach.log_ratio(*z))
     assert (loaded.reach.dim, loaded.reach.horizon) == (3, 4) and loaded.reach.rho[0] > 0
     logged = [json.loads(line) for line in open("runs/reach/metrics.jsonl")]
-    assert [row["step"] for row in logged] == [6, 10, 14] and "reach/alignment" in logged[-1]
+    assert [row["step"] for row in logged] == [6, 10, 14] and "reach/loss" in logged[-1]
     settings = Evaluation(
         episodes=8, length=10, pairs=2, steps=3, horizon=3, oracle=False, probe_steps=1
     )

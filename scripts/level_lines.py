@@ -1,0 +1,89 @@
+"""Level lines of latent distance and of reach from one goal, over the worlds that models come from:
+two-room and mazes, whose states begin with a position.
+
+    python scripts/level_lines.py runs/two-room runs/maze-spiral --out docs/assets/reach.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+from gjwm.data.acting import as_array, make_vec
+from gjwm.models.world_model import WorldModel
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+CELLS = 48
+
+
+def levels(folder: Path, goal: tuple[float, float]) -> tuple[np.ndarray, list[np.ndarray], list]:
+    """-> walls (CELLS, CELLS), latent distance and reach from the goal, and the picture's
+    extent.
+    """
+    model = WorldModel.load(folder)
+    if model.reach is None:
+        raise SystemExit(f"{folder} has no reach: train it with reach.steps=1500.")
+    kwargs = model.origin.env_kwargs
+    envs = make_vec(model.origin.env_id, CELLS * CELLS + 1, workers=0, **kwargs)
+    envs.reset(seed=0)
+    states = torch.as_tensor(envs.get_state()[:1]).repeat(CELLS * CELLS + 1, 1)
+    low, high = (0.0, 1.0) if "two-room" in model.origin.env_id else (-1.0, 1.0)
+    side = torch.linspace(low, high, CELLS + 1)[:-1] + (high - low) / CELLS / 2
+    places = torch.cartesian_prod(side, side).flip(-1)  # row by row, x within a row
+    states[:-1, :2], states[-1, :2] = places, torch.tensor(goal)
+    if states.shape[1] == 6 and low < 0:
+        states[:, 2:4] = 0  # at rest
+    free = envs.world.valid(tuple(states.unbind(-1)))
+    if not free[-1]:
+        raise SystemExit(f"the goal {goal} lies in a wall of {folder}.")
+    states[~free] = states[-1]
+    envs.set_state(states)
+    o = torch.from_numpy(as_array(envs.observe()))
+    with torch.inference_mode():
+        z = torch.cat([model.encode(part) for part in o.split(256)])
+        latent = (z[:-1] - z[-1]).square().mean(-1)
+        reach = model.reach.distance(z[:-1], z[-1])
+    shape = (CELLS, CELLS)
+    walls = (~free[:-1]).view(shape).numpy()
+    return walls, [x.view(shape).numpy() for x in (latent, reach)], [low, high, low, high]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--goals", nargs="*", default=[], help="x,y for each run")
+    parser.add_argument("--out", default="docs/assets/reach.png")
+    args = parser.parse_args()
+    rows = len(args.runs)
+    figure, axes = plt.subplots(rows, 2, figsize=(6.4, 3.2 * rows), squeeze=False)
+    for row, folder in enumerate(args.runs):
+        text = args.goals[row] if row < len(args.goals) else "0.8,0.2"
+        goal = tuple(float(x) for x in text.split(","))
+        walls, fields, extent = levels(folder, goal)
+        for axis, field, name in zip(axes[row], fields, ("latent distance", "reach"), strict=True):
+            shown = np.ma.masked_where(walls, field)
+            ends = np.quantile(field[~walls], np.linspace(0, 1, 14))
+            axis.contourf(shown, levels=np.unique(ends), extent=extent, cmap="viridis_r")
+            axis.imshow(
+                np.where(walls, 0.3, np.nan),
+                extent=extent,
+                origin="lower",
+                cmap="gray",
+                vmin=0,
+                vmax=1,
+            )
+            axis.plot(*goal, marker="*", color="red", markersize=12)
+            axis.set(title=name, xticks=[], yticks=[], aspect="equal")
+    figure.tight_layout()
+    figure.savefig(args.out, dpi=80)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
