@@ -344,9 +344,13 @@ def _planning(
         "hold": HoldActor(model.action_dim),
     }
     if settings.oracle:
-        search = simulator_planner(planner, settings.horizon, model.action_dim)
+        longer = settings.oracle_horizon or settings.horizon
         actors["oracle"] = OracleActor(
-            made.pairs.goal_position, search, generator=_seeded(settings), **plan
+            made.pairs.goal_position,
+            simulator_planner(planner, longer, model.action_dim),
+            horizon=longer,
+            replan_every=settings.replan_every,
+            generator=_seeded(settings),
         )
     with goal_lanes(task.env_id, without_pictures(task.env_kwargs), settings.pairs) as envs:
         radius = envs.success_radius

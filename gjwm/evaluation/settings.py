@@ -20,8 +20,10 @@ class Evaluation(Settings):
         goal_offset: agent steps between start and goal.
         pairs: attempts per actor.
         steps: agent steps to reach the goal.
-        horizon, replan_every: of every plan, the oracle's too.
+        horizon, replan_every: of every plan.
         oracle: also plan on the true simulator.
+        oracle_horizon: of its plans, which are judged by the distance of positions and so have to
+            be as long as the way; None: `horizon`.
         probe_steps: gradient steps of each MLP probe.
         seed: of everything random; other seeds are other held-out episodes and goals.
 
@@ -39,6 +41,7 @@ class Evaluation(Settings):
     horizon: Count = 12
     replan_every: Count = 2
     oracle: bool = True
+    oracle_horizon: Count | None = None
     probe_steps: Count = 1500
     seed: Natural = 1
 

@@ -94,7 +94,7 @@ class Reach(Configured, nn.Module):
         Raises:
             ValueError: for other shapes, NaN, or episodes of fewer than two steps.
         """
-        pairs = _Pairs(z, imagined, self.latent_dim, self.horizon)
+        pairs = Pairs(z, imagined, self.latent_dim, self.horizon)
         if objective is None:
             objective = JointEmbeddingObjective(NoRegularizer(), 0.0, align="joint")
         objective.to(self.mean.device)
@@ -237,7 +237,7 @@ def _inverse_root(s: Tensor, floor: float = 1e-6) -> Tensor:
     return (vectors * torch.where(alive, values, 1).rsqrt() * alive) @ vectors.T
 
 
-class _Pairs:
+class Pairs:
     """Pairs (z_t, z_{t+k}) of episodes: t uniform, k geometric and cut at the episode's end."""
 
     def __init__(self, z, imagined, latent_dim: int, horizon: int):
