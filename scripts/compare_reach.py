@@ -110,7 +110,7 @@ def main(run: Path, args: argparse.Namespace) -> None:
     replan_every = args.replan_every or settings["replan_every"]
     latents = list(latents_of(model, islice(read_episodes(Path(cfg.dataset)), args.episodes)))
     train = latents[:-HELD_OUT_EPISODES]
-    held_out = Pairs(latents[-HELD_OUT_EPISODES:], None, model.latent_dim, args.lag)
+    held_out = Pairs(latents[-HELD_OUT_EPISODES:], args.lag)
     task = Task.of(model)
     for kind in args.costs:
         torch.manual_seed(args.fit_seed)
@@ -120,7 +120,7 @@ def main(run: Path, args: argparse.Namespace) -> None:
             cost = GoalCost
         elif kind == "critic":
             critic = Critic(model.latent_dim, args.dim)
-            pairs = Pairs(train, None, model.latent_dim, args.lag)
+            pairs = Pairs(train, args.lag)
             critic.learn(pairs, args.steps, generator)
             cost = partial(RatioCost, ratio=critic, dim=args.dim)
             report["bound"] = bound(critic, held_out)

@@ -39,10 +39,10 @@ def levels(folder: Path, goal: tuple[float, float]) -> tuple[np.ndarray, list[np
     states[:-1, :2], states[-1, :2] = places, torch.tensor(goal)
     if states.shape[1] == 6 and low < 0:
         states[:, 2:4] = 0  # at rest
-    free = envs.world.valid(tuple(states.unbind(-1)))
+    free = envs.unwrapped._worlds.valid(tuple(states.unbind(-1)))
     if not free[-1]:
         raise SystemExit(f"the goal {goal} lies in a wall of {folder}.")
-    states[~free] = states[-1]
+    states[~free] = states[-1].clone()
     envs.set_state(states)
     o = torch.from_numpy(as_array(envs.observe()))
     with torch.inference_mode():

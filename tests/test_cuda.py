@@ -46,7 +46,7 @@ from gjwm.planning.costs import GoalCost
 from gjwm.rl import LearnerSettings, RewardLearner
 from gjwm.rl.actor_critic import Policy, QEnsemble
 from gjwm.training.settings import RefineSettings, TrainSettings
-from gjwm.training.train import encode_dataset, refine, train
+from gjwm.training.train import latent_buffer, latents_of, refine, train
 
 CUDA = torch.device("cuda")
 pytestmark = [
@@ -269,7 +269,8 @@ def test_training_and_refining_learn_on_the_gpu_and_the_file_loads_on_the_cpu(tm
         def __getitem__(self, part):
             return self.rest
 
-    latents = encode_dataset(model, [Played(i) for i in range(40)], steps=480, count=40)
+    played = [Played(i) for i in range(40)]
+    latents = latent_buffer(list(latents_of(model, played)), played, model.action_dim)
     assert latents.device.type == CUDA.type
     before = _open_loop_error(model, walk)
     refine(
@@ -329,6 +330,7 @@ def test_whole_runs_go_through_on_the_gpu(experiment, tmp_path, monkeypatch, cap
             "train.steps=40",
             "decode.steps=20",
             "refine.steps=20",
+            *(["reach.steps=20"] if experiment == "two_room" else []),
             "calibrate.episodes=8",
             "calibrate.horizon=4",
             "calibrate.particles=8",

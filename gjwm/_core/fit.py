@@ -40,8 +40,10 @@ class Optimiser:
         schedules = torch.optim.lr_scheduler
         if self.warmup is None:
             return optimizer, schedules.CosineAnnealingLR(optimizer, steps)
+        # torch divides by the warm-up's steps less one
+        warmup = max(self.warmup, min(2 / (steps + 1), 1.0))
         return optimizer, schedules.OneCycleLR(
-            optimizer, self.lr, total_steps=steps + 1, pct_start=self.warmup
+            optimizer, self.lr, total_steps=steps + 1, pct_start=warmup
         )
 
 

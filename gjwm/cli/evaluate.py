@@ -17,6 +17,7 @@ from gjwm._core.machine import cores
 from gjwm.cli.config import behaviour_of, env_kwargs, factory, fill
 from gjwm.evaluation import Details, Evaluation, evaluate, held_out_episodes
 from gjwm.evaluation.evaluate import Task
+from gjwm.evaluation.goals import check_cost
 from gjwm.evaluation.verdict import judge
 from gjwm.models.world_model import WorldModel, load_payload
 from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, save_arrays, write_report
@@ -33,7 +34,10 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     settings, task = evaluation_settings(cfg), task_of(cfg)
     planner = instantiate(cfg.planner)
-    task.goals(settings, planner)  # what cannot work is told before episodes are collected
+    # what cannot work is told before episodes are collected
+    task.goals(settings, planner)
+    cost = factory(cfg.cost, "cost")
+    check_cost(cost, model.reach is not None)
     print("collecting held-out episodes", flush=True)
     episodes = held_out_episodes(task, settings, workers=cfg.collect.workers)
     details = Details()
@@ -44,7 +48,7 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
         env_kwargs=task.env_kwargs,
         episodes=episodes,
         planner=planner,
-        cost=factory(cfg.cost, "cost"),
+        cost=cost,
         notify=lambda message: print(message, flush=True),
         details=details,
     )

@@ -13,7 +13,7 @@ from gjwm.cli.collect import collect_command
 from gjwm.cli.config import factory, recipe_of
 from gjwm.cli.evaluate import evaluate_command, evaluation_settings, task_of
 from gjwm.cli.train import train_command
-from gjwm.evaluation.goals import asks_for_reach, check_cost
+from gjwm.evaluation.goals import check_cost
 from gjwm.reporting import EVALUATION
 from gjwm.training.recipe import check_refined
 from gjwm.training.run import require_same_training, same_evaluation
@@ -30,9 +30,7 @@ def run_command(cfg: DictConfig, command: str) -> None:
     check_refined(recipe)
     task_of(cfg).goals(evaluation_settings(cfg), instantiate(cfg.planner))
     cost = factory(cfg.cost, "cost")
-    check_cost(cost)
-    if asks_for_reach(cost) and not recipe.reach.steps:
-        raise ValueError("this cost asks for a reach: set reach.steps=1500, say, or cost=goal.")
+    check_cost(cost, recipe.reach.steps > 0)
     cfg.resume = True
     run, now = Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True)
     with holding(run / "lock", wait=True):

@@ -39,6 +39,7 @@ from gjwm.evaluation.goals import (
     model_actor,
     planning_report,
     simulator_planner,
+    usual_cost,
 )
 from gjwm.evaluation.intervals import ratio_interval
 from gjwm.evaluation.prediction import encode_episodes, marginal_report, prediction_report
@@ -196,7 +197,7 @@ def evaluate(
     behaviour: Behaviour | Mapping[str, Any] | None = None,
     episodes: Sequence[Episode] | None = None,
     planner: Planner | None = None,
-    cost: CostOfGoals = GoalCost,
+    cost: CostOfGoals | None = None,
     notify: Callable[[str], None] = lambda message: None,
     details: Details | None = None,
 ) -> dict[str, Any]:
@@ -208,7 +209,8 @@ def evaluate(
             comes from.
         episodes: held out, recorded with their states and equally long; None: they are collected.
         planner: of the model's plans; the oracle has a cheaper search of its own.
-        cost: goals (B, D) -> the cost of plans towards them, in latents.
+        cost: goals (B, D) -> the cost of plans towards them, in latents; None: `ReachCost` of a
+            model that has a reach, else `GoalCost`.
         notify: told what is being measured.
         details: filled with what the figures were made of.
 
@@ -223,7 +225,8 @@ def evaluate(
             "gjwm.evaluate's episodes are held-out episodes; how many is "
             f"Evaluation(episodes={episodes})."
         )
-    check_cost(cost)
+    cost = usual_cost(model) if cost is None else cost
+    check_cost(cost, model.reach is not None)
     task = Task.of(model, env_id, env_kwargs, behaviour)
     planner = task.default_planner() if planner is None else planner
     goals = task.goals(settings, planner)
@@ -266,21 +269,20 @@ def _prediction(
     """What is measured on latents and actions alone, and on pictures that are spoiled."""
     stages("prediction")
     horizons = dict(horizons=(5, 10), particles=64)
+    ahead = max(settings.horizon, settings.oracle_horizon or 0)
     report: dict[str, Any] = {
-        "prediction": prediction_report(
-            model, z, a, horizon=settings.horizon, generator=_seeded(settings)
-        ),
+        "prediction": prediction_report(model, z, a, horizon=ahead, generator=_seeded(settings)),
         "calibration": calibration_by_horizon(
             model, z, a, generator=_seeded(settings, model.device), **horizons
         ),
         "marginal": marginal_report(model, z, a, generator=_seeded(settings, model.device)),
     }
-    reach = report["prediction"]["horizon"]
-    report["prediction"]["linear_gaussian"] = linear_gaussian_report(z, a, horizon=reach)
+    ahead = report["prediction"]["horizon"]
+    report["prediction"]["linear_gaussian"] = linear_gaussian_report(z, a, horizon=ahead)
     windows = min(NOISE_FLOOR_WINDOWS, len(episodes))
     with goal_lanes(task.env_id, task.env_kwargs, windows) as envs:
         report["prediction"]["noise_floor"] = noise_floor(
-            model, envs, episodes, horizon=reach, frame_stack=task.frame_stack, seed=settings.seed
+            model, envs, episodes, horizon=ahead, frame_stack=task.frame_stack, seed=settings.seed
         )
     if model.calibration is not None:
         report["calibration"]["temperature_by_horizon"] = model.calibration.temperature.tolist()
@@ -344,11 +346,11 @@ def _planning(
         "hold": HoldActor(model.action_dim),
     }
     if settings.oracle:
-        longer = settings.oracle_horizon or settings.horizon
+        oracle_horizon = settings.oracle_horizon or settings.horizon
         actors["oracle"] = OracleActor(
             made.pairs.goal_position,
-            simulator_planner(planner, longer, model.action_dim),
-            horizon=longer,
+            simulator_planner(planner, oracle_horizon, model.action_dim),
+            horizon=oracle_horizon,
             replan_every=settings.replan_every,
             generator=_seeded(settings),
         )
@@ -375,6 +377,7 @@ def _planning(
         "success_radius": radius,
         "action_repeat": int(task.env_kwargs.get("action_repeat", 1)),
         **plan,
+        "oracle_horizon": settings.oracle_horizon or settings.horizon,
         "cost": cost_name(cost),
     }
     return report

@@ -21,7 +21,7 @@ from gjwm.models.world_model import WorldModel
 from gjwm.planning import ICEM, CategoricalCEM, Planner
 from gjwm.planning.agent import MPCAgent
 from gjwm.planning.controller import RecedingHorizon
-from gjwm.planning.costs import Cost, GoalCost
+from gjwm.planning.costs import Cost, GoalCost, ReachCost
 
 # goals (B, D), in latents or in positions -> the cost of reaching them; with an argument `reach`
 # it gets the model's
@@ -149,37 +149,40 @@ class RememberedPlans:
         self.agent.reset(mask)
 
 
-def check_cost(cost: CostOfGoals) -> None:
-    """Raise ValueError for what does not make a cost from goals, such as a finished cost."""
+def check_cost(cost: CostOfGoals, reach: bool = True) -> None:
+    """Raise ValueError for what does not make a cost from goals, such as a finished cost, or asks
+    for a reach where there is none.
+    """
+    asks = asks_for_reach(cost)
     try:
-        inspect.signature(cost).bind(None, **({"reach": None} if asks_for_reach(cost) else {}))
+        inspect.signature(cost).bind(None, **({"reach": None} if asks else {}))
     except TypeError as error:
         raise ValueError(
             "cost must be called with goals (B, D) and return a cost: a class such as GoalCost, or "
             f"a function, got {cost!r}: {error}."
         ) from error
-
-
-def asks_for_reach(cost: CostOfGoals) -> bool:
-    """Whether a cost of goals has an argument `reach` that nobody has given yet."""
-    given = getattr(cost, "keywords", {})
-    return "reach" in inspect.signature(cost).parameters and "reach" not in given
-
-
-def cost_towards(goal: Tensor, cost: CostOfGoals, model: WorldModel) -> Cost:
-    """The cost of reaching latents (B, D) of a model.
-
-    Raises:
-        ValueError: when the cost asks for a reach and the model has none.
-    """
-    if not asks_for_reach(cost):
-        return cost(goal)
-    if model.reach is None:
+    if asks and not reach:
         raise ValueError(
             "this cost asks for a reach and the model has none: train it with reach.steps=1500, or "
             "Recipe(reach=ReachSettings(steps=1500))."
         )
-    return cost(goal, reach=model.reach)
+
+
+def asks_for_reach(cost: CostOfGoals) -> bool:
+    """Whether a cost of goals has an argument `reach` that nobody has given yet."""
+    reach = inspect.signature(cost).parameters.get("reach")
+    return reach is not None and reach.default is reach.empty
+
+
+def usual_cost(model: WorldModel) -> CostOfGoals:
+    """`ReachCost` of a model that has a reach, else `GoalCost`."""
+    return GoalCost if model.reach is None else ReachCost
+
+
+def cost_towards(goal: Tensor, cost: CostOfGoals, model: WorldModel) -> Cost:
+    """The cost of reaching latents (B, D) of a model."""
+    check_cost(cost, model.reach is not None)
+    return cost(goal, reach=model.reach) if asks_for_reach(cost) else cost(goal)
 
 
 def model_actor(

@@ -3,7 +3,8 @@
 A head psi maps latents to whitened features. If (psi(z_t), psi(z_{t+k})), k random, is jointly
 Gaussian, its law is one matrix C = E[psi(z_{t+k}) psi(z_t)^T], and reachability, the states on a
 way and the information about the future are closed forms of it. With C = U diag(rho) V^T every pair
-of coordinates (V^T psi, U^T psi') stands alone, with correlation rho_i.
+of coordinates (V^T psi, U^T psi') stands alone, with correlation rho_i. Both ends are taken to have
+one law, as in episodes that begin anywhere.
 
 psi maximises that information, -1/2 sum log(1 - rho_i^2) (canonical correlations; Noe and Nueske's
 variational principle, VAMP): no rescaling of psi changes it, so nothing else is needed against
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,11 +23,13 @@ from torch import Generator, Tensor, nn
 from gjwm._core import draws
 from gjwm._core.configured import Configured
 from gjwm._core.fit import Log, Optimiser, Threads, fit
+from gjwm._core.settings import Bounds, Count, Positive, check
 from gjwm.models.layers import mlp
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer
 
 MAX_CORRELATION = 0.99  # 1 / (1 - rho^2) of larger ones is noise
 MEASURED_PAIRS = 50_000
+UNSEEN = 10  # C is measured on every tenth episode
 
 
 class Reach(Configured, nn.Module):
@@ -34,7 +38,7 @@ class Reach(Configured, nn.Module):
     Args:
         latent_dim: D.
         dim: K of psi.
-        horizon: mean of k, in steps; lags are cut where the episode ends.
+        horizon: mean of k in steps, in long episodes: lags end within the episode.
         hidden: widths of psi's hidden layers.
         power: p of `distance`.
     """
@@ -50,8 +54,8 @@ class Reach(Configured, nn.Module):
     ):
         super().__init__()
         for name, value in (("latent_dim", latent_dim), ("dim", dim), ("horizon", horizon)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Reach expects a whole number {name} >= 1, got {value!r}.")
+            check(f"Reach's {name}", value, Count)
+        check("Reach's power", power, Positive)
         self.latent_dim, self.dim, self.horizon, self.power = latent_dim, dim, horizon, power
         self.net = nn.Sequential(
             mlp([latent_dim, *hidden, dim]), nn.BatchNorm1d(dim, eps=1e-8, affine=False)
@@ -65,11 +69,11 @@ class Reach(Configured, nn.Module):
         self.register_buffer("right", torch.eye(dim))
         self.register_buffer("rho", torch.zeros(dim))
         self.register_buffer("metric", torch.zeros(dim, dim))  # a root of A^p, see `distance`
+        self.eval()
 
     def fit(
         self,
         z: Tensor | Sequence[Tensor],
-        imagined: Tensor | Sequence[Tensor] | None = None,
         *,
         objective: JointEmbeddingObjective | None = None,
         steps: int = 1500,
@@ -80,44 +84,49 @@ class Reach(Configured, nn.Module):
         log_every: int = 25,
         threads: Threads | None = None,
     ) -> Reach:
-        """Fit psi, then the matrix C.
+        """Fit psi, then measure C, on every tenth episode, which psi has not learned from (on all
+        where there are fewer than ten).
 
         Args:
             z: latents of episodes, (E, T, D), or one (T, D) each.
-            imagined: of the same shapes, what a model predicted for the same steps, so that plans
-                are judged by a psi that has seen their latents; half of the earlier ends are then
-                of these.
             objective: of pairs; None is minus the information, without a discrepancy.
             steps, batch, lr: AdamW on a one-cycle schedule; pairs per step.
-            generator: draws pairs and slices.
+            generator: draws pairs. First weights come from torch's own.
 
         Raises:
-            ValueError: for other shapes, NaN, or episodes of fewer than two steps.
+            ValueError: for other shapes, NaN, episodes of fewer than two steps, or latents in which
+                nothing lasts.
         """
-        pairs = Pairs(z, imagined, self.latent_dim, self.horizon)
+        check("Reach.fit's steps", steps, Count)
+        check("Reach.fit's batch", batch, Annotated[int, Bounds(least=2)])
+        learning, unseen = (Pairs(part, self.horizon) for part in _split(z, self.latent_dim))
         if objective is None:
             objective = JointEmbeddingObjective(NoRegularizer(), 0.0, align="joint")
         objective.to(self.mean.device)
 
         def loss(step: int) -> dict[str, Tensor]:
-            ends = self.net(torch.cat(pairs.draw(batch, generator)))
-            now, later = ends.chunk(2)
+            now, later = self.net(torch.cat(learning.draw(batch, generator))).chunk(2)
             both = torch.stack([now, later], 1)
             return objective(
                 self.predictor(now)[:, None], later[:, None], both, generator=generator
             )
 
-        fit(
-            [self.net, self.predictor],
-            loss,
-            Optimiser(lr=lr, weight_decay=1e-4, clip=1.0, warmup=0.1),
-            steps=steps,
-            log=log,
-            log_every=log_every,
-            threads=threads,
-        )
-        self.settle(*pairs.draw(MEASURED_PAIRS, generator))
+        with torch.enable_grad():
+            fit(
+                [self.net, self.predictor],
+                loss,
+                Optimiser(lr=lr, weight_decay=1e-4, clip=1.0, warmup=0.1),
+                steps=steps,
+                log=log,
+                log_every=log_every,
+                threads=threads,
+            )
+        self.settle(*unseen.draw(MEASURED_PAIRS, generator))
         return self
+
+    def train(self, mode: bool = True) -> Reach:
+        """Stays in evaluation mode: only `fit` changes what it knows."""
+        return super().train(False)
 
     @torch.no_grad()
     def settle(self, z: Tensor, later: Tensor) -> None:
@@ -126,32 +135,44 @@ class Reach(Configured, nn.Module):
         mean, n = torch.cat([now, later]).mean(0), len(now)
         now, later = now - mean, later - mean
         whiten = _inverse_root((now.T @ now + later.T @ later) / (2 * n))
-        c = whiten @ (later.T @ now / n) @ whiten
         self.mean.copy_(mean)
         self.whiten.copy_(whiten)
-        self.set_matrix(c)
+        self.set_matrix(whiten @ (later.T @ now / n) @ whiten)
 
     @torch.no_grad()
     def set_matrix(self, c: Tensor) -> None:
-        """Take C (K, K) of whitened features; correlations above 0.99 are lowered to it."""
+        """Take C (K, K) of whitened features; correlations above 0.99 are lowered to it.
+
+        Raises:
+            ValueError: when nothing lasts, as C has no positive direction.
+        """
         left, rho, right = torch.linalg.svd(c.double())
         rho = rho.clamp(max=MAX_CORRELATION)
+        a = (left * (rho / (1 - rho.square()))) @ right
+        values, vectors = torch.linalg.eigh((a + a.T) / 2)
+        if not values.max() > 1e-9:
+            raise ValueError(
+                "no direction of these latents lasts for the lags of this Reach: their "
+                "correlations are zero, negative, or turn around; choose another horizon."
+            )
+        weights = values.clamp(min=0) ** self.power
         self.left.copy_(left)
         self.right.copy_(right.T)
         self.rho.copy_(rho)
-        a = (left * (rho / (1 - rho.square()))) @ right
-        values, vectors = torch.linalg.eigh((a + a.T) / 2)
-        values = values.clamp(min=0)
-        weights = values * (values / values.max().clamp(min=1e-12)) ** (self.power - 1)
-        self.metric.copy_(weights.sqrt()[:, None] * vectors.T)
+        self.metric.copy_((weights / (2 * weights.sum())).sqrt()[:, None] * vectors.T)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it knows anything yet."""
+        return bool(self.rho.any())
 
     def embed(self, z: Tensor) -> Tensor:
         """Whitened features: latents (..., D) -> (..., K)."""
-        if z.shape[-1] != self.latent_dim:
+        if z.shape[-1:] != (self.latent_dim,):
             raise ValueError(
                 f"Reach was built for latents (..., {self.latent_dim}), got {tuple(z.shape)}."
             )
-        features = self.net(z.reshape(-1, self.latent_dim)) - self.mean
+        features = self.net(z.reshape(-1, self.latent_dim).to(self.mean)) - self.mean
         return (features @ self.whiten).reshape(*z.shape[:-1], self.dim)
 
     def log_ratio(self, z: Tensor, goal: Tensor) -> Tensor:
@@ -159,17 +180,18 @@ class Reach(Configured, nn.Module):
         return log_ratio(self.embed(z) @ self.right, self.embed(goal) @ self.left, self.rho)
 
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
-        """How far apart latents are for those who go to and fro, (..., D), broadcast -> (...) >= 0.
+        """How far apart latents are for those who go to and fro, (..., D), broadcast -> (...) >= 0;
+        two states at random are 1 apart on the mean.
 
-        1/2 (s - g)^T A^p (s - g) / K of whitened features, A the symmetric part of (I - C C^T)^{-1}
-        C, up to a factor. p = 1 is minus the log-ratio, less what depends on one end alone (the
-        ratio itself is highest beyond the goal, from where the data drift back to it): along slow
-        directions the commute-time distance, sum (s - g)^2 / (1 - rho). Many fast directions then
-        hide the few slow ones that know the way (von Luxburg et al., "Getting lost in space",
-        2010); a higher power, as of the biharmonic distance (Lipman et al., 2010; p = 2), lets them
-        speak, whatever K is.
+        (s - g)^T A^p (s - g) of whitened features, A the symmetric part of (I - C C^T)^{-1} C,
+        scaled. Where C is symmetric, p = 1 is minus the log-ratio less what depends on one end
+        alone (the ratio itself is highest beyond the goal, from where the data drift back to it);
+        along slow directions it is the commute-time distance, sum (s - g)^2 / (1 - rho). Many fast
+        directions then hide the few slow ones that know the way (von Luxburg et al., "Getting lost
+        in space", 2010). A higher power, as of the biharmonic distance (Lipman et al., 2010: p =
+        2), lets them speak, whatever K is.
         """
-        return ((self.embed(z) - self.embed(goal)) @ self.metric.T).square().mean(-1) / 2
+        return ((self.embed(z) - self.embed(goal)) @ self.metric.T).square().sum(-1)
 
     def waypoints(self, z: Tensor, goal: Tensor, count: int) -> Tensor:
         """The mean of `count` states between z and the goal, each a lag of the fitted law after
@@ -177,12 +199,8 @@ class Reach(Configured, nn.Module):
 
         The states on a way form a Gauss-Markov chain, whose mean between two fixed ends is one
         block-tridiagonal solve.
-
-        Raises:
-            ValueError: for fewer waypoints than one.
         """
-        if count < 1:
-            raise ValueError(f"waypoints expects count >= 1, got {count}.")
+        check("waypoints' count", count, Count)
         start, end = torch.broadcast_tensors(self.embed(z), self.embed(goal))
         return bridge(start, end, (self.left * self.rho) @ self.right.T, count)
 
@@ -237,29 +255,43 @@ def _inverse_root(s: Tensor, floor: float = 1e-6) -> Tensor:
     return (vectors * torch.where(alive, values, 1).rsqrt() * alive) @ vectors.T
 
 
-class Pairs:
-    """Pairs (z_t, z_{t+k}) of episodes: t uniform, k geometric and cut at the episode's end."""
-
-    def __init__(self, z, imagined, latent_dim: int, horizon: int):
-        episodes = list(z)
-        lengths = torch.tensor([len(e) for e in episodes])
-        bad = next((e for e in episodes if e.dim() != 2 or e.shape[-1] != latent_dim), None)
-        if bad is not None or not len(lengths) or int(lengths.max()) < 2:
-            shown = bad if bad is not None else episodes[0] if episodes else torch.empty(0)
+def _split(z: Tensor | Sequence[Tensor], latent_dim: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Episodes to learn from, and those to measure on."""
+    episodes = [torch.as_tensor(episode).detach().float() for episode in z]
+    for episode in episodes:
+        if episode.dim() != 2 or episode.shape[-1] != latent_dim:
             raise ValueError(
-                f"Reach.fit expects latents of episodes (E, T, {latent_dim}) of two steps or more, "
-                f"got {tuple(shown.shape)} for one."
+                f"Reach.fit expects latents of episodes (E, T, {latent_dim}), got "
+                f"{tuple(episode.shape)} for one."
             )
-        self.rows = torch.cat(episodes)
+    if len(episodes) < UNSEEN:
+        return episodes, episodes
+    return [e for i, e in enumerate(episodes) if i % UNSEEN], episodes[::UNSEEN]
+
+
+class Pairs:
+    """Pairs (z_t, z_{t+k}) of episodes (T, D): t uniform, k geometric among what is left of the
+    episode.
+
+    Args:
+        episodes: (T, D) each, of any lengths.
+        horizon: mean of k without an end.
+
+    Raises:
+        ValueError: when no episode has two steps, or for NaN.
+    """
+
+    def __init__(self, episodes: Sequence[Tensor], horizon: int):
+        lengths = [len(episode) for episode in episodes]
+        if max(lengths, default=0) < 2:
+            raise ValueError(
+                f"Reach.fit expects latents of episodes of two steps or more, got {len(lengths)} "
+                f"episodes of at most {max(lengths, default=0)}."
+            )
+        self.rows = torch.cat(list(episodes))
         if not self.rows.isfinite().all():
             raise ValueError("Reach.fit got NaN or infinite latents.")
-        self.imagined = None if imagined is None else torch.cat(list(imagined))
-        if self.imagined is not None and self.imagined.shape != self.rows.shape:
-            raise ValueError(
-                f"Reach.fit expects imagined latents {tuple(self.rows.shape)} for as many steps, "
-                f"got {tuple(self.imagined.shape)}."
-            )
-        left = torch.cat([torch.arange(n - 1, -1, -1) for n in lengths.tolist()])
+        left = torch.cat([torch.arange(n - 1, -1, -1) for n in lengths])
         self.starts = left.nonzero()[:, 0].to(self.rows.device)
         self.left = left.to(self.rows.device)
         self.stay = 1 - 1 / horizon  # probability that the lag goes on
@@ -268,15 +300,9 @@ class Pairs:
         """-> earlier and later ends, (count, D) each."""
         device = self.rows.device
         t = self.starts[draws.integers(len(self.starts), (count,), generator, device=device)]
+        if not self.stay:
+            return self.rows[t], self.rows[t + 1]
         most = self.left[t]
         u = draws.uniform((count,), generator, device=device, dtype=torch.float64)
-        if self.stay:
-            k = torch.log1p(-u * (1 - self.stay**most)) / math.log(self.stay)
-            k = k.ceil().long().clamp(min=1).minimum(most)
-        else:
-            k = torch.ones_like(most)
-        now = self.rows[t]
-        if self.imagined is not None:
-            half = draws.uniform((count, 1), generator, device=device) < 0.5
-            now = torch.where(half, self.imagined[t], now)
-        return now, self.rows[t + k]
+        k = torch.log1p(-u * (1 - self.stay ** most.double())) / math.log(self.stay)
+        return self.rows[t], self.rows[t + k.ceil().long().clamp(min=1).minimum(most)]

@@ -286,6 +286,11 @@ class WorldModel(nn.Module):
                 )
             reach = payload.get("reach")  # older files have none
             model.reach = None if reach is None else rebuild(reach, path)
+            if model.reach is not None and model.reach.latent_dim != model.latent_dim:
+                raise ValueError(
+                    f"{path} has a reach of {model.reach.latent_dim} latent dimensions and a model "
+                    f"of {model.latent_dim}; train it again."
+                )
             model.load_state_dict(state)
             origin = payload.get("origin")  # older files have none
             model.origin = None if origin is None else Origin(**origin)

@@ -16,7 +16,7 @@ from gjwm.models.dynamics import Past, Prediction, TailedPrediction
 from gjwm.models.world_model import WorldModel
 from gjwm.planning.categorical import CategoricalCEM
 from gjwm.planning.controller import RecedingHorizon
-from gjwm.planning.costs import Cost, GoalCost, RewardCost
+from gjwm.planning.costs import Cost, GoalCost, ReachCost, RewardCost
 from gjwm.planning.history import History
 from gjwm.planning.sampling import CEM
 from gjwm.planning.search import Plan, Planner
@@ -74,7 +74,7 @@ class MPCAgent:
         planner: see `gjwm.planning`; None is `default_planner()`.
         cost: (z (B, N, [P,] H+1, D), a (B, N, H, A)) -> (B, N); may be replaced at any time.
         goal: instead of a cost, observations to bring about, (B, *O) or (*O) for all envs: the cost
-            is then `GoalCost` of their latents.
+            is then that of their latents, `ReachCost` of a model with a reach, else `GoalCost`.
         horizon: H, actions per plan.
         replan_every: actions executed before planning again.
         generator: randomness of the planner and of the particles.
@@ -320,7 +320,8 @@ def _cost_of(model: WorldModel, goal: ArrayLike) -> GoalCost:
         )
     with torch.inference_mode(False), torch.no_grad():
         batch = goal.clone() if goal.dim() > len(shape) else goal[None].clone()
-        return GoalCost(model.encode(batch.to(model.device)))
+        z = model.encode(batch.to(model.device))
+        return GoalCost(z) if model.reach is None else ReachCost(z, model.reach)
 
 
 def _check_particles(model: WorldModel) -> None:

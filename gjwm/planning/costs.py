@@ -12,6 +12,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from gjwm._core.settings import NonNegative, check
 from gjwm.models.reach import Reach
 
 Cost = Callable[[Tensor, Tensor], Tensor]
@@ -63,8 +64,8 @@ class GoalCost:
 
 class ReachCost(GoalCost):
     """How hard the goal is to reach, by a fitted `gjwm.models.Reach`, plus a small latent distance
-    that tells apart states from which the goal is reached as easily. Nearest approach and mean as
-    in `GoalCost`.
+    that tells apart states from which the goal is reached as easily. Two states at random are 1
+    apart by reach and 2 by latents. Nearest approach and mean as in `GoalCost`.
 
     Args:
         goal: latents (B, D), or (1, D) for all envs.
@@ -73,8 +74,24 @@ class ReachCost(GoalCost):
         nearest, mean, final: see `GoalCost`.
     """
 
-    def __init__(self, goal: Tensor, reach: Reach, *, latent: float = 0.1, **weights: float):
-        super().__init__(goal, **weights)
+    def __init__(
+        self,
+        goal: Tensor,
+        reach: Reach,
+        *,
+        latent: float = 0.1,
+        nearest: float = 1.0,
+        mean: float = 0.1,
+        final: float = 0.0,
+    ):
+        super().__init__(goal, nearest=nearest, mean=mean, final=final)
+        check("ReachCost's reach", reach, Reach)
+        check("ReachCost's latent", latent, NonNegative)
+        if not reach.fitted or goal.shape[-1] != reach.latent_dim:
+            raise ValueError(
+                f"ReachCost expects a fitted Reach and goals (B, {reach.latent_dim}), got goals "
+                f"{tuple(goal.shape)}{'' if reach.fitted else ' and a Reach that is not fitted'}."
+            )
         self.reach, self.latent = reach, latent
 
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:

@@ -369,6 +369,7 @@ _PANELS = (
     ("Learning rate", ("train/lr",), False),
     ("Speed", ("frames_per_second",), False),
     ("Prediction error while the dynamics are refined", ("refine/mean_squared_error",), True),
+    ("Minus the information of pairs while the reach is fitted", ("reach/loss",), False),
     ("Decoder, for pictures only", ("decoder/squared_error",), True),
 )
 _SERIES_ROLES = ("model", "second", "third", "linear")

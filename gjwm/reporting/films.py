@@ -36,13 +36,13 @@ from gjwm.data.acting import OneLane, RecordedActor, draws, make_env, play
 from gjwm.data.dataset import Episode
 from gjwm.evaluation import Details, Evaluation
 from gjwm.evaluation.evaluate import Task, attempt, held_out_episodes
-from gjwm.evaluation.goals import CostOfGoals, GoalPairs
+from gjwm.evaluation.goals import CostOfGoals, GoalPairs, usual_cost
 from gjwm.evaluation.prediction import encode_episodes
 from gjwm.evaluation.probes import Readout, mlp_readout
 from gjwm.models.calibration import past_of
 from gjwm.models.decoder import ConvDecoder
 from gjwm.models.world_model import WorldModel
-from gjwm.planning import GoalCost, Planner
+from gjwm.planning import Planner
 
 _WIDEST = 320  # pixels of one picture in a film
 _NO_PICTURES = "it draws no pictures; give its class the argument render_mode and render()."
@@ -263,7 +263,7 @@ def film_attempts(
     *,
     count: int,
     planner: Planner | None = None,
-    cost: CostOfGoals = GoalCost,
+    cost: CostOfGoals | None = None,
     readout_episodes: int = 64,
     workers: int | None = None,
 ) -> Filming:
@@ -271,7 +271,7 @@ def film_attempts(
 
     Args:
         planner: None: the usual search among the environment's actions.
-        cost: goals (B, D) -> the cost of plans towards them.
+        cost: goals (B, D) -> the cost of plans towards them; None: as `gjwm.evaluate`.
         readout_episodes: held-out episodes that teach z -> position; 0: films show no plans.
         workers: processes that collect, see `collect_episodes`.
 
@@ -283,6 +283,7 @@ def film_attempts(
     goals = task.goals(settings, planner)
     settings = replace(settings, pairs=count, episodes=max(count, readout_episodes, 8))
     episodes = held_out_episodes(task, settings, workers=workers)
+    cost = usual_cost(model) if cost is None else cost
     details = attempt(model, task, settings, episodes, goals, planner, cost)
     position = None
     if readout_episodes:

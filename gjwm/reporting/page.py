@@ -284,6 +284,7 @@ def _timings(report: Report) -> str:
             "seconds"
         ),
         "refining the dynamics": training.get("refine_seconds"),
+        "fitting the reach": training.get("reach_seconds"),
         **{f"evaluation: {stage}": value for stage, value in report.get("timings", {}).items()},
     }
     rows = [

@@ -54,7 +54,9 @@ FIGURES: dict[str, Callable[[Report], float]] = {
     "ECE, 10 steps": lambda r: r["calibration"]["horizon_10"]["ece"],
     "teleport AUROC": lambda r: r["surprise"]["teleport"]["auroc"],
     "false alarms at 1%": lambda r: r["surprise"]["false_alarm_rate"],
-    "train s": lambda r: r["training"]["seconds"] + r["training"].get("refine_seconds", 0.0),
+    "train s": lambda r: sum(
+        r["training"].get(part, 0.0) for part in ("seconds", "refine_seconds", "reach_seconds")
+    ),
     "train ms per step": lambda r: 1e3 * r["training"]["seconds"] / r["config"]["train"]["steps"],
     "peak MB": lambda r: r["training"]["peak_memory_mb"],
 }

@@ -19,7 +19,7 @@ from gjwm.data.dataset import dataset_info
 from gjwm.study.grid import Cell, bare, expand, merged, written
 from gjwm.study.launch import Done, Job, Outcome, failure_of, record
 from gjwm.study.summary import Record
-from gjwm.training.run import require_same_training, same_evaluation
+from gjwm.training.run import LATE, require_same_training, same_evaluation
 
 Config = Mapping[str, Any]
 Compose = Callable[[Sequence[str]], Config]
@@ -271,7 +271,8 @@ class Sweep:
         if any(state.glob("state-*.pt")):  # without one, training begins anew
             made, wanted = json.loads((state / "run.json").read_text())["config"], self.config(run)
             if not (run.folder / "checkpoint.pt").is_file():
-                made["refine"] = wanted.get("refine")  # comes after the last state: may change
+                for stage in LATE:  # after the last state: may change
+                    made[stage] = wanted.get(stage)
             require_same_training(made, wanted, run.folder)
 
     def _collections(self, runs: Sequence[Run]) -> dict[str, Job]:

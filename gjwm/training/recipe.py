@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from gjwm import __version__, objectives
 from gjwm._core.fit import Log, Threads
@@ -39,7 +39,7 @@ from gjwm.training.settings import (
 )
 from gjwm.training.train import (
     check_pairs,
-    encode_dataset,
+    latent_buffer,
     latents_of,
     peak_memory_mb,
     refine,
@@ -228,6 +228,7 @@ class _Training:
         self.data, self.recipe, self.run, self.device = data, recipe, run, device
         self.threads, self.notify = threads, notify
         self.log: Log = lambda scalars, step: None
+        self._encoded: list[Tensor] | None = None
 
     def go(self, storage: str) -> WorldModel:
         recipe, data, run = self.recipe, self.data, self.run
@@ -327,8 +328,9 @@ class _Training:
         begin, settings = time.perf_counter(), self.recipe.refine
         stage = ("refine", settings.steps, self.recipe.train.steps, "refine/mean_squared_error")
         with self._stage(*stage) as logging:
-            episodes = islice(iter(self.data), len(lengths))
-            latents = encode_dataset(model, episodes, steps=sum(lengths), count=len(lengths))
+            latents = latent_buffer(
+                self._latents(model, len(lengths)), iter(self.data), model.action_dim
+            )
             if fresh is not None:
                 model.dynamics = fresh
                 self.notify(
@@ -337,15 +339,20 @@ class _Training:
             refine(model.dynamics, latents, settings, generator=generator, **logging)
         return {"refine_seconds": time.perf_counter() - begin}
 
+    def _latents(self, model: WorldModel, episodes: int) -> list[Tensor]:
+        """Of the dataset's first episodes; encoded once, as they change no more."""
+        if self._encoded is None:
+            self._encoded = list(latents_of(model, islice(iter(self.data), episodes)))
+        return self._encoded
+
     def _reach(self, model: WorldModel, lengths: list[int], generator: Generator) -> dict[str, Any]:
         begin, settings = time.perf_counter(), self.recipe.reach
         before = self.recipe.train.steps + self.recipe.refine.steps
-        latents = list(latents_of(model, islice(iter(self.data), len(lengths))))
         reach = Reach(model.latent_dim, settings.dim, settings.horizon).to(self.device)
         with self._stage("reach", settings.steps, before, "reach/loss") as logging:
             log = logging.pop("log")
             reach.fit(
-                latents,
+                self._latents(model, len(lengths)),
                 steps=settings.steps,
                 batch=settings.batch,
                 lr=settings.lr,
@@ -354,7 +361,10 @@ class _Training:
                 **logging,
             )
         model.reach = reach
-        return {"reach_seconds": time.perf_counter() - begin}
+        return {
+            "reach_seconds": time.perf_counter() - begin,
+            "reach_information": reach.information().item(),
+        }
 
     def _save(self, model: WorldModel, measured: dict[str, Any]) -> None:
         """What describes the run changes together with its model, and only after training: one that

@@ -27,7 +27,8 @@ AFTER_TRAINING = (
     *("evaluate", "planner", "cost", "video", "logger", "threads", "study", "device", "report"),
     *("resume", "storage", "compress", "checkpoint"),
 )
-OFFLINE = ("refine", "reach", "decode")  # that only `gjwm train` reads
+LATE = ("refine", "reach")  # stages after the last state of a training
+OFFLINE = (*LATE, "decode")  # that only `gjwm train` reads
 # groups that only `gjwm online` reads, for which the planner belongs to training
 ONLINE = ("online", "learner")
 
@@ -62,7 +63,7 @@ def _leaves(config: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, A
 def _decisive(config: Mapping[str, Any], online: bool) -> dict[str, Any]:
     ignored = {*AFTER_TRAINING, *OFFLINE} - {"planner"} if online else {*AFTER_TRAINING, *ONLINE}
     config = {key: copy.copy(value) for key, value in config.items() if key not in ignored}
-    for stage in ("refine", "reach"):
+    for stage in LATE:
         if not (config.get(stage) or {}).get("steps"):
             config.pop(stage, None)  # it does not happen, however it would have been
     if isinstance(config.get("collect"), dict):
@@ -168,7 +169,7 @@ class Run:
             online, complete = self.last == RETURNS, self._newer(self.last)
             if not online and not complete:
                 # These come after the last state, so how may change as long as there is no model.
-                for stage in ("refine", "reach"):
+                for stage in LATE:
                     before["config"][stage] = self.config.get(stage)
             require_same_training(before["config"], self.config, self.folder, online=online)
             if state.step >= steps and not unfinished and complete:

@@ -4,8 +4,7 @@ dynamics to latents, and what reads frozen latents: decoder, state head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import tee
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,28 +149,6 @@ def train(
     return named(scalars)
 
 
-def encode_dataset(
-    model: WorldModel, episodes: Iterable[Episode], *, steps: int, count: int
-) -> ReplayBuffer:
-    """Episodes with latents (T+1, D) for observations, one after the other, as a buffer that
-    `refine` draws from.
-
-    Args:
-        model: in evaluation mode; the buffer is on its device.
-        episodes: of any lengths T, with observations (T+1, *O).
-        steps, count: of all episodes together, and how many there are.
-
-    Raises:
-        ValueError: when the model is in training mode, in which encoding would change its BatchNorm
-            statistics.
-    """
-    buffer = _latent_buffer(model.latent_dim, model.action_dim, steps, count, model.device)
-    episodes, copies = tee(episodes)
-    for z, episode in zip(latents_of(model, copies), episodes):
-        buffer.add_episode(z, *episode[1:5])
-    return buffer
-
-
 def latents_of(model: WorldModel, episodes: Iterable[Episode]) -> Iterator[Tensor]:
     """Latents (T+1, D) of each episode, on the model's device.
 
@@ -186,8 +163,21 @@ def latents_of(model: WorldModel, episodes: Iterable[Episode]) -> Iterator[Tenso
         )
     for episode in episodes:
         o = torch.from_numpy(episode.o)
-        with torch.no_grad():
-            yield torch.cat([model.encode(part.to(model.device)) for part in o.split(1024)])
+        with torch.no_grad():  # left before the caller goes on
+            z = torch.cat([model.encode(part.to(model.device)) for part in o.split(1024)])
+        yield z
+
+
+def latent_buffer(
+    latents: Sequence[Tensor], episodes: Iterable[Episode], action_dim: int
+) -> ReplayBuffer:
+    """Latents (T+1, D) in place of the observations of episodes, as a buffer that `refine` draws
+    from, on the latents' device.
+    """
+    buffer = _empty_buffer(latents, action_dim)
+    for z, episode in zip(latents, episodes):
+        buffer.add_episode(z, *episode[1:5])
+    return buffer
 
 
 def latent_windows(z: Tensor, a: Tensor) -> ReplayBuffer:
@@ -199,20 +189,18 @@ def latent_windows(z: Tensor, a: Tensor) -> ReplayBuffer:
             f"expected latents (E, T+1, D) and actions (E, T, A), got {tuple(z.shape)} and "
             f"{tuple(a.shape)}."
         )
-    count, steps = a.shape[:2]
-    buffer = _latent_buffer(z.shape[-1], a.shape[-1], count * steps, count, z.device)
-    nothing = torch.zeros(steps)
+    buffer = _empty_buffer(z, a.shape[-1])
+    nothing = torch.zeros(a.shape[1])
     for latents, actions in zip(z.detach(), a):
         buffer.add_episode(latents, actions, nothing, nothing.bool(), nothing.bool())
     return buffer
 
 
-def _latent_buffer(
-    latent_dim: int, action_dim: int, steps: int, count: int, device: torch.device
-) -> ReplayBuffer:
-    latents = spaces.Box(-np.inf, np.inf, (latent_dim,), np.float32)
+def _empty_buffer(latents: Sequence[Tensor], action_dim: int) -> ReplayBuffer:
+    steps = sum(len(z) - 1 for z in latents)
+    values = spaces.Box(-np.inf, np.inf, (latents[0].shape[-1],), np.float32)
     actions = spaces.Box(-1, 1, (action_dim,), np.float32)
-    return ReplayBuffer(steps, latents, actions, episodes=count, device=device)
+    return ReplayBuffer(steps, values, actions, episodes=len(latents), device=latents[0].device)
 
 
 def refine(
@@ -232,7 +220,7 @@ def refine(
     What it gains: docs/experiments/2026-11-27-refined-dynamics.md.
 
     Args:
-        latents: of `encode_dataset` or `latent_windows`, on the dynamics' device.
+        latents: of `latent_buffer` or `latent_windows`, on the dynamics' device.
         log: called every `log_every` steps with "refine/mean_squared_error": one-step and open-loop
             predictions over the window, weighted alike (and those of all members of an ensemble).
         generator: draws the seed of the windows.

@@ -45,12 +45,16 @@ SMALL = [
     "decode.steps=20",
     "refine.steps=10",
     "refine.batch=8",
+    "reach.steps=10",
+    "reach.batch=16",
+    "reach.dim=4",
     "logger.every=10",
     "evaluate.episodes=12",
     "evaluate.length=30",
     "evaluate.pairs=4",
     "evaluate.steps=6",
     "evaluate.horizon=6",
+    "evaluate.oracle_horizon=6",
     "evaluate.probe_steps=40",
     "video.episodes=2",
     "video.grid=3",
@@ -87,9 +91,10 @@ def test_collect_train_evaluate_and_video_leave_one_run_folder(folder, capsys):
     }
     assert names | {"report.html", "gallery", "videos"} <= {path.name for path in made.iterdir()}
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60, 70]
     assert {"loss", "train/alignment", "train/discrepancy", "frames_per_second"} <= set(lines[0])
-    assert "refine/mean_squared_error" in lines[3] and "decoder/squared_error" in lines[4]
+    assert "refine/mean_squared_error" in lines[3] and "reach/loss" in lines[4]
+    assert "decoder/squared_error" in lines[5]
     report = json.loads((made / "evaluation.json").read_text())
     assert report["planning"]["oracle"]["episodes"] == 4 and report["config"]["seed"] == 0
     film = iio.imread(made / "videos" / "goals.mp4")
@@ -164,7 +169,7 @@ def test_a_report_is_drawn_again_from_the_folder_alone(folder, capsys):
     made = folder / "runs" / "small"
     live = (made / "report.html").read_text()  # training leaves a first page
     assert (
-        "step 60 of 60, done" in live
+        "step 70 of 70, done" in live
         and "training-loss" in live
         and "training-decoder-squared-error" in live
     )

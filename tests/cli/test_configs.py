@@ -27,7 +27,7 @@ from gjwm.training.settings import TrainSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMPONENTS = ("encoder", "dynamics", "heads", "discrepancy", "planner", "cost")
-STAGES = ("env", "collect", "train", "refine", "calibrate", "decode", "evaluate")
+STAGES = ("env", "collect", "train", "refine", "reach", "calibrate", "decode", "evaluate")
 GROUPS = (*COMPONENTS, *STAGES, "online", "learner", "experiment", "preset", "study")
 
 

@@ -68,6 +68,48 @@ def test_one_waypoint_lies_between_both_ends_and_nearer_to_the_mean_where_all_is
     torch.testing.assert_close(bridge(s, g, rho.diag(), 1)[:, 0], expected)
 
 
+def plain(dim):
+    """A reach whose features are the latents themselves."""
+    reach = Reach(dim, dim)
+    reach.net = torch.nn.Identity()
+    return reach
+
+
+def test_the_matrix_of_a_world_that_turns_is_measured_with_its_direction():
+    generator = torch.Generator().manual_seed(0)
+    angle = torch.tensor(0.5)
+    turn = torch.stack(
+        [torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])]
+    )
+    path = chain([0.9, 0.9], 100_000, 2, generator, turn)
+    scale = torch.tensor([[2.0, 0.0], [1.0, 0.5]])  # features need not be white
+    reach = plain(2)
+    reach.settle(path[:, 0] @ scale.T + 3, path[:, 1] @ scale.T + 3)
+    known = -0.5 * 2 * torch.tensor(1 - 0.81).log()
+    assert reach.information().item() == pytest.approx(known.item(), abs=0.02)
+    now, later = path[:5, 0].double(), path[5:10, 1].double()
+    law = torch.distributions.Normal
+    mean = 0.9 * now @ turn.T.double()
+    direct = law(mean, 0.19**0.5).log_prob(later) - law(0.0, 1.0).log_prob(later)
+    ratio = reach.log_ratio(path[:5, 0] @ scale.T + 3, path[5:10, 1] @ scale.T + 3)
+    torch.testing.assert_close(ratio.double(), direct.sum(-1), atol=0.1, rtol=0.05)
+
+
+def test_a_world_in_which_nothing_lasts_is_refused():
+    with pytest.raises(ValueError, match="no direction of these latents lasts"):
+        plain(2).set_matrix(-0.5 * torch.eye(2))
+
+
+def test_fitting_leaves_the_latents_alone_and_stays_in_evaluation_mode():
+    z = torch.randn(12, 9, 4, requires_grad=True)
+    with torch.no_grad():
+        reach = Reach(4, 3, 1, hidden=(8,)).fit([*z, z[0, :5]], steps=2, batch=8)
+    assert z.grad is None and reach.fitted
+    before = reach.distance(z[0], z[1]).detach()
+    reach.train()
+    torch.testing.assert_close(reach.distance(z[0], z[1]).detach(), before)
+
+
 @pytest.fixture(scope="module")
 def line():
     """A reach on a line: aimless episodes of one slow coordinate, bent into four latents."""
@@ -86,12 +128,14 @@ def test_fitting_finds_the_correlation_of_the_slow_coordinate(line):
 
 
 def test_a_state_nearer_along_the_slow_coordinate_is_nearer(line):
-    reach, _ = line
+    reach, z = line
     place = torch.linspace(-2, 2, 9)
     states = torch.stack([place, 0 * place, place.tanh(), 0 * place], -1)
     goal = states[-1]
     distance = reach.distance(states, goal)
     assert distance[-1] < 1e-6
+    place = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    assert reach.distance(z[:, 0], z[place, -1]).mean().item() == pytest.approx(1, rel=0.25)
     assert (distance.diff() < 0).all()
     ratio = reach.log_ratio(states, goal)
     assert (ratio.diff() > 0).float().mean() >= 0.75
@@ -99,9 +143,8 @@ def test_a_state_nearer_along_the_slow_coordinate_is_nearer(line):
 
 def test_direction_counts_where_a_world_drifts():
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-    reach = Reach(2, 2, hidden=())
-    reach.net = torch.nn.Identity()
-    reach.set_matrix(0.9 * turn)
+    reach = plain(2)
+    reach.set_matrix(0.9 * turn + 0.05 * torch.eye(2))
     east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     assert reach.log_ratio(east, north) > reach.log_ratio(north, east) + 1
 
@@ -113,7 +156,7 @@ def test_waypoints_come_one_after_the_other(line):
     start, end = reach.embed(z[:5, 0]), reach.embed(z[0, -1])
     c = (reach.left * reach.rho) @ reach.right.T
     torch.testing.assert_close(ways, bridge(start, end.expand_as(start), c, 3))
-    with pytest.raises(ValueError, match="count >= 1"):
+    with pytest.raises(ValueError, match="at least 1"):
         reach.waypoints(z[:5, 0], z[0, -1], 0)
 
 
@@ -122,18 +165,14 @@ def test_waypoints_come_one_after_the_other(line):
     [
         (torch.zeros(2, 5, 3), "latents of episodes"),
         (torch.zeros(2, 1, 4), "two steps or more"),
-        ([], "latents of episodes"),
+        (torch.zeros(5, 4), "latents of episodes"),
+        ([], "two steps or more"),
         (torch.full((2, 5, 4), torch.nan), "NaN"),
     ],
 )
 def test_latents_that_do_not_fit_are_refused(z, says):
     with pytest.raises(ValueError, match=says):
         Reach(4).fit(z)
-
-
-def test_imagined_latents_must_match():
-    with pytest.raises(ValueError, match="imagined"):
-        Reach(4).fit(torch.randn(2, 5, 4), torch.randn(2, 4, 4))
 
 
 def test_sizes_must_be_counts():

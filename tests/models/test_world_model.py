@@ -20,7 +20,7 @@ from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg, make_objective
 from gjwm.training.settings import RefineSettings, TrainSettings
-from gjwm.training.train import encode_dataset, refine, train
+from gjwm.training.train import latent_buffer, latents_of, refine, train
 
 
 def world_model(latent_dim=4, observation=3, action=2, output_norm="batch"):
@@ -55,6 +55,10 @@ class LinearSystem:
 
 def g(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def encoded(model, episodes):
+    return latent_buffer(list(latents_of(model, episodes)), episodes, model.action_dim)
 
 
 def test_losses_are_the_objective_plus_the_variance_nll():
@@ -404,7 +408,7 @@ def test_refining_fits_the_dynamics_to_latents_that_stand_still():
         TrainSettings(steps=60, length=4),
         generator=g(2),
     )
-    latents = encode_dataset(model, episodes, steps=260, count=30)
+    latents = encoded(model, episodes)
     assert len(latents) == 260 and latents.sample(1, 12, generator=g()).o.shape == (1, 13, 4)
     test = model.encode(system.sample(200, 5, g(3)).o).detach()
     a = system.sample(200, 5, g(3)).a
@@ -428,13 +432,13 @@ def test_refining_fits_the_dynamics_to_latents_that_stand_still():
         with pytest.raises(ValueError, match=r"refine\.(steps|batch|length|lr) must be"):
             refine(model.dynamics, latents, RefineSettings(**wrong))
     with pytest.raises(ValueError, match="evaluation mode"):
-        encode_dataset(model.train(), episodes, steps=260, count=30)
+        encoded(model.train(), episodes)
 
 
 def test_refining_stops_at_a_loss_that_is_no_number_and_keeps_the_weights():
     model = world_model()
     done = np.zeros(6, bool)
-    latents = encode_dataset(
+    latents = encoded(
         model.eval(),
         [
             Episode(
@@ -445,8 +449,6 @@ def test_refining_stops_at_a_loss_that_is_no_number_and_keeps_the_weights():
                 done,
             )
         ],
-        steps=6,
-        count=1,
     )
     before = {name: value.clone() for name, value in model.dynamics.state_dict().items()}
     with pytest.raises(FloatingPointError, match="loss became"):

@@ -136,12 +136,14 @@ def test_a_recipe_is_the_command(folder):
         *("train.steps=6", "train.batch=8", "train.length=3", "refine.steps=4", "refine.batch=8"),
         *("calibrate.episodes=4", "calibrate.horizon=3", "calibrate.particles=4"),
         *("decode.steps=3", "decode.batch=4", "discrepancy.num_slices=16", "threads=1"),
+        *("reach.steps=3", "reach.batch=8", "reach.dim=2"),
         *("collect.episodes=6", "collect.length=10", "collect.workers=0", "report.every=0"),
         *("logger.wandb=disabled", "name=command", "dataset=data/rooms"),
     ]
     assert [main([command, *settings]) for command in ("collect", "train")] == [0, 0]
     recipe = Recipe(
-        **SMALL | {"encoder": partial(ConvEncoder, channels=[8, 8], hidden=16), "seed": 3}
+        **SMALL | {"encoder": partial(ConvEncoder, channels=[8, 8], hidden=16), "seed": 3},
+        reach=ReachSettings(steps=3, batch=8, dim=2),
     )
     model = gjwm.train("data/rooms", recipe, run="runs/python", threads=1)
     made = gjwm.WorldModel.load("runs/command/checkpoint.pt")
