@@ -110,7 +110,7 @@ def main(run: Path, args: argparse.Namespace) -> None:
     replan_every = args.replan_every or settings["replan_every"]
     latents = list(latents_of(model, islice(read_episodes(Path(cfg.dataset)), args.episodes)))
     train = latents[:-HELD_OUT_EPISODES]
-    held_out = Pairs(latents[-HELD_OUT_EPISODES:], args.lag)
+    held_out = Pairs(latents[-HELD_OUT_EPISODES:], model.latent_dim, args.lag)
     task = Task.of(model)
     for kind in args.costs:
         torch.manual_seed(args.fit_seed)
@@ -120,9 +120,9 @@ def main(run: Path, args: argparse.Namespace) -> None:
             cost = GoalCost
         elif kind == "critic":
             critic = Critic(model.latent_dim, args.dim)
-            pairs = Pairs(train, args.lag)
+            pairs = Pairs(train, model.latent_dim, args.lag)
             critic.learn(pairs, args.steps, generator)
-            cost = partial(RatioCost, ratio=critic, dim=args.dim)
+            cost = partial(RatioCost, ratio=critic, dim=args.dim, latent=args.latent)
             report["bound"] = bound(critic, held_out)
         else:
             power, objective = GAUSSIANS[kind]
@@ -137,9 +137,9 @@ def main(run: Path, args: argparse.Namespace) -> None:
             report |= {"rho": [round(x, 3) for x in reach.rho.tolist()]}
             report["bound"] = bound(reach.log_ratio, held_out)
             cost = (
-                partial(RatioCost, ratio=reach.log_ratio, dim=args.dim)
+                partial(RatioCost, ratio=reach.log_ratio, dim=args.dim, latent=args.latent)
                 if power is None
-                else partial(ReachCost, reach=reach)
+                else partial(ReachCost, reach=reach, latent=args.latent)
             )
         report["fit_seconds"] = time.perf_counter() - begin
         for horizon in args.horizons:
@@ -184,6 +184,7 @@ if __name__ == "__main__":
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--lag", type=int, default=16)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--latent", type=float, default=0.1, help="weight of latent distance")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--replan-every", type=int)

@@ -109,7 +109,8 @@ TRAIN = f"""
     encoder.channels=[8,8] encoder.hidden=16 dynamics.hidden=16 dynamics.std_hidden=8
     collect.episodes=16 collect.length=20 collect.behaviour=uniform
     calibrate.episodes=8 calibrate.horizon=4 calibrate.particles=8 train.steps={STEPS}
-    refine.steps=60 refine.batch=16 reach.steps=20 reach.batch=16 decode.steps=60 logger.every=1 checkpoint.every=5
+    refine.steps=60 refine.batch=16 reach.steps=20 reach.batch=16 decode.steps=60
+    logger.every=1 checkpoint.every=5
 """.split()
 
 
