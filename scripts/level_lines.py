@@ -20,12 +20,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 CELLS = 48
+SIDE = (np.arange(CELLS) + 0.5) / CELLS
 
 
-def levels(folder: Path, goal: tuple[float, float]) -> tuple[np.ndarray, list[np.ndarray], list]:
-    """-> walls (CELLS, CELLS), latent distance and reach from the goal, and the picture's
-    extent.
-    """
+def levels(folder: Path, goal: tuple[float, float]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """-> walls (CELLS, CELLS), and of the same shape latent distance and reach from the goal."""
     model = WorldModel.load(folder)
     if model.reach is None:
         raise SystemExit(f"{folder} has no reach: train it with reach.steps=1500.")
@@ -33,12 +32,9 @@ def levels(folder: Path, goal: tuple[float, float]) -> tuple[np.ndarray, list[np
     envs = make_vec(model.origin.env_id, CELLS * CELLS + 1, workers=0, **kwargs)
     envs.reset(seed=0)
     states = torch.as_tensor(envs.get_state()[:1]).repeat(CELLS * CELLS + 1, 1)
-    low, high = (0.0, 1.0) if "two-room" in model.origin.env_id else (-1.0, 1.0)
-    side = torch.linspace(low, high, CELLS + 1)[:-1] + (high - low) / CELLS / 2
+    side = torch.from_numpy(SIDE).float()
     places = torch.cartesian_prod(side, side).flip(-1)  # row by row, x within a row
     states[:-1, :2], states[-1, :2] = places, torch.tensor(goal)
-    if states.shape[1] == 6 and low < 0:
-        states[:, 2:4] = 0  # at rest
     free = envs.unwrapped._worlds.valid(tuple(states.unbind(-1)))
     if not free[-1]:
         raise SystemExit(f"the goal {goal} lies in a wall of {folder}.")
@@ -51,7 +47,7 @@ def levels(folder: Path, goal: tuple[float, float]) -> tuple[np.ndarray, list[np
         reach = model.reach.distance(z[:-1], z[-1])
     shape = (CELLS, CELLS)
     walls = (~free[:-1]).view(shape).numpy()
-    return walls, [x.view(shape).numpy() for x in (latent, reach)], [low, high, low, high]
+    return walls, [x.view(shape).numpy() for x in (latent, reach)]
 
 
 def main() -> None:
@@ -65,15 +61,15 @@ def main() -> None:
     for row, folder in enumerate(args.runs):
         text = args.goals[row] if row < len(args.goals) else "0.8,0.2"
         goal = tuple(float(x) for x in text.split(","))
-        walls, fields, extent = levels(folder, goal)
+        walls, fields = levels(folder, goal)
         for axis, field, name in zip(axes[row], fields, ("latent distance", "reach"), strict=True):
             shown = np.ma.masked_where(walls, field)
             ends = np.quantile(field[~walls], np.linspace(0, 1, 14))
-            axis.contourf(shown, levels=np.unique(ends), extent=extent, cmap="viridis_r")
+            axis.contourf(SIDE, SIDE, shown, levels=np.unique(ends), cmap="viridis_r")
             axis.imshow(
                 np.where(walls, 0.3, np.nan),
-                extent=extent,
-                origin="lower",
+                extent=(0, 1, 1, 0),  # y grows downwards
+                origin="upper",
                 cmap="gray",
                 vmin=0,
                 vmax=1,

@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -148,7 +148,7 @@ def random_state() -> dict[str, Any]:
     """The states of the process-wide generators of torch (CPU and every CUDA device), numpy and
     Python.
     """
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - others may draw from it
+    kind, keys, position, has_gauss, gauss = cast(Any, np.random.get_state())  # noqa: NPY002 - others may draw from it
     version, internal, following = random.getstate()
     return {
         "torch": torch.get_rng_state(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class Stateful(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Plain data and tensors."""
+        ...
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse."""
@@ -141,7 +142,8 @@ def fit(
             then the last good ones.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer, schedule = optimiser.make(parameters, steps) if parameters else (None, None)
+    made = optimiser.make(parameters, steps) if parameters else cast(Any, (None, None))
+    optimizer, schedule = made
     scalars: dict[str, float] = {}
     first, before, begin = 0, 0.0, time.perf_counter()
     kept = None if checkpoints is None else checkpoints.latest()

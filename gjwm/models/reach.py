@@ -83,9 +83,10 @@ class Reach(Configured, nn.Module):
         log_every: int = 25,
         threads: Threads | None = None,
     ) -> Reach:
-        """Fit psi, then measure C, both on all episodes. A tenth of them held out for C would be free
-        of what psi has fitted too closely, but few episodes hold few long ways: its slow directions
-        came out wrong, and plans with them.
+        """Fit psi, then measure C, both on all episodes.
+
+        C of a tenth of the episodes, held out, would be free of what psi fits too closely; but few
+        episodes hold few long ways, and plans by its slow directions failed more often.
 
         Args:
             z: latents of episodes, (E, T, D), or one (T, D) each.
