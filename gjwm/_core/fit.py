@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -142,8 +142,7 @@ def fit(
             then the last good ones.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    made = optimiser.make(parameters, steps) if parameters else cast(Any, (None, None))
-    optimizer, schedule = made
+    optimizer, schedule = optimiser.make(parameters, steps) if parameters else (None, None)
     scalars: dict[str, float] = {}
     first, before, begin = 0, 0.0, time.perf_counter()
     kept = None if checkpoints is None else checkpoints.latest()
@@ -176,7 +175,7 @@ def fit(
             if not value.isfinite():
                 raise refuse(f"the loss became {value.item()}", step)
             norm = None
-            if parameters:
+            if optimizer is not None and schedule is not None:
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()
                 if optimiser.clip is not None:
@@ -190,7 +189,7 @@ def fit(
             if step % log_every == 0 or step == steps:
                 now = time.perf_counter()
                 scalars = {name: scalar.item() for name, scalar in losses.items()}
-                if parameters:
+                if schedule is not None:
                     scalars["lr"] = schedule.get_last_lr()[0]
                 if norm is not None:
                     scalars["grad_norm"] = norm.item()
