@@ -570,7 +570,7 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
     assert model.dynamics.config["members"] == 2 and model.calibration is not None
     assert run("evaluate", *ENSEMBLE) == 0
     report = json.loads((folder / "runs" / "small" / "evaluation.json").read_text())
-    assert report["planning"]["protocol"]["cost"] == "GoalCost"
+    assert report["planning"]["protocol"]["cost"] == "ReachCost"
     assert run("video", *ENSEMBLE) == 0
     capsys.readouterr()
     # And before anything is collected or trained:
