@@ -148,7 +148,8 @@ def random_state() -> dict[str, Any]:
     """The states of the process-wide generators of torch (CPU and every CUDA device), numpy and
     Python.
     """
-    kind, keys, position, has_gauss, gauss = cast(Any, np.random.get_state())  # noqa: NPY002 - others may draw from it
+    # others may draw from numpy's global state
+    kind, keys, position, has_gauss, gauss = cast(Any, np.random.get_state())  # noqa: NPY002
     version, internal, following = random.getstate()
     return {
         "torch": torch.get_rng_state(),

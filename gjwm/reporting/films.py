@@ -36,7 +36,7 @@ from gjwm.data.acting import OneLane, RecordedActor, draws, make_env, play
 from gjwm.data.dataset import Episode
 from gjwm.evaluation import Details, Evaluation
 from gjwm.evaluation.evaluate import Task, attempt, held_out_episodes
-from gjwm.evaluation.goals import CostOfGoals, GoalPairs, usual_cost
+from gjwm.evaluation.goals import CostOfGoals, GoalPairs, check_cost, usual_cost
 from gjwm.evaluation.prediction import encode_episodes
 from gjwm.evaluation.probes import Readout, mlp_readout
 from gjwm.models.calibration import past_of
@@ -276,14 +276,16 @@ def film_attempts(
         workers: processes that collect, see `collect_episodes`.
 
     Raises:
-        ValueError: when the environment draws no pictures, before anything is collected.
+        ValueError: when the environment draws no pictures, or the cost asks for a reach and the
+            model has none, before anything is collected.
     """
     filming = films_of(model, task, Details(), seed=settings.seed)
     planner = task.default_planner() if planner is None else planner
     goals = task.goals(settings, planner)
+    cost = usual_cost(model) if cost is None else cost
+    check_cost(cost, model.reach is not None)
     settings = replace(settings, pairs=count, episodes=max(count, readout_episodes, 8))
     episodes = held_out_episodes(task, settings, workers=workers)
-    cost = usual_cost(model) if cost is None else cost
     details = attempt(model, task, settings, episodes, goals, planner, cost)
     position = None
     if readout_episodes:

@@ -14,10 +14,12 @@ import gjwm
 from gjwm._core.fit import Threads
 from gjwm.cli.app import main
 from gjwm.evaluation import Evaluation
+from gjwm.evaluation.evaluate import Task
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.objectives import SIGReg
 from gjwm.planning import ReachCost
+from gjwm.reporting.films import film_attempts
 from gjwm.training.recipe import (
     CalibrateSettings,
     DecodeSettings,
@@ -105,6 +107,8 @@ def test_a_reach_comes_with_the_model_and_judges_plans(folder):
     assert plain.reach is None
     with pytest.raises(ValueError, match="the model has none: train it with reach"):
         gjwm.evaluate(plain, settings, cost=ReachCost)
+    with pytest.raises(ValueError, match="the model has none: train it with reach"):
+        film_attempts(plain, Task.of(plain), settings, count=1, cost=ReachCost)
 
 
 def test_pixels_get_a_convolutional_encoder_a_decoder_and_an_agent(folder):
