@@ -224,13 +224,21 @@ def simulator_planner(planner: Planner, horizon: int, action_dim: int) -> Planne
 
 class _SolvedLanes:
     """Costs of plans on the true simulator, for which a lane is simulated no more once a plan comes
-    within half the success radius of its goal: other plans then cost more than that one.
+    within half the success radius of its goal: other plans then cost more than that one. Of lanes
+    solved beforehand, the plan is to stand still.
     """
 
-    def __init__(self, envs: Any, goal: Tensor, cost: CostOfGoals, outcomes: Mapping[str, Any]):
+    def __init__(
+        self,
+        envs: Any,
+        goal: Tensor,
+        cost: CostOfGoals,
+        outcomes: Mapping[str, Any],
+        solved: Tensor,
+    ):
         self.envs, self.goal, self.cost, self.outcomes = envs, goal, cost, outcomes
         self.states = as_array(envs.get_state())
-        self.solved = torch.zeros(len(goal), dtype=torch.bool)
+        self.solved = solved  # (B,)
         self.plan: Tensor | None = None  # (B, H, A), and its cost (B,), where solved
         self.plan_cost = torch.zeros(len(goal))
 
@@ -263,7 +271,8 @@ class _SolvedLanes:
 
 class OracleActor:
     """A planner and a cost on the true simulator and true positions. It searches no further where a
-    plan, first the rest of the last one, comes within half the success radius of the goal.
+    plan, first the rest of the last one, comes within half the success radius of the goal, and not
+    at all, standing still, where the goal has been reached.
 
     Args:
         goal_position: (B, P).
@@ -289,21 +298,26 @@ class OracleActor:
         self.options = dict(horizon=horizon, replan_every=replan_every, generator=generator)
         self.outcomes = dict(outcomes or {})
         self.controller: RecedingHorizon | None = None
+        self.reached = torch.zeros(len(goal_position), dtype=torch.bool)
 
     def act(self, o: Any, info: Moment) -> Tensor:
         envs = info.envs
         if self.controller is None:
             action_dim = envs.single_action_space.shape[0]
             self.controller = RecedingHorizon(self.planner, action_dim=action_dim, **self.options)
+        if info.step:  # the start does not count
+            distance = (torch.as_tensor(envs.position) - self.goal).norm(dim=-1)
+            self.reached |= distance <= envs.success_radius
         if not self.controller.needs_plan:
             return self.controller.act(None, envs.num_envs)
-        search = _SolvedLanes(envs, self.goal, self.cost, self.outcomes)
+        search = _SolvedLanes(envs, self.goal, self.cost, self.outcomes, self.reached.clone())
         rest = self.controller.state_dict()["mean"]
         if rest is not None:
             search.costs(rest[:, None])
         return self.controller.act(search.costs, envs.num_envs)
 
     def reset(self, mask: Any = None) -> None:
+        self.reached[slice(None) if mask is None else torch.as_tensor(mask)] = False
         if self.controller is not None:
             self.controller.reset(mask)
 

@@ -114,29 +114,38 @@ def probe_report(
     half = len(episodes) // 2
     flat = z.double().cpu()
     z_train, z_test = flat[:half].flatten(0, 1), flat[half:].flatten(0, 1)
-    variables = {}
+    states = {}
     for name in episodes[0].true_state:
         y = torch.from_numpy(np.stack([e.true_state[name] for e in episodes])).double().flatten(2)
-        if y.flatten(0, 1).var(0).max() < 1e-12:
-            continue  # constant over the episodes: nothing to read
-        y_train, y_test = y[:half].flatten(0, 1), y[half:]
-        readouts = {
-            "linear": linear_readout(z_train, y_train),
-            "knn": knn_readout(z_train, y_train),
-            "mlp": mlp_readout(z_train, y_train, steps=steps, generator=generator),
-        }
-        if fitted is not None:
-            fitted[name] = readouts["mlp"]
-        row = variables[name] = {}
-        whole = (y_test - y_test.mean((0, 1))).square().sum((1, 2)).numpy()  # per episode
-        for kind, read in readouts.items():
-            estimate = read(z_test).view_as(y_test)
-            row[f"{kind}_r2"] = r2_score(estimate.flatten(0, 1), y_test.flatten(0, 1))
-            low, high = ratio_interval((estimate - y_test).square().sum((1, 2)).numpy(), whole)
-            row[f"{kind}_r2_ci95"] = [float(1 - high), float(1 - low)]
-    if "position" not in variables:
+        if y.flatten(0, 1).var(0).max() >= 1e-12:  # what is constant leaves nothing to read
+            states[name] = y
+    if "position" not in states:
         raise ValueError(
             "the held-out true_state() has no 'position' that varies, which the headline probe "
             "reads."
         )
+    y_train = torch.cat([y[:half].flatten(0, 1) for y in states.values()], -1)
+    readouts = {  # each reads all variables at once
+        "linear": linear_readout(z_train, y_train),
+        "knn": knn_readout(z_train, y_train),
+        "mlp": mlp_readout(z_train, y_train, steps=steps, generator=generator),
+    }
+    variables: dict[str, dict[str, Any]] = {name: {} for name in states}
+    sizes = [y.shape[-1] for y in states.values()]
+    for kind, read in readouts.items():
+        estimates = read(z_test).unflatten(0, (len(episodes) - half, -1)).split(sizes, -1)
+        for (name, y), estimate in zip(states.items(), estimates, strict=True):
+            y = y[half:]
+            variables[name][f"{kind}_r2"] = r2_score(estimate.flatten(0, 1), y.flatten(0, 1))
+            whole = (y - y.mean((0, 1))).square().sum((1, 2)).numpy()  # per episode
+            low, high = ratio_interval((estimate - y).square().sum((1, 2)).numpy(), whole)
+            variables[name][f"{kind}_r2_ci95"] = [float(1 - high), float(1 - low)]
+    if fitted is not None:
+        for i, name in enumerate(states):
+            fitted[name] = _part(readouts["mlp"], sum(sizes[:i]), sizes[i])
     return {**variables["position"], "variables": variables}
+
+
+def _part(read: Readout, start: int, size: int) -> Readout:
+    """A readout of some of another's columns."""
+    return lambda z: read(z).narrow(-1, start, size)

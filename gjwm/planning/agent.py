@@ -279,9 +279,9 @@ def default_planner(action_groups: Sequence[int] = ()) -> CEM | CategoricalCEM:
     if action_groups:
         return CategoricalCEM(samples=256, iterations=4, elites=24)
     return CEM(
-        samples=256,
+        samples=128,
         iterations=4,
-        elites=24,
+        elites=12,
         noise_beta=2.0,
         min_std=0.05,
         covariance="diagonal",
