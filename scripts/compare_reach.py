@@ -5,8 +5,8 @@ frozen latents of trained runs.
 
 Every kind is fitted to the latents of the run's dataset with the same pairs, steps and widths, and
 plans for the same fresh goals. Prints one JSON object per kind and horizon: success, milliseconds
-per step and environment, seconds of fitting; of Gaussians the information in nats, and the
-contrastive bound on held-out episodes, also in nats."""
+per step and environment, seconds of fitting; on held-out episodes the contrastive bound in nats and
+the reliability of "reached"; of Gaussians the information in nats, and how Gaussian pairs are."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from gjwm.data.dataset import read_episodes
 from gjwm.evaluation import Evaluation
 from gjwm.evaluation.evaluate import Task, attempt, held_out_episodes
 from gjwm.evaluation.goals import goal_lanes, planning_report
+from gjwm.evaluation.normality import henze_zirkler
 from gjwm.models import Reach
 from gjwm.models.layers import mlp
 from gjwm.models.reach import Pairs
@@ -47,14 +48,14 @@ GAUSSIANS = {
     "reach-power-2": (2.0, None),
     "reach-power-4": (4.0, None),
     "log-ratio": (None, None),
-    "moments": (3.0, lambda: JointEmbeddingObjective(GaussianKL(), 2.0)),
-    "moments-log-ratio": (None, lambda: JointEmbeddingObjective(GaussianKL(), 2.0)),
-    "sigreg": (3.0, lambda: JointEmbeddingObjective(SIGReg(64), 2.0)),
-    "sigreg-log-ratio": (None, lambda: JointEmbeddingObjective(SIGReg(64), 2.0)),
-    "wasserstein": (3.0, lambda: JointEmbeddingObjective(SlicedWasserstein(64), 2.0)),
+    "moments": (3.0, lambda lam: JointEmbeddingObjective(GaussianKL(), lam)),
+    "moments-log-ratio": (None, lambda lam: JointEmbeddingObjective(GaussianKL(), lam)),
+    "sigreg": (3.0, lambda lam: JointEmbeddingObjective(SIGReg(64), lam)),
+    "sigreg-log-ratio": (None, lambda lam: JointEmbeddingObjective(SIGReg(64), lam)),
+    "wasserstein": (3.0, lambda lam: JointEmbeddingObjective(SlicedWasserstein(64), lam)),
     "information+sigreg": (
         3.0,
-        lambda: JointEmbeddingObjective(SIGReg(64), 2.0, align="joint"),
+        lambda lam: JointEmbeddingObjective(SIGReg(64), lam, align="joint"),
     ),
 }
 HELD_OUT_EPISODES = 100
@@ -102,13 +103,38 @@ def bound(ratio, pairs: Pairs) -> float:
     return (scores.diag() - scores.logsumexp(1)).mean().item() + math.log(len(now))
 
 
+@torch.no_grad()
+def reliability(ratio, pairs: Pairs) -> float:
+    """Expected calibration error of p(reached) = sigmoid(log-ratio) on as many pairs of one
+    episode, a lag apart, as of shuffled states. A log-ratio known up to a constant gets the one
+    that makes it a ratio on the mean."""
+    now, later = pairs.draw(10_000, torch.Generator().manual_seed(2))
+    reached, random = ratio(now, later), ratio(now, later.roll(1, 0))
+    constant = random.double().logsumexp(0) - math.log(len(random))
+    p = torch.sigmoid(torch.cat([reached, random]).double() - constant)
+    truth = torch.cat([torch.ones_like(reached), torch.zeros_like(random)]).double()
+    bins = (p * 10).long().clamp(max=9)
+    gaps = torch.zeros(10, dtype=torch.float64).index_add_(0, bins, p - truth)
+    return (gaps.abs().sum() / len(p)).item()
+
+
+@torch.no_grad()
+def normality(reach: Reach, pairs: Pairs, count: int = 500) -> float:
+    """Henze and Zirkler's statistic of the four slowest canonical pairs; a Gaussian has about 1."""
+    now, later = pairs.draw(count, torch.Generator().manual_seed(3))
+    x, y = (reach.embed(now) @ reach.right)[:, :4], (reach.embed(later) @ reach.left)[:, :4]
+    return henze_zirkler(torch.cat([x, y], 1))["henze_zirkler"]
+
+
 def main(run: Path, args: argparse.Namespace) -> None:
     cfg, model = OmegaConf.load(run / "config.yaml"), WorldModel.load(run)
     settings = OmegaConf.to_container(cfg.evaluate, resolve=True) | dict(
-        pairs=args.goals, seed=args.seed, oracle=False
+        pairs=max(args.goals, 1), seed=args.seed, oracle=False
     )
     replan_every = args.replan_every or settings["replan_every"]
-    latents = list(latents_of(model, islice(read_episodes(Path(cfg.dataset)), args.episodes)))
+    latents = list(
+        latents_of(model, islice(read_episodes(args.dataset or Path(cfg.dataset)), args.episodes))
+    )
     train = latents[:-HELD_OUT_EPISODES]
     held_out = Pairs(latents[-HELD_OUT_EPISODES:], model.latent_dim, args.lag)
     task = Task.of(model)
@@ -124,24 +150,31 @@ def main(run: Path, args: argparse.Namespace) -> None:
             critic.learn(pairs, args.steps, generator)
             cost = partial(RatioCost, ratio=critic, dim=args.dim, latent=args.latent)
             report["bound"] = bound(critic, held_out)
+            report["reliability"] = reliability(critic, held_out)
         else:
             power, objective = GAUSSIANS[kind]
             reach = Reach(model.latent_dim, args.dim, args.lag, power=power or 1.0)
             reach.fit(
                 train,
-                objective=None if objective is None else objective(),
+                objective=None if objective is None else objective(args.weight),
                 steps=args.steps,
                 generator=generator,
             )
-            report |= {"dim": args.dim, "information": reach.information().item()}
+            report |= {"dim": args.dim, "weight": args.weight}
+            report |= {"information": reach.information().item()}
             report |= {"rho": [round(x, 3) for x in reach.rho.tolist()]}
             report["bound"] = bound(reach.log_ratio, held_out)
+            report["reliability"] = reliability(reach.log_ratio, held_out)
+            report["henze_zirkler"] = normality(reach, held_out)
             cost = (
                 partial(RatioCost, ratio=reach.log_ratio, dim=args.dim, latent=args.latent)
                 if power is None
                 else partial(ReachCost, reach=reach, latent=args.latent)
             )
         report["fit_seconds"] = time.perf_counter() - begin
+        if not args.goals:
+            print(json.dumps(report), flush=True)
+            continue
         for horizon in args.horizons:
             evaluation = Evaluation(
                 **settings | dict(horizon=horizon, replan_every=min(replan_every, horizon))
@@ -177,13 +210,15 @@ if __name__ == "__main__":
     names = ["latent", "critic", *GAUSSIANS]
     parser.add_argument("--costs", nargs="+", choices=names, default=["latent", "critic", "reach"])
     parser.add_argument("--horizons", nargs="+", type=int, default=[8])
-    parser.add_argument("--goals", type=int, default=100)
+    parser.add_argument("--goals", type=int, default=100, help="0: fit and measure alone")
     parser.add_argument("--seed", type=int, default=200, help="of goals")
+    parser.add_argument("--dataset", type=Path, help="to fit to; else the run's own")
     parser.add_argument("--fit-seed", type=int, default=0)
     parser.add_argument("--episodes", type=int, default=1500)
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--lag", type=int, default=16)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--weight", type=float, default=2.0, help="of a discrepancy")
     parser.add_argument("--latent", type=float, default=0.1, help="weight of latent distance")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=1)

@@ -23,31 +23,37 @@ CELLS = 48
 SIDE = (np.arange(CELLS) + 0.5) / CELLS
 
 
-def levels(folder: Path, goal: tuple[float, float]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """-> walls (CELLS, CELLS), and of the same shape latent distance and reach from the goal."""
+def encoded_places(folder: Path) -> tuple[WorldModel, np.ndarray, torch.Tensor]:
+    """-> the model, walls (CELLS, CELLS), and latents (CELLS, CELLS, D) of the world at rest at
+    each place; those of walls are NaN."""
     model = WorldModel.load(folder)
     if model.reach is None:
         raise SystemExit(f"{folder} has no reach: train it with reach.steps=1500.")
-    kwargs = model.origin.env_kwargs
-    envs = make_vec(model.origin.env_id, CELLS * CELLS + 1, workers=0, **kwargs)
+    envs = make_vec(model.origin.env_id, CELLS * CELLS, workers=0, **model.origin.env_kwargs)
     envs.reset(seed=0)
-    states = torch.as_tensor(envs.get_state()[:1]).repeat(CELLS * CELLS + 1, 1)
+    states = torch.as_tensor(envs.get_state()[:1]).repeat(CELLS * CELLS, 1)
     side = torch.from_numpy(SIDE).float()
-    places = torch.cartesian_prod(side, side).flip(-1)  # row by row, x within a row
-    states[:-1, :2], states[-1, :2] = places, torch.tensor(goal)
+    states[:, :2] = torch.cartesian_prod(side, side).flip(-1)  # row by row, x within a row
     free = envs.unwrapped._worlds.valid(tuple(states.unbind(-1)))
-    if not free[-1]:
-        raise SystemExit(f"the goal {goal} lies in a wall of {folder}.")
-    states[~free] = states[-1].clone()
+    states[~free] = states[free][0].clone()
     envs.set_state(states)
     o = torch.from_numpy(as_array(envs.observe()))
     with torch.inference_mode():
         z = torch.cat([model.encode(part) for part in o.split(256)])
-        latent = (z[:-1] - z[-1]).square().mean(-1)
-        reach = model.reach.distance(z[:-1], z[-1])
-    shape = (CELLS, CELLS)
-    walls = (~free[:-1]).view(shape).numpy()
-    return walls, [x.view(shape).numpy() for x in (latent, reach)]
+    z[~free] = torch.nan
+    return model, (~free).view(CELLS, CELLS).numpy(), z.unflatten(0, (CELLS, CELLS))
+
+
+def levels(folder: Path, goal: tuple[float, float]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """-> walls (CELLS, CELLS), and of the same shape latent distance and reach from the goal."""
+    model, walls, z = encoded_places(folder)
+    column, row = (min(int(x * CELLS), CELLS - 1) for x in goal)
+    if walls[row, column]:
+        raise SystemExit(f"the goal {goal} lies in a wall of {folder}.")
+    with torch.inference_mode():
+        latent = (z - z[row, column]).square().mean(-1)
+        reach = model.reach.distance(z, z[row, column])
+    return walls, [latent.numpy(), reach.numpy()]
 
 
 def main() -> None:

@@ -213,6 +213,20 @@ def test_the_oracle_simulates_no_lane_whose_goal_a_plan_has_reached():
     assert (path[0] - 0.5).abs().min() <= 0.1 and path[1, -1] > 3
 
 
+def test_the_oracle_stands_still_and_searches_nothing_where_the_goal_has_been_reached():
+    envs, goals = Steppers(), np.array([[0.1], [100.0]])
+    planner = simulator_planner(CEM(), 4, 1)
+    oracle = OracleActor(goals, planner, horizon=4, replan_every=2, generator=g())
+    envs.position = np.zeros((2, 1))  # the first lane is within the radius
+    oracle.act(None, Moment(envs, 0))
+    assert envs.simulated[0] == 2  # but the start does not count
+    oracle.reset()
+    envs.simulated.clear()
+    action = oracle.act(None, Moment(envs, 2))
+    assert set(envs.simulated) == {1}
+    assert abs(action[0].item()) < 0.1 < action[1].item()
+
+
 @pytest.mark.parametrize("cheap", [False, True])
 def test_the_oracle_crosses_the_door_and_chance_does_not(cheap):
     envs = make_vec("gjwm/two-room-v0", 8, **TWO_ROOM)

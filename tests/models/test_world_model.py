@@ -329,8 +329,15 @@ def test_surprise_is_the_nll_per_dimension_and_its_p_value_falls_with_it():
         EnsembleDynamics(2, 2, members=3, hidden=32, std_hidden=16),
         MixtureDynamics(2, 2, components=2, hidden=32, mixture_hidden=16),
         LinearGaussianDynamics(2, 2),
-        GaussianDynamics(2, 2, hidden=32, std_hidden=16, backbone="gru", memory_width=16),
-        GaussianDynamics(2, 2, hidden=32, std_hidden=16, backbone="transformer", memory_width=16),
+        *[
+            pytest.param(
+                GaussianDynamics(
+                    2, 2, hidden=32, std_hidden=16, backbone=backbone, memory_width=16
+                ),
+                marks=pytest.mark.slow,
+            )
+            for backbone in ("gru", "transformer")
+        ],
     ],
     ids=[
         "deterministic",
