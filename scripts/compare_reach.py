@@ -64,8 +64,10 @@ HELD_OUT_EPISODES = 100
 class RatioCost(GoalCost):
     """Minus a log-ratio per dimension, plus a small latent distance."""
 
-    def __init__(self, goal: Tensor, ratio, dim: int, *, latent: float = 0.1):
-        super().__init__(goal)
+    def __init__(
+        self, goal: Tensor, ratio, dim: int, *, latent: float, nearest: float, mean: float
+    ):
+        super().__init__(goal, nearest=nearest, mean=mean)
         self.ratio, self.dim, self.latent = ratio, dim, latent
 
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
@@ -138,17 +140,18 @@ def main(run: Path, args: argparse.Namespace) -> None:
     train = latents[:-HELD_OUT_EPISODES]
     held_out = Pairs(latents[-HELD_OUT_EPISODES:], model.latent_dim, args.lag)
     task = Task.of(model)
+    shares = {"nearest": args.nearest, "mean": args.mean}
     for kind in args.costs:
         torch.manual_seed(args.fit_seed)
         generator = torch.Generator().manual_seed(args.fit_seed)
         begin, report = time.perf_counter(), {"run": str(run), "kind": kind}
         if kind == "latent":
-            cost = GoalCost
+            cost = partial(GoalCost, **shares)
         elif kind == "critic":
             critic = Critic(model.latent_dim, args.dim)
             pairs = Pairs(train, model.latent_dim, args.lag)
             critic.learn(pairs, args.steps, generator)
-            cost = partial(RatioCost, ratio=critic, dim=args.dim, latent=args.latent)
+            cost = partial(RatioCost, ratio=critic, dim=args.dim, latent=args.latent, **shares)
             report["bound"] = bound(critic, held_out)
             report["reliability"] = reliability(critic, held_out)
         else:
@@ -160,14 +163,16 @@ def main(run: Path, args: argparse.Namespace) -> None:
                 steps=args.steps,
                 generator=generator,
             )
-            report |= {"dim": args.dim, "weight": args.weight}
+            report |= {"dim": args.dim, "weight": args.weight, "latent": args.latent, **shares}
             report |= {"information": reach.information().item()}
             report |= {"rho": [round(x, 3) for x in reach.rho.tolist()]}
             report["bound"] = bound(reach.log_ratio, held_out)
             report["reliability"] = reliability(reach.log_ratio, held_out)
             report["henze_zirkler"] = normality(reach, held_out)
             cost = (
-                partial(RatioCost, ratio=reach.log_ratio, dim=args.dim, latent=args.latent)
+                partial(
+                    RatioCost, ratio=reach.log_ratio, dim=args.dim, latent=args.latent, **shares
+                )
                 if power is None
                 else partial(ReachCost, reach=reach, latent=args.latent)
             )
@@ -219,7 +224,9 @@ if __name__ == "__main__":
     parser.add_argument("--lag", type=int, default=16)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--weight", type=float, default=2.0, help="of a discrepancy")
-    parser.add_argument("--latent", type=float, default=0.1, help="weight of latent distance")
+    parser.add_argument("--latent", type=float, default=0.02, help="weight of latent distance")
+    parser.add_argument("--nearest", type=float, default=1.0, help="of the costs beside reach")
+    parser.add_argument("--mean", type=float, default=0.1, help="of the costs beside reach")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--replan-every", type=int)

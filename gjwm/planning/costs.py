@@ -63,28 +63,21 @@ class GoalCost:
 
 
 class ReachCost(GoalCost):
-    """How hard the goal is to reach, by a fitted `gjwm.models.Reach`, plus a small latent distance
-    that tells apart states from which the goal is reached as easily. Two states at random are 1
-    apart by reach and 2 by latents. Nearest approach and mean as in `GoalCost`.
+    """The mean over a plan of how hard the goal is to reach, by a fitted `gjwm.models.Reach`, plus
+    a small latent distance that tells apart states from which the goal is reached as easily. Two
+    states at random are 1 apart by reach and 2 by latents.
+
+    Reach falls along the way round a wall, so the mean may count. The nearest approach alone trusts
+    the one step at which the model errs most in the plan's favour.
 
     Args:
         goal: latents (B, D), or (1, D) for all envs.
         reach: fitted on the latents of the same model.
         latent: weight of |z_h - goal|^2 / D.
-        nearest, mean, final: see `GoalCost`.
     """
 
-    def __init__(
-        self,
-        goal: Tensor,
-        reach: Reach,
-        *,
-        latent: float = 0.1,
-        nearest: float = 1.0,
-        mean: float = 0.1,
-        final: float = 0.0,
-    ):
-        super().__init__(goal, nearest=nearest, mean=mean, final=final)
+    def __init__(self, goal: Tensor, reach: Reach, *, latent: float = 0.02):
+        super().__init__(goal, nearest=0.0, mean=1.0)
         check("ReachCost's reach", reach, Reach)
         check("ReachCost's latent", latent, NonNegative)
         if not reach.fitted or goal.shape[-1] != reach.latent_dim:

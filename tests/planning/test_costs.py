@@ -37,12 +37,14 @@ def test_reach_counts_the_slow_direction_more():
     goal = torch.zeros(1, 2)
     z = torch.tensor([[[[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]]])
     a = torch.zeros(1, 2, 1, 1)
-    cost = ReachCost(goal, reach, latent=0.0, nearest=1.0, mean=0.0)
+    cost = ReachCost(goal, reach, latent=0.0)
     slow, fast = ((rho / (1 - rho**2)) ** 3 for rho in (0.9, 0.1))
     expected = [weight / (2 * (slow + fast)) for weight in (slow, fast)]
     torch.testing.assert_close(cost(z, a), torch.tensor([expected]))
-    both = ReachCost(goal, reach, latent=0.3, nearest=1.0, mean=0.0)
+    both = ReachCost(goal, reach, latent=0.3)
     torch.testing.assert_close(both(z, a), torch.tensor([expected]) + 0.3 / 2)
+    there = torch.cat([z, torch.zeros(1, 2, 1, 2)], 2)  # a step at the goal after that one
+    torch.testing.assert_close(both(there, a.expand(1, 2, 2, 1)), both(z, a) / 2)
     for wrong in (Reach(2, 2), None):
         with pytest.raises(ValueError, match="Reach"):
             ReachCost(goal, wrong)
