@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed
 	test -f data/reacher-easy/metadata.json || $(BIN)/gjwm collect
-	$(BIN)/gjwm train
+	$(BIN)/gjwm train train.steps=1000 decode.steps=400    # half of the recipe: minutes count here
 	$(BIN)/gjwm evaluate
 	$(BIN)/gjwm video
 

@@ -40,7 +40,7 @@ def encoded_places(folder: Path) -> tuple[WorldModel, np.ndarray, torch.Tensor]:
     o = torch.from_numpy(as_array(envs.observe()))
     with torch.inference_mode():
         z = torch.cat([model.encode(part) for part in o.split(256)])
-    z[~free] = torch.nan
+        z = z.masked_fill(~free[:, None], torch.nan)
     return model, (~free).view(CELLS, CELLS).numpy(), z.unflatten(0, (CELLS, CELLS))
 
 

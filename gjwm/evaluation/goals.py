@@ -271,8 +271,8 @@ class _SolvedLanes:
 
 class OracleActor:
     """A planner and a cost on the true simulator and true positions. It searches no further where a
-    plan, first the rest of the last one, comes within half the success radius of the goal, and not
-    at all, standing still, where the goal has been reached.
+    plan, first the rest of the last one, comes within half the success radius of the goal. Where
+    the goal has been reached it simulates nothing and takes the zero action.
 
     Args:
         goal_position: (B, P).
@@ -280,7 +280,7 @@ class OracleActor:
         horizon, replan_every, generator: see `gjwm.planning.RecedingHorizon`.
         cost: of reaching goals, which are positions.
         outcomes: further arguments of the environments' `simulate`, such as `particles` where
-            worlds have noise; every plan is then searched anew.
+            worlds have noise; every plan is then searched anew, until the goal is reached.
     """
 
     def __init__(
@@ -294,32 +294,37 @@ class OracleActor:
         cost: CostOfGoals = GoalCost,
         outcomes: Mapping[str, Any] | None = None,
     ):
-        self.goal, self.cost, self.planner = torch.from_numpy(goal_position).float(), cost, planner
+        self.goal_position, self.cost, self.planner = goal_position, cost, planner
+        self.goal = torch.from_numpy(goal_position).float()
         self.options = dict(horizon=horizon, replan_every=replan_every, generator=generator)
         self.outcomes = dict(outcomes or {})
         self.controller: RecedingHorizon | None = None
-        self.reached = torch.zeros(len(goal_position), dtype=torch.bool)
+        self.begun = np.zeros(len(goal_position), bool)  # the start does not count as reached
+        self.reached = np.zeros(len(goal_position), bool)
 
     def act(self, o: Any, info: Moment) -> Tensor:
         envs = info.envs
         if self.controller is None:
             action_dim = envs.single_action_space.shape[0]
             self.controller = RecedingHorizon(self.planner, action_dim=action_dim, **self.options)
-        if info.step:  # the start does not count
-            distance = (torch.as_tensor(envs.position) - self.goal).norm(dim=-1)
-            self.reached |= distance <= envs.success_radius
-        if not self.controller.needs_plan:
-            return self.controller.act(None, envs.num_envs)
-        search = _SolvedLanes(envs, self.goal, self.cost, self.outcomes, self.reached.clone())
-        rest = self.controller.state_dict()["mean"]
-        if rest is not None:
-            search.costs(rest[:, None])
-        return self.controller.act(search.costs, envs.num_envs)
+        distance = np.linalg.norm(as_array(envs.position) - self.goal_position, axis=-1)
+        self.reached |= self.begun & (distance <= envs.success_radius)
+        self.begun[:] = True
+        costs, reached = None, torch.from_numpy(self.reached)
+        if self.controller.needs_plan:
+            search = _SolvedLanes(envs, self.goal, self.cost, self.outcomes, reached.clone())
+            rest = self.controller.state_dict()["mean"]
+            if rest is not None:
+                search.costs(rest[:, None])
+            costs = search.costs
+        action = self.controller.act(costs, envs.num_envs)
+        return action.masked_fill(reached.to(action.device)[:, None], 0.0)
 
     def reset(self, mask: Any = None) -> None:
-        self.reached[slice(None) if mask is None else torch.as_tensor(mask)] = False
         if self.controller is not None:
             self.controller.reset(mask)
+        lanes = slice(None) if mask is None else as_array(mask).astype(bool)
+        self.begun[lanes] = self.reached[lanes] = False
 
 
 def check_planner(planner: Planner, action_groups: Sequence[int], env_id: str) -> None:

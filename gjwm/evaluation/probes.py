@@ -117,7 +117,7 @@ def probe_report(
     states = {}
     for name in episodes[0].true_state:
         y = torch.from_numpy(np.stack([e.true_state[name] for e in episodes])).double().flatten(2)
-        if y.flatten(0, 1).var(0).max() >= 1e-12:  # what is constant leaves nothing to read
+        if not y.flatten(0, 1).var(0).max() < 1e-12:  # what is constant leaves nothing to read
             states[name] = y
     if "position" not in states:
         raise ValueError(

@@ -44,15 +44,10 @@ class GoalCost:
         self.goal, self.nearest, self.mean, self.final = goal, nearest, mean, final
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
-        goals, dim = self.goal.shape
-        if z.dim() not in (4, 5) or goals not in (1, len(z)) or dim != z.shape[-1]:
-            raise ValueError(
-                f"{type(self).__name__} with goals {(goals, dim)} expects trajectories "
-                f"({goals}, N, [P,] H+1, {dim}), got {tuple(z.shape)}."
-            )
-        goal = self.goal.view(goals, *[1] * (z.dim() - 2), dim)
-        d = self.distance(z[..., 1:, :], goal)  # (B, N, [P,] H)
-        cost = self.nearest * d.amin(-1) + self.mean * d.mean(-1)
+        d = self.distance(z[..., 1:, :], self._goal_beside(z))  # (B, N, [P,] H)
+        cost = self.mean * d.mean(-1)
+        if self.nearest:
+            cost = cost + self.nearest * d.amin(-1)
         if self.final:
             cost = cost + self.final * d[..., -1]
         return cost.mean(2) if cost.dim() == 3 else cost
@@ -61,23 +56,33 @@ class GoalCost:
         """z (B, N, [P,] H, D), goal broadcast against it -> (B, N, [P,] H)."""
         return (z - goal).square().mean(-1)
 
+    def _goal_beside(self, z: Tensor) -> Tensor:
+        """The goals, to be broadcast against z (B, N, [P,] H+1, D)."""
+        goals, dim = self.goal.shape
+        if z.dim() not in (4, 5) or goals not in (1, len(z)) or dim != z.shape[-1]:
+            raise ValueError(
+                f"{type(self).__name__} with goals {(goals, dim)} expects trajectories "
+                f"({goals}, N, [P,] H+1, {dim}), got {tuple(z.shape)}."
+            )
+        return self.goal.view(goals, *[1] * (z.dim() - 2), dim)
+
 
 class ReachCost(GoalCost):
-    """The mean over a plan of how hard the goal is to reach, by a fitted `gjwm.models.Reach`, plus
-    a small latent distance that tells apart states from which the goal is reached as easily. Two
+    """How hard the goal is to reach, by a fitted `gjwm.models.Reach`, on the mean over a plan, plus
+    a share of `GoalCost`, which tells apart states from which the goal is reached as easily. Two
     states at random are 1 apart by reach and 2 by latents.
 
-    Reach falls along the way round a wall, so the mean may count. The nearest approach alone trusts
+    Reach falls along the way round a wall, so its mean may count. Its nearest approach would trust
     the one step at which the model errs most in the plan's favour.
 
     Args:
         goal: latents (B, D), or (1, D) for all envs.
         reach: fitted on the latents of the same model.
-        latent: weight of |z_h - goal|^2 / D.
+        latent: weight of `GoalCost`.
     """
 
-    def __init__(self, goal: Tensor, reach: Reach, *, latent: float = 0.02):
-        super().__init__(goal, nearest=0.0, mean=1.0)
+    def __init__(self, goal: Tensor, reach: Reach, *, latent: float = 0.1):
+        super().__init__(goal)
         check("ReachCost's reach", reach, Reach)
         check("ReachCost's latent", latent, NonNegative)
         if not reach.fitted or goal.shape[-1] != reach.latent_dim:
@@ -87,9 +92,10 @@ class ReachCost(GoalCost):
             )
         self.reach, self.latent = reach, latent
 
-    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
-        d = self.reach.distance(z, goal)
-        return d + self.latent * super().distance(z, goal) if self.latent else d
+    def __call__(self, z: Tensor, a: Tensor) -> Tensor:
+        way = self.reach.distance(z[..., 1:, :], self._goal_beside(z)).mean(-1)  # (B, N, [P])
+        way = way.mean(2) if way.dim() == 3 else way
+        return way + self.latent * super().__call__(z, a) if self.latent else way
 
 
 class RewardCost:

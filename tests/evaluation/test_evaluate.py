@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm.data.acting import HoldActor, Moment, RandomActor, RecordedActor, make_vec
+from gjwm.data.acting import HoldActor, Moment, RandomActor, RecordedActor, as_array, make_vec
 from gjwm.data.behaviours import Coloured
 from gjwm.data.collect import collect_episodes
 from gjwm.data.dataset import Episode
@@ -29,7 +29,7 @@ from gjwm.evaluation.probes import probe_report
 from gjwm.models.dynamics import Dynamics, GaussianDynamics, Prediction
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
-from gjwm.planning import CEM
+from gjwm.planning import CEM, CategoricalCEM
 
 TWO_ROOM = {"obs": "state", "goal": "other-room", "terminate_on_goal": False}
 
@@ -193,9 +193,10 @@ class Steppers:
 
     def __init__(self):
         self.simulated = []
+        self.position = np.zeros((2, 1))
 
     def get_state(self):
-        return np.zeros((2, 1))
+        return self.position
 
     def simulate(self, states, actions):
         self.simulated.append(len(states))
@@ -213,18 +214,24 @@ def test_the_oracle_simulates_no_lane_whose_goal_a_plan_has_reached():
     assert (path[0] - 0.5).abs().min() <= 0.1 and path[1, -1] > 3
 
 
-def test_the_oracle_stands_still_and_searches_nothing_where_the_goal_has_been_reached():
-    envs, goals = Steppers(), np.array([[0.1], [100.0]])
-    planner = simulator_planner(CEM(), 4, 1)
-    oracle = OracleActor(goals, planner, horizon=4, replan_every=2, generator=g())
-    envs.position = np.zeros((2, 1))  # the first lane is within the radius
-    oracle.act(None, Moment(envs, 0))
-    assert envs.simulated[0] == 2  # but the start does not count
-    oracle.reset()
+@pytest.mark.parametrize("planner", [simulator_planner(CEM(), 4, 1), CategoricalCEM(groups=(1,))])
+def test_the_oracle_simulates_nothing_and_stands_still_where_the_goal_has_been_reached(planner):
+    envs, goals = Steppers(), np.array([[3.0], [100.0]])
+    oracle = OracleActor(goals, planner, horizon=4, replan_every=3, generator=g())
+    actions = []
+    for step in range(9):
+        envs.simulated.clear()
+        actions.append(as_array(oracle.act(None, Moment(envs, step))))
+        envs.position = envs.position + actions[-1]
+        if step > 4:  # the first lane has been there since the third step
+            assert set(envs.simulated) <= {1}
+    first, second = np.stack(actions, 1)[..., 0]
+    assert envs.position[0, 0] >= 2.8 and (first[4:] == 0).all()
+    assert (second[4:] > 0.5).all()
     envs.simulated.clear()
-    action = oracle.act(None, Moment(envs, 2))
-    assert set(envs.simulated) == {1}
-    assert abs(action[0].item()) < 0.1 < action[1].item()
+    oracle.reset(np.array([1, 0]))
+    oracle.act(None, Moment(envs, 9))
+    assert 2 in envs.simulated  # the start of another episode does not count
 
 
 @pytest.mark.parametrize("cheap", [False, True])

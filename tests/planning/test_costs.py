@@ -42,9 +42,13 @@ def test_reach_counts_the_slow_direction_more():
     expected = [weight / (2 * (slow + fast)) for weight in (slow, fast)]
     torch.testing.assert_close(cost(z, a), torch.tensor([expected]))
     both = ReachCost(goal, reach, latent=0.3)
-    torch.testing.assert_close(both(z, a), torch.tensor([expected]) + 0.3 / 2)
-    there = torch.cat([z, torch.zeros(1, 2, 1, 2)], 2)  # a step at the goal after that one
-    torch.testing.assert_close(both(there, a.expand(1, 2, 2, 1)), both(z, a) / 2)
+    torch.testing.assert_close(both(z, a), torch.tensor([expected]) + 0.3 * 1.1 / 2)
+    there = torch.cat([z, torch.zeros(1, 2, 1, 2)], 2)  # one more step, at the goal
+    a = a.expand(1, 2, 2, 1)
+    torch.testing.assert_close(cost(there, a), torch.tensor([expected]) / 2)  # the mean
+    torch.testing.assert_close(both(there, a), torch.tensor([expected]) / 2 + 0.3 * 0.1 / 4)
+    particles = torch.stack([there, there], 2)
+    torch.testing.assert_close(both(particles, a), both(there, a))
     for wrong in (Reach(2, 2), None):
         with pytest.raises(ValueError, match="Reach"):
             ReachCost(goal, wrong)
