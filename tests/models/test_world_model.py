@@ -147,7 +147,7 @@ def train_on_linear_system(objective, output_norm="none"):
         model,
         objective,
         LinearSystem(),
-        TrainSettings(steps=300, batch=64, length=4, lr=3e-3),
+        TrainSettings(steps=200, batch=64, length=4, lr=3e-3),
         generator=g(),
     )
     batch = LinearSystem().sample(512, 4, g(9))
