@@ -68,7 +68,9 @@ def paths(reach) -> dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable
 
 @torch.inference_mode()
 def judge(folder: Path, pairs: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """-> walls, and of the pair with the longest way its waypoints by each path, (COUNT, 2)."""
+    """-> walls, and of the pair with the longest way its waypoints by each path between
+    its ends, (COUNT + 2, 2).
+    """
     model, walls, z = encoded_places(folder)
     table, free = ways(walls), np.flatnonzero(~walls)
     rng = np.random.default_rng(seed)
@@ -81,9 +83,6 @@ def judge(folder: Path, pairs: int, seed: int) -> tuple[np.ndarray, dict[str, np
         found = path(z[starts], z[goals])
         nearest = free[torch.cdist(found.flatten(0, 1), space(z[free])).argmin(-1).numpy()]
         nearest = nearest.reshape(-1, COUNT)
-        detour = (table[starts[:, None], nearest] + table[nearest, goals[:, None]]) / direct[
-            :, None
-        ]
         gone = table[starts[:, None], nearest] / direct[:, None]
         detour = gone + table[nearest, goals[:, None]] / direct[:, None]
         way = np.concatenate([starts[:, None], nearest, goals[:, None]], 1)

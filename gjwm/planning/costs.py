@@ -45,9 +45,7 @@ class GoalCost:
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
         d = self.distance(z[..., 1:, :], self._goal_beside(z))  # (B, N, [P,] H)
-        cost = self.mean * d.mean(-1)
-        if self.nearest:
-            cost = cost + self.nearest * d.amin(-1)
+        cost = self.nearest * d.amin(-1) + self.mean * d.mean(-1)
         if self.final:
             cost = cost + self.final * d[..., -1]
         return cost.mean(2) if cost.dim() == 3 else cost
