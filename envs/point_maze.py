@@ -77,12 +77,14 @@ class PointMazeWorld(World):
         self.cell = 1.0 / len(self.wall)
         self._wall = torch.from_numpy(self.wall.ravel()).to(self.device)
         self._free = torch.from_numpy(np.flatnonzero(~self.wall.ravel())).to(self.device)
-        self._next = torch.from_numpy(self._next_cells()).to(self.device)
+        steps = distances(self.wall)
+        self._next = torch.from_numpy(self._next_cells(steps)).to(self.device)
+        self._steps = torch.from_numpy(steps.ravel()).to(self.device)
 
-    def _next_cells(self) -> np.ndarray:
+    def _next_cells(self, steps: np.ndarray) -> np.ndarray:
         """The neighbour to go to from each cell on the way to each other: (M*M * M*M,), the cell
         itself at the goal."""
-        steps, side = distances(self.wall), len(self.wall)
+        side = len(self.wall)
         table = np.tile(np.arange(side * side)[:, None], side * side)
         for cell in np.flatnonzero(~self.wall.ravel()):
             for way in (-1, 1, -side, side):
@@ -191,6 +193,24 @@ class PointMazeWorld(World):
             wanted = ((target - at) * 0.35).clamp(-top, top)
             actions.append(((wanted - (1 - DRAG) * v) / ACCELERATION).clamp(-1.0, 1.0))
         return tuple(actions)
+
+    def way_length(self, state: Planes, position: Planes, goal: Planes) -> Tensor:
+        """From cell to cell: straight to the middle of the next one, and straight on from the last
+        but one; straight all along where the goal's cell is this or the next one."""
+        side = len(self.wall)
+        here, there = (self._index(*place) for place in (position, goal))
+        following = self._next[here * side**2 + there]
+        last = self._next[there * side**2 + following]
+        near = following == there
+        between = (self._steps[following * side**2 + last] * self.cell).to(position[0])
+
+        def leg(place: Planes, cell: Tensor) -> Tensor:
+            x, y = ((cell % side + 0.5) * self.cell, (cell // side + 0.5) * self.cell)
+            return torch.hypot(place[0] - x, place[1] - y)
+
+        straight = torch.hypot(position[0] - goal[0], position[1] - goal[1])
+        around = leg(position, following) + between + leg(goal, last)
+        return torch.where(near, straight, around)
 
     def backdrop(self) -> Tensor:
         """Floor and walls, each pixel mixed by the share of it that wall covers."""

@@ -144,6 +144,25 @@ class _Dressed:
         positions = torch.stack(path, -2)
         return positions if isinstance(actions, Tensor) else positions.cpu().numpy()
 
+    def way_length(self, states, positions, goals):
+        """How long the shortest way from positions to goals is, past all walls, in the position's
+        units.
+
+        Args:
+            states: (B, X) from `get_state`, any B: where the walls are.
+            positions: (B, ..., P).
+            goals: (B, P).
+
+        Returns:
+            (B, ...) float32: a tensor if `positions` is one, else an array."""
+        planes, _ = self._worlds.check_states(states)
+        places, ends = (self._worlds.tensor(x) for x in (positions, goals))
+        between = (len(places), *[1] * (places.dim() - 2))
+        state = tuple(plane.view(between) for plane in planes)
+        goal = tuple(plane.view(between) for plane in ends.unbind(-1))
+        length = self._worlds.way_length(state, places.unbind(-1), goal)
+        return length if isinstance(positions, Tensor) else length.cpu().numpy()
+
     def simulate_return(
         self,
         states,

@@ -121,6 +121,10 @@ class TwoRoomWorld(World):
         action = layout.expert_action(position, goal, *state[4:], self.shortcut)
         return action.unbind(-1)
 
+    def way_length(self, state: Planes, position: Planes, goal: Planes) -> Tensor:
+        places = (torch.stack(torch.broadcast_tensors(*p), -1) for p in (position, goal))
+        return layout.way_length(*places, *state[4:6], self.shortcut)
+
     def random_place(self, state: Planes, u: Planes) -> Planes:
         position = torch.stack(state[0:2], -1)
         return layout.random_place(position, *state[4:], torch.stack(u, -1)).unbind(-1)

@@ -224,6 +224,28 @@ def expert_action(
     return wanted / wanted.abs().amax(-1, keepdim=True).clamp(min=1.0)
 
 
+def way_length(
+    position: Tensor, goal: Tensor, wall_x: Tensor, door_y: Tensor, shortcut: float | None = None
+) -> Tensor:
+    """The shortest way between places (..., 2), broadcast, world units -> (...): straight within a
+    room, else through the door or over the bridge, as if the wall were thin."""
+    straight = (goal - position).norm(dim=-1)
+    (x, y), (goal_x, goal_y) = position.unbind(-1), goal.unbind(-1)
+    other_room = (x > wall_x) != (goal_x > wall_x)
+    run = torch.where(other_room, goal_x - x, 1.0)
+    crossing = y + (wall_x - x) / run * (goal_y - y)  # of the straight line and the wall
+    ways = []
+    openings = [(door_y, DOOR_CLEARANCE)]
+    if shortcut is not None:
+        openings.append((torch.full_like(door_y, shortcut), BRIDGE_HALF_WIDTH))
+    for at, half_width in openings:
+        through = torch.minimum(torch.maximum(crossing, at - half_width), at + half_width)
+        legs = ((x, y), (goal_x, goal_y))
+        ways.append(sum(torch.hypot(wall_x - px, through - py) for px, py in legs))
+    around = torch.stack(ways).amin(0)
+    return torch.where(other_room, around, straight)
+
+
 def random_place(position: Tensor, wall_x: Tensor, door_y: Tensor, u: Tensor) -> Tensor:
     """Where to walk next for a wanderer that is to learn what walls do: half of the time anywhere,
     else at the door.

@@ -269,9 +269,10 @@ def _prediction(
     """What is measured on latents and actions alone, and on pictures that are spoiled."""
     stages("prediction")
     horizons = dict(horizons=(5, 10), particles=64)
-    ahead = max(settings.horizon, settings.oracle_horizon or 0)
     report: dict[str, Any] = {
-        "prediction": prediction_report(model, z, a, horizon=ahead, generator=_seeded(settings)),
+        "prediction": prediction_report(
+            model, z, a, horizon=settings.horizon, generator=_seeded(settings)
+        ),
         "calibration": calibration_by_horizon(
             model, z, a, generator=_seeded(settings, model.device), **horizons
         ),
@@ -346,12 +347,10 @@ def _planning(
         "hold": HoldActor(model.action_dim),
     }
     if settings.oracle:
-        oracle_horizon = settings.oracle_horizon or settings.horizon
         actors["oracle"] = OracleActor(
             made.pairs.goal_position,
-            simulator_planner(planner, oracle_horizon, model.action_dim),
-            horizon=oracle_horizon,
-            replan_every=settings.replan_every,
+            simulator_planner(planner, settings.horizon, model.action_dim),
+            **plan,
             generator=_seeded(settings),
         )
     with goal_lanes(task.env_id, without_pictures(task.env_kwargs), settings.pairs) as envs:
@@ -377,7 +376,6 @@ def _planning(
         "success_radius": radius,
         "action_repeat": int(task.env_kwargs.get("action_repeat", 1)),
         **plan,
-        "oracle_horizon": settings.oracle_horizon or settings.horizon,
         "cost": cost_name(cost),
     }
     return report

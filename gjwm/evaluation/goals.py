@@ -222,6 +222,22 @@ def simulator_planner(planner: Planner, horizon: int, action_dim: int) -> Planne
     )
 
 
+class WayCost(GoalCost):
+    """`GoalCost` of the length of the way in place of the straight line.
+
+    Args:
+        goal: positions (B, P).
+        way: positions (B, N, [P',] H, P) -> the length of the way to the goal (B, N, [P',] H).
+    """
+
+    def __init__(self, goal: Tensor, way: Callable[[Tensor], Tensor]):
+        super().__init__(goal)
+        self.way = way
+
+    def distance(self, z: Tensor, goal: Tensor) -> Tensor:
+        return self.way(z).square() / z.shape[-1]
+
+
 class _SolvedLanes:
     """Costs of plans on the true simulator, for which a lane is simulated no more once a plan comes
     within half the success radius of its goal: other plans then cost more than that one. Of lanes
@@ -232,7 +248,7 @@ class _SolvedLanes:
         self,
         envs: Any,
         goal: Tensor,
-        cost: CostOfGoals,
+        cost: CostOfGoals | None,
         outcomes: Mapping[str, Any],
         solved: Tensor,
     ):
@@ -252,10 +268,18 @@ class _SolvedLanes:
             goal, a = self.goal[lanes], a[lanes]
             paths = self.envs.simulate(self.states[lanes.numpy()], a.numpy(), **self.outcomes)
             paths = torch.as_tensor(paths)
-            costs[lanes] = self.cost(goal)(paths, a)
+            cost = self._cost(self.states[lanes.numpy()], goal)
+            costs[lanes] = cost(paths, a)
             if not self.outcomes:
                 self._keep_solutions(lanes, a, costs[lanes], paths, goal)
         return costs
+
+    def _cost(self, states: np.ndarray, goal: Tensor) -> Cost:
+        if self.cost is not None:
+            return self.cost(goal)
+        if not hasattr(self.envs, "way_length"):
+            return GoalCost(goal)
+        return WayCost(goal, lambda places: self.envs.way_length(states, places, goal))
 
     def _keep_solutions(
         self, lanes: Tensor, a: Tensor, costs: Tensor, paths: Tensor, goal: Tensor
@@ -278,7 +302,8 @@ class OracleActor:
         goal_position: (B, P).
         planner: must not need gradients, which simulators lack; see `simulator_planner`.
         horizon, replan_every, generator: see `gjwm.planning.RecedingHorizon`.
-        cost: of reaching goals, which are positions.
+        cost: of reaching goals, which are positions. None: the distance by the environments'
+            `way_length`, past all walls, where they have one, else the straight line.
         outcomes: further arguments of the environments' `simulate`, such as `particles` where
             worlds have noise; every plan is then searched anew, until the goal is reached.
     """
@@ -291,7 +316,7 @@ class OracleActor:
         horizon: int,
         replan_every: int,
         generator: Generator,
-        cost: CostOfGoals = GoalCost,
+        cost: CostOfGoals | None = None,
         outcomes: Mapping[str, Any] | None = None,
     ):
         self.goal_position, self.cost, self.planner = goal_position, cost, planner

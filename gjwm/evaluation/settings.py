@@ -22,8 +22,6 @@ class Evaluation(Settings):
         steps: agent steps to reach the goal.
         horizon, replan_every: of every plan. Predictions are judged as far ahead as the longest.
         oracle: also plan on the true simulator.
-        oracle_horizon: of its plans, which are judged by the distance of positions and so have to
-            be as long as the way; None: `horizon`.
         probe_steps: gradient steps of each MLP probe.
         seed: of everything random; other seeds are other held-out episodes and goals.
 
@@ -41,7 +39,6 @@ class Evaluation(Settings):
     horizon: Count = 12
     replan_every: Count = 2
     oracle: bool = True
-    oracle_horizon: Count | None = None
     probe_steps: Count = 1500
     seed: Natural = 1
 
@@ -49,11 +46,6 @@ class Evaluation(Settings):
         super().__post_init__()
         if self.goals == "ahead":
             check("evaluate.goal_offset", self.goal_offset, Count)
-        if self.oracle_horizon is not None and self.replan_every > self.oracle_horizon:
-            raise ValueError(
-                f"the oracle's plans of evaluate.oracle_horizon={self.oracle_horizon} actions "
-                f"cannot last for evaluate.replan_every={self.replan_every} of them."
-            )
         if self.replan_every > self.horizon:
             raise ValueError(
                 f"a plan of evaluate.horizon={self.horizon} actions cannot last for "

@@ -54,7 +54,6 @@ SMALL = [
     "evaluate.pairs=4",
     "evaluate.steps=6",
     "evaluate.horizon=6",
-    "evaluate.oracle_horizon=6",
     "evaluate.probe_steps=40",
     "video.episodes=2",
     "video.grid=3",

@@ -80,7 +80,7 @@ SMALL = [
     *("train.steps=4", "train.batch=8", "refine.steps=0", "decode.steps=0", "threads=1"),
     *("calibrate.episodes=0", "evaluate.episodes=8", "evaluate.length=20", "evaluate.pairs=2"),
     *("evaluate.steps=4", "evaluate.horizon=4", "evaluate.replan_every=2", "planner.samples=16"),
-    *("reach.steps=2", "reach.batch=8", "evaluate.oracle_horizon=4"),
+    *("reach.steps=2", "reach.batch=8"),
     *("evaluate.probe_steps=5", "report.worst=0", "report.typical=0", "planner.elites=4"),
 ]
 

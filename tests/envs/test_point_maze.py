@@ -106,6 +106,26 @@ def test_the_scripted_policy_reaches_every_goal(maze, noise):
     assert reached.all()
 
 
+@pytest.mark.parametrize("maze", ["open", "medium", "spiral"])
+def test_a_way_is_no_shorter_than_straight_and_falls_as_the_scripted_policy_goes_it(maze):
+    envs = PointMazeVectorEnv(num_envs=64, maze=maze, obs="state", terminate_on_goal=False)
+    envs.reset(seed=0)
+    start, path = envs.get_state(), []
+    goal = envs.goal
+    for _ in range(20):
+        path.append(np.array(envs.position))
+        envs.step(envs.expert_action())
+    path = np.stack(path, 1)
+    ways = envs.way_length(start, path, goal)
+    straight = np.linalg.norm(path - goal[:, None], axis=-1)
+    assert (ways > straight - 1e-5).all()
+    assert (np.diff(ways) < 0.5 * envs._worlds.cell).all()  # turns are cut, never far back
+    begun = ways[:, 0] > 0.9
+    assert (ways[begun, -1] < ways[begun, 0] - 0.4).all() and begun.any()
+    if maze == "open":
+        assert np.median(ways / straight.clip(1e-6)) < 1.15  # cells are gone round, not cut
+
+
 def test_random_actions_rarely_reach_goals_of_the_spiral():
     env = PointMazeVectorEnv(num_envs=200, maze="spiral", obs="state", max_episode_steps=201)
     env.reset(seed=0)

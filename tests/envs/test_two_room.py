@@ -325,6 +325,26 @@ def test_expert_reaches_every_goal_in_the_other_room_within_60_steps(walls, nois
     assert reached.all()
 
 
+def test_a_way_leads_through_the_door_of_its_own_world():
+    envs = TwoRoomVectorEnv(num_envs=3, obs="state")
+    states = np.array(
+        [
+            [0.2, 0.2, 0.8, 0.2, 0.5, 0.5],
+            [0.2, 0.5, 0.8, 0.5, 0.4, 0.5],
+            [0.2, 0.2, 0.3, 0.6, 0.5, 0.5],
+        ]
+    )
+    ways = envs.way_length(states, states[:, None, :2], states[:, 2:4])[:, 0]
+    through = 0.5 - layout.DOOR_CLEARANCE - 0.2  # down to the door's near post
+    np.testing.assert_allclose(ways[0], 2 * np.hypot(0.3, through), atol=1e-6)
+    np.testing.assert_allclose(ways[1:], [0.6, np.hypot(0.1, 0.4)], atol=1e-6)  # straight
+    tensors = (torch.from_numpy(x) for x in (states, states[:, None, :2], states[:, 2:4]))
+    np.testing.assert_allclose(envs.way_length(*tensors)[:, 0].numpy(), ways, atol=1e-6)
+    bridge = TwoRoomVectorEnv(num_envs=1, obs="state", shortcut=0.2)
+    state = np.array([[0.2, 0.2, 0.8, 0.2, 0.5, 0.75]])
+    assert bridge.way_length(state, state[:, :2], state[:, 2:4])[0] == pytest.approx(0.6)
+
+
 def test_random_policy_rarely_reaches_the_other_room():
     env = TwoRoomVectorEnv(num_envs=200, obs="state", goal="other-room")
     env.reset(seed=0)

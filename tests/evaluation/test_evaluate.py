@@ -29,7 +29,7 @@ from gjwm.evaluation.probes import probe_report
 from gjwm.models.dynamics import Dynamics, GaussianDynamics, Prediction
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
-from gjwm.planning import CEM, CategoricalCEM
+from gjwm.planning import CEM, CategoricalCEM, GoalCost
 
 TWO_ROOM = {"obs": "state", "goal": "other-room", "terminate_on_goal": False}
 
@@ -232,6 +232,23 @@ def test_the_oracle_simulates_nothing_and_stands_still_where_the_goal_has_been_r
     oracle.reset(np.array([1, 0]))
     oracle.act(None, Moment(envs, 9))
     assert 2 in envs.simulated  # the start of another episode does not count
+
+
+def test_the_oracle_goes_round_walls_with_plans_shorter_than_the_way():
+    """By the straight line it stays behind the wall; by the way it turns away from the goal."""
+    envs = make_vec("gjwm/point-maze-v0", 8, maze="u", obs="state", terminate_on_goal=False)
+    pairs = goal_pairs_from_resets(envs, seed=3)
+    start, goal = np.array([0.3, 0.3]), np.array([0.3, 0.7])  # the ends of the u
+    pairs.start[:, :2], pairs.goal_position[:] = start, goal
+    planner = simulator_planner(CEM(repeat=3), 6, 2)
+    reached = []
+    for cost in (None, GoalCost):
+        oracle = OracleActor(
+            pairs.goal_position, planner, horizon=6, replan_every=3, generator=g(), cost=cost
+        )
+        attempts = attempt_goals(envs, pairs, oracle, steps=50)
+        reached.append(planning_report(attempts, envs.success_radius)["success_rate"])
+    assert reached[0] == 1 and reached[1] == 0
 
 
 @pytest.mark.parametrize("cheap", [False, True])
