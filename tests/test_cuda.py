@@ -12,6 +12,7 @@ import torch
 
 from gjwm._core.types import Batch
 from gjwm.cli.app import main
+from gjwm.models import Reach
 from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
@@ -124,6 +125,20 @@ def test_a_discrepancy_and_its_gradient_are_those_of_the_cpu(name):
         found.append((value.detach(), x.grad))
     for here, there in zip(*found):
         close(here, there, 1e-3)
+
+
+def test_a_reach_is_fitted_there_and_answers_as_on_the_cpu():
+    z = torch.randn(40, 20, 4, generator=g()).cumsum(1) / 3
+    torch.manual_seed(0)
+    there = Reach(4, 4, 6, hidden=(16,)).to(CUDA)
+    there.fit(z.to(CUDA), steps=20, batch=64, generator=torch.Generator(CUDA).manual_seed(0))
+    here = copy.deepcopy(there).cpu()
+    start, goal = z[:5, 0], z[:5, -1]
+    with torch.no_grad():
+        close(here.log_ratio(start, goal), there.log_ratio(start.to(CUDA), goal.to(CUDA)), 1e-3)
+        close(here.distance(start, goal), there.distance(start.to(CUDA), goal.to(CUDA)), 1e-3)
+        close(here.waypoints(start, goal, 3), there.waypoints(start.to(CUDA), goal.to(CUDA), 3))
+        close(here.information(), there.information())
 
 
 @pytest.mark.parametrize("name", DYNAMICS)
