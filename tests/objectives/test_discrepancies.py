@@ -194,10 +194,27 @@ def test_gaussian_kl_has_its_closed_form():
     )
     assert GaussianKL()(z + 2).item() == pytest.approx(0.5 * 4 * d, abs=1e-6)
     assert GaussianKL(per_dimension=True)(z + 2).item() == pytest.approx(2, abs=1e-6)
-    # unbounded as the batch collapses, unlike SIGReg
-    assert GaussianKL(shrinkage=1e-8)(z * 1e-6) > 40
     with pytest.raises(ValueError, match="shrinkage > 0"):
         GaussianKL(shrinkage=0)(z[:4])
+
+
+def test_total_collapse_costs_gaussian_kl_a_nat_per_dimension_unless_nothing_is_shrunk():
+    d = 5
+    z = randn(400, d)
+    z = z - z.mean(0)
+    for a in (0.05, 0.2):
+        collapsed = GaussianKL(shrinkage=a)(0 * z).item()
+        assert collapsed == pytest.approx(d / 2 * (a - 1 - math.log(a)), abs=1e-9)
+    assert GaussianKL()(0 * z).item() / d == pytest.approx(1.02, abs=0.005)
+    # and no gradient leads out of it, where without shrinkage it grows as 1 / standard deviation
+    slope = {}
+    for a in (0.05, 0.0):
+        for std in (1e-3, 1e-4):
+            s = torch.tensor(std, dtype=torch.float64, requires_grad=True)
+            slope[a, std] = torch.autograd.grad(GaussianKL(shrinkage=a)(s * z), s)[0].item()
+    assert slope[0.05, 1e-4] == pytest.approx(0.1 * slope[0.05, 1e-3], rel=1e-3)
+    assert slope[0.0, 1e-4] == pytest.approx(10 * slope[0.0, 1e-3], rel=1e-3)
+    assert GaussianKL(shrinkage=0)(1e-6 * z) > d * 13
 
 
 # gradients, symmetries

@@ -251,6 +251,29 @@ def test_contrasts_pair_the_windows_of_each_episode_in_the_order_they_come():
         within_episodes(z, None)
 
 
+@pytest.mark.parametrize(("time", "known"), [(5, 0.82), (10, 0.68), (20, 0.49)])
+def test_contrasts_of_slow_latents_vary_less_than_one(time, known):
+    """1 less the mean correlation over the lag of two windows, here of one step, drawn anywhere in
+    an episode of W = 50 steps: of an AR(1) with r = exp(-1 / time) it is
+    (W + 2 sum_k (W - k) r^k) / W^2. Windows of different episodes would have 1.
+    """
+    count, length, r = 6000, 50, math.exp(-1 / time)
+    lags = torch.arange(1, length)
+    held = (length + 2 * ((length - lags) * r**lags).sum().item()) / length**2
+    assert 1 - held == pytest.approx(known, abs=0.005)
+    latents = [randn(count, 4)]
+    for t in range(1, length):
+        latents.append(r * latents[-1] + math.sqrt(1 - r * r) * randn(count, 4, seed=t))
+    path = torch.stack(latents, 1)
+    starts = torch.randint(length, (2 * count,), generator=seeded(1))
+    ids = torch.arange(count).repeat(2)
+    windows = path[ids, starts][:, None]
+    contrasts, _, _ = within_episodes(windows, ids)
+    assert contrasts.var().item() == pytest.approx(1 - held, rel=0.03)
+    apart = within_episodes(windows, torch.arange(2 * count) // 2)[0]  # of neighbours in the batch
+    assert apart.var().item() == pytest.approx(1, rel=0.03)
+
+
 def episodes_of_latents(moving=6, static=3):
     """32 episodes, two windows of 5 latents each: some that move, some that tell the episode."""
     ids = torch.arange(32).repeat(2)
