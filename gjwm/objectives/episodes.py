@@ -27,8 +27,8 @@ class EpisodeObjective(nn.Module):
             (z_i - z_j) / sqrt(2) of windows i, j of one episode, which are N(0, I) when the latents
             of each episode are and the windows are independent. Where a latent of variance 1 keeps
             the correlation r over the lag between them, its contrast has variance 1 - r: two
-            windows anywhere in 50 steps have 0.82, 0.68 and 0.49 at correlation times of 5, 10 and
-            20. D asks for 1 all the same and so works against slow latents.
+            windows that start anywhere in the same 50 steps have 0.82, 0.68 and 0.49 at correlation
+            times of 5, 10 and 20. D asks for 1 all the same and so works against slow latents.
         static_dim: S, the last S latents are for what is constant within an episode. Their matched
             pairs are the two windows, whatever their steps, and a copy of D makes their law
             Gaussian. The dynamics must keep as many, see `gjwm.models.dynamics.with_static`. Take

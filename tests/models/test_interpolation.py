@@ -25,6 +25,19 @@ def test_paths_begin_and_end_where_they_should(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_the_way_back_is_the_same_and_halfway_both_ends_weigh_alike(path):
+    z0, z1 = ends(50)
+    t = torch.tensor([0.1, 0.25, 0.5])
+    torch.testing.assert_close(path(z0, z1, t), path(z1, z0, 1 - t), atol=1e-5, rtol=1e-5)
+
+
+def test_between_ends_at_right_angles_preserving_variance_is_going_along_the_circle():
+    z0, z1 = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
+    t = torch.linspace(0, 1, 9)
+    torch.testing.assert_close(variance_preserving(z0, z1, t), slerp(z0, z1, t))
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_the_variance_on_the_way(path):
     z0, z1 = ends()
     t = torch.tensor([0.25, 0.5, 0.75])
