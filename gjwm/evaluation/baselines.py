@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gjwm.data.acting import RecordedActor, play
 from gjwm.data.dataset import Episode
-from gjwm.evaluation.calibration import UNIT_GAUSSIAN_NATS
+from gjwm.evaluation.calibration import marginal_nats
 from gjwm.evaluation.intervals import ratio_interval
 from gjwm.models.dynamics import LinearGaussianDynamics
 from gjwm.models.world_model import WorldModel
@@ -31,18 +31,36 @@ def open_loop_windows(z: Tensor, a: Tensor, horizon: int) -> tuple[Tensor, Tenso
     )
 
 
-def r2_by_horizon(estimate: Tensor, target: Tensor, variance: Tensor) -> dict[str, Any]:
-    """R² per step with its 95% interval over episodes.
+def moving_latents(z: Tensor, static_dim: int) -> Tensor:
+    """z (..., D) without its last `static_dim` latents, which R² leaves out: they stay as they are,
+    so whoever copies them predicts them.
+    """
+    return z[..., : z.shape[-1] - static_dim]
+
+
+def moving_variance(z: Tensor, static_dim: int) -> float:
+    """What a squared error is compared with: the variance of z (E, T+1, D), summed over its moving
+    dimensions.
+    """
+    return float(moving_latents(z, static_dim).flatten(0, 1).var(0).sum().clamp(min=1e-12))
+
+
+def r2_by_horizon(
+    estimate: Tensor, target: Tensor, z: Tensor, static_dim: int = 0
+) -> dict[str, Any]:
+    """R² of moving latents per step with its 95% interval over episodes.
 
     Args:
         estimate, target: (E, W, H, D), W windows of each of E episodes.
-        variance: of z, summed over its dimensions, (): what an error is compared with.
+        z: (E, T+1, D), whose variance an error is compared with.
+        static_dim: how many of the last latents are left out.
 
     Returns:
         r2 (H), ci95 (2, H).
     """
-    error = (estimate - target).square().sum(-1).mean(1).double().cpu().numpy()  # (E, H)
-    scale = float(variance.clamp(min=1e-12))
+    error = moving_latents(estimate - target, static_dim).square().sum(-1)
+    error = error.mean(1).double().cpu().numpy()  # (E, H)
+    scale = moving_variance(z, static_dim)
     low, high = ratio_interval(error, np.full_like(error, scale))
     return {
         "r2": (1 - error.mean(0) / scale).tolist(),
@@ -51,12 +69,15 @@ def r2_by_horizon(estimate: Tensor, target: Tensor, variance: Tensor) -> dict[st
 
 
 @torch.inference_mode()
-def linear_gaussian_report(z: Tensor, a: Tensor, *, horizon: int) -> dict[str, Any]:
+def linear_gaussian_report(
+    z: Tensor, a: Tensor, *, horizon: int, static_dim: int = 0
+) -> dict[str, Any]:
     """The best linear-Gaussian law of the same latents, fitted on the first half of the held-out
     episodes, scored on the rest.
 
     Args:
         z, a: latents (E, T+1, D) and actions (E, T, A), E >= 2.
+        static_dim: how many of the last latents R² leaves out, as that of the model does.
 
     Returns:
         r2_by_horizon and r2_ci95_by_horizon of its mean, open loop; skill_nats_per_dim of its
@@ -69,13 +90,13 @@ def linear_gaussian_report(z: Tensor, a: Tensor, *, horizon: int) -> dict[str, A
     truth, actions, _ = open_loop_windows(z[half:], a[half:], horizon)
     lead = truth.shape[:2]
     path = law.rollout(truth[:, :, 0].flatten(0, 1), actions.flatten(0, 1)).unflatten(0, lead)
-    scored = r2_by_horizon(path[:, :, 1:], truth[:, :, 1:], z.flatten(0, 1).var(0).sum())
+    scored = r2_by_horizon(path[:, :, 1:], truth[:, :, 1:], z, static_dim)
     one_step = law.predict(z[half:, :-1], a[half:])
     nll = -one_step.log_prob(z[half:, 1:]).mean().item() / z.shape[-1]
     return {
         "r2_by_horizon": scored["r2"],
         "r2_ci95_by_horizon": scored["ci95"],
-        "skill_nats_per_dim": UNIT_GAUSSIAN_NATS - nll,
+        "skill_nats_per_dim": marginal_nats(z[half:, 1:]) - nll,
     }
 
 
@@ -110,7 +131,6 @@ def noise_floor(
     latents = torch.stack(
         [model.encode(torch.from_numpy(e.o).to(model.device)) for e in episodes[:count]]
     )
-    variance = latents.flatten(0, 1).var(0).sum().clamp(min=1e-12)
     envs.autoreset = False
     states = np.stack([episode.sim_state[s] for episode, s in zip(episodes, starts)])
     envs.reset(seed=20_000_000 + seed)
@@ -119,10 +139,10 @@ def noise_floor(
     lanes, error = np.arange(count), []
     for k, step in enumerate(play(envs, RecordedActor(np.stack(recorded)), o, horizon), 1):
         again = model.encode(torch.from_numpy(step.following).to(model.device))
-        difference = again - latents[lanes, np.add(starts, k)]
+        difference = moving_latents(again - latents[lanes, np.add(starts, k)], model.static_dim)
         error.append(difference.square().sum(-1).double().cpu().numpy())
     error = np.stack(error, 1)  # (E, H)
-    floor = 1 - error.mean(0) / (2 * float(variance))
+    floor = 1 - error.mean(0) / (2 * moving_variance(latents, model.static_dim))
     known = [None if k < frame_stack - 1 else float(r2) for k, r2 in enumerate(floor, start=1)]
     return {
         "windows": count,

@@ -14,9 +14,16 @@ from gjwm.models.calibration import LEVELS, check_law, flattened, forecast_windo
 from gjwm.models.dynamics import Prediction
 from gjwm.models.world_model import WorldModel
 
-# per dimension, of N(0, I) about itself: the baseline of "skill"
-UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)
 _ECE_LEVELS = torch.arange(0.05, 0.951, 0.05, dtype=torch.float64)
+
+
+def marginal_nats(z: Tensor) -> float:
+    """What "skill" is a gain on: nats per dimension that a Gaussian with the latents' own mean and
+    variance in each dimension needs for them, z (..., D), whatever their scale.
+    """
+    variance = z.detach().double().flatten(0, -2).var(0, correction=0)
+    believed = variance.clamp(min=1e-12)  # constant latents too have a finite law
+    return 0.5 * ((2 * math.pi * believed).log() + variance / believed).mean().item()
 
 
 def report_generator(generator: Generator | None) -> Generator:
@@ -69,12 +76,13 @@ def calibration_report(
         generator: draws the energy score's samples; None: one seeded alike for every report.
 
     Returns:
-        nll (nats per dimension), skill (what it gains on the latents' marginal N(0, 1), nats per
-        dimension), crps, coverage_{50,80,90,95}, ece (mean over levels .05 to .95 of |coverage -
-        level|), spread_skill (rms predicted std / rms error, ideally 1), pit_ks (largest gap of the
-        PIT's distribution to uniform), pit (its histogram, each bin ideally 1), mahalanobis (mean
-        of (z - m)^T Cov^-1 (z - m) / D, ideally 1), energy_score (at most 2,000 rows) and
-        temperature (the factor on std that makes squared errors right on average).
+        nll (nats per dimension), skill (what it gains on a Gaussian with the targets' own mean and
+        variance in each dimension, nats per dimension), crps, coverage_{50,80,90,95}, ece (mean
+        over levels .05 to .95 of |coverage - level|), spread_skill (rms predicted std / rms error,
+        ideally 1), pit_ks (largest gap of the PIT's distribution to uniform), pit (its histogram,
+        each bin ideally 1), mahalanobis (mean of (z - m)^T Cov^-1 (z - m) / D, ideally 1),
+        energy_score (at most 2,000 rows) and temperature (the factor on std that makes squared
+        errors right on average).
 
     Raises:
         ValueError: for other shapes, no targets, NaN or infinite values, or a variance that is not
@@ -102,7 +110,7 @@ def calibration_report(
     }
     return {
         "nll": nll,
-        "skill": UNIT_GAUSSIAN_NATS - nll,
+        "skill": marginal_nats(target) - nll,
         "crps": prediction.crps(target).mean().item(),
         **covered,
         "ece": expected_calibration_error(pit),

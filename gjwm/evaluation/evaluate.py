@@ -279,7 +279,9 @@ def _prediction(
         "marginal": marginal_report(model, z, a, generator=_seeded(settings, model.device)),
     }
     ahead = report["prediction"]["horizon"]
-    report["prediction"]["linear_gaussian"] = linear_gaussian_report(z, a, horizon=ahead)
+    report["prediction"]["linear_gaussian"] = linear_gaussian_report(
+        z, a, horizon=ahead, static_dim=model.static_dim
+    )
     windows = min(NOISE_FLOOR_WINDOWS, len(episodes))
     with goal_lanes(task.env_id, task.env_kwargs, windows) as envs:
         report["prediction"]["noise_floor"] = noise_floor(

@@ -94,6 +94,14 @@ class WorldModel(nn.Module):
         return self.dynamics.action_dim
 
     @property
+    def static_dim(self) -> int:
+        return self.dynamics.static_dim
+
+    @property
+    def members(self) -> int:
+        return self.dynamics.members
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 

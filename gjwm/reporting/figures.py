@@ -148,7 +148,7 @@ def rank_figure(prediction: Report) -> Figure:
 
 
 def skill_figure(prediction: Report) -> Figure:
-    """One-step log-likelihood over that of N(0, I)."""
+    """One-step log-likelihood over that of z's own marginal Gaussian."""
     linear = prediction.get("linear_gaussian", {}).get("skill_nats_per_dim")
     rows = [
         ("model", "model", prediction["skill_nats_per_dim"]),
@@ -158,8 +158,9 @@ def skill_figure(prediction: Report) -> Figure:
     figure = Figure(
         "prediction-skill",
         "Skill of one step",
-        "Likelihood gained on knowing only that z is N(0, I). The linear law has a full "
-        "covariance, so where latents move together it can lead and still predict worse.",
+        "Likelihood gained on knowing only the mean and variance of each dimension of z. The "
+        "linear law has a full covariance, so where latents move together it can lead and still "
+        "predict worse.",
         labels=("law of the next latent", "nats per dimension"),
         categories=[name for _, name, _ in rows],
     )

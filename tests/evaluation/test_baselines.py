@@ -10,7 +10,7 @@ import torch
 from gjwm.data.acting import make_vec
 from gjwm.data.collect import Episode, collect_episodes
 from gjwm.evaluation.baselines import linear_gaussian_report, noise_floor, open_loop_windows
-from gjwm.models.dynamics import GaussianDynamics
+from gjwm.models.dynamics import GaussianDynamics, with_static
 from gjwm.models.world_model import WorldModel
 
 
@@ -39,10 +39,34 @@ def test_the_linear_law_is_exact_in_a_linear_world_and_not_in_another():
     assert linear_gaussian_report(z, a, horizon=8)["r2_by_horizon"][-1] < 0.5
 
 
-def test_the_skill_of_the_linear_law_in_a_noisy_linear_world_is_the_noises_entropy():
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_the_skill_of_the_linear_law_in_a_noisy_linear_world_is_what_it_knows_of_z(scale):
     z, a = trajectories(lambda z, a, e: 0.9 * z + 0.3 * e, episodes=600)
-    report = linear_gaussian_report(z, a, horizon=2)
-    assert report["skill_nats_per_dim"] == pytest.approx(-np.log(0.3), abs=0.03)
+    report = linear_gaussian_report(scale * z, a, horizon=2)
+    known = 0.5 * (z[300:, 1:].flatten(0, 1).var(0) / 0.3**2).log().mean().item()
+    assert report["skill_nats_per_dim"] == pytest.approx(known, abs=0.01)
+
+
+def test_the_linear_law_shows_no_skill_on_collapsed_latents():
+    z, a = trajectories(lambda z, a, e: 0.9 * z + 0.3 * e)
+    assert linear_gaussian_report(2.6e-5 * z, a, horizon=2)["skill_nats_per_dim"] < -1
+
+
+def test_the_linear_law_and_the_floor_are_judged_by_what_moves():
+    z, a = trajectories(lambda z, a, e: 0.9 * z + 0.3 * e)
+    alone = linear_gaussian_report(z, a, horizon=6)["r2_by_horizon"]
+    layout = 5 * torch.randn(len(z), 1, 2, generator=g(7)).expand(-1, z.shape[1], -1)
+    both = torch.cat([z, layout], -1)
+    beside = linear_gaussian_report(both, a, horizon=6, static_dim=2)["r2_by_horizon"]
+    np.testing.assert_allclose(beside, alone, atol=0.01)
+    assert linear_gaussian_report(both, a, horizon=6)["r2_by_horizon"][-1] > alone[-1] + 0.2
+
+    world = world_of(Position())
+    episodes = list(recorded(Drift(), 40, 12))
+    floor = noise_floor(world, lanes(40), episodes, horizon=4)["r2_by_horizon"]
+    world.encoder, world.dynamics = Beside(), with_static(GaussianDynamics, 4, 2, 2)
+    beside = noise_floor(world, lanes(40), episodes, horizon=4)["r2_by_horizon"]
+    np.testing.assert_allclose(beside, floor, atol=1e-6)
 
 
 def test_windows_are_half_a_horizon_apart_and_whole():
@@ -63,6 +87,16 @@ class Position(torch.nn.Module):
 
     def forward(self, o):
         return self.scale * o[..., :2]
+
+
+class Beside(Position):
+    """The position, and two latents that change with every encoding."""
+
+    latent_dim = 4
+
+    def forward(self, o):
+        noise = torch.randn(*o.shape[:-1], 2, generator=g(int(o.abs().sum() * 1e3) % 1000))
+        return torch.cat([super().forward(o), noise], -1)
 
 
 class Drift(gymnasium.Env):

@@ -171,6 +171,16 @@ def test_skill_is_zero_for_the_marginal_and_grows_with_information():
     assert known["skill"] == pytest.approx(-math.log(0.1), abs=0.02)
 
 
+def test_skill_is_a_gain_on_the_targets_own_mean_and_variance():
+    y = 3 + 2 * randn(4000, 8) * torch.arange(1.0, 9)
+    own = Prediction(y.mean(0).expand_as(y), y.var(0, correction=0).expand_as(y))
+    assert calibration_report(own, y)["skill"] == pytest.approx(0, abs=1e-9)
+    # At the variance of an encoder that has collapsed a law of spread 0.01 says less than nothing.
+    collapsed = 2.6e-5 * randn(4000, 8)
+    flat = Prediction(collapsed, torch.full_like(collapsed, 1e-4))
+    assert calibration_report(flat, collapsed)["skill"] < -5
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="deterministic"):
         calibration_report(Prediction(torch.zeros(3, 2), torch.zeros(3, 2)), torch.zeros(3, 2))

@@ -26,7 +26,7 @@ from gjwm.evaluation.goals import (
 )
 from gjwm.evaluation.prediction import marginal_report, prediction_report
 from gjwm.evaluation.probes import probe_report
-from gjwm.models.dynamics import Dynamics, GaussianDynamics, Prediction
+from gjwm.models.dynamics import Dynamics, EnsembleDynamics, GaussianDynamics, Prediction
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.planning import CEM, CategoricalCEM, GoalCost
@@ -75,13 +75,51 @@ def test_an_exact_model_of_a_noiseless_world_predicts_everything():
     assert (np.diff(copied) < 0).all() and copied[-1] < 0.5  # nothing changes? less and less true
 
 
-def test_the_skill_of_the_true_law_is_its_entropy_and_beats_copying():
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_the_skill_of_the_true_law_is_what_it_knows_of_z_and_beats_copying(scale):
     z, a = known_trajectories()
-    report = prediction_report(Known(), z, a, horizon=4, generator=g())
-    # Nats per dimension that N(0, I) needs for itself, less the entropy of N(0, 0.3^2): -log 0.3.
-    assert report["skill_nats_per_dim"] == pytest.approx(-np.log(0.3), abs=0.02)
+    truth = Known(0.3 * scale)
+    report = prediction_report(truth, scale * z, scale * a, horizon=4, generator=g())
+    # The entropy of z's own Gaussian less that of N(0, 0.3^2), in whatever units.
+    known = 0.5 * (z[:, 1:].flatten(0, 1).var(0) / 0.3**2).log().mean().item()
+    assert report["skill_nats_per_dim"] == pytest.approx(known, abs=0.01)
     assert report["skill_nats_per_dim"] > report["skill_copy_last_nats_per_dim"] + 0.1
     assert report["rank_chance"] < report["rank_accuracy"] < 1
+
+
+def test_collapsed_latents_show_no_skill():
+    """Whose spread stays above its floor, as that of trained dynamics does."""
+    z, a = known_trajectories()
+    for scale in (2.6e-5, 0.0):  # the variance of an encoder that has collapsed: 7e-10, or none
+        report = prediction_report(Known(0.01), scale * z, scale * a, horizon=4, generator=g())
+        assert report["skill_nats_per_dim"] < -3
+        assert report["skill_copy_last_nats_per_dim"] < 0
+        assert report["variance_per_dim"] < 1e-9
+
+
+class WithStatic(Known):
+    """Two further latents that stay as they are, and a believed path that ends up `off` them."""
+
+    static_dim = 2
+
+    def __init__(self, off=0.0):
+        super().__init__()
+        self.latent_dim, self.off = 5, off
+
+    def _step(self, z, inputs, context):
+        return torch.cat([0.9 * z[..., :3] + inputs, z[..., 3:] + self.off], -1)
+
+
+def test_r2_judges_what_moves_alone():
+    z, a = known_trajectories()
+    alone = prediction_report(Known(), z, a, horizon=6, generator=g())
+    layout = 5 * torch.randn(len(z), 1, 2, generator=g(7)).expand(-1, z.shape[1], -1)
+    for off in (0.0, 1.0):  # neither what is got for free counts nor what is lost there
+        beside = prediction_report(
+            WithStatic(off), torch.cat([z, layout], -1), a, horizon=6, generator=g()
+        )
+        for name in ("r2_by_horizon", "r2_ci95_by_horizon", "copy_last_r2_by_horizon"):
+            np.testing.assert_allclose(beside[name], alone[name], atol=1e-6)
 
 
 def test_particles_of_the_true_law_are_calibrated_and_of_a_false_one_are_not():
@@ -103,6 +141,21 @@ def test_sampled_rollouts_relax_to_the_marginal_and_mean_rollouts_shrink():
     assert report["variance_per_dim"] == pytest.approx(report["encoded_variance_per_dim"], rel=0.05)
     assert report["mean_variance_per_dim"] == pytest.approx(0.09 / 0.19, rel=0.1)
     assert report["epps_pulley"] < 3 * report["epps_pulley_null"] < report["mean_epps_pulley"]
+
+
+def test_samples_of_an_ensemble_come_from_all_members():
+    """Three of them, each sure of its own drift of -1, 0 or 1 per step: after T steps their paths
+    lie T apart, and the law of all has variance 2/3 T^2 beside that of the start.
+    """
+    ensemble = EnsembleDynamics(2, 1, members=3, hidden=4, std_hidden=4, max_std=0.02).eval()
+    last = ensemble.body[-1][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([-1.0, 0.0, 1.0])[:, None, None].expand_as(last.bias))
+    z, a = torch.randn(3000, 9, 2, generator=g(1)), torch.zeros(3000, 8, 1)
+    report = marginal_report(ensemble, z, a, generator=g())
+    assert report["variance_per_dim"] == pytest.approx(1 + 2 / 3 * 8**2, rel=0.05)
+    assert report == marginal_report(ensemble, z, a, generator=g())
 
 
 def test_probes_read_what_is_there_and_only_that():
