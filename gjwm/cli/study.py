@@ -11,7 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 from gjwm._core.files import holding
 from gjwm._core.machine import cores
 from gjwm.cli.config import load_config, split_sweep, with_experiment
-from gjwm.study import Job, Sweep, has_joblib, run_local, run_slurm, settings_of, write_study
+from gjwm.study import (
+    Job,
+    Record,
+    Sweep,
+    has_joblib,
+    read_rows,
+    run_local,
+    run_slurm,
+    settings_of,
+    write_study,
+)
 from gjwm.study.launch import Done
 
 
@@ -22,6 +32,24 @@ def study_command(cfg: DictConfig, command: str) -> None:
     overrides = shlex.split(command)[2:]
     axes, fixed = split_sweep(overrides)
     settings = OmegaConf.to_container(cfg.study, resolve=False)  # interpolations are each run's own
+    folder = Path(cfg.run_dir)
+
+    def summarise(records: Sequence[Record]) -> None:
+        tune = settings["tune"]
+        text = write_study(
+            folder,
+            records,
+            title=cfg.name,
+            command=command,
+            reference=settings["reference"],
+            tuned=None if tune is None else tune["key"],
+        )
+        print(text)
+        print(folder / "study.md")
+
+    if settings["rows"] is not None:
+        summarise(read_rows(settings["rows"]))
+        return
     settings["grid"] |= axes
     # as many as submitit's arrays run by default
     several = {
@@ -33,7 +61,6 @@ def study_command(cfg: DictConfig, command: str) -> None:
     at_once = several[settings["launcher"]] if settings["jobs"] is None else settings["jobs"]
     if not isinstance(at_once, int) or at_once < 1:
         raise ValueError(f"study.jobs must be null or a whole number, 1 or more, got {at_once!r}.")
-    folder = Path(cfg.run_dir)
     sweep = Sweep(
         name=cfg.name,
         folder=folder,
@@ -69,18 +96,7 @@ def study_command(cfg: DictConfig, command: str) -> None:
                 f"study.only_summary=true."
             ) from error
     records = sweep.records()
-    tuned = None if sweep.tune is None else sweep.tune.key
-    print(
-        write_study(
-            folder,
-            records,
-            title=cfg.name,
-            command=command,
-            reference=settings["reference"],
-            tuned=tuned,
-        )
-    )
-    print(folder / "study.md")
+    summarise(records)
     failed = sum(record.state == "failed" for record in records)
     if failed and not settings["only_summary"]:
         raise RuntimeError(

@@ -1,10 +1,10 @@
-"""Intervals: of a share, a mean, a ratio over episodes, a statistic over runs drawn task by task,
-and a rank correlation.
+"""Intervals: of a share, a success rate over seeds, a mean, a ratio over episodes, a mean over
+tasks, and a rank correlation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
@@ -13,7 +13,9 @@ Sample = np.ndarray | Sequence[float]
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval for a success rate.
+    """Wilson's 95% interval for the success rate of one model on goals like these.
+
+    Attempts of several seeds are not n independent ones: `rate_interval` is for those.
 
     >>> low, high = wilson_interval(97, 100)
     >>> round(low, 3), round(high, 3)
@@ -21,6 +23,49 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """
     interval = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def rate_interval(successes: Sample, attempts: Sample) -> tuple[float, float, float]:
+    """(rate, low, high) of a success rate over seeds, 95%: seeds are the clusters.
+
+    Wilson's interval {p: (rate - p)^2 <= q p (1 - p)}, where q is the larger of 1.96^2 / sum m
+    (all attempts independent) and t^2 s^2 / (S rate (1 - rate)), s the standard deviation of the
+    seeds' rates and t Student's quantile for S - 1. The first keeps seeds that agree by chance from
+    leaving an interval of no width, the second speaks of seeds not trained. With one seed only the
+    first is there, and nothing is said about others.
+
+    Coverage of beta-binomial seeds (3, 5, 9 or 12 with 50 or 100 goals each, 4,000 draws; a test
+    repeats a part): 96 to 99% where all seeds have one rate, 93 to 98% where rates around .5 or .8
+    have a standard deviation of 5 to 20 points, 92 to 97% for .95 and 5 points. Of the last two
+    `wilson_interval` of the pooled attempts covers 90% at best (5 points) and 28% at worst (20
+    points). Where few seeds fail badly and the others hardly ever (.95 and 10 points or more) both
+    fall short, ours to 80% and far less: no method knows a failure that it has not seen.
+
+    Args:
+        successes, attempts: k and m of each seed, (S,) each. The rate is the mean of k / m.
+
+    Raises:
+        ValueError: for no seed, other shapes, or counts that cannot be.
+
+    >>> [round(float(x), 2) for x in rate_interval([77, 84, 29], [100, 100, 100])]
+    [0.63, 0.12, 0.95]
+    """
+    k, m = np.asarray(successes, np.float64), np.asarray(attempts, np.float64)
+    if k.ndim != 1 or k.shape != m.shape or not len(k) or not ((k >= 0) & (k <= m) & (m > 0)).all():
+        raise ValueError(
+            f"a rate over seeds needs successes of attempts of each seed, got {k.tolist()} of "
+            f"{m.tolist()}."
+        )
+    rates = k / m
+    rate, seeds = float(rates.mean()), len(rates)
+    q = stats.norm.ppf(0.975) ** 2 / m.sum()
+    if 0 < rate < 1 and seeds > 1:
+        between = rates.var(ddof=1) / (seeds * rate * (1 - rate))
+        q = max(q, stats.t.ppf(0.975, seeds - 1) ** 2 * between)
+    room = np.sqrt(q * rate * (1 - rate) + q * q / 4)
+    low, high = ((rate + q / 2 + side * room) / (1 + q) for side in (-1, 1))
+    # Rounding can leave the ends of 0 and 1 a hair away from them.
+    return rate, float(min(max(low, 0.0), rate)), float(max(min(high, 1.0), rate))
 
 
 def mean_interval(values: Sample) -> tuple[float, float | None, float | None]:
@@ -78,45 +123,39 @@ def _counts(rng: np.random.Generator, rows: int, draws: int) -> np.ndarray:
 # -- over runs -------------------------------------------------------------------------------------
 
 
-def stratified_interval(
-    runs: Mapping[str, Sample],
-    statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
-    *,
-    draws: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """(value, low, high) of a statistic over the runs of several tasks: 95% of a bootstrap that
-    draws runs within each task (Agarwal et al., 2021).
+def mean_over_tasks(runs: Mapping[str, Sample]) -> tuple[float, float | None, float | None]:
+    """(mean, low, high) of the mean over tasks of the mean over their runs, 95%: each task weighs
+    the same, runs are the samples. The ends are None where a task has a single run.
+
+    Student's t with the degrees of freedom of Satterthwaite (1946). In simulation it covers 95 to
+    97% with three runs of each of three tasks, where a percentile bootstrap that draws runs within
+    tasks covers about 83%.
 
     Args:
-        runs: task -> scores of its runs (R_task,).
-        statistic: one (draws, R_task) per task -> (draws,).
+        runs: task -> figures of its runs, or differences of its pairs, (R_task,).
 
     Raises:
-        ValueError: for a task without runs, or with NaN among the scores.
+        ValueError: for a task without runs, or with NaN among the figures.
     """
-    scores = [np.asarray(values, np.float64).ravel() for values in runs.values()]
-    if not scores or not all(map(len, scores)):
+    figures = [np.asarray(values, np.float64).ravel() for values in runs.values()]
+    if not figures or not all(map(len, figures)):
         counts = {task: len(values) for task, values in runs.items()}
-        raise ValueError(f"an interval over tasks needs runs of each task, got {counts}.")
-    if not all(np.isfinite(values).all() for values in scores):
+        raise ValueError(f"a mean over tasks needs runs of each task, got {counts}.")
+    if not all(np.isfinite(values).all() for values in figures):
         raise ValueError(
-            "an interval over tasks was given NaN or infinity; leave failed runs out and say so."
+            "a mean over tasks was given NaN or infinity; leave failed runs out and say so."
         )
-    rng = np.random.default_rng(seed)
-    drawn = [row[rng.integers(0, len(row), (draws, len(row)))] for row in scores]
-    low, high = np.percentile(statistic(drawn), [2.5, 97.5])
-    return float(statistic([row[None] for row in scores])[0]), float(low), float(high)
-
-
-def pooled_interquartile_mean(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """A statistic: the mean of the middle half of the runs of all tasks (Agarwal et al., 2021)."""
-    return stats.trim_mean(np.concatenate(scores, 1), 0.25, axis=1)
-
-
-def mean_over_tasks(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """A statistic: the mean over tasks of the mean over runs."""
-    return np.mean([row.mean(1) for row in scores], 0)
+    mean = float(np.mean([row.mean() for row in figures]))
+    if min(map(len, figures)) == 1:
+        return mean, None, None
+    tasks, free = len(figures), np.array([len(row) - 1 for row in figures])
+    parts = np.array([row.var(ddof=1) / len(row) for row in figures]) / tasks**2
+    total = parts.sum()
+    if total == 0:
+        return mean, mean, mean
+    t = stats.t.ppf(0.975, total**2 / (parts**2 / free).sum())
+    room = float(t * np.sqrt(total))
+    return mean, mean - room, mean + room
 
 
 # -- rank correlation ------------------------------------------------------------------------------

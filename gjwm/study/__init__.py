@@ -5,7 +5,8 @@ together. See docs/study.md.
 from gjwm.study.grid import Cell, expand, written
 from gjwm.study.launch import Job, Outcome, has_joblib, run_local, run_slurm
 from gjwm.study.page import write_study
-from gjwm.study.summary import Record, ranking
+from gjwm.study.rows import read_rows
+from gjwm.study.summary import Record, figures_of, ranking
 from gjwm.study.sweep import Sweep, Tune, best, settings_of
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "Tune",
     "best",
     "expand",
+    "figures_of",
     "has_joblib",
     "ranking",
+    "read_rows",
     "run_local",
     "run_slurm",
     "settings_of",

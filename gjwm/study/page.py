@@ -1,9 +1,9 @@
-"""What a study leaves to read: study.md, study.csv, runs.csv, study.json and two small pictures."""
+"""What a study leaves to read: study.md, study.csv, runs.csv, study.json and two small pictures.
+`write_study` makes all of it from records, and `read_rows` has the records of a runs.csv.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gjwm._core.files import replacing
-from gjwm.evaluation.intervals import wilson_interval
 from gjwm.reporting.svg import WIDTH, Figure
+from gjwm.study.rows import as_csv, rows_of, short
 from gjwm.study.summary import (
-    FIGURES,
     Record,
-    attempts,
     cell_figures,
     differences,
     final,
@@ -77,10 +75,7 @@ def write_study(
             _cell(task, method, rows)
             for (task, method), rows in grouped(final(records), "task", "method").items()
         ],
-        "policies": {
-            task: {policy: _pooled(*counts) for policy, counts in row.items()}
-            for task, row in policies(records).items()
-        },
+        "policies": policies(records),
         "over_tasks": over_tasks(records),
         "differences": {"reference": reference, "success": compared},
         "ranking": ranking(records),
@@ -95,8 +90,8 @@ def write_study(
     text = _markdown(content, title, sum(record.tuning for record in records), list(pictures))
     files = {
         "study.json": json.dumps(content, indent=2) + "\n",
-        "study.csv": _csv(_cell_rows(content)),
-        "runs.csv": _csv([_run_row(record) for record in records]),
+        "study.csv": as_csv(_cell_rows(content)),
+        "runs.csv": as_csv(rows_of(records)),
         "study.md": text,
         **pictures,
     }
@@ -119,24 +114,10 @@ def _cell(task: str, method: str, rows: Sequence[Record]) -> dict[str, Any]:
             }
             for name, interval in cell_figures(rows).items()
         },
-        "pooled_success": _pooled(*attempts(rows)),
     }
 
 
-def _pooled(successes: int, of: int) -> list[float]:
-    return [successes, of, *wilson_interval(successes, of)]
-
-
 # -- tables ----------------------------------------------------------------------------------------
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    out = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return out.getvalue()
 
 
 def _cell_rows(content: Content) -> list[dict[str, Any]]:
@@ -145,27 +126,12 @@ def _cell_rows(content: Content) -> list[dict[str, Any]]:
         {
             **{key: cell[key] for key in ("task", "method", "tuned")},
             "figure": name,
-            **{key: _short(figure[key]) for key in ("mean", "low", "high")},
+            **{key: short(figure[key]) for key in ("mean", "low", "high")},
             "runs": sum(value is not None for value in figure["values"]),
         }
         for cell in content["cells"]
         for name, figure in cell["figures"].items()
     ]
-
-
-def _run_row(record: Record) -> dict[str, Any]:
-    """One line per run, failed and pending ones too."""
-    return {
-        **{key: getattr(record, key) for key in ("task", "method", "tuned", "seed")},
-        "phase": "tuning" if record.tuning else "final",
-        "state": record.state,
-        "error": record.error,
-        **{name: _short(record.figure(name)) for name in FIGURES},
-    }
-
-
-def _short(value: float | None) -> str | None:
-    return None if value is None else f"{value:.6g}"
 
 
 def _value(row: Mapping[str, Any] | None, digits: int = 3, key: str = "mean") -> str:
@@ -176,9 +142,9 @@ def _value(row: Mapping[str, Any] | None, digits: int = 3, key: str = "mean") ->
     return f"{row[key]:.{digits}f}{ends}"
 
 
-def _rate(pooled: Sequence[float]) -> str:
-    successes, of, low, high = pooled
-    return f"{successes / of:.1%} [{low:.1%}, {high:.1%}] of {of}"
+def _rate(row: Mapping[str, Any]) -> str:
+    ends = "" if row["low"] is None else f" [{row['low']:.1%}, {row['high']:.1%}]"
+    return f"{row['mean']:.1%}{ends}"
 
 
 def _section(
@@ -193,8 +159,8 @@ def _markdown(content: Content, title: str, tuning: int, pictures: Sequence[str]
     head = (
         f"{states['done']} runs done, {states['failed']} failed, {states['pending']} not done"
         + (f" ({tuning} of all only choose a setting)" if tuning else "")
-        + ". Means over seeds with 95% intervals by Student's t; that of success also covers "
-        "Wilson's over all attempts."
+        + ". Means over seeds with 95% intervals by Student's t; that of success by Wilson's "
+        "formula with seeds as clusters."
     )
     failed = [[row["run"], row["error"].replace("|", "\\|")] for row in content["failed"]]
     parts = [
@@ -229,7 +195,7 @@ def _task_table(content: Content, task: str) -> str:
         if cell["task"] == task
     ]
     rates = content["policies"][task].items()
-    chance = "; ".join(f"{policy} {_rate(pooled)}" for policy, pooled in rates)
+    chance = "; ".join(f"{policy} {_rate(row)}" for policy, row in rates)
     header = ["method", *([tuned] if tuned else []), *HEADLINE, "runs"]
     return _section(task, header, rows, after=f"Same goals: {chance}.")
 
@@ -240,8 +206,9 @@ def _every_figure(cell: Mapping[str, Any]) -> str:
         for name, figure in cell["figures"].items()
     ]
     header = ["figure", *(f"seed {seed}" for seed in cell["seeds"])]
-    pooled = f"Success, pooled: {_rate(cell['pooled_success'])}."
-    return _section("Every figure", header, rows, after=pooled)
+    success = cell["figures"].get("success")
+    after = f"Success over seeds: {_rate(success)}." if success else ""
+    return _section("Every figure", header, rows, after=after)
 
 
 def _over_tasks_table(methods: Mapping[str, Any]) -> str:
@@ -250,15 +217,17 @@ def _over_tasks_table(methods: Mapping[str, Any]) -> str:
         [method, *(_value(row[name]) for name in shown), str(row["success"]["runs"])]
         for method, row in methods.items()
     ]
-    before = "Interquartile mean over the runs of all tasks, stratified bootstrap (95%)."
+    before = (
+        "Mean over tasks of the means over runs, 95% by Student's t with Satterthwaite's degrees."
+    )
     return _section("Over all tasks", ["method", *shown, "runs"], rows, before=before)
 
 
 def _differences_table(reference: str, success: Mapping[str, Any]) -> str:
     rows = [[method, _value(row), str(row["pairs"])] for method, row in success.items()]
     before = (
-        f"Success less that of {reference} with the same task and seed, mean over tasks, "
-        "bootstrap over pairs within tasks (95%). With few seeds it is too narrow."
+        f"Success less that of {reference} with the same task and seed, mean over tasks, 95% by "
+        "Student's t over pairs with Satterthwaite's degrees. Not corrected for how many there are."
     )
     return _section(f"Against {reference}", ["method", "difference", "pairs"], rows, before=before)
 
@@ -309,8 +278,10 @@ def _success_picture(content: Content) -> Figure | None:
         task, method, success = cell["task"], cell["method"], cell["figures"]["success"]
         mean, low, high = (success[key] for key in ("mean", "low", "high"))
         x = methods.index(method) + 0.5 * ((tasks.index(task) + 0.5) / len(tasks) - 0.5)
-        text = f"{task}, {method}: {mean:.1%} [{low:.1%}, {high:.1%}]"
-        figure.interval(x, low, high, roles[task]).dot(x, mean, roles[task], text, radius=3.4)
+        text = f"{task}, {method}: {_rate(success)}"
+        if low is not None:
+            figure.interval(x, low, high, roles[task])
+        figure.dot(x, mean, roles[task], text, radius=3.4)
     figure.legend += [(role, "dot", task) for task, role in roles.items()]
     return figure
 

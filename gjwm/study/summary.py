@@ -1,4 +1,7 @@
-"""What the runs of a study showed: per cell, over all tasks, and which figure ranks runs."""
+"""What the runs of a study showed: per cell, over all tasks, and which figure ranks runs.
+
+All of it follows from records, one per run, and these from the lines of runs.csv (`rows`).
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,9 @@ import numpy as np
 from gjwm.evaluation.intervals import (
     mean_interval,
     mean_over_tasks,
-    pooled_interquartile_mean,
     rank_correlation,
     rank_correlation_interval,
-    stratified_interval,
-    wilson_interval,
+    rate_interval,
 )
 
 Report = Mapping[str, Any]
@@ -24,6 +25,7 @@ Report = Mapping[str, Any]
 # What tables show: title -> figure of an evaluation.json.
 FIGURES: dict[str, Callable[[Report], float]] = {
     "success": lambda r: r["planning"]["success_rate"],
+    "attempts": lambda r: r["planning"]["episodes"],  # as many of random, hold and the oracle
     "random": lambda r: r["planning"]["random"]["success_rate"],
     "hold": lambda r: r["planning"]["hold"]["success_rate"],
     "oracle": lambda r: r["planning"]["oracle"]["success_rate"],
@@ -78,6 +80,22 @@ LABEL_FREE = (
 LEAST_RUNS = 5  # below, a rank correlation says nothing
 
 
+DIGITS = 6  # significant ones of a figure: what runs.csv holds is all that tables know
+
+
+def figures_of(report: Report) -> dict[str, float]:
+    """{title: figure} of the FIGURES that a report has as numbers, to six significant digits."""
+    figures = {}
+    for title, of in FIGURES.items():
+        try:
+            value = float(of(report))
+        except (KeyError, IndexError, TypeError, ZeroDivisionError):
+            continue
+        if math.isfinite(value):
+            figures[title] = float(f"{value:.{DIGITS}g}")
+    return figures
+
+
 @dataclass(frozen=True)
 class Record:
     """A run and what became of it.
@@ -86,7 +104,9 @@ class Record:
         task, method: what tables call them; tuned: the value of the tuned key, None without one.
         tuning: whether it only served to choose.
         cell: its folders' names without the seed.
-        report: evaluation.json, None for a run that is not done; error: why it failed, or None.
+        figures: {title: number} of `FIGURES`, None for a run that is not done.
+        error: why it failed, or None.
+        settings: {key: its value as text} of the configuration it ran with.
     """
 
     task: str
@@ -95,25 +115,22 @@ class Record:
     seed: int
     tuning: bool
     cell: str
-    report: Report | None = field(repr=False)
+    figures: Mapping[str, float] | None = field(repr=False)
     error: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def state(self) -> str:
-        return "done" if self.report is not None else "pending" if self.error is None else "failed"
+        return "done" if self.figures is not None else "pending" if self.error is None else "failed"
 
     def figure(self, title: str) -> float | None:
-        """A figure of FIGURES, or None where the report lacks it or has no number there."""
-        try:
-            value = float(FIGURES[title](self.report)) if self.report is not None else math.nan
-        except (KeyError, IndexError, TypeError, ZeroDivisionError):
-            return None
-        return value if math.isfinite(value) else None
+        """A figure, or None where the run has none of that name."""
+        return None if self.figures is None else self.figures.get(title)
 
 
 def final(records: Sequence[Record]) -> list[Record]:
     """Runs that are done and count."""
-    return [record for record in records if record.report is not None and not record.tuning]
+    return [record for record in records if record.figures is not None and not record.tuning]
 
 
 def grouped(records: Sequence[Record], *keys: str) -> dict[Any, list[Record]]:
@@ -128,8 +145,7 @@ def grouped(records: Sequence[Record], *keys: str) -> dict[Any, list[Record]]:
 def cell_figures(records: Sequence[Record]) -> dict[str, tuple[float, float | None, float | None]]:
     """{figure: (mean, low, high)} over the runs of one task and method that have it.
 
-    95% intervals by Student's t over seeds. That of "success" also covers Wilson's over all
-    attempts, which does not shrink to nothing when all seeds agree.
+    95% intervals by Student's t over seeds; that of "success" is `rate_interval`'s.
     """
     figures = {}
     for title in FIGURES:
@@ -137,41 +153,45 @@ def cell_figures(records: Sequence[Record]) -> dict[str, tuple[float, float | No
         if values:
             figures[title] = mean_interval(values)
     if "success" in figures:
-        mean, *ends = figures["success"]
-        ends = [end for end in (*ends, *wilson_interval(*attempts(records))) if end is not None]
-        figures["success"] = (mean, max(0.0, min(ends)), min(1.0, max(ends)))
+        figures["success"] = success(records)
     return figures
 
 
-def attempts(records: Sequence[Record], policy: str | None = None) -> tuple[int, int]:
-    """(successes, attempts) over all runs, of the model (None) or of "random", "hold" or
-    "oracle".
-    """
-    plannings = [record.report["planning"] for record in records]
-    rows = plannings if policy is None else [planning[policy] for planning in plannings]
-    successes = sum(round(row["success_rate"] * row["episodes"]) for row in rows)
-    return successes, sum(row["episodes"] for row in rows)
+POLICIES = ("random", "hold", "oracle")
 
 
-def policies(records: Sequence[Record]) -> dict[str, dict[str, tuple[int, int]]]:
-    """{task: {"random", "hold", perhaps "oracle": (successes, attempts)}}. Methods share goals, so
-    each seed counts once.
+def success(
+    records: Sequence[Record], policy: str = "success"
+) -> tuple[float, float | None, float | None]:
+    """(rate, low, high) over the runs that have it, of the model or of one of POLICIES; by
+    Student's t alone where a run does not say how many attempts it made.
     """
-    counts = {}
+    rows = [record for record in records if record.figure(policy) is not None]
+    rates = np.array([record.figure(policy) for record in rows])
+    attempts = [record.figure("attempts") for record in rows]
+    if None in attempts:
+        return mean_interval(rates)
+    return rate_interval(np.rint(rates * np.array(attempts)), attempts)
+
+
+def policies(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{task: {"random", "hold", perhaps "oracle": {"mean", "low", "high", "seeds"}}}. Methods share
+    goals, so each seed counts once.
+    """
+    table = {}
     for task, rows in grouped(final(records), "task").items():
         per_seed = list({record.seed: record for record in rows}.values())
-        counts[task] = {
-            policy: attempts(per_seed, policy)
-            for policy in ("random", "hold", "oracle")
-            if all(policy in record.report["planning"] for record in per_seed)
+        table[task] = {
+            policy: _row(success(per_seed, policy), seeds=len(per_seed))
+            for policy in POLICIES
+            if all(record.figure(policy) is not None for record in per_seed)
         }
-    return counts
+    return table
 
 
-def over_tasks(records: Sequence[Record], **bootstrap: int) -> dict[str, dict[str, Any]]:
-    """{method: {figure: {"mean", "low", "high", "runs"}}}: interquartile mean over the runs of all
-    tasks with a stratified bootstrap, of methods that ran on every task and figures that every run
-    has. Empty for a study of one task.
+def over_tasks(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """{method: {figure: {"mean", "low", "high", "runs"}}}: `mean_over_tasks` of methods that ran on
+    every task and figures that every run has. Empty for a study of one task.
     """
     runs = final(records)
     tasks, table = grouped(runs, "task"), {}
@@ -183,16 +203,13 @@ def over_tasks(records: Sequence[Record], **bootstrap: int) -> dict[str, dict[st
         for title in FIGURES:
             values = {task: [run.figure(title) for run in by_task[task]] for task in tasks}
             if all(value is not None for row in values.values() for value in row):
-                ends = stratified_interval(values, pooled_interquartile_mean, **bootstrap)
-                table[method][title] = _row(ends, runs=len(rows))
+                table[method][title] = _row(mean_over_tasks(values), runs=len(rows))
     return table
 
 
-def differences(
-    records: Sequence[Record], reference: str, **bootstrap: int
-) -> dict[str, dict[str, Any]]:
+def differences(records: Sequence[Record], reference: str) -> dict[str, dict[str, Any]]:
     """{method: {"mean", "low", "high", "pairs"}}: success less the reference method's on the same
-    task and seed, averaged over tasks, with a bootstrap over the pairs within each task (95%).
+    task and seed; `mean_over_tasks` of the pairs.
 
     Raises:
         ValueError: for a reference that is no method of the study.
@@ -212,12 +229,11 @@ def differences(
             if method != reference and value is not None and other is not None:
                 gaps.setdefault(run.task, []).append(value - other)
         if gaps:
-            ends = stratified_interval(gaps, mean_over_tasks, **bootstrap)
-            table[method] = _row(ends, pairs=sum(map(len, gaps.values())))
+            table[method] = _row(mean_over_tasks(gaps), pairs=sum(map(len, gaps.values())))
     return table
 
 
-def _row(ends: tuple[float, float, float], **counts: int) -> dict[str, float]:
+def _row(ends: tuple[float, float | None, float | None], **counts: int) -> dict[str, Any]:
     return {**dict(zip(("mean", "low", "high"), ends)), **counts}
 
 

@@ -18,7 +18,8 @@ from typing import Any
 from gjwm.data.dataset import dataset_info
 from gjwm.study.grid import Cell, bare, expand, merged, written
 from gjwm.study.launch import Done, Job, Outcome, failure_of, record
-from gjwm.study.summary import Record
+from gjwm.study.rows import settings_in
+from gjwm.study.summary import Record, figures_of
 from gjwm.training.run import LATE, require_same_training, same_evaluation
 
 Config = Mapping[str, Any]
@@ -219,7 +220,11 @@ class Sweep:
         cell, error = run.cell, failure_of(run.folder) if report is None else None
         # What is no axis has a name in the tables too.
         task, method = cell.task or self.name, cell.method or "as configured"
-        return Record(task, method, cell.tuned, run.seed, run.tuning, cell.path, report, error)
+        figures = None if report is None else figures_of(report)
+        settings = {} if report is None else settings_in(report["config"])
+        return Record(
+            task, method, cell.tuned, run.seed, run.tuning, cell.path, figures, error, settings
+        )
 
     # -- running -----------------------------------------------------------------------------------
 

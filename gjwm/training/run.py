@@ -46,16 +46,17 @@ def changed_training(
     Args:
         online: whether it is one of `gjwm online`.
     """
-    before, now = (dict(_leaves(_decisive(config, online))) for config in (before, now))
+    before, now = (dict(leaves(_decisive(config, online))) for config in (before, now))
     unset = "not set"
     pairs = {k: (before.get(k, unset), now.get(k, unset)) for k in sorted(before.keys() | now)}
     return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
 
 
-def _leaves(config: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    """("train.steps", 5) and so on of a nested configuration; None at its top is left out."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{group}{key}.")
+            yield from leaves(value, f"{group}{key}.")
         elif group or value is not None:
             yield f"{group}{key}", value
 

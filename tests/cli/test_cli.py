@@ -474,9 +474,14 @@ def test_a_study_of_seeds_summarises_them_and_does_nothing_twice(folder, here, c
     assert cell["figures"]["random"]["values"] == [
         r["planning"]["random"]["success_rate"] for r in reports
     ]
-    # two seeds of four attempts
-    assert "oracle" not in cell["figures"] and cell["pooled_success"][1] == 8
+    assert "oracle" not in cell["figures"] and cell["figures"]["attempts"]["values"] == [4, 4]
     assert cell["figures"]["peak MB"]["mean"] > 100 and "| success |" in capsys.readouterr().out
+    # The rows alone make the same tables elsewhere, and nothing runs.
+    again = ["study.rows=runs/small/runs.csv", "run_dir=again"]
+    assert run("study", *again) == 0 and len(here) == 4
+    for name in ("runs.csv", "study.csv"):
+        assert (folder / "again" / name).read_bytes() == (made / name).read_bytes()
+    capsys.readouterr()
     written = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("seed-*/*")}
     assert (
         run("study", *study) == 0

@@ -1,20 +1,15 @@
-"""Claims about bootstrap intervals: they cover what they promise, and they know what is
-independent.
-"""
+"""Claims about intervals: they cover what they promise, and they know what is independent."""
 
 import numpy as np
 import pytest
 
 from gjwm.evaluation.intervals import (
-    pooled_interquartile_mean,
+    mean_interval,
+    mean_over_tasks,
+    rate_interval,
     ratio_interval,
-    stratified_interval,
     wilson_interval,
 )
-
-
-def iqm_interval(runs, **options):
-    return stratified_interval(runs, pooled_interquartile_mean, **options)
 
 
 def test_the_interval_of_a_mean_is_the_classical_one():
@@ -45,33 +40,93 @@ def test_axes_behind_the_first_are_ratios_of_their_own():
         np.testing.assert_allclose((low[k], high[k]), column)
 
 
-def test_the_interquartile_mean_ignores_both_ends():
-    scores = np.array([[-1e9, 1.0, 2.0, 3.0]]), np.array([[4.0, 5.0, 6.0, 1e9]])
-    assert pooled_interquartile_mean(scores) == pytest.approx(3.5)
+# -- over seeds ------------------------------------------------------------------------------------
 
 
-def test_a_stratified_draw_keeps_every_task():
-    """Two tasks whose scores never vary: any draw within tasks gives the same mean, one over all
-    runs would not.
-    """
-    mean, low, high = iqm_interval({"easy": np.ones(4), "hard": np.zeros(4)})
-    assert mean == low == high == 0.5
-    rng = np.random.default_rng(3)
-    three = {k: rng.normal(size=3) for k in "ab"}
-    many = {k: rng.normal(size=300) for k in "ab"}
-    spread = [
-        high - low for _, low, high in (iqm_interval(runs, draws=2000) for runs in (three, many))
-    ]
-    assert spread[0] > 4 * spread[1]
+def beta_binomial(rng, rate, spread, seeds, goals, draws):
+    """Successes (draws, seeds) of seeds whose true rates have this mean and standard deviation."""
+    rates = np.full((draws, seeds), rate)
+    if spread:
+        size = rate * (1 - rate) / spread**2 - 1
+        rates = rng.beta(rate * size, (1 - rate) * size, (draws, seeds))
+    return rng.binomial(goals, rates)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 9])
+@pytest.mark.parametrize("spread", [0, 0.05, 0.2])
+def test_a_rate_over_seeds_is_held_where_the_pooled_attempts_promise_too_much(seeds, spread):
+    rate, goals, draws = 0.8, 100, 600
+    counts = beta_binomial(np.random.default_rng(5), rate, spread, seeds, goals, draws)
+    ours = [rate_interval(row, np.full(seeds, goals))[1:] for row in counts]
+    known = {k: wilson_interval(int(k), seeds * goals) for k in np.unique(counts.sum(1))}
+    pooled = [known[k] for k in counts.sum(1)]
+    held, promised = (np.mean([a <= rate <= b for a, b in ends]) for ends in (ours, pooled))
+    assert 0.92 <= held <= 0.995
+    if spread:
+        assert promised < {0.05: 0.84, 0.2: 0.36}[spread]
+    else:
+        assert promised > 0.93
+
+
+def test_a_rate_over_seeds_is_wilsons_where_seeds_agree_and_wide_where_they_do_not():
+    for k in (0, 40, 50):
+        rate, *ends = rate_interval([k] * 3, [50] * 3)
+        assert ends == pytest.approx(list(wilson_interval(3 * k, 150))) and rate == pytest.approx(
+            k / 50
+        )
+    assert rate_interval([9], [10])[1:] == pytest.approx(wilson_interval(9, 10))
+    low, high = rate_interval([77, 84, 29], [100] * 3)[1:]  # two-room without a discrepancy
+    assert low < 0.2 and high > 0.9
+    # Around a half, and with variance between seeds alone, it is nearly Student's t.
+    k = np.random.default_rng(6).normal(500, 60, 12).astype(int)
+    mean, *ends = mean_interval(k / 1000)
+    assert rate_interval(k, np.full(12, 1000)) == pytest.approx((mean, *ends), abs=0.005)
+    # Seeds weigh the same, however many goals they had.
+    assert rate_interval([5, 100], [10, 100])[0] == 0.75
+
+
+def bootstrap(rng, tasks, draws=400):
+    """The usual percentile bootstrap of a mean over tasks (T, R), which draws runs within tasks."""
+    count, runs = tasks.shape
+    index = rng.integers(0, runs, (draws, count, runs))
+    means = np.take_along_axis(tasks[None], index, 2).mean((1, 2))
+    return np.percentile(means, [2.5, 97.5])
+
+
+@pytest.mark.parametrize("spreads", [(1, 1, 1), (3, 2, 1)])
+def test_a_mean_over_tasks_is_held_where_a_bootstrap_of_nine_runs_falls_short(spreads):
+    rng, held, promised = np.random.default_rng(7), [], []
+    for _ in range(1500):
+        tasks = rng.normal(0, np.array(spreads)[:, None], (3, 3))
+        _, low, high = mean_over_tasks(dict(zip("abc", tasks)))
+        held.append(low <= 0 <= high)
+        low, high = bootstrap(rng, tasks)
+        promised.append(low <= 0 <= high)
+    assert 0.94 <= np.mean(held) <= 0.985
+    assert 0.78 <= np.mean(promised) <= 0.87  # of a nominal 0.95
+
+
+def test_a_mean_over_tasks_weighs_tasks_alike_and_is_the_t_interval_of_one():
+    few, many = np.array([1.0, 2.0, 6.0]), np.zeros(9)
+    assert mean_over_tasks({"a": few, "b": many})[0] == pytest.approx(1.5)
+    assert mean_over_tasks({"a": few}) == pytest.approx(mean_interval(few))
+    # A task that does not vary adds no uncertainty and no degrees of freedom.
+    (_, low, high), (_, *alone) = mean_over_tasks({"a": few, "b": many}), mean_interval(few)
+    assert high - low == pytest.approx((alone[1] - alone[0]) / 2)
+    assert mean_over_tasks({"a": few, "b": [1.0]})[1:] == (None, None)
+    assert mean_over_tasks({"easy": np.ones(4), "hard": np.zeros(4)}) == (0.5, 0.5, 0.5)
 
 
 def test_what_cannot_be_summarised_is_named():
     with pytest.raises(ValueError, match="at least one"):
         ratio_interval(np.ones(0), np.ones(0))
     with pytest.raises(ValueError, match="runs of each task"):
-        iqm_interval({"a": np.ones(0)})
+        mean_over_tasks({"a": np.ones(0)})
     with pytest.raises(ValueError, match="NaN"):
-        iqm_interval({"a": np.array([1.0, np.nan])})
+        mean_over_tasks({"a": np.array([1.0, np.nan])})
+    for counts in (([], []), ([3], [2]), ([1, 2], [4]), ([0], [0])):
+        with pytest.raises(ValueError, match="successes of attempts of each seed"):
+            rate_interval(*counts)
 
 
 def test_wilson_interval_is_sane_at_the_edges():

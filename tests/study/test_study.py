@@ -3,6 +3,7 @@ twice, and what it all says.
 """
 
 import csv
+import itertools
 import json
 import stat
 import sys
@@ -12,7 +13,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gjwm.evaluation.intervals import rank_correlation, rank_correlation_interval
+from gjwm.evaluation.intervals import (
+    mean_over_tasks,
+    rank_correlation,
+    rank_correlation_interval,
+    rate_interval,
+)
 from gjwm.study import (
     Job,
     Record,
@@ -21,13 +27,24 @@ from gjwm.study import (
     best,
     expand,
     ranking,
+    read_rows,
     run_local,
     run_slurm,
     write_study,
     written,
 )
 from gjwm.study import launch as launching
-from gjwm.study.summary import attempts, cell_figures, differences, over_tasks, policies
+from gjwm.study.rows import settings_in
+from gjwm.study.summary import (
+    cell_figures,
+    differences,
+    figures_of,
+    over_tasks,
+    policies,
+)
+from gjwm.study.summary import (
+    success as success_of,
+)
 
 # -- the grid --------------------------------------------------------------------------------------
 
@@ -330,7 +347,15 @@ def test_submitit_runs_the_same_jobs(tmp_path):
 def records(rows):
     """(task, method, seed, success, more of the evaluation) -> records."""
     return [
-        Record(task, method, None, seed, False, f"{task}/{method}", evaluation(success, **more))
+        Record(
+            task,
+            method,
+            None,
+            seed,
+            False,
+            f"{task}/{method}",
+            figures_of(evaluation(success, **more)),
+        )
         for task, method, seed, success, more in rows
     ]
 
@@ -348,31 +373,32 @@ def test_figures_of_a_cell_are_means_with_intervals_over_seeds():
     assert high - mean == pytest.approx(stats.t.ppf(0.975, 2) * 0.3 / np.sqrt(3))
     assert result["train ms per step"][0] == 2 and result["peak MB"][0] == 100
     assert "hold" not in result and result["success"][0] == pytest.approx(0.8)
-    assert 0 <= result["success"][1] < result["success"][2] == 1
-    # Seeds that agree leave the uncertainty of 30 attempts, not none.
+    # Seeds that agree leave the uncertainty of 30 attempts, not none; seeds that differ more.
     agreed = cell_figures(records([("a", "m", seed, 1.0, {}) for seed in range(3)]))["success"]
     assert agreed[1] == pytest.approx(30 / (30 + 1.96**2), abs=1e-3) and agreed[2] == 1
+    assert result["success"] == pytest.approx(rate_interval([5, 9, 10], [10] * 3))
     single = cell_figures(rows[:1])
     assert single["R2, 5 steps"] == (pytest.approx(0.1), None, None)
     assert single["success"][1] < 0.5 < single["success"][2]
 
 
-def test_attempts_are_pooled_and_other_policies_count_once_per_seed():
+def test_seeds_are_clusters_and_other_policies_count_once_per_seed():
     rows = records(
         [("a", "m", 0, 0.5, {}), ("a", "m", 1, 1.0, {"episodes": 30}), ("a", "n", 0, 0.1, {})]
     )
-    assert attempts(rows) == (36, 50) and attempts(rows[:2], "random") == (8, 40)
-    assert policies(rows) == {"a": {"random": (8, 40)}}
+    assert success_of(rows[:2]) == pytest.approx(rate_interval([5, 30], [10, 30]))
+    mean, low, high = rate_interval([2, 6], [10, 30])
+    row = {"mean": mean, "low": low, "high": high, "seeds": 2}
+    assert policies(rows) == {"a": {"random": pytest.approx(row)}}
 
 
-def test_the_interquartile_mean_is_over_runs_of_all_tasks():
+def test_each_task_weighs_the_same_over_tasks():
     easy = [("easy", "m", k, rate, {}) for k, rate in enumerate((0.9, 1.0, 0.95, 0.97))]
-    hard = [("hard", "m", k, rate, {}) for k, rate in enumerate((0.1, 0.5, 0.3, 0.4))]
-    result = over_tasks(records([*easy, *hard, ("easy", "lost", 0, 0.9, {})]), draws=2000)
+    hard = [("hard", "m", k, rate, {}) for k, rate in enumerate((0.1, 0.5))]
+    result = over_tasks(records([*easy, *hard, ("easy", "lost", 0, 0.9, {})]))
     assert list(result) == ["m"]  # the other method has no run of one task
     row = result["m"]["success"]
-    # the middle half of eight
-    assert row["mean"] == pytest.approx((0.4 + 0.5 + 0.9 + 0.95) / 4) and row["runs"] == 8
+    assert row["mean"] == pytest.approx((0.955 + 0.3) / 2) and row["runs"] == 6
     assert row["low"] < row["mean"] < row["high"] and "hold" not in result["m"]
     assert over_tasks(records(easy)) == {}
 
@@ -383,8 +409,11 @@ def test_differences_are_between_runs_of_one_task_and_seed():
     result = differences(records(rows), "ref")
     assert list(result) == ["m"] and result["m"]["pairs"] == 3
     assert result["m"]["mean"] == pytest.approx((0.1 + 0.3) / 2)
-    # each task agrees with itself
-    assert result["m"]["low"] == pytest.approx(0.2) and result["m"]["high"] == pytest.approx(0.2)
+    assert result["m"]["low"] is None and result["m"]["high"] is None  # one pair of a task
+    rows += [("b", name, 1, rate, {}) for name, rate in (("ref", 0.6), ("m", 0.8))]
+    result = differences(records(rows), "ref")["m"]
+    ends = mean_over_tasks({"a": [0.1, 0.1], "b": [0.3, 0.2]})
+    assert (result["mean"], result["low"], result["high"]) == pytest.approx(ends)
     with pytest.raises(ValueError, match="no method of the study: ref, m"):
         differences(records(rows), "vicreg")
 
@@ -463,4 +492,45 @@ def test_a_study_of_one_recipe_shows_every_figure_of_every_seed(tmp_path):
     runs = records([("a", "m", s, 0.5, {}) for s in (3, 5)])
     text = write_study(tmp_path, runs, title="s", command="gjwm study")
     assert "| figure | seed 3 | seed 5 |" in text and "| success | 0.5 | 0.5 |" in text
-    assert "Success, pooled: 50.0% [29.9%, 70.1%] of 20." in text and "random 20.0%" in text
+    assert "Success over seeds: 50.0% [29.9%, 70.1%]." in text and "random 20.0% [" in text
+
+
+def test_all_tables_and_pictures_come_from_the_rows_of_the_runs_alone(tmp_path):
+    rng = np.random.default_rng(4)
+    runs = []
+    for task, method, seed in itertools.product("ab", ("none", "kl"), (0, 1, 2, 100)):
+        report = evaluation(rng.integers(0, 50) / 49, r2=rng.random() / 3, episodes=49)
+        report["config"] |= {
+            "seed": seed,
+            "run_dir": f"runs/{seed}",
+            "discrepancy": {"time": "pooled" if method == "kl" else None, "slices": 256},
+            "evaluate": {"seed": 1 + seed},
+        }
+        tuned = (None, 0.5, 5, "fast")[seed % 4] if method == "kl" else None
+        cell, figures = f"{task}/{method}", figures_of(report)
+        told = settings_in(report["config"])
+        runs.append(Record(task, method, tuned, seed, seed == 100, cell, figures, None, told))
+    runs += [
+        Record("b", "kl", 5, 7, False, "b/kl", None, "killed, by | SIGKILL"),
+        Record("b", "kl", 5, 8, False, "b/kl", None),
+    ]
+    told = {"title": "s", "command": "gjwm study", "reference": "none", "tuned": "objective.lam"}
+    write_study(tmp_path / "made", runs, **told)
+    kept = tmp_path / "kept.csv"
+    kept.write_bytes((tmp_path / "made" / "runs.csv").read_bytes())
+    write_study(tmp_path / "again", read_rows(kept), **told)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == made
+    assert {"study.md", "study.csv", "study.json", "success.svg", "ranking.svg"} < made.keys()
+    # A row says what its run was told that others were not, and nothing that only names it.
+    with open(kept) as file:
+        table = list(csv.DictReader(file))
+    settings = [key for key in table[0] if key.startswith("config.")]
+    assert settings == ["config.discrepancy.time"]
+    assert {(r["method"], r[settings[0]]) for r in table if r["state"] == "done"} == {
+        ("none", "null"),
+        ("kl", "pooled"),
+    }
+    (tmp_path / "other.csv").write_text("task,method\na,b\n")
+    with pytest.raises(ValueError, match=r"other.csv is no runs.csv of a study"):
+        read_rows(tmp_path / "other.csv")
