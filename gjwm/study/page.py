@@ -195,7 +195,7 @@ def _task_table(content: Content, task: str) -> str:
         if cell["task"] == task
     ]
     rates = content["policies"][task].items()
-    chance = "; ".join(f"{policy} {_rate(row)}" for policy, row in rates)
+    chance = "; ".join(f"{policy} {_rate(row)} of {row['attempts']}" for policy, row in rates)
     header = ["method", *([tuned] if tuned else []), *HEADLINE, "runs"]
     return _section(task, header, rows, after=f"Same goals: {chance}.")
 

@@ -157,17 +157,12 @@ def cell_figures(records: Sequence[Record]) -> dict[str, tuple[float, float | No
     return figures
 
 
-POLICIES = ("random", "hold", "oracle")
-
-
-def success(
-    records: Sequence[Record], policy: str = "success"
-) -> tuple[float, float | None, float | None]:
-    """(rate, low, high) over the runs that have it, of the model or of one of POLICIES; by
-    Student's t alone where a run does not say how many attempts it made.
+def success(records: Sequence[Record]) -> tuple[float, float | None, float | None]:
+    """(rate, low, high) over the runs that have it; by Student's t alone where a run does not say
+    how many attempts it made.
     """
-    rows = [record for record in records if record.figure(policy) is not None]
-    rates = np.array([record.figure(policy) for record in rows])
+    rows = [record for record in records if record.figure("success") is not None]
+    rates = np.array([record.figure("success") for record in rows])
     attempts = [record.figure("attempts") for record in rows]
     if None in attempts:
         return mean_interval(rates)
@@ -175,17 +170,24 @@ def success(
 
 
 def policies(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
-    """{task: {"random", "hold", perhaps "oracle": {"mean", "low", "high", "seeds"}}}. Methods share
-    goals, so each seed counts once.
+    """{task: {"random", "hold", perhaps "oracle": {"mean", "low", "high", "attempts"}}}.
+
+    Methods share goals, so each seed counts once. Nothing was trained, so attempts at goals drawn
+    anew are independent, and the interval is Wilson's over all of them.
     """
     table = {}
     for task, rows in grouped(final(records), "task").items():
         per_seed = list({record.seed: record for record in rows}.values())
-        table[task] = {
-            policy: _row(success(per_seed, policy), seeds=len(per_seed))
-            for policy in POLICIES
-            if all(record.figure(policy) is not None for record in per_seed)
-        }
+        table[task] = {}
+        for policy in ("random", "hold", "oracle"):
+            counts = [(run.figure(policy), run.figure("attempts")) for run in per_seed]
+            if not any(None in pair for pair in counts):
+                hits, attempts = (
+                    sum(round(rate * m) for rate, m in counts),
+                    sum(m for _, m in counts),
+                )
+                row = _row(rate_interval([hits], [attempts]), attempts=int(attempts))
+                table[task][policy] = row
     return table
 
 

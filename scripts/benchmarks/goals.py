@@ -28,7 +28,7 @@ from gjwm.evaluation.goals import (
     model_actor,
     planning_report,
 )
-from gjwm.evaluation.intervals import wilson_interval
+from gjwm.evaluation.intervals import rate_interval
 from gjwm.models.world_model import WorldModel
 from gjwm.planning import CEM, ICEM, MPPI, GradientPlanner, Planner, RandomShooting
 
@@ -100,18 +100,18 @@ def run(
             ):
                 tried.setdefault(key, []).append(report)
         for (world, planner), reports in tried.items():
-            count = sum(report["episodes"] for report in reports)
-            hits = round(sum(report["episodes"] * report["success_rate"] for report in reports))
-            low, high = wilson_interval(hits, count)
+            attempts = np.array([report["episodes"] for report in reports])
+            rates = np.array([report["success_rate"] for report in reports])
+            success, low, high = rate_interval(np.rint(rates * attempts), attempts)
             rows.append(
                 {
                     "task": f"{task}, H={settings['plan']['horizon']}",
                     "world": world,
                     "planner": planner,
-                    "success": hits / count,
+                    "success": success,
                     "low": low,
                     "high": high,
-                    "episodes": count,
+                    "episodes": int(attempts.sum()),
                     "ms_per_step": 1e3
                     * float(np.mean([report["seconds_per_step"] for report in reports])),
                 }
