@@ -149,8 +149,7 @@ def cell_figures(records: Sequence[Record]) -> dict[str, tuple[float, float | No
     """
     figures = {}
     for title in FIGURES:
-        values = [value for record in records if (value := record.figure(title)) is not None]
-        if values:
+        if values := _of(records, title):
             figures[title] = mean_interval(values)
     if "success" in figures:
         figures["success"] = success(records)
@@ -161,12 +160,16 @@ def success(records: Sequence[Record]) -> tuple[float, float | None, float | Non
     """(rate, low, high) over the runs that have it; by Student's t alone where a run does not say
     how many attempts it made.
     """
-    rows = [record for record in records if record.figure("success") is not None]
-    rates = np.array([record.figure("success") for record in rows])
-    attempts = [record.figure("attempts") for record in rows]
-    if None in attempts:
+    rates = _of(records, "success")
+    attempts = _of(records, "attempts")
+    if len(attempts) != len(rates):
         return mean_interval(rates)
-    return rate_interval(np.rint(rates * np.array(attempts)), attempts)
+    return rate_interval(np.rint(np.array(rates) * attempts), attempts)
+
+
+def _of(records: Sequence[Record], title: str) -> list[float]:
+    """A figure of the runs that have it."""
+    return [value for record in records if (value := record.figure(title)) is not None]
 
 
 def policies(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -180,14 +183,11 @@ def policies(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
         per_seed = list({record.seed: record for record in rows}.values())
         table[task] = {}
         for policy in ("random", "hold", "oracle"):
-            counts = [(run.figure(policy), run.figure("attempts")) for run in per_seed]
-            if not any(None in pair for pair in counts):
-                hits, attempts = (
-                    sum(round(rate * m) for rate, m in counts),
-                    sum(m for _, m in counts),
-                )
-                row = _row(rate_interval([hits], [attempts]), attempts=int(attempts))
-                table[task][policy] = row
+            rates, attempts = _of(per_seed, policy), _of(per_seed, "attempts")
+            if len(rates) == len(attempts) == len(per_seed):
+                hits = np.rint(np.array(rates) * attempts).sum()
+                ends = rate_interval([hits], [sum(attempts)])
+                table[task][policy] = _row(ends, attempts=int(sum(attempts)))
     return table
 
 
