@@ -210,7 +210,8 @@ class PointMazeWorld(World):
 
         straight = torch.hypot(position[0] - goal[0], position[1] - goal[1])
         around = leg(position, following) + between + leg(goal, last)
-        return torch.where(near, straight, around)
+        none = self._steps[here * side**2 + there] < 0  # one of them in a wall
+        return torch.where(near, straight, around).masked_fill(none, torch.inf)
 
     def backdrop(self) -> Tensor:
         """Floor and walls, each pixel mixed by the share of it that wall covers."""

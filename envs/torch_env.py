@@ -145,8 +145,8 @@ class _Dressed:
         return positions if isinstance(actions, Tensor) else positions.cpu().numpy()
 
     def way_length(self, states, positions, goals):
-        """How long the shortest way from positions to goals is, past all walls, in the position's
-        units.
+        """How long a way from positions to goals is, past all walls, in the position's units: the
+        shortest in two-room, one from cell to cell in a maze. Infinite where there is none.
 
         Args:
             states: (B, X) from `get_state`, any B: where the walls are.
@@ -154,9 +154,19 @@ class _Dressed:
             goals: (B, P).
 
         Returns:
-            (B, ...) float32: a tensor if `positions` is one, else an array."""
+            (B, ...) float32: a tensor if `positions` is one, else an array.
+
+        Raises:
+            ValueError: for other shapes."""
         planes, _ = self._worlds.check_states(states)
         places, ends = (self._worlds.tensor(x) for x in (positions, goals))
+        expected = (len(planes[0]), len(self._worlds.position_of(planes)))
+        if tuple(ends.shape) != expected or (len(places), places.shape[-1]) != expected:
+            raise ValueError(
+                f"a way leads from positions ({expected[0]}, ..., {expected[1]}) to goals "
+                f"{expected} for {expected[0]} states, got {tuple(places.shape)} and "
+                f"{tuple(ends.shape)}"
+            )
         between = (len(places), *[1] * (places.dim() - 2))
         state = tuple(plane.view(between) for plane in planes)
         goal = tuple(plane.view(between) for plane in ends.unbind(-1))

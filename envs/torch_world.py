@@ -211,8 +211,8 @@ class World:
         raise NotImplementedError
 
     def way_length(self, state: Planes, position: Planes, goal: Planes) -> Tensor:
-        """The shortest way from one place to another in the world of `state`, P planes each; here
-        the straight line."""
+        """How long the way from one place to another is in the world of `state`, P planes each;
+        here the straight line."""
         return torch.stack([p - g for p, g in zip(position, goal)]).norm(dim=0)
 
     def random_place(self, state: Planes, u: Planes) -> Planes:

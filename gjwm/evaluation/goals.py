@@ -279,7 +279,11 @@ class _SolvedLanes:
             return self.cost(goal)
         if not hasattr(self.envs, "way_length"):
             return GoalCost(goal)
-        return WayCost(goal, lambda places: self.envs.way_length(states, places, goal))
+
+        def way(places: Tensor) -> Tensor:  # as arrays, wherever the worlds lie
+            return torch.as_tensor(self.envs.way_length(states, places.numpy(), goal.numpy()))
+
+        return WayCost(goal, way)
 
     def _keep_solutions(
         self, lanes: Tensor, a: Tensor, costs: Tensor, paths: Tensor, goal: Tensor

@@ -119,11 +119,16 @@ def test_a_way_is_no_shorter_than_straight_and_falls_as_the_scripted_policy_goes
     ways = envs.way_length(start, path, goal)
     straight = np.linalg.norm(path - goal[:, None], axis=-1)
     assert (ways > straight - 1e-5).all()
-    assert (np.diff(ways) < 0.5 * envs._worlds.cell).all()  # turns are cut, never far back
+    assert (np.diff(ways) < 0.03).all()  # up to a few steps' worth where ways of one length part
     begun = ways[:, 0] > 0.9
     assert (ways[begun, -1] < ways[begun, 0] - 0.4).all() and begun.any()
-    if maze == "open":
-        assert np.median(ways / straight.clip(1e-6)) < 1.15  # cells are gone round, not cut
+    if maze == "open":  # by cells, so longer than straight, and at most twice where that is long
+        far = straight > 2 * envs._worlds.cell
+        assert (ways[far] < 2 * straight[far]).all()
+    wall = np.full_like(goal, 0.01)[:, None]
+    assert np.isinf(envs.way_length(start, wall, goal)).all()
+    with pytest.raises(ValueError, match=r"positions \(64, \.\.\., 2\) to goals \(64, 2\)"):
+        envs.way_length(start, path[:, :, :1], goal)
 
 
 def test_random_actions_rarely_reach_goals_of_the_spiral():
