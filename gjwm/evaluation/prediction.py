@@ -76,7 +76,7 @@ def prediction_report(
     ranks = [rank_accuracy(k) for k in range(1, horizon + 1)]
     one_step = model.predict_sequence(z[:, :-1], a)
     nll = -one_step.log_prob(z[:, 1:]).mean() / z.shape[-1]
-    moved = (z[:, 1:] - z[:, :-1]).square().mean((0, 1)).clamp(min=1e-8)
+    moved = (z[:, 1:] - z[:, :-1]).square().mean((0, 1)).clamp(min=1e-12)
     copy_law = Prediction(z[:, :-1], moved.expand_as(z[:, 1:]))
     copy_nll = -copy_law.log_prob(z[:, 1:]).mean() / z.shape[-1]
     marginal = marginal_nats(z[:, 1:])

@@ -20,7 +20,7 @@ class Evaluation(Settings):
         goal_offset: agent steps between start and goal.
         pairs: attempts per actor.
         steps: agent steps to reach the goal.
-        horizon, replan_every: of every plan. Predictions are judged as far ahead as the longest.
+        horizon, replan_every: of every plan.
         oracle: also plan on the true simulator.
         probe_steps: gradient steps of each MLP probe.
         seed: of everything random; other seeds are other held-out episodes and goals.

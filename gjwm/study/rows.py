@@ -56,6 +56,11 @@ def read_rows(path: str | Path) -> list[Record]:
     """
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    if not rows or "success" not in rows[0]:
+        raise ValueError(
+            f"{path} is no runs.csv of a study: expected one row per run and a column success, got "
+            f"{len(rows)} rows with the columns {', '.join(rows[0]) if rows else 'none'}."
+        )
     try:
         return [_record(row) for row in rows]
     except (KeyError, TypeError, ValueError) as error:

@@ -205,7 +205,10 @@ def over_tasks(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
         for title in FIGURES:
             values = {task: [run.figure(title) for run in by_task[task]] for task in tasks}
             if all(value is not None for row in values.values() for value in row):
-                table[method][title] = _row(mean_over_tasks(values), runs=len(rows))
+                mean, *ends = mean_over_tasks(values)
+                if title == "success":  # a rate lies between 0 and 1
+                    ends = [None if end is None else min(max(end, 0.0), 1.0) for end in ends]
+                table[method][title] = _row((mean, *ends), runs=len(rows))
     return table
 
 

@@ -102,7 +102,10 @@ def run(
         for (world, planner), reports in tried.items():
             attempts = np.array([report["episodes"] for report in reports])
             rates = np.array([report["success_rate"] for report in reports])
-            success, low, high = rate_interval(np.rint(rates * attempts), attempts)
+            reached = np.rint(rates * attempts)
+            if world == "simulator":  # nothing was trained: all attempts are independent
+                reached, attempts = reached.sum(keepdims=True), attempts.sum(keepdims=True)
+            success, low, high = rate_interval(reached, attempts)
             rows.append(
                 {
                     "task": f"{task}, H={settings['plan']['horizon']}",

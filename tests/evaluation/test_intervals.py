@@ -114,7 +114,8 @@ def test_a_mean_over_tasks_weighs_tasks_alike_and_is_the_t_interval_of_one():
     (_, low, high), (_, *alone) = mean_over_tasks({"a": few, "b": many}), mean_interval(few)
     assert high - low == pytest.approx((alone[1] - alone[0]) / 2)
     assert mean_over_tasks({"a": few, "b": [1.0]})[1:] == (None, None)
-    assert mean_over_tasks({"easy": np.ones(4), "hard": np.zeros(4)}) == (0.5, 0.5, 0.5)
+    agreed = mean_over_tasks({"easy": np.ones(4), "hard": np.zeros(4)})
+    assert agreed == (0.5, None, None)
 
 
 def test_what_cannot_be_summarised_is_named():
