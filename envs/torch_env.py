@@ -167,6 +167,8 @@ class _Dressed:
                 f"{expected} for {expected[0]} states, got {tuple(places.shape)} and "
                 f"{tuple(ends.shape)}"
             )
+        if not (places.isfinite().all() and ends.isfinite().all()):
+            raise ValueError("a way leads between places, got NaN or infinity")
         between = (len(places), *[1] * (places.dim() - 2))
         state = tuple(plane.view(between) for plane in planes)
         goal = tuple(plane.view(between) for plane in ends.unbind(-1))

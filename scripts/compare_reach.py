@@ -284,6 +284,8 @@ def main(run: Path, args: argparse.Namespace) -> None:
         latents_of(model, islice(read_episodes(args.dataset or Path(cfg.dataset)), args.episodes))
     )
     train = latents[:-HELD_OUT_EPISODES]
+    if not train:
+        raise SystemExit(f"{HELD_OUT_EPISODES} episodes are held out, and there are {len(latents)}")
     held_out = Pairs(latents[-HELD_OUT_EPISODES:], model.latent_dim, args.lag)
     task = Task.of(model)
     for kind in args.costs:

@@ -69,7 +69,8 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
         else:
             shown = dict(worst=cfg.report.worst, typical=cfg.report.typical, fps=cfg.video.fps)
             report["gallery"] = gallery(run / GALLERY, films, **shown)
-    report["training"] = load_payload(run / "checkpoint.pt")["extra"]["training"]
+    # a model saved by hand says nothing of its training
+    report["training"] = load_payload(run / "checkpoint.pt")["extra"].get("training", {})
     report["version"], report["command"] = __version__, command
     report["evaluated"] = time.strftime("%Y-%m-%d %H:%M")
     report["versions"] = _versions()

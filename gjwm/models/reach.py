@@ -167,6 +167,10 @@ class Reach(Configured, nn.Module):
         """Whether it knows anything yet."""
         return bool(self.rho.any())
 
+    def _check_fitted(self) -> None:
+        if not self.fitted:
+            raise ValueError("this Reach knows nothing yet: call fit with latents of episodes.")
+
     def embed(self, z: Tensor) -> Tensor:
         """Whitened features: latents (..., D) -> (..., K)."""
         if z.shape[-1:] != (self.latent_dim,):
@@ -178,6 +182,7 @@ class Reach(Configured, nn.Module):
 
     def log_ratio(self, z: Tensor, goal: Tensor) -> Tensor:
         """log p(goal | z) / p(goal): latents (..., D), broadcast -> nats (...)."""
+        self._check_fitted()
         return log_ratio(self.embed(z) @ self.right, self.embed(goal) @ self.left, self.rho)
 
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
@@ -196,12 +201,14 @@ class Reach(Configured, nn.Module):
 
     def waypoints(self, z: Tensor, goal: Tensor, count: int) -> Tensor:
         """The mean of `count` states between z and the goal, each a lag of the fitted law after
-        the one before: latents (..., D), broadcast -> whitened features (..., count, K).
+        the one before: latents (..., D), broadcast -> whitened features (..., count, K), as
+        `embed` gives them, and no latents.
 
         The states on a way form a Gauss-Markov chain, whose mean between two fixed ends is one
         block-tridiagonal solve.
         """
         check("waypoints' count", count, Count)
+        self._check_fitted()
         start, end = torch.broadcast_tensors(self.embed(z), self.embed(goal))
         return bridge(start, end, (self.left * self.rho) @ self.right.T, count)
 
@@ -209,6 +216,7 @@ class Reach(Configured, nn.Module):
         """I(psi(z_t); psi(z_{t+k})) = -1/2 sum log(1 - rho_i^2) nats, the mean log-ratio of
         pairs.
         """
+        self._check_fitted()
         return -0.5 * (1 - self.rho.square()).log().sum()
 
 

@@ -88,6 +88,8 @@ class ReachCost(GoalCost):
                 f"ReachCost expects a fitted Reach and goals (B, {reach.latent_dim}), got goals "
                 f"{tuple(goal.shape)}{'' if reach.fitted else ' and a Reach that is not fitted'}."
             )
+        if not goal.isfinite().all():
+            raise ValueError("ReachCost's goals hold NaN or infinity; check the encoder's latents.")
         self.reach, self.latent = reach, latent
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:

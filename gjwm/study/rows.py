@@ -54,12 +54,15 @@ def read_rows(path: str | Path) -> list[Record]:
     Raises:
         ValueError: for a file that is none.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (IsADirectoryError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"study.rows={path} is no csv file ({error}).") from error
     if not rows or "success" not in rows[0]:
         raise ValueError(
             f"{path} is no runs.csv of a study: expected one row per run and a column success, got "
-            f"{len(rows)} rows with the columns {', '.join(rows[0]) if rows else 'none'}."
+            f"{len(rows)} rows with the columns {', '.join(map(str, rows[0])) if rows else 'none'}."
         )
     try:
         return [_record(row) for row in rows]

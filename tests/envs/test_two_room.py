@@ -340,6 +340,8 @@ def test_a_way_leads_through_the_door_of_its_own_world():
     np.testing.assert_allclose(ways[1:], [0.6, np.hypot(0.1, 0.4)], atol=1e-6)  # straight
     tensors = (torch.from_numpy(x) for x in (states, states[:, None, :2], states[:, 2:4]))
     np.testing.assert_allclose(envs.way_length(*tensors)[:, 0].numpy(), ways, atol=1e-6)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        envs.way_length(states, np.nan * states[:, None, :2], states[:, 2:4])
     bridge = TwoRoomVectorEnv(num_envs=1, obs="state", shortcut=0.2)
     state = np.array([[0.2, 0.2, 0.8, 0.2, 0.5, 0.75]])
     assert bridge.way_length(state, state[:, :2], state[:, 2:4])[0] == pytest.approx(0.6)

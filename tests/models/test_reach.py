@@ -100,6 +100,14 @@ def test_a_world_in_which_nothing_lasts_is_refused():
         plain(2).set_matrix(-0.5 * torch.eye(2))
 
 
+@pytest.mark.parametrize("ask", ["log_ratio", "waypoints", "information"])
+def test_a_reach_that_was_not_fitted_says_so(ask):
+    z = torch.zeros(2, 4)
+    given = {"log_ratio": (z, z), "waypoints": (z, z, 2), "information": ()}[ask]
+    with pytest.raises(ValueError, match="knows nothing yet: call fit"):
+        getattr(Reach(4), ask)(*given)
+
+
 def test_fitting_leaves_the_latents_alone_and_stays_in_evaluation_mode():
     z = torch.randn(12, 9, 4, requires_grad=True)
     with torch.no_grad():
