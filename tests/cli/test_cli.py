@@ -263,7 +263,7 @@ def test_resuming_collects_what_is_missing_and_trains_nothing_twice(folder, caps
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["planner.samples=4"], "elites"),
+        (["planner.samples=2"], "elites"),
         (["planner=categorical"], "CategoricalCEM plans one-hot actions"),
         (["evaluate.goals=ahead"], "evaluate.goal_offset must be"),
         (["cost._target_=gjwm.planning.costs.GoalCost", "+cost.bogus=1"], "bogus"),
