@@ -163,6 +163,7 @@ def test_a_planner_must_suit_the_actions_and_episodes_must_not_end(folder, capsy
     )
 
 
+@pytest.mark.slow
 def test_a_report_is_drawn_again_from_the_folder_alone(folder, capsys):
     assert [run(command) for command in ("collect", "train")] == [0, 0]
     made = folder / "runs" / "small"
@@ -588,6 +589,7 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
         assert message in capsys.readouterr().err and not (folder / "data" / "other").exists()
 
 
+@pytest.mark.slow
 def test_refining_may_change_until_there_is_a_model(folder, capsys):
     assert run("collect") == 0
     for wrong, told in (

@@ -56,6 +56,7 @@ def near_contact(n: int, seed: int = 0) -> np.ndarray:
     return env.get_state()
 
 
+@pytest.mark.slow
 def test_disc_and_block_never_overlap_and_stay_inside():
     n = 400
     env = PushVectorEnv(num_envs=n, obs="state", terminate_on_goal=False, max_episode_steps=10_000)

@@ -108,6 +108,7 @@ def test_a_vector_environment_is_gymnasiums_own_of_its_members(name, obs):
     assert ended >= 2 * n
 
 
+@pytest.mark.slow
 def test_a_seed_plays_the_same_episode_also_in_another_process():
     here = [fingerprint(name) for name in IDS]
     assert here == [fingerprint(name) for name in IDS]
