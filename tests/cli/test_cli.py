@@ -185,6 +185,10 @@ def test_a_report_is_drawn_again_from_the_folder_alone(folder, capsys):
     capsys.readouterr()
     assert main(["report", "run_dir=runs/none"]) == 1
     assert "gjwm evaluate" in capsys.readouterr().err
+    # a model that was changed and saved by hand is judged too
+    WorldModel.load(made / "checkpoint.pt").save(made / "checkpoint.pt")
+    assert run("evaluate", "evaluate.oracle=false") == 0
+    assert json.loads((made / "evaluation.json").read_text())["training"] == {}
 
 
 def test_films_of_any_checkpoint_for_several_seeds(folder):
