@@ -18,7 +18,8 @@ site=$work/site
 mkdir -p "$site/gjwm"
 python=${PYTHON:-python3}
 if compgen -G '.whl/*.whl' > /dev/null; then
-    "$python" -m pip install --quiet --no-index --no-deps --target "$site" .whl/*.whl || exit 1
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" \
+        .whl/*.whl || exit 1
 fi
 ln -s "$PWD"/gjwm/* "$PWD/envs" "$PWD/configs" "$site/gjwm/"
 export PYTHONPATH=$site:$PWD/scripts PYTHONUNBUFFERED=1 WANDB_MODE=disabled
