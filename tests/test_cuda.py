@@ -69,7 +69,7 @@ DYNAMICS = {
 }
 DISCREPANCIES = {
     "sigreg": lambda: SIGReg(16),
-    "sigreg, pooled": lambda: SIGReg(16, time="pooled", slices="orthogonal"),
+    "sigreg, pooled": lambda: SIGReg(16, time="pooled"),
     "bhep": lambda: BHEP(),
     "energy": lambda: SlicedEnergy(16),
     "wasserstein": lambda: SlicedWasserstein(16),

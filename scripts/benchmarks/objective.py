@@ -27,7 +27,7 @@ KNOTS, T_MAX = 17, 5.0
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
-def _plain(x: Tensor, directions: Tensor) -> Tensor:
+def plain_sigreg(x: Tensor, directions: Tensor) -> Tensor:
     """N independent samples x (N, D): every knot's angle, cosine and sine is stored."""
     t = torch.linspace(0, T_MAX, KNOTS, dtype=x.dtype, device=x.device)
     phi = torch.exp(-t.square() / 2)
@@ -52,7 +52,7 @@ def _plain_clusters(x: Tensor, directions: Tensor) -> Tensor:
     return (error @ (weight * phi)).mean()
 
 
-def _gradient(loss: Callable[[Tensor], Tensor], z: Tensor) -> tuple[float, Tensor]:
+def loss_and_gradient(loss: Callable[[Tensor], Tensor], z: Tensor) -> tuple[float, Tensor]:
     z = z.detach().requires_grad_()
     value = loss(z)
     (gradient,) = torch.autograd.grad(value, z)
@@ -88,9 +88,11 @@ def _case(
     g = Generator().manual_seed(0)
     z = torch.randn(shape, generator=g)
     clustered = len(shape) == 3
-    reference = _plain_clusters if clustered else _plain
+    reference = _plain_clusters if clustered else plain_sigreg
     directions = random_directions(shape[-1], slices, Generator().manual_seed(1), like=z)
-    exact, exact_gradient = _gradient(lambda x: reference(x, directions.double()), z.double())
+    exact, exact_gradient = loss_and_gradient(
+        lambda x: reference(x, directions.double()), z.double()
+    )
 
     def ours(compiled: bool) -> Callable[[Tensor], Tensor]:
         sigreg = SIGReg(
@@ -108,15 +110,16 @@ def _case(
         losses |= {"plain, compiled": torch.compile(losses["plain"]), "ours, compiled": ours(True)}
     rows = []
     for label, loss in losses.items():
-        value, gradient = _gradient(loss, z)  # also compiles
+        value, gradient = loss_and_gradient(loss, z)  # also compiles
         rows.append(
             {
                 "case": name,
                 "implementation": label,
                 "threads": torch.get_num_threads(),
-                "ms": 1e3 * median_seconds(lambda loss=loss: _gradient(loss, z), repeats=repeats),
+                "ms": 1e3
+                * median_seconds(lambda loss=loss: loss_and_gradient(loss, z), repeats=repeats),
                 "times faster": math.nan,
-                "extra MB": _peak_mb(lambda loss=loss: _gradient(loss, z)),
+                "extra MB": _peak_mb(lambda loss=loss: loss_and_gradient(loss, z)),
                 "value error": abs(value - exact),
                 "gradient error": (
                     (gradient - exact_gradient).norm() / exact_gradient.norm()
