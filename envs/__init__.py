@@ -16,6 +16,7 @@ most of them torch-native: many episodes are one batch of tensors.
     gjwm/torch-pendulum-swingup-v0    dm_control's pendulum in torch (`gjwm.envs.pendulum`)
     gjwm/torch-cartpole-swingup-v0    dm_control's cartpole in torch (`gjwm.envs.cartpole`)
     gjwm/fork-v0                      a road whose branch nobody chooses (`gjwm.envs.fork`)
+    gjwm/arena-two-room-v0            stable-worldmodel's TwoRoom (`gjwm.envs.arena`)
 
 `make_vec(id, n)` makes many environments of any id at once (`gjwm.envs.vector`). Nothing heavy is
 imported until an environment is made."""
@@ -51,6 +52,7 @@ for _domain, _task in TASKS:
     _register(f"{_domain}-{_task}-goal", "goals:make_goal_task", **_kwargs)
 _register("gym", "gym_env:GymEnv")
 _register("fork", "fork:ForkEnv")
+_register("arena-two-room", "arena:ArenaTwoRoomEnv")
 
 _ICE = {"door": 0.8, "shortcut": 0.35, "goal": "other-room"}
 _WIND = {"corridor": 0.2, "goal": "other-room"}

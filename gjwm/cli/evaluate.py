@@ -39,7 +39,7 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     cost = factory(cfg.cost, "cost")
     check_cost(cost, model.reach is not None)
     print("collecting held-out episodes", flush=True)
-    episodes = held_out_episodes(task, settings, workers=cfg.collect.workers)
+    episodes = held_out_episodes(task, settings, workers=cfg.collect.workers, notify=print)
     details = Details()
     report = evaluate(
         model,

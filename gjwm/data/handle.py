@@ -181,7 +181,7 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Worlds without velocities: one frame shows all there is.
-_STILL = ("two-room", "push", "fork")
+_STILL = ("two-room", "push", "fork", "arena-two-room")
 
 
 def usual_arguments(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,21 +158,55 @@ class Task:
 
 
 def held_out_episodes(
-    task: Task, settings: Evaluation, *, workers: int | None = None
+    task: Task,
+    settings: Evaluation,
+    *,
+    workers: int | None = None,
+    notify: Callable[[str], None] = lambda message: None,
 ) -> list[Episode]:
-    """Episodes with seeds that training never saw, recorded with their simulator states."""
-    return list(
-        collect_episodes(
-            task.env_id,
-            task.env_kwargs,
-            task.behaviour,
-            episodes=settings.episodes,
-            length=settings.length,
-            seed=HELD_OUT + settings.seed,
-            workers=workers,
-            record_state=True,
+    """Episodes with seeds that training never saw, recorded with their simulator states.
+
+    Args:
+        notify: told how many were left out, where `settings.leave_out_short` asks for it.
+
+    Raises:
+        ValueError: where episodes are to be left out and less than one in 50 lasts.
+    """
+
+    def collected(numbers: range) -> list[Episode]:
+        return list(
+            collect_episodes(
+                task.env_id,
+                task.env_kwargs,
+                task.behaviour,
+                episodes=numbers,
+                length=settings.length,
+                seed=HELD_OUT + settings.seed,
+                workers=workers,
+                record_state=True,
+            )
         )
-    )
+
+    count = settings.episodes
+    episodes = collected(range(count))
+    if not settings.leave_out_short:
+        return episodes
+    lasting = [e for e in episodes if len(e.a) == settings.length]
+    played = count
+    while len(lasting) < count:
+        if 50 * len(lasting) < played:
+            raise ValueError(
+                f"{len(lasting)} of {played} episodes of {task.env_id} last for evaluate.length="
+                f"{settings.length} steps: shorten it."
+            )
+        # as many as should do, by how many have lasted
+        more = 1 + (count - len(lasting)) * played // len(lasting)
+        lasting += [
+            e for e in collected(range(played, played + more)) if len(e.a) == settings.length
+        ]
+        played += more
+    notify(f"of {played} held-out episodes the first {count} that last {settings.length} steps")
+    return lasting[:count]
 
 
 def check_equal_length(episodes: Sequence[Episode]) -> None:
@@ -183,8 +217,8 @@ def check_equal_length(episodes: Sequence[Episode]) -> None:
     if len(lengths) != 1:
         raise ValueError(
             f"held-out episodes must have one length, and these have {lengths[0]} to {lengths[-1]} "
-            "steps: shorten evaluate.length, or keep the env from ending them (terminate: false "
-            "for a Gymnasium environment)."
+            "steps: shorten evaluate.length, keep the env from ending them (terminate: false for a "
+            "Gymnasium environment), or set evaluate.leave_out_short=true."
         )
 
 
@@ -234,7 +268,7 @@ def evaluate(
     stages = Stages(notify)
     if episodes is None:
         stages("collecting held-out episodes")
-        episodes = held_out_episodes(task, settings)
+        episodes = held_out_episodes(task, settings, notify=notify)
     check_equal_length(episodes)
     z = encode_episodes(model, episodes)
     a = torch.from_numpy(np.stack([e.a for e in episodes])).to(model.device)
@@ -374,6 +408,7 @@ def _planning(
     report["protocol"] = {
         "goals": goals,
         "goal_offset": settings.goal_offset if goals == "ahead" else None,
+        "leave_out_short": settings.leave_out_short,
         "steps": settings.steps,
         "success_radius": radius,
         "action_repeat": int(task.env_kwargs.get("action_repeat", 1)),

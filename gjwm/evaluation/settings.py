@@ -14,6 +14,8 @@ class Evaluation(Settings):
 
     Args:
         episodes, length: held-out episodes, half of which fit the probes, and steps of each.
+        leave_out_short: others take the place of episodes that end sooner than `length`, as in
+            protocols whose goals are so many steps ahead; else these are an error.
         goals: "ahead": the state `goal_offset` agent steps after the start in the same episode;
             "reset": the start and goal that the world draws; None: "reset" where the world draws
             goals, else "ahead".
@@ -32,6 +34,7 @@ class Evaluation(Settings):
     group = "evaluate"
     episodes: Annotated[int, Bounds(least=8)] = 200
     length: Count = 60
+    leave_out_short: bool = False
     goals: Literal["ahead", "reset"] | None = None
     goal_offset: Count | None = 12
     pairs: Count = 100

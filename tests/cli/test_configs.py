@@ -2,6 +2,7 @@
 stepped.
 """
 
+import importlib.util
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,8 @@ def test_no_group_is_left_out_here():
 
 @pytest.mark.parametrize("name", options("experiment"))
 def test_an_experiment_builds_its_env_model_and_planner(name):
+    if name.startswith("arena") and importlib.util.find_spec("stable_worldmodel") is None:
+        pytest.skip("needs the extra [arena]: pip install 'gjwm[arena]'")
     cfg = load_config(
         [f"experiment={name}", *(["env.id=Pendulum-v1"] if name.startswith("gym") else [])]
     )

@@ -13,8 +13,9 @@ from gjwm.data.acting import HoldActor, Moment, RandomActor, RecordedActor, as_a
 from gjwm.data.behaviours import Coloured
 from gjwm.data.collect import collect_episodes
 from gjwm.data.dataset import Episode
-from gjwm.evaluation import Details, Evaluation, evaluate
+from gjwm.evaluation import Details, Evaluation, evaluate, held_out_episodes
 from gjwm.evaluation.calibration import calibration_by_horizon
+from gjwm.evaluation.evaluate import Task
 from gjwm.evaluation.goals import (
     GoalEpisodes,
     OracleActor,
@@ -427,3 +428,20 @@ def test_what_does_not_fit_the_world_is_named_before_anything_is_collected():
         evaluate(stranger)
     with pytest.raises(ValueError, match="draws no goals of its own"):
         evaluate(stranger, Evaluation(goals="reset"), env_id="gjwm/reacher-easy-v0")
+
+
+def test_episodes_that_end_sooner_make_way_for_others_where_that_is_asked_for():
+    task = Task("CartPole-v1", {"obs": "state"}, None)
+    asked = Evaluation(episodes=10, length=20, leave_out_short=True, seed=3)
+    said = []
+    episodes = held_out_episodes(task, asked, workers=0, notify=said.append)
+    assert [len(e.a) for e in episodes] == 10 * [20]
+    played = int(said[0].split()[1])
+    assert played > 10 and said == [
+        f"of {played} held-out episodes the first 10 that last 20 steps"
+    ]
+    every = held_out_episodes(task, Evaluation(episodes=played, length=20, seed=3), workers=0)
+    lasting = [e.o for e in every if len(e.a) == 20][:10]
+    np.testing.assert_array_equal([e.o for e in episodes], lasting)
+    with pytest.raises(ValueError, match=r"last for evaluate\.length=400 steps: shorten it"):
+        held_out_episodes(task, Evaluation(episodes=8, length=400, leave_out_short=True), workers=0)
