@@ -140,7 +140,7 @@ def losses(
             copies = group.normalised(encoded(slow, flat)).unflatten(2, (batch, length + 1))
         target = z.clone()
         target[:, at] = copies[:, at]
-    now, alignment = z[:, :, :, 0], 0.0
+    now, alignment = z[:, :, :, 0], z.new_zeros(z.shape[:2])
     for k in range(length):
         now = predicted(w, now, a[:, None, :, k])
         alignment = alignment + (now - target[:, :, :, k + 1]).square().mean((-2, -1)) / length
@@ -172,7 +172,8 @@ def train(
         o, a = data.windows(generator, settings.batch, settings.length)
         loss, alignment = losses(w, slow, group, o, a, directions(DIM, generator))
         gradients = torch.autograd.grad(loss.sum(), [w[k] for k in names])
-        norm = sum(g.square().flatten(2).sum(-1) for g in gradients).sqrt()
+        squares = [g.square().flatten(2).sum(-1) for g in gradients]
+        norm = torch.stack(squares).sum(0).sqrt()
         scale = (settings.clip / norm.clamp_min(1e-12)).clamp_max(1.0)
         scale = torch.where(norm.isfinite(), scale, 0.0)
         for name, gradient in zip(names, gradients):
@@ -185,7 +186,8 @@ def train(
         optimizer.step()
         if slow is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(list(slow.values()), list(w.values()), 1 - settings.ema)
+                for name, copy in slow.items():
+                    copy.lerp_(w[name], 1 - settings.ema)
         if step >= settings.steps - tail:
             last += alignment.detach() / tail
     return {k: v.detach() for k, v in w.items()}, {"alignment": last}
