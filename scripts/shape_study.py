@@ -95,7 +95,7 @@ def main() -> int:
     run.add_argument("--steps", type=int, default=2000)
     run.add_argument("--batch", type=int, default=128)
     run.add_argument("--goals", type=int, default=GOALS, help="a seed")
-    run.add_argument("--arms", nargs="*", help="names; all")
+    run.add_argument("--arms", nargs="*", help="of the grid, as NAME or NAME:LAMBDA; all")
     run.add_argument("--out", type=Path, required=True)
     run.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -108,7 +108,15 @@ def main() -> int:
                 for r in csv.DictReader(file)
             }
     settings = Settings(steps=options.steps, batch=options.batch)
-    arms = [arm for arm in GRIDS[options.grid]() if arm.name in (options.arms or [arm.name])]
+    wanted = options.arms or [arm.name for arm in GRIDS[options.grid]()]
+    arms = [
+        arm
+        for arm in GRIDS[options.grid]()
+        if arm.name in wanted or f"{arm.name}:{arm.lam:g}" in wanted
+    ]
+    if not arms:
+        print(f"shape_study: no arm of {options.grid} is named {wanted}.", file=sys.stderr)
+        return 1
     first, end = options.seeds
     missing = [
         seed
