@@ -1,7 +1,7 @@
 """Train and judge the arms of the study of shape; print nothing but progress, write rows.
 
     python scripts/shape_study.py run --world box --seeds 0 4 --out rows.csv [--device cuda]
-    python scripts/shape_study.py tables docs/study/shape.csv      # tables of docs/verdict.md
+    python scripts/shape_study.py tables [--picture FILE]          # those of docs/verdict.md
 
 One row per world, arm, λ, batch and seed. Rows that are there already are not made again."""
 
@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 
 import torch
+from shape import tables
 from shape.arms import Arm, collapse_arms, shape_arms
 from shape.measures import data_of, floors, measured, plans
 from shape.training import Settings, freeze, train
 from shape.worlds import WORLDS
 
+ROWS = Path(__file__).parent.parent / "docs" / "study"
 EPISODES, HELD, GOALS = 400, 100, 100
 GRIDS = {"shape": shape_arms, "collapse": collapse_arms}
 KEYS = ("grid", "world", "arm", "norm", "time", "lam", "batch", "steps", "seed")
@@ -73,6 +75,17 @@ def _key(grid: str, world: str, arm: Arm, settings: Settings, seed: int) -> dict
     return dict(zip(KEYS, (*values, seed)))
 
 
+def verdict_tables() -> list[str]:
+    """The tables of docs/verdict.md, from the rows in docs/study."""
+    tuning, fresh = (tables.read(ROWS / f"{name}.csv") for name in ("shape-tuning", "shape"))
+    worlds = dict.fromkeys(row["world"] for row in tuning)
+    return [
+        tables.comparisons(fresh),
+        tables.floors(fresh),
+        *(tables.curves(tuning, world) for world in worlds),
+    ]
+
+
 def append(path: Path, rows: list[dict[str, object]]) -> None:
     """Add rows to a CSV file, whose first line names the columns."""
     fresh = not path.exists()
@@ -98,7 +111,14 @@ def main() -> int:
     run.add_argument("--arms", nargs="*", help="of the grid, as NAME or NAME:LAMBDA; all")
     run.add_argument("--out", type=Path, required=True)
     run.add_argument("--device", default="cpu")
+    shown = commands.add_parser("tables")
+    shown.add_argument("--picture", type=Path)
     options = parser.parse_args()
+    if options.command == "tables":
+        print("\n\n".join(verdict_tables()))
+        if options.picture:
+            tables.draw(tables.read(ROWS / "shape-tuning.csv"), options.picture)
+        return 0
     device = torch.device(options.device)
     done = set()
     if options.out.exists():

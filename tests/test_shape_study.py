@@ -40,6 +40,15 @@ def test_the_statistic_is_least_and_zero_at_its_own_law(law):
     assert all(values[other] > 10 * abs(values[law]) for other in LAWS if other != law)
 
 
+def test_independence_asks_for_no_law_and_sees_what_covariances_do_not():
+    g = torch.Generator().manual_seed(0)
+    slices = directions(8, g)[:, 8:]
+    least = max(shape_statistic(z(g), slices, "independent").max() for z in LAWS.values())
+    x = torch.randn(4000, 4, generator=g)
+    bent = torch.cat([x, (x.square() - 1) / math.sqrt(2)], 1)  # covariance I
+    assert shape_statistic(bent, slices, "independent") > 5 * least
+
+
 def test_gaussian_statistic_is_epps_pulley():
     g = torch.Generator().manual_seed(0)
     z, slices = torch.rand(200, 8, generator=g), directions(8, g)
