@@ -47,6 +47,7 @@ DEAD = 1e-6  # variance, over the largest, below which a direction is rounding
 CERTAIN = 1e-6  # floor of 1 - rho^2: no direction holds more than 6.9 nats
 SHRINK = (0.0, 0.05, 0.1, 0.2, 0.4, 1.0)  # what a critic's correlations are lowered by
 NEIGHBOURS = 3
+RESOLUTION = 1e-3  # standard deviations below which neighbours count as no nearer
 REFERENCES = 16  # Gaussian batches beside which an entropy is read
 MOST_ROWS = 2000  # of a nearest-neighbour estimate, whose cost is their square
 NORMAL_ENTROPY = 0.5 * math.log(2 * math.pi * math.e)  # nats of N(0, 1)
@@ -385,25 +386,30 @@ def entropy_report(z: Tensor, *, generator: Generator | None = None) -> dict[str
             taken and the figures are averaged over 8 draws.
 
     Returns:
-        samples: N or E, at most 2,000; gaussian_nats; negentropy_nats, marginal_negentropy_nats
-        (the lower bound), each with *_reference_std, the spread of its estimate for Gaussian
-        samples; negentropy_recovered: the share found of a cube's; kl_nats: gaussian_nats and the
-        larger of the two, both of which rather fall short. None where the covariance has no
-        inverse: KL is infinite, or the samples are fewer than D + 2. Where z lies on a surface of
-        fewer dimensions KL is infinite too, and the estimate grows with the samples.
+        samples: N or E, at most 2,000; repeated: the share of them with three others in the same
+        place, up to 0.001 standard deviations, such as against a wall (KL is then infinite, and
+        the estimate that of this resolution); gaussian_nats; negentropy_nats and
+        marginal_negentropy_nats (the lower bound), each with *_reference_std, the spread of its
+        estimate for Gaussian samples; negentropy_recovered: the share found of a cube's; kl_nats:
+        gaussian_nats and the larger of the two, both of which rather fall short. Where z lies on a
+        surface of fewer dimensions KL is infinite, and the estimate grows with the samples. None
+        where the covariance has no inverse, or the samples are fewer than D + 2.
 
     Raises:
         ValueError: for other shapes, NaN or infinite values, or fewer than 8 samples.
     """
-    if z.dim() == 2:
-        z = z[:, None].expand(-1, 2, -1)
-        draw_count = 1
-    else:
-        draw_count = 8
+    if z.dim() not in (2, 3) or len(z) < FEWEST_EPISODES:
+        raise ValueError(
+            f"an entropy is measured on samples (N, D) or trajectories (E, T, D), at least "
+            f"{FEWEST_EPISODES} of them, got {tuple(z.shape)}."
+        )
+    draw_count = 8 if z.dim() == 3 else 1
+    z = z if z.dim() == 3 else z[:, None].expand(-1, 2, -1)
     z, generator = _latents(z)[:MOST_ROWS], report_generator(generator)
     n, _, d = z.shape
     report: dict[str, Any] = {
         "samples": n,
+        "repeated": None,
         **dict.fromkeys(("gaussian_nats", "negentropy_nats", "negentropy_reference_std")),
         **dict.fromkeys(("negentropy_recovered", "marginal_negentropy_nats")),
         **dict.fromkeys(("marginal_negentropy_reference_std", "kl_nats")),
@@ -411,18 +417,20 @@ def entropy_report(z: Tensor, *, generator: Generator | None = None) -> dict[str
     values = torch.linalg.eigvalsh(z.flatten(0, 1).T.cov().reshape(d, d))
     if n < d + 2 or values[0] <= 1e-12 * values[-1]:
         return report
-    gaussian, shapes = [], []
+    gaussian, shapes, repeated = [], [], []
     for _ in range(draw_count):
         step = draws.integers(z.shape[1], (n,), generator, device="cpu")
         sample = z[torch.arange(n), step]
         gaussian.append(_gaussian_kl(sample))
-        shapes.append(_negentropies(sample))
+        *shape, repeats = _negentropies(sample)
+        shapes.append(shape)
+        repeated.append(repeats)
     standard = [
-        _negentropies(torch.randn(n, d, generator=generator, dtype=z.dtype))
+        _negentropies(torch.randn(n, d, generator=generator, dtype=z.dtype))[:2]
         for _ in range(REFERENCES)
     ]
     cubes = [
-        _negentropies(torch.rand(n, d, generator=generator, dtype=z.dtype))
+        _negentropies(torch.rand(n, d, generator=generator, dtype=z.dtype))[:2]
         for _ in range(REFERENCES)
     ]
     usual, spread = np.mean(standard, 0), np.std(standard, 0, ddof=1)
@@ -430,6 +438,7 @@ def entropy_report(z: Tensor, *, generator: Generator | None = None) -> dict[str
     recovered = float((np.mean(cubes, 0) - usual)[0] / (d * CUBE_NEGENTROPY))
     second_moments = float(np.mean(gaussian))
     return report | {
+        "repeated": float(np.mean(repeated)),
         "gaussian_nats": second_moments,
         "negentropy_nats": joint,
         "negentropy_reference_std": float(spread[0]),
@@ -453,41 +462,53 @@ def _gaussian_kl(x: Tensor) -> float:
     return 0.5 * (trace + mean.square().sum().item() - trace / len(x) - d - log_det)
 
 
-def _negentropies(x: Tensor) -> tuple[float, float]:
-    """Of samples (N, D): together, and the sum over whitened coordinates; both biased."""
+def _negentropies(x: Tensor) -> tuple[float, float, float]:
+    """Of samples (N, D): together, and the sum over whitened coordinates, both biased; the share of
+    samples that are repeated.
+    """
+    d = x.shape[1]
     x = x - x.mean(0)
     # The symmetric root stays near the latents' own axes.
     values, vectors = torch.linalg.eigh(x.T @ x / (len(x) - 1))
     x = x @ (vectors * values.rsqrt()) @ vectors.T
-    together = x.shape[1] * NORMAL_ENTROPY - entropy(x)
-    return together, (NORMAL_ENTROPY - _marginal_entropies(x)).sum().item()
+    near = _neighbour_distance(x)
+    together = d * NORMAL_ENTROPY - _entropy(near.clamp(min=RESOLUTION), d).item()
+    alone = _entropy(_marginal_distances(x).clamp(min=RESOLUTION), 1).sum().item()
+    return together, d * NORMAL_ENTROPY - alone, (near < RESOLUTION).double().mean().item()
 
 
-def entropy(x: Tensor, k: int = NEIGHBOURS) -> float:
-    """Differential entropy of independent samples (N, D), N > k, in nats, by distances to the
-    k-th nearest neighbour (Kozachenko & Leonenko, 1987). Biased where D is not small.
+def entropy(x: Tensor) -> float:
+    """Differential entropy of independent samples (N, D), N > 3, in nats, by distances to the third
+    nearest neighbour (Kozachenko & Leonenko, 1987). Biased where D is not small.
 
     Examples:
         >>> x = torch.rand(1000, 1, generator=torch.Generator().manual_seed(0)).double()
         >>> abs(entropy(x)) < 0.05  # log of the side of a unit cube
         True
     """
-    n, d = x.shape
+    return _entropy(_neighbour_distance(x), x.shape[1]).item()
+
+
+def _entropy(distance: Tensor, d: int) -> Tensor:
+    """From distances (N, ...) to the neighbours of samples in d dimensions -> (...)."""
+    ball = d / 2 * math.log(math.pi) - gammaln(d / 2 + 1)
+    constant = digamma(len(distance)) - digamma(NEIGHBOURS) + ball
+    return float(constant) + d * distance.clamp(min=1e-12).log().mean(0)
+
+
+def _neighbour_distance(x: Tensor) -> Tensor:
+    """(N, D) -> (N)."""
     # not by inner products, which lose small distances
     apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = apart.kthvalue(k + 1, dim=1).values.clamp(min=1e-12)  # the nearest is itself
-    ball = d / 2 * math.log(math.pi) - gammaln(d / 2 + 1)
-    return float(digamma(n) - digamma(k) + ball) + d * distance.log().mean().item()
+    return apart.kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is itself
 
 
-def _marginal_entropies(x: Tensor, k: int = NEIGHBOURS) -> Tensor:
-    """`entropy` of each column of (N, D) -> (D,): neighbours on a line are next in order."""
-    n = len(x)
-    padded = nn.functional.pad(x.sort(0).values.T, (k, k), value=torch.inf)
-    others = [padded[:, k + shift : k + shift + n] for shift in range(-k, k + 1) if shift]
-    apart = (torch.stack(others) - padded[:, k : k + n]).abs()
-    distance = apart.kthvalue(k, dim=0).values.clamp(min=1e-12)
-    return float(digamma(n) - digamma(k) + math.log(2)) + distance.log().mean(1)
+def _marginal_distances(x: Tensor) -> Tensor:
+    """The same along each column, (N, D) -> (N, D): neighbours on a line are next in order."""
+    n, k = len(x), NEIGHBOURS
+    padded = nn.functional.pad(x.sort(0).values.T, (k, k), value=torch.inf).T
+    others = [padded[k + shift : k + shift + n] for shift in range(-k, k + 1) if shift]
+    return (torch.stack(others) - padded[k : k + n]).abs().kthvalue(k, dim=0).values
 
 
 # -- labels ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from gjwm.evaluation import (
     contrastive_information,
     entropy_report,
     gaussian_information,
+    information,
     information_report,
     label_efficiency,
 )
@@ -79,8 +80,8 @@ def test_what_an_episode_keeps_adds_nothing_within_episodes():
     z = randn(200, 24, 4) + kept  # nothing of a step lasts but the episode itself
     assert gaussian_information(z, [2])["nats"][0] == pytest.approx(ar_nats(4, 0.9), abs=0.3)
     assert contrastive_information(z, [2], steps=20)["nats"][0] > 2
-    for measure in (gaussian_information, contrastive_information):
-        found = measure(z, [2], within=True)
+    for measure, options in ((gaussian_information, {}), (contrastive_information, {"steps": 20})):
+        found = measure(z, [2], within=True, **options)
         assert found["nats"][0] == pytest.approx(0, abs=4 * found["standard_error"][0] + 0.01)
 
 
@@ -210,6 +211,15 @@ def test_episodes_that_stand_still_are_one_sample_each():
     assert abs(still["negentropy_nats"]) < 4 * still["negentropy_reference_std"]
 
 
+def test_places_that_many_samples_share_are_told():
+    z = randn(200, 2)
+    z[:20] = z[0]  # a tenth of all in one place
+    found = entropy_report(z)
+    assert found["repeated"] == pytest.approx(0.1)
+    assert 1 < found["negentropy_nats"] < 3  # 0.1 * 2 log of how much nearer than others
+    assert entropy_report(randn(200, 2))["repeated"] == 0
+
+
 def test_a_covariance_without_inverse_has_no_finite_distance():
     flat = randn(100, 1).expand(-1, 3)
     assert entropy_report(flat)["kl_nats"] is None
@@ -269,7 +279,8 @@ def test_bits_are_those_of_a_gaussian_channel():
 
 
 def test_the_whole_report_repeats_and_leaves_the_global_generator_alone(monkeypatch):
-    monkeypatch.setattr("gjwm.evaluation.information.LAGS", (4, 8))
+    monkeypatch.setattr(information, "LAGS", (4, 8))
+    monkeypatch.setitem(information._PROBES, "mlp", (information._mlps, (0, 10), 2))
     z = chains(16, 12, 2, 0.5).float()
     episodes = labelled(position=z.double())
     torch.manual_seed(1)
@@ -291,8 +302,10 @@ def test_bad_input_is_named():
             measure(z, [5])
         with pytest.raises(ValueError, match=r"3 steps within episodes needs .* at least 12"):
             measure(z, [3], within=True)
-    with pytest.raises(ValueError, match="8 episodes"):
+    with pytest.raises(ValueError, match=r"at least 8 of them, got \(5, 3\)"):
         entropy_report(randn(5, 3))
+    with pytest.raises(ValueError, match="infinite"):
+        entropy_report(randn(20, 3) / 0)
     with pytest.raises(ValueError, match="with none"):
         label_efficiency(z, labelled(still=torch.ones(20, 8, 1)))
     with pytest.raises(ValueError, match="1000 labels were asked for; 5 to 80"):
