@@ -155,6 +155,14 @@ def test_the_bound_sees_what_no_correlation_shows():
     assert 0.5 * truth < found["nats"][0] < truth + 4 * found["standard_error"][0]
 
 
+def test_a_variable_that_is_bent_into_many_directions_is_counted_often_but_not_by_the_bound():
+    x = chains(300, 30, 1, 0.9)
+    z = torch.sin(3 * x @ randn(1, 8, seed=1) + randn(8, seed=2))
+    truth, found = ar_nats(1, 0.9), contrastive_information(z, [1], steps=50)
+    assert gaussian_information(z, [1])["nats"][0] > 2 * truth
+    assert 0.5 * truth < found["nats"][0] < truth + 4 * found["standard_error"][0]
+
+
 # -- entropy ---------------------------------------------------------------------------------------
 
 
