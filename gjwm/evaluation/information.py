@@ -277,8 +277,9 @@ def _bound(
     half = len(z) // 2
     parts = z[: half * 3 // 4], z[half * 3 // 4 : half], z[half:]
     fitted, chosen, judged = (_pairs(part, k, within, generator) for part in parts)
-    candidates = [_Critic(*fitted, lowered, generator) for lowered in SHRINK]
-    critic = max(candidates, key=lambda candidate: candidate.nats(*chosen).mean().item())
+    candidates = [(_Critic(*fitted, lowered, generator), lowered) for lowered in SHRINK]
+    # of equals the more cautious one: a single episode to choose by tells nothing apart
+    critic, _ = max(candidates, key=lambda one: (one[0].nats(*chosen).mean().item(), one[1]))
     plain = critic.nats(*judged).mean().item()
     critic.learn(lambda: _pairs(parts[0], k, within, generator, 1), chosen, steps)
     nats = critic.nats(*judged).mean(0)  # of each episode

@@ -134,6 +134,11 @@ def test_independent_steps_tell_nothing():
         assert nats == pytest.approx(0, abs=4 * error + 0.01)
 
 
+def test_a_critic_that_nothing_can_be_chosen_by_says_nothing():
+    found = contrastive_information(chains(8, 8, 4, 0.9), [1, 4], steps=5)  # one episode to choose
+    assert found["nats"] == pytest.approx([0, 0], abs=1e-6)
+
+
 def test_the_bound_sees_what_no_correlation_shows():
     """z' = +-(rho z + noise): correlation 0, and the information of a mixture of two Gaussians."""
     rho, steps, episodes = 0.95, 12, 400
