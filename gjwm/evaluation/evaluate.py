@@ -41,6 +41,7 @@ from gjwm.evaluation.goals import (
     simulator_planner,
     usual_cost,
 )
+from gjwm.evaluation.information import information_report
 from gjwm.evaluation.intervals import ratio_interval
 from gjwm.evaluation.prediction import encode_episodes, marginal_report, prediction_report
 from gjwm.evaluation.probes import Readout, probe_report
@@ -284,6 +285,9 @@ def evaluate(
     report["gaussianity"] = embedding_report(z.cpu(), generator=_seeded(settings))
     report["trajectory"] = trajectory_report(z)
     details.arrays.update(gaussianity_curves(z.cpu(), generator=_seeded(settings)))
+    if settings.information:
+        stages("information")
+        report["information"] = information_report(z, episodes, generator=_seeded(settings))
     report["planning"] = _planning(
         model, task, settings, episodes, goals, planner, cost, stages, details
     )

@@ -4,6 +4,7 @@ regression, fitted on one set of episodes and scored on another."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,16 @@ def knn_readout(z_train: Tensor, y_train: Tensor, *, k: int = 5) -> Readout:
     return read
 
 
+def seeded_mlp(sizes: Sequence[int], generator: Generator) -> nn.Sequential:
+    """`mlp` with first weights by a generator (He et al., 2015) and biases of 0."""
+    net = mlp(sizes, linear=partial(nn.utils.skip_init, nn.Linear))  # draws no global numbers
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+    return net
+
+
 def mlp_readout(
     z_train: Tensor,
     y_train: Tensor,
@@ -77,11 +88,7 @@ def mlp_readout(
     mean, std = z_train.mean(0), z_train.std(0).clamp(min=1e-6)
     y_mean, y_std = y_train.mean(0), y_train.std(0).clamp(min=1e-9)
     x, y = ((z_train - mean) / std).float(), ((y_train - y_mean) / y_std).float()
-    net = mlp([x.shape[1], hidden, hidden, y.shape[1]])
-    for layer in net:
-        if isinstance(layer, nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, generator=generator)
-            nn.init.zeros_(layer.bias)
+    net = seeded_mlp([x.shape[1], hidden, hidden, y.shape[1]], generator)
     fit_rows(net, x, y, steps=steps, batch=batch, lr=lr, generator=generator)
 
     @torch.no_grad()
@@ -89,6 +96,18 @@ def mlp_readout(
         return net(((z_test - mean) / std).float()).double() * y_std + y_mean
 
     return read
+
+
+def varying_states(episodes: Sequence[Episode]) -> dict[str, Tensor]:
+    """Name -> true state variable (E, T+1, P) of equally long episodes, those that vary; none where
+    they were not recorded.
+    """
+    states = {}
+    for name in episodes[0].true_state or {}:
+        y = torch.from_numpy(np.stack([e.true_state[name] for e in episodes])).double().flatten(2)
+        if not y.flatten(0, 1).var(0).max() < 1e-12:  # what is constant leaves nothing to read
+            states[name] = y
+    return states
 
 
 def probe_report(
@@ -114,11 +133,7 @@ def probe_report(
     half = len(episodes) // 2
     flat = z.double().cpu()
     z_train, z_test = flat[:half].flatten(0, 1), flat[half:].flatten(0, 1)
-    states = {}
-    for name in episodes[0].true_state:
-        y = torch.from_numpy(np.stack([e.true_state[name] for e in episodes])).double().flatten(2)
-        if not y.flatten(0, 1).var(0).max() < 1e-12:  # what is constant leaves nothing to read
-            states[name] = y
+    states = varying_states(episodes)
     if "position" not in states:
         raise ValueError(
             "the held-out true_state() has no 'position' that varies, which the headline probe "

@@ -25,6 +25,7 @@ class Evaluation(Settings):
         horizon, replan_every: of every plan.
         oracle: also plan on the true simulator.
         probe_steps: gradient steps of each MLP probe.
+        information: also `information_report`, half a minute of one core.
         seed: of everything random; other seeds are other held-out episodes and goals.
 
     Raises:
@@ -43,6 +44,7 @@ class Evaluation(Settings):
     replan_every: Count = 2
     oracle: bool = True
     probe_steps: Count = 1500
+    information: bool = False
     seed: Natural = 1
 
     def __post_init__(self):

@@ -79,7 +79,8 @@ def render_report(run: Run) -> str:
         ("geometry", "Latent geometry"): _geometry(report, arrays),
         ("probes", "The true state in z"): figure_grid(
             figures.probe_figure(probe), table=_probe_table(probe)
-        ),
+        )
+        + _information_tables(report.get("information")),
         ("training", "Training"): run.metrics
         and figure_grid(*figures.training_figures(run.metrics)),
         ("timings", "Timings"): _timings(report),
@@ -274,6 +275,36 @@ def _probe_table(probe: Report) -> str:
         for name, row in probe["variables"].items()
     ]
     return _table(("variable", *(name for _, name, _ in figures.PROBES)), rows)
+
+
+def _information_tables(information: Report | None) -> str:
+    if information is None:
+        return ""
+    time, labels = information["time"], information["labels"]
+    rows = []
+    for i, lag in enumerate(time["lags"]):
+        cells = [f"{lag} step{'s' * (lag > 1)}"]
+        for prefix in ("", "within_"):
+            measured = i < len(time[f"{prefix}lags"])
+            for kind in ("gaussian", "bound"):
+                nats = time[f"{prefix}{kind}"]["nats"]
+                cells.append(f"{nats[i]:.2f}" if measured else "")
+        rows.append(cells)
+    kl = information["entropy"]["kl_nats"]
+    caption = (
+        "Nats that z holds about z so much later: of a joint Gaussian, and a lower bound that "
+        f"assumes no law and can be at most {time['bound']['ceiling_nats']:.2f}; within episodes, "
+        "what an episode keeps cancels."
+        + ("" if kl is None else f" z is {kl:.2f} nats from N(0, I).")
+    )
+    header = ("later", "Gaussian", "at least", "Gaussian, within", "at least, within")
+    read = [
+        (name, *(f"{max(bits):.1f}" for bits in zip(*(kind["bits"] for kind in kinds.values()))))
+        for name, kinds in labels["variables"].items()
+    ]
+    counts = [f"{count} labels" for count in labels["labels"]]
+    bits = "Bits of a variable read with few labels, by the best of three probes."
+    return _table(header, rows, caption) + _table(("variable", *counts), read, bits)
 
 
 def _timings(report: Report) -> str:

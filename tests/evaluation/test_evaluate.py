@@ -3,6 +3,8 @@ goals.
 """
 
 import json
+import sys
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -403,6 +405,24 @@ def test_details_are_what_the_figures_were_made_of(evaluated):
     # the first action of the plan
     np.testing.assert_allclose(details.attempts.actions[:, 0], details.plans[0][1][:, 0])
     assert set(report["timings"]) >= {"prediction", "representation", "planning with the model"}
+
+
+def test_information_is_measured_where_it_is_asked_for(monkeypatch, evaluated):
+    report, _ = evaluated
+    assert "information" not in report
+    measured = []
+    monkeypatch.setattr(
+        sys.modules["gjwm.evaluation.evaluate"],  # the attribute of that name is the function
+        "information_report",
+        lambda z, episodes, **options: measured.append((z.shape, len(episodes))) or {"found": 1},
+    )
+    settings = Evaluation(
+        episodes=8, length=10, pairs=2, steps=2, horizon=3, oracle=False, probe_steps=1
+    )
+    planner = CEM(samples=8, iterations=1, elites=2)
+    asked = evaluate(tiny_model(), replace(settings, information=True), planner=planner)
+    assert asked["information"] == {"found": 1} and measured == [((8, 11, 4), 8)]
+    assert "information" in asked["timings"]
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,27 @@ def test_what_an_evaluation_did_not_measure_is_left_out(run, tmp_path):
     assert "noise floor is unknown" in " ".join(page.words)
 
 
+def test_information_is_told_with_the_ceiling_of_its_bound(run, tmp_path):
+    moved = tmp_path / "informed"
+    shutil.copytree(run, moved)
+    report = json.loads((moved / EVALUATION).read_text())
+    bound = {"nats": [1.25, 0.75], "ceiling_nats": 4.61}
+    time = {"lags": [1, 2], "gaussian": {"nats": [7.125, 3.0]}, "bound": bound}
+    time |= {"within_lags": [1], "within_gaussian": {"nats": [2.5]}, "within_bound": bound}
+    bits = {"linear": {"bits": [0.5, 1.0]}, "mlp": {"bits": [0.25, 2.5]}}
+    report["information"] = {
+        "time": time,
+        "entropy": {"kl_nats": 3.5},
+        "labels": {"labels": [50, 200], "variables": {"position": bits}},
+    }
+    (moved / EVALUATION).write_text(json.dumps(report))
+    words = " ".join(Outline(write_report(moved).read_text()).words)
+    assert "at most 4.61" in words and "3.50 nats from N(0, I)" in words
+    assert re.search(r"1 step\W+7\.1\d\W+1\.25\W+2\.50\W+1\.25", words)
+    assert re.search(r"2 steps\W+3\.00\W+0\.75\W+Bits of", words)  # nothing within
+    assert re.search(r"50 labels\W+200 labels\W+position\W+0\.5\W+2\.5", words)
+
+
 def test_a_film_that_is_missing_is_named(run, tmp_path):
     moved = tmp_path / "filmless"
     shutil.copytree(run, moved)
