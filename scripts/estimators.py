@@ -277,9 +277,9 @@ def everything(
 
 
 def written(rows: Sequence[Row]) -> str:
-    """The csv, with four significant digits (integers and names as they are)."""
+    """The csv, with three significant digits (integers and names as they are)."""
     return as_csv(
-        {key: f"{x:.4g}" if isinstance(x, float) else x for key, x in row.items()} for row in rows
+        {key: f"{x:.3g}" if isinstance(x, float) else x for key, x in row.items()} for row in rows
     )
 
 
@@ -364,7 +364,10 @@ def batch_table(results: Results, n: int, slices: int) -> str:
         at = {name: results.row("decaying", name, dim, n, slices) for name in results.names}
         least = min(row["ms"] for row in at.values())
         for name, row in at.items():
-            rest = {law: results.row(law, name, dim, n, slices) for law in results.laws}
+            rest = {
+                law: results.row(law, name, dim, n, slices)
+                for law in ("Gaussian", "uniform", "Laplace")
+            }
             noise = rest["Gaussian"]["error"] / row["signal"]
             lines.append(
                 {
@@ -399,6 +402,43 @@ def target_table(results: Results, targets: Sequence[float] = (0.3, 0.1)) -> str
                     found = cheapest(rows, target)
                     line[f"{law}, {100 * target:.0f}%"] = _place(found, rows)
             lines.append(line)
+    return table(lines)
+
+
+def constants(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """a and b of (error / signal)^2 = a / N + b / slices + c / (N slices), or with c / N^2 where
+    there are no slices, with standard errors; weighted least squares.
+    """
+    n = torch.tensor([1 / row["N"] for row in rows], dtype=torch.float64)
+    square = torch.tensor([share(row) ** 2 for row in rows], dtype=torch.float64)
+    error = torch.tensor([2 * row["error_se"] / row["error"] for row in rows]) * square
+    if rows[0]["slices"]:
+        s = torch.tensor([1 / row["slices"] for row in rows], dtype=torch.float64)
+        terms = torch.stack([n, n * s, s], 1)
+    else:
+        terms = torch.stack([n, n * n], 1)
+    terms = terms / error[:, None]
+    inverse = torch.linalg.inv(terms.T @ terms)
+    found, spread = inverse @ terms.T @ (square / error), inverse.diagonal().sqrt()
+    both = list(zip(found.tolist(), spread.tolist()))
+    return {"a": both[0]} | ({"b": both[2]} if rows[0]["slices"] else {})
+
+
+def constants_table(results: Results) -> str:
+    """How many samples and slices a gradient needs: the constants of each law and dimension. Fewer
+    directions at right angles than D are another regime, left out.
+    """
+    lines = []
+    for name in results.names:
+        line: dict[str, object] = {"discrepancy": name}
+        for law, key in (("decaying", "a"), ("decaying", "b"), ("Laplace", "a"), ("uniform", "a")):
+            for dim in results.dims:
+                least = dim if "orthogonal" in name else 0
+                rows = [r for r in results.cells(law, name, dim) if (r["slices"] or dim) >= least]
+                found = constants(rows) if rows and rows[0]["signal"] else {}
+                shown = (f"{x:,.3g}" if x < 1000 else f"{x:,.0f}" for x in found.get(key, ()))
+                line[f"{key}, {law}, D = {dim}"] = " ± ".join(shown)
+        lines.append(line)
     return table(lines)
 
 
@@ -447,39 +487,44 @@ def slope_table(results: Results) -> str:
     return table(lines)
 
 
-ROLES = dict(
-    zip(
-        ("SIGReg", "SlicedWasserstein", "SlicedEnergy", "BHEP", "GaussianKL", "VICReg"),
-        ("model", "oracle", "third", "second", "linear", "chance"),
-    )
-) | {"Subspaces(SIGReg)": "plain"}
+ROLES = {
+    "SIGReg": "model",
+    "SIGReg, orthogonal": "ink",
+    "SlicedWasserstein": "oracle",
+    "SlicedEnergy": "third",
+    "Subspaces(SIGReg)": "plain",
+    "BHEP": "second",
+    "GaussianKL": "linear",
+    "VICReg": "chance",
+}
 
 
 def picture(results: Results, slices: int = 256) -> str:
     """The gradient's error near collapse against N, for each D, as an svg."""
     places = [(dim, n) for dim in results.dims for n in (*results.sizes, None)][:-1]
+    curves = {
+        name: [
+            None if n is None else share(results.row("decaying", name, dim, n, slices))
+            for dim, n in places
+        ]
+        for name in ROLES
+    }
+    highest = max(y for curve in curves.values() for y in curve if y is not None)
     figure = Figure(
         "estimators",
         "Relative error of the gradient near collapse against batch size",
         f"Three dimensions side by side; {slices} slices where there are any.",
         labels=("N", "error / gradient"),
         categories=["" if n is None else str(n) for _, n in places],
+        y=(None, 2 * highest),
         log_y=True,
-        width=820,
+        width=1000,
     )
-    for name in results.names:
-        if name not in ROLES:
-            continue
-        y = [
-            None if n is None else share(results.row("decaying", name, dim, n, slices))
-            for dim, n in places
-        ]
-        figure.line(range(len(places)), y, ROLES[name], name, dots=True)
-    top = 1.5 * max(share(results.row("decaying", n, results.dims[-1], results.sizes[0], slices))
-                    for n in ROLES)  # fmt: skip
+    for name, curve in curves.items():
+        figure.line(range(len(places)), curve, ROLES[name], name, dots=True)
     for i, dim in enumerate(results.dims):
         middle = i * (len(results.sizes) + 1) + (len(results.sizes) - 1) / 2
-        figure.text(middle, top, f"D = {dim}")
+        figure.text(middle, 1.3 * highest, f"D = {dim}")
     for target in (0.1, 0.3):
         figure.level(target, "ideal")
     return figure.svg(standalone=True)
@@ -490,6 +535,7 @@ def tables(results: Results, n: int = 128, slices: int = 256) -> Mapping[str, st
     return {
         f"batches of {n}, {slices} slices": batch_table(results, n, slices),
         "the cheapest for a gradient error": target_table(results),
+        "samples and slices that a gradient needs": constants_table(results),
         "log-log slopes": slope_table(results),
     }
 
