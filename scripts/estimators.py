@@ -13,7 +13,8 @@ A row of the csv is one law, discrepancy, D, N and number of slices:
     value             D of the law itself
     value_bias        mean over batches less that, and its standard error
     value_sd          standard deviation over batches
-    signal            root mean square over points z ~ law of the gradient field g(z) of D at it
+    signal            root mean square over points z ~ law of the gradient field g(z) of D at it;
+                      0 where it is below 1e-5, the reference's own error
     error             the same of N dD/dz_i - g(z_i) over all points of all batches
     bias2             mean square of E[N dD/dz_i | z_i] - g(z_i): error^2 = bias2 + variance. It is
                       estimated without bias, so that it may be negative
@@ -21,7 +22,7 @@ A row of the csv is one law, discrepancy, D, N and number of slices:
 
 Any two batches of a law share exactly one point, and slices are drawn afresh. So the two errors at
 that point are independent given the point, and the mean of their products is bias2. Standard errors
-(_se) are by the jackknife that leaves out one batch."""
+(_se) are by the jackknife that leaves out one batch, and larger for shared points."""
 
 from __future__ import annotations
 
@@ -133,10 +134,17 @@ def gradients(
     return torch.stack(values).double(), torch.stack(out)
 
 
-def _spread(left_out: Tensor) -> float:
-    """Jackknife standard error from the figures with one batch left out (R,)."""
-    n = len(left_out)
-    return math.sqrt((n - 1) * left_out.var(unbiased=False).item())
+def sharing(count: int, n: int) -> float:
+    """By how much standard errors grow, at most, as `count` batches of n share points: exactly so
+    for a mean over points.
+    """
+    return math.sqrt(1 + (count - 1) / n)
+
+
+def _spread(left_out: Tensor, n: int) -> float:
+    """Jackknife standard error from the figures with one batch of n left out (R,)."""
+    count = len(left_out)
+    return sharing(count, n) * math.sqrt((count - 1) * left_out.var(unbiased=False).item())
 
 
 def _without_one(x: Tensor) -> Tensor:
@@ -147,7 +155,7 @@ def compared(found: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     """signal, error, bias2 and cosine with standard errors, of gradients (R, N, D) of batches as
     `sharing_batches` has them, against the field at their points, given twice.
     """
-    count = len(found)
+    count, n = found.shape[:2]
     field = (first + second) / 2
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -177,11 +185,11 @@ def compared(found: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
     return {
         "signal": square.mean().clamp(min=0).sqrt().item(),
         "error": error2.mean().clamp(min=0).sqrt().item(),
-        "error_se": _spread(_without_one(error2).clamp(min=0).sqrt()),
+        "error_se": _spread(_without_one(error2).clamp(min=0).sqrt(), n),
         "bias2": bias2.item(),
-        "bias2_se": _spread(bias2_left),
+        "bias2_se": _spread(bias2_left, n),
         "cosine": cosine(own.mean(), with_field.mean(), square.mean()).item(),
-        "cosine_se": _spread(cosine(*map(_without_one, (own, with_field, square)))),
+        "cosine_se": _spread(cosine(*map(_without_one, (own, with_field, square))), n),
     }
 
 
@@ -215,12 +223,12 @@ def measure(
                 | {
                     "value": value,
                     "value_bias": values.mean().item() - value,
-                    "value_bias_se": values.std().item() / math.sqrt(number),
+                    "value_bias_se": sharing(number, n) * values.std().item() / math.sqrt(number),
                     "value_sd": values.std().item(),
                 }
                 | compared(gradient, *(x[:number, :n] for x in field))
             )
-            if rows[-1]["signal"] < 1e-6:  # blind to the law, or at its minimum
+            if rows[-1]["signal"] < 1e-5:  # blind, at the minimum, or too faint to be known
                 rows[-1].update(signal=0.0, cosine="", cosine_se="")
     return rows
 
