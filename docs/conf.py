@@ -14,7 +14,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"gjwm {version}"
 html_static_path = ["assets"]
-html_extra_path = ["study.csv", "study-latents.csv", "online.csv"]
+html_extra_path = ["study.csv", "study-latents.csv", "study/estimators.csv", "online.csv"]
 html_show_sphinx = False
 smartquotes = False
 

@@ -40,16 +40,18 @@ LAWS = (
 )
 
 
-def discrepancies() -> dict[str, Discrepancy]:
-    """Fresh ones for each dimension, as subspaces are drawn for one."""
+def discrepancies(slices: int = 512) -> dict[str, Discrepancy]:
+    """Fresh ones for each dimension, as subspaces are drawn for one. Each subspace has a quarter of
+    the slices.
+    """
     return {
-        "SIGReg": SIGReg(512),
-        "SlicedWasserstein": SlicedWasserstein(512),
-        "SlicedEnergy": SlicedEnergy(512),
+        "SIGReg": SIGReg(slices),
+        "SlicedWasserstein": SlicedWasserstein(slices),
+        "SlicedEnergy": SlicedEnergy(slices),
         "BHEP": BHEP(),
         "GaussianKL": GaussianKL(),
         "VICReg": VICReg(),
-        "Subspaces(SIGReg)": Subspaces(SIGReg(128)),
+        "Subspaces(SIGReg)": Subspaces(SIGReg(slices // 4)),
     }
 
 
