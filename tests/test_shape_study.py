@@ -4,6 +4,7 @@ alone."""
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from shape.arms import (
     wasserstein_statistic,
 )
 from shape.measures import Closeness, data_of, floors, measured, plans
+from shape.tables import difference, holm
 from shape.training import Settings, freeze, train
 from shape.worlds import WORLDS
+from shape_study import verdict_tables
 
 from gjwm.objectives import epps_pulley
 
@@ -155,3 +158,20 @@ def test_closeness_is_the_log_ratio_of_a_gaussian_pair():
     far = closeness(torch.ones(1, 1, 1, 1, 1), -torch.ones(1, 1, 1, 1)) + constant
     assert near.item() == pytest.approx(0.955270, abs=1e-5)
     assert far.item() == pytest.approx(-3.489174, abs=1e-5)
+
+
+def test_the_verdict_holds_the_tables_that_its_rows_give():
+    page = (Path(__file__).parent.parent / "docs" / "verdict.md").read_text()
+    for table in verdict_tables():
+        assert table in page, f"docs/verdict.md lacks:\n{table}"
+
+
+def test_paired_differences_and_holm_at_known_values():
+    ours, theirs = {0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.8, 1: 0.8, 2: 0.5, 3: 0.1}
+    found = difference(ours, theirs)
+    assert found["mean"] == pytest.approx(10) and found["seeds"] == 3
+    assert found["half"] == pytest.approx(4.302653 * 10 / math.sqrt(3), rel=1e-4)
+    assert found["p"] == pytest.approx(0.2254, abs=1e-3)
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    with pytest.raises(ValueError, match="two seeds"):
+        difference({0: 1.0}, {0: 1.0})
