@@ -123,10 +123,7 @@ def main() -> int:
     done = set()
     if options.out.exists():
         with options.out.open() as file:
-            done = {
-                (r["grid"], r["world"], int(r["batch"]), int(r["steps"]), int(r["seed"]))
-                for r in csv.DictReader(file)
-            }
+            done = {tuple(row[key] for key in KEYS) for row in csv.DictReader(file)}
     settings = Settings(steps=options.steps, batch=options.batch)
     wanted = options.arms or [arm.name for arm in GRIDS[options.grid]()]
     arms = [
@@ -137,16 +134,21 @@ def main() -> int:
     if not arms:
         print(f"shape_study: no arm of {options.grid} is named {wanted}.", file=sys.stderr)
         return 1
-    first, end = options.seeds
-    missing = [
-        seed
-        for seed in range(first, end)
-        if (options.grid, options.world, options.batch, options.steps, seed) not in done
-    ]
-    for k in range(0, len(missing), options.together):
-        seeds = missing[k : k + options.together]
-        rows = rows_of(options.grid, options.world, seeds, settings, device, options.goals, arms)
-        append(options.out, rows)
+    missing: dict[tuple[Arm, ...], list[int]] = {}
+    for seed in range(*options.seeds):
+        keys = {arm: _key(options.grid, options.world, arm, settings, seed) for arm in arms}
+        left = tuple(arm for arm in arms if tuple(map(str, keys[arm].values())) not in done)
+        if left:
+            missing.setdefault(left, []).append(seed)
+    for some, seeds in missing.items():
+        for k in range(0, len(seeds), options.together):
+            part = seeds[k : k + options.together]
+            append(
+                options.out,
+                rows_of(
+                    options.grid, options.world, part, settings, device, options.goals, list(some)
+                ),
+            )
     return 0
 
 

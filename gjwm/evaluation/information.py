@@ -539,8 +539,9 @@ def label_efficiency(
         labels, and under "variables" for each that varies and each probe (linear, knn, mlp): r2, at
         each number of labels; r2_std over draws; bits: 1/2 log2 1 / (1 - R^2), summed over the
         variable's components, an R^2 below 0 counting as 0. That is the Gaussian capacity of the
-        readout: a lower bound on the bits of the variable that z holds where the variable is
-        Gaussian, and of another variable less its negentropy (a uniform one: 0.25 bits).
+        readout: a lower bound on the bits of the variable that z holds where its components are
+        independent and Gaussian, and of other independent ones less their negentropy (a uniform
+        one: 0.25 bits). What dependent components share is counted more than once.
 
     Raises:
         ValueError: for other shapes, NaN, episodes without true states that vary, or more labels

@@ -1,9 +1,12 @@
 """What the arms of the study do to latents h (M, B, T, D): a norm, then a discrepancy at weight λ.
 
-Arms that share the whitening share their second moments exactly, so only shape is left to differ.
-One statistic judges all shapes: the squared distance of the empirical characteristic function of
-one-dimensional slices from that of a law with independent coordinates of mean 0 and variance 1.
-For the Gaussian it is the sliced Epps-Pulley statistic of SIGReg."""
+Arms that share the whitening share the second moments of all rows of a batch, up to a floor; those
+of one step of its windows they share only on average. What then differs is shape, and what judging
+it costs. One statistic judges all shapes: the squared distance of the empirical characteristic
+function of one-dimensional slices from that of a law with independent coordinates of mean 0 and
+variance 1. For the Gaussian it is the sliced Epps-Pulley statistic of SIGReg, axes among the
+slices. In 16 dimensions all three laws are nearly Gaussian along random slices, and differ along
+the axes."""
 
 from __future__ import annotations
 
@@ -125,7 +128,11 @@ def own_product(z: Tensor, slices: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 def shape_statistic(z: Tensor, slices: Tensor, law: str, cluster: bool = False) -> Tensor:
     """Samples (..., N, D), or windows (..., B, T, D) with `cluster` -> (...): the mean over slices
-    of the integral of |phi_N - phi|^2 exp(-t^2 / 2), unbiased (0 where the law is met)."""
+    of the integral of |phi_N - phi|^2 exp(-t^2 / 2).
+
+    Unbiased (0 where the law is met) for independent rows with moments of their own. Rows whitened
+    by n of their kind fall short: Gaussian ones give -0.72 / n. "independent" has the bias of
+    means, some 0.5 / n at D = 16."""
     t = torch.linspace(0, T_MAX, KNOTS, device=z.device)
     weight = 2 * (t[1] - t[0]) * torch.exp(-t.square() / 2)
     weight[0] /= 2

@@ -12,6 +12,7 @@ from scipy import stats
 
 Row = dict[str, str]
 MARGIN = 3.0  # points: within it, arms are called equivalent
+PLANNED = 4  # worlds of the primary comparison; those not judged count as p = 1
 SHARED = ("gaussian (SIGReg)", "gaussian (Wasserstein)", "uniform", "laplace", "independent")
 # column -> heading, factor, digits
 CURVES = {
@@ -34,12 +35,15 @@ def read(path: Path) -> list[Row]:
 
 
 def values(rows: Sequence[Row], world: str, arm: str, lam: float, column: str) -> dict[int, float]:
-    """A column of one arm, by seed."""
-    return {
-        int(row["seed"]): float(row[column])
-        for row in rows
-        if row["world"] == world and row["arm"] == arm and float(row["lam"]) == lam
-    }
+    """A column of one arm, by seed, each of which has one row."""
+    ours = [r for r in rows if (r["world"], r["arm"], float(r["lam"])) == (world, arm, lam)]
+    found = {int(row["seed"]): float(row[column]) for row in ours}
+    if len(found) < len(ours):
+        raise ValueError(
+            f"{world}, {arm}, {lam:g} has {len(ours)} rows of {len(found)} seeds; keep rows of one "
+            "grid, batch and number of steps, once each."
+        )
+    return found
 
 
 def _cells(rows: Sequence[Row], world: str) -> list[tuple[str, float]]:
@@ -92,8 +96,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def comparisons(rows: Sequence[Row], column: str = "success", reference: str = "moments") -> str:
-    """Every arm of the rows against `reference`, per world, as Markdown. Holm over the worlds
-    for gaussian (SIGReg), the primary comparison; others are not corrected."""
+    """Every arm of the rows against `reference`, per world, as Markdown. Holm over the planned
+    worlds for gaussian (SIGReg), the primary comparison; others are not corrected."""
     worlds = list(dict.fromkeys(r["world"] for r in rows))
     found = []
     for world in worlds:
@@ -103,14 +107,15 @@ def comparisons(rows: Sequence[Row], column: str = "success", reference: str = "
                 ours = values(rows, world, arm, lam, column)
                 found.append((world, arm, lam, ours, base, difference(ours, base)))
     primary = [i for i, f in enumerate(found) if f[1] == "gaussian (SIGReg)"]
-    corrected = dict(zip(primary, holm([found[i][5]["p"] for i in primary])))
+    unjudged = [1.0] * (PLANNED - len(primary))
+    corrected = dict(zip(primary, holm([found[i][5]["p"] for i in primary] + unjudged)))
     lines = [
         "| world | arm | λ | seeds | moments | arm | difference, points | p | could be seen | |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for i, (world, arm, lam, ours, base, d) in enumerate(found):
         low, high = d["mean"] - d["half90"], d["mean"] + d["half90"]
-        p = corrected.get(i, d["p"])
+        p = corrected[i] if i in corrected else d["p"]
         if p < 0.05:
             verdict = "better" if d["mean"] > 0 else "worse"
         else:
