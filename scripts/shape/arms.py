@@ -28,8 +28,9 @@ class Arm:
     discrepancy: None, "shape" (the statistic above), "wasserstein" (sliced, to the Gaussian),
         "moments" (squared distance of mean and covariance from 0 and I), "kl" (of the Gaussian
         with the batch's moments from N(0, I), no shrinkage).
-    law: what "shape" pulls to: "gaussian", "uniform", "laplace", or "independent": the product of
-        the latents' own marginal laws, so that no law is asked for, but that they be independent.
+    law: what "shape" pulls to: "gaussian", "uniform", "laplace", "mixture" (see `characteristic`),
+        or "independent": the product of the latents' own marginal laws, so that no law is asked
+        for, but that they be independent.
     time: "step" (the law of each step of the windows), "pooled" (all steps as one sample),
         "cluster" (pooled, pairs of one window left out; "shape" only).
     target: "same" (alignment to the encoder's own latents, gradient through both), "ema" (to those
@@ -45,7 +46,7 @@ class Arm:
 
 
 def shape_arms() -> list[Arm]:
-    """The arms of the main question: 28."""
+    """The arms of the main question: 33."""
     arms = [Arm("moments"), Arm("batch norm", norm="batch"), Arm("nothing", norm="none")]
     for lam in LAMBDAS:
         arms += [
@@ -53,6 +54,7 @@ def shape_arms() -> list[Arm]:
             Arm("gaussian (Wasserstein)", discrepancy="wasserstein", lam=lam),
             Arm("uniform", discrepancy="shape", law="uniform", lam=lam),
             Arm("laplace", discrepancy="shape", law="laplace", lam=lam),
+            Arm("mixture", discrepancy="shape", law="mixture", lam=lam),
             Arm("independent", discrepancy="shape", law="independent", lam=lam),
         ]
     return arms
@@ -108,12 +110,16 @@ def directions(dim: int, generator: torch.Generator) -> Tensor:
 
 
 def characteristic(law: str, slices: Tensor, t: Tensor) -> Tensor:
-    """Of slices (D, S) of the product law at knots (K,) -> (S, K), real."""
+    """Of slices (D, S) of a law at knots (K,) -> (S, K), real. All but "mixture" are products of
+    equal laws of the coordinates."""
     x = slices[..., None] * t
     if law == "gaussian":
         return torch.exp(-x.square().sum(0) / 2)
     if law == "uniform":  # on [-sqrt 3, sqrt 3]
         return torch.sinc(math.sqrt(3) * x / math.pi).prod(0)
+    if law == "mixture":  # N(0, 0.1 I) or N(0, 1.9 I): uncorrelated, but large or small together
+        square = x.square().sum(0)
+        return (torch.exp(-0.05 * square) + torch.exp(-0.95 * square)) / 2
     return (1 / (1 + x.square() / 2)).prod(0)  # Laplace
 
 

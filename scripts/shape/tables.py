@@ -13,7 +13,14 @@ from scipy import stats
 Row = dict[str, str]
 MARGIN = 3.0  # points: within it, arms are called equivalent
 PLANNED = 4  # worlds of the primary comparison; those not judged count as p = 1
-SHARED = ("gaussian (SIGReg)", "gaussian (Wasserstein)", "uniform", "laplace", "independent")
+SHARED = (
+    "gaussian (SIGReg)",
+    "gaussian (Wasserstein)",
+    "uniform",
+    "laplace",
+    "mixture",
+    "independent",
+)
 # column -> heading, factor, digits
 CURVES = {
     "success": ("success", 100, 0),
