@@ -70,7 +70,9 @@ IMPORT_NAMES = {
     "imageio-ffmpeg": "imageio",  # the plugin that imageio loads for films
 }
 TOOLS = {"pytest", "pytest-cov", "pytest-xdist", "ruff", "build", "pyright", "pre-commit"} | {
-    *("sphinx", "furo", "myst-parser", "sphinx-copybutton")
+    *("sphinx", "furo", "myst-parser", "sphinx-copybutton"),
+    # the arena's: imported by name, and what it imports without declaring it
+    *("stable-worldmodel", "opencv-python-headless"),
 }
 
 

@@ -121,7 +121,14 @@ def test_models_trained_together_are_as_if_alone():
                 )
 
 
-@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gaussian",
+        "torus",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("box", "random-walls")),
+    ],
+)
 def test_every_world_is_run_and_judged(name):
     world, seeds, device = WORLDS[name], [0], torch.device("cpu")
     data = data_of(world, seeds, 40, device)

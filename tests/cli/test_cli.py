@@ -301,7 +301,11 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         (["study", "study.seeds=[]"], 1, "study.seeds must be a list"),
         (["study", "study=moon"], 1, "study has no option 'moon'; choose from gaussianity,"),
         (["train", "train.speed=3"], 1, "speed"),
-        (["train", "experiment=moon"], 1, "experiment has no option 'moon'; choose from cartpole"),
+        (
+            ["train", "experiment=moon"],
+            1,
+            "experiment has no option 'moon'; choose from arena_two_room",
+        ),
         (
             ["train", "experiment=tworoom"],
             1,

@@ -192,6 +192,7 @@ def test_a_gaussian_is_as_far_from_the_standard_one_as_the_closed_form_says():
         assert np.mean([one[f"{kind}_nats"] for one in found]) == pytest.approx(0, abs=2 * spread)
 
 
+@pytest.mark.slow
 def test_the_shape_of_a_cube_and_of_laplace_is_found_in_few_dimensions():
     u = torch.rand(1000, 2, generator=g(), dtype=torch.float64) - 0.5
     cube = entropy_report(u)
@@ -291,6 +292,7 @@ def test_bits_are_those_of_a_gaussian_channel():
 # -- all of it -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_whole_report_repeats_and_leaves_the_global_generator_alone(monkeypatch):
     monkeypatch.setattr(information, "LAGS", (4, 8))
     monkeypatch.setitem(information._PROBES, "mlp", (information._mlps, (0, 10), 2))
