@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from PIL import Image
 from torch import Tensor
+from torch.library import define
 
 from gjwm.envs.common import (
     StackedFrames,
@@ -55,10 +56,9 @@ def _load_torchvision() -> None:
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
-        global _declared  # a library that is collected takes its declarations with it
-        _declared = torch.library.Library("torchvision", "DEF")
-        _declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        for name in ("nms", "qnms"):
+            define(f"torchvision::{name}", schema)
         importlib.import_module("torchvision")
 
 
@@ -259,6 +259,3 @@ def _moved(position: np.ndarray, action: np.ndarray) -> np.ndarray:
     x = np.where(wall & left & (x > WALL_X - REACH), WALL_X - REACH - 0.5, x)
     x = np.where(wall & ~left & (x < WALL_X + REACH), WALL_X + REACH + 0.5, x)
     return np.stack([x, y], -1).astype(np.float32)
-
-
-_declared: Tensor | Any = None
