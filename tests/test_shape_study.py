@@ -17,7 +17,7 @@ from shape.arms import (
     shape_statistic,
     wasserstein_statistic,
 )
-from shape.measures import Closeness, data_of, floors, measured, plans
+from shape.measures import Closeness, attempts, data_of, floors, measured, plans
 from shape.tables import comparisons, difference, holm
 from shape.training import Settings, freeze, train
 from shape.worlds import WORLDS
@@ -152,6 +152,21 @@ def test_goals_are_not_reached_by_holding_still():
     for world in WORLDS.values():
         start, goal = world.goals(50, torch.Generator().manual_seed(0))
         assert (world.distance(start, goal) > 2 * world.protocol.radius).all()
+
+
+def test_a_model_meets_the_same_noise_whoever_is_judged_beside_it():
+    world = WORLDS["gaussian"]
+    start, goal = (part[None] for part in world.goals(3, torch.Generator().manual_seed(0)))
+
+    def fast(state):
+        return lambda actions: -actions.sum((-1, -2))
+
+    alone, together = (
+        attempts(world, start, goal, (1, arms), 3, fast, torch.Generator().manual_seed(1))
+        for arms in (1, 2)
+    )
+    for one, two in zip(alone, together):
+        assert torch.equal(one.expand_as(two), two)
 
 
 def test_penalties_of_all_kinds_have_gradients():

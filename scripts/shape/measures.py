@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -144,7 +143,7 @@ class Closeness:
     """log p(g | z) / p(g) of whitened latents whose pairs, geometric lags of mean tau apart, are
     taken as jointly Gaussian."""
 
-    def __init__(self, z: Tensor, tau: float, generator: Generator):
+    def __init__(self, z: Tensor, tau: float):
         self.mean, self.transform = whitening(z[:, :, :, ::4].flatten(2, 3), 1e-5)
         length = z.shape[3]
         lags = torch.arange(1, length, device=z.device)
@@ -172,7 +171,7 @@ class Closeness:
 Score = Callable[[Tensor], Tensor]  # actions (..., G, N, H, 2) -> cost (..., G, N)
 
 
-def planned(score: Score, lead: tuple[int, ...], mean: Tensor, generator: Generator) -> Tensor:
+def planned(score: Score, mean: Tensor, generator: Generator) -> Tensor:
     """CEM: mean (*lead, G, H, 2) -> the best elites' mean. All models see the same noise."""
     goals, horizon = mean.shape[-3:-1]
     std = torch.full_like(mean, 0.7)
@@ -208,7 +207,7 @@ def attempts(
     taken = torch.full(reached.shape, float(world.protocol.budget), device=state.device)
     mean = torch.zeros(*reached.shape, horizon, ACTIONS, device=state.device)
     for step in range(0, world.protocol.budget, REPLAN):
-        mean = planned(score_at(state), lead, mean, generator)
+        mean = planned(score_at(state), mean, generator)
         for k in range(REPLAN):
             state = world.step(state, mean[..., k, :], generator)
             there = world.distance(state, aim) < world.protocol.radius
@@ -263,7 +262,7 @@ def plans(
     z_goal = model.encode(world.observe(goal))  # (S, A, G, D)
     short = max(2, world.protocol.horizon // 3)
     fit = _episodes_split(train, 0, min(train.a.shape[1], 200))
-    closeness = Closeness(_latents(model, fit), float(world.protocol.offset), generator)
+    closeness = Closeness(_latents(model, fit), float(world.protocol.offset))
 
     def distance(z: Tensor) -> Tensor:
         return (z - z_goal[:, :, :, None]).square().sum(-1)
@@ -296,8 +295,3 @@ def plans(
         out[name] = reached.float().mean(-1)
         out[f"{name}_steps"] = taken.mean(-1)
     return out
-
-
-def bits(nats: float) -> float:
-    """Nats to bits."""
-    return nats / math.log(2)

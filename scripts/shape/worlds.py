@@ -40,6 +40,12 @@ def _random_map(inputs: int, outputs: int, device: torch.device) -> tuple[Tensor
     return first.to(device), shift.to(device), second.to(device)
 
 
+def _noise(state: Tensor, generator: Generator) -> Tensor:
+    """Normal numbers for states (..., G, X), the same for all that lead: what a model meets does
+    not depend on which others are judged beside it."""
+    return torch.randn(state.shape[-2:], generator=generator, device=state.device)
+
+
 class World:
     """States (..., X), observations (..., O). `protocol` was set on seeds 0 to 3 with the arm
     "moments", aiming at 95% for the oracle and 40 to 80% for models."""
@@ -130,7 +136,7 @@ class LinearGaussian(World):
         a, b = self._matrices(state)
         after = state @ a.T + action @ b.T
         if generator is not None:
-            after += 0.03 * torch.randn(after.shape, generator=generator, device=after.device)
+            after = after + 0.03 * _noise(after, generator)
         return after
 
     def distance(self, state: Tensor, goal: Tensor) -> Tensor:
@@ -150,9 +156,7 @@ class Torus(World):
     def step(self, state: Tensor, action: Tensor, generator: Generator | None = None) -> Tensor:
         after = state + 0.25 * action
         if generator is not None:
-            after = after + 0.02 * torch.randn(
-                after.shape, generator=generator, device=after.device
-            )
+            after = after + 0.02 * _noise(after, generator)
         return torch.remainder(after, 2 * math.pi)
 
     def features(self, state: Tensor) -> Tensor:
