@@ -164,6 +164,7 @@ def test_samples_of_an_ensemble_come_from_all_members():
     assert report == marginal_report(ensemble, z, a, generator=g())
 
 
+@pytest.mark.slow
 def test_probes_read_what_is_there_and_only_that():
     rng = np.random.default_rng(0)
     episodes = []

@@ -266,6 +266,7 @@ def curves():
     return label_efficiency(z, labelled(**states), labels=[50, 500], repeats=2)
 
 
+@pytest.mark.slow
 def test_a_linear_variable_needs_few_labels_and_a_folded_one_another_probe(curves):
     found = curves["variables"]
     assert curves["labels"] == [50, 500] and set(found) == {"linear", "size", "noise"}
@@ -275,6 +276,7 @@ def test_a_linear_variable_needs_few_labels_and_a_folded_one_another_probe(curve
     assert found["size"]["mlp"]["bits"][1] > found["size"]["mlp"]["bits"][0] + 0.5
 
 
+@pytest.mark.slow
 def test_validation_keeps_every_probe_from_reading_noise(curves):
     for kind in ("linear", "knn", "mlp"):
         row = curves["variables"]["noise"][kind]
