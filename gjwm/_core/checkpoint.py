@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from gjwm._core.files import replacing
+from gjwm._core.files import inside, replacing
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class Checkpoints:
         return path
 
     def _attachment(self, path: Path, name: str) -> Path:
+        inside(path.parent, name)  # which a state's file gives
         return path.with_name(f"{path.stem}-{name}")
 
     @staticmethod

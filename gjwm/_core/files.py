@@ -8,7 +8,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 try:
     import fcntl
@@ -17,6 +18,20 @@ except ImportError:  # Windows: two processes that extend one dataset are then n
 
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems without locks
+
+
+def inside(folder: str | Path, name: Any) -> Path:
+    """`folder / name`, of a name that some file gives.
+
+    Raises:
+        ValueError: for one that could lead out of the folder, on this system or another.
+    """
+    ways = (
+        [kind(name) for kind in (PurePosixPath, PureWindowsPath)] if isinstance(name, str) else []
+    )
+    if not name or not ways or any(way.anchor or ".." in way.parts for way in ways):
+        raise ValueError(f"{name!r} does not name a file within {folder}.")
+    return Path(folder) / name
 
 
 @contextmanager

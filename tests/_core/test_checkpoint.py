@@ -171,6 +171,21 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert file.read_text() == "one" and list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("name", ["../secret", "{}/secret", "a/../../secret", "..\\secret", ""])
+def test_an_attachment_stays_in_the_folder(name, tmp_path, caplog):
+    (tmp_path / "secret").write_bytes(b"x" * 9)
+    name = name.format(tmp_path)
+    states = Checkpoints(tmp_path / "state", every=1)
+    with pytest.raises(ValueError, match="does not name a file within"):
+        states.save(1, {}, attach={name: lambda path: path.write_bytes(b"x" * 9)})
+    path = states.save(2, {})
+    payload = torch.load(path, weights_only=True) | {"attached": {name: 9}}
+    torch.save(payload, path)
+    with pytest.raises(ValueError, match=r"no state in .* can be read"):
+        states.latest()
+    assert "does not name a file within" in caplog.text
+
+
 def test_a_state_with_a_damaged_attachment_is_passed_over_and_orphans_go(tmp_path, caplog):
     def write(path):
         with replacing(path) as partial:

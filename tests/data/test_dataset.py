@@ -370,6 +370,45 @@ def test_metadata_that_is_missing_damaged_or_foreign_stops_every_use(tmp_path):
         assert contents(path) == before
 
 
+@pytest.mark.parametrize("name", ["../other/shard-00000.h5", "{}/other/shard-00000.h5", None, 3])
+def test_metadata_names_no_shard_in_another_folder(name, tmp_path):
+    write(tmp_path / "other")
+    path = write(tmp_path / "d")
+    file, name = path / "metadata.json", name.format(tmp_path) if name == str(name) else name
+    info = json.loads(file.read_text())
+    info["shards"][0]["file"] = name
+    file.write_text(json.dumps(info))
+    for use in (dataset_info, load_buffer, DiskWindows, verify, lambda p: list(read_episodes(p))):
+        with pytest.raises(ValueError, match=r"lists the shard .* no file within its folder"):
+            use(path)
+
+
+@pytest.mark.parametrize("kind", ["link", "soft", "external", "virtual"])
+def test_a_shard_takes_no_rows_from_other_files(kind, tmp_path):
+    path, other = write(tmp_path / "d"), tmp_path / "other.h5"
+    shard = path / "shard-00000.h5"
+    with h5py.File(shard, "r+") as file, h5py.File(other, "w") as theirs:
+        theirs["reward"] = file["reward"][:]
+        shape, dtype = file["reward"].shape, file["reward"].dtype
+        del file["reward"]
+        if kind == "link":
+            file["reward"] = h5py.ExternalLink(str(other), "reward")
+        elif kind == "soft":
+            file["reward"] = h5py.SoftLink("/ep_len")
+        elif kind == "external":
+            (tmp_path / "raw").write_bytes(bytes(shape[0] * dtype.itemsize))
+            places = [(str(tmp_path / "raw"), 0, h5py.h5f.UNLIMITED)]
+            file.create_dataset("reward", shape, dtype, external=places)
+        else:
+            layout = h5py.VirtualLayout(shape, dtype)
+            layout[:] = h5py.VirtualSource(str(other), "reward", shape)
+            file.create_virtual_dataset("reward", layout)
+    with pytest.raises(
+        ValueError, match=r"shard-00000.* is damaged .*reward lies in another place"
+    ):
+        list(read_episodes(path))
+
+
 def test_a_writer_killed_before_its_first_metadata_leaves_a_folder_that_can_be_used(tmp_path):
     for name in ("lock", "metadata.json.partial"):
         (tmp_path / name).write_text("")
@@ -655,6 +694,11 @@ def test_lerobot_tables_and_films_are_read(tmp_path):
     convert(root, tmp_path / "both", observation=f"{camera},observation.state")
     both = next(read_episodes(tmp_path / "both"))
     np.testing.assert_allclose(both.o["observation.state"], state[:5], rtol=1e-6)
+    for outside in ("../secret", f"{tmp_path}/secret"):
+        for kind, feature in (("data_path", "observation.state"), ("video_path", camera)):
+            (root / "meta" / "info.json").write_text(json.dumps(info | {kind: outside}))
+            with pytest.raises(ValueError, match=r"secret' does not name a file within"):
+                convert(root, tmp_path / "out", observation=feature)
     (root / "meta" / "info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
     with pytest.raises(ValueError, match=r"LeRobot format v2\.1; v3 is read"):
         convert(root, tmp_path / "old")

@@ -22,6 +22,7 @@ from einops import rearrange
 from gymnasium import spaces
 from PIL import Image
 
+from gjwm._core.files import inside
 from gjwm._core.nested import nested
 from gjwm.data.dataset.episodes import Arrays, Episode
 from gjwm.data.dataset.metadata import layout
@@ -272,7 +273,7 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
     @functools.lru_cache(maxsize=1)
     def table(chunk: int, file: int) -> Any:
         place = info["data_path"].format(chunk_index=chunk, file_index=file)
-        return parquet.read_table(source / place)
+        return parquet.read_table(inside(source, place))
 
     def observed(name: str, entry: dict[str, Any], rows: Any) -> np.ndarray:
         if name in films:
@@ -334,7 +335,8 @@ class _Film:
         from gjwm._core.video import read_video
 
         place = {k: entry[f"videos/{self.camera}/{k}"] for k in ("chunk_index", "file_index")}
-        file = self.source / self.info["video_path"].format(video_key=self.camera, **place)
+        name = self.info["video_path"].format(video_key=self.camera, **place)
+        file = inside(self.source, name)
         first = round(entry[f"videos/{self.camera}/from_timestamp"] * self.info["fps"])
         if file != self.file or first < self.position:
             self.file, self.position, self._frames = file, 0, read_video(file)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gymnasium import spaces
 
-from gjwm._core.files import replacing
+from gjwm._core.files import inside, replacing
 from gjwm.data.dataset.shard import FORMAT, Shard
 from gjwm.data.replay import rebuild_space
 
@@ -49,6 +49,14 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     needed = (*HEADER, "versions", "episodes", "steps", "shards")
     if missing := [name for name in needed if name not in info]:
         raise ValueError(f"{file} lacks {', '.join(missing)}; {again}.")
+    shards = info["shards"] if isinstance(info["shards"], list) else [info["shards"]]
+    for name in (entry.get("file") if isinstance(entry, dict) else entry for entry in shards):
+        try:
+            inside(path, name)
+        except ValueError as error:
+            raise ValueError(
+                f"{file} lists the shard {name!r}, which is no file within its folder; {again}."
+            ) from error
     return info
 
 

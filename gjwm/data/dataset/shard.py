@@ -126,6 +126,7 @@ class Shard:
                 f"{FORMAT}; convert or collect it again."
             )
         header |= {k: json.loads(text) for k, text in header.items() if k not in PLAIN}
+        _stay_inside(self._file)
         self.first_episode, _ = int(header.pop("first_episode")), header.pop("sources")
         self.header = header
         self.rows = self._file["ep_len"][:].astype(np.int64)
@@ -241,6 +242,17 @@ class Column:
                 out[k] = np.frombuffer(zlib.decompress(packed), np.uint8)
             except (zlib.error, ValueError) as error:
                 raise damaged(self.path, error) from error
+
+
+def _stay_inside(group: h5py.Group) -> None:
+    """HDF5 can take rows from other files, which whoever sent a shard has no business to name."""
+    for name in group:
+        link = group.get(name, getlink=True)
+        item = group[name] if isinstance(link, h5py.HardLink) else link
+        if isinstance(item, h5py.Group):
+            _stay_inside(item)
+        elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+            raise KeyError(f"{name} lies in another place")
 
 
 def _datasets(group: h5py.Group, prefix: str = "") -> list[str]:
