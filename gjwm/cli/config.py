@@ -238,6 +238,15 @@ def factories(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def import_parts(cfg: DictConfig) -> None:
+    """Import the classes that the command's settings name: a checkpoint, which imports nothing, may
+    then name them too.
+    """
+    factories(cfg)
+    if cfg.refine.dynamics is not None:
+        factory(cfg.refine.dynamics, "refine.dynamics")
+
+
 def recipe_of(cfg: DictConfig) -> Recipe:
     """The recipe that a config describes."""
     refine = OmegaConf.create(OmegaConf.to_container(cfg.refine, resolve=True))

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm import __version__
 from gjwm._core.machine import cores
-from gjwm.cli.config import behaviour_of, env_kwargs, factory, fill
+from gjwm.cli.config import behaviour_of, env_kwargs, factory, fill, import_parts
 from gjwm.evaluation import Details, Evaluation, evaluate, held_out_episodes
 from gjwm.evaluation.evaluate import Task
 from gjwm.evaluation.goals import check_cost
@@ -31,6 +31,7 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     cfg.run_dir.
     """
     run = Path(cfg.run_dir)
+    import_parts(cfg)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     settings, task = evaluation_settings(cfg), task_of(cfg)
     planner = instantiate(cfg.planner)

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from gjwm._core.video import check_suffix
-from gjwm.cli.config import factory
+from gjwm.cli.config import factory, import_parts
 from gjwm.cli.evaluate import evaluation_settings, task_of
 from gjwm.models.world_model import WorldModel
 from gjwm.reporting.films import film_attempts, goals_video, grid_video
@@ -23,6 +23,7 @@ def video_command(cfg: DictConfig, command: str) -> None:
     """
     run = Path(cfg.run_dir)
     checkpoint = Path(cfg.video.checkpoint or run / "checkpoint.pt")
+    import_parts(cfg)
     model = WorldModel.load(checkpoint, cfg.device)
     decoder = decoder_of(checkpoint.parent, cfg.device)
     settings = evaluation_settings(cfg)

@@ -1,6 +1,7 @@
 """Everything with weights: encoders o -> z, dynamics p(z' | z, a), heads, decoder, and the world
 model that holds them."""
 
+from gjwm._core.configured import Configured as Configured
 from gjwm.models.dynamics import DeterministicDynamics as DeterministicDynamics
 from gjwm.models.dynamics import EnsembleDynamics as EnsembleDynamics
 from gjwm.models.dynamics import GaussianDynamics as GaussianDynamics

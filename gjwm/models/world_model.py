@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm._core.configured import describe, rebuild
+from gjwm._core.configured import describe, load_weights, rebuild
 from gjwm._core.files import replacing
 from gjwm._core.machine import check_device
 from gjwm._core.types import Batch
@@ -52,8 +52,8 @@ class WorldModel(nn.Module):
     """Encoder o -> z and dynamics p(z' | z, a).
 
     Args:
-        encoder: module (..., *O) -> (..., D) with `latent_dim` and `config` (its keyword
-            arguments).
+        encoder: module (..., *O) -> (..., D) with `latent_dim`; `Configured`, as all parts, for a
+            model that is saved.
         dynamics: see `gjwm.models.dynamics`.
         heads: what else is read from latents, by name, such as {"reward": RewardHead(...)}; see
             `gjwm.models.heads`.
@@ -250,22 +250,67 @@ class WorldModel(nn.Module):
             )
         return losses
 
+    def describe(self) -> dict[str, Any]:
+        """All of a model but its weights, as plain data: each part's class and arguments, and the
+        origin.
+
+        Raises:
+            ValueError: for a part that is not `Configured`.
+        """
+        return {
+            "encoder": describe(self.encoder),
+            "dynamics": describe(self.dynamics),
+            "heads": {name: describe(head) for name, head in self.heads.items()},
+            "reach": None if self.reach is None else describe(self.reach),
+            "origin": None if self.origin is None else asdict(self.origin),
+        }
+
+    @staticmethod
+    def from_description(
+        description: Mapping[str, Any], weights: Mapping[str, Tensor], source: object
+    ) -> WorldModel:
+        """The model that `describe` described, with its `state_dict`, in evaluation mode; `source`
+        is named in errors.
+
+        Raises:
+            ValueError: when the two do not make a model.
+        """
+        try:
+            heads = {name: rebuild(head, source) for name, head in description["heads"].items()}
+            parts = [rebuild(description[name], source) for name in ("encoder", "dynamics")]
+            fitted = None
+            if "calibration.scores" in weights:
+                fitted = [weights[f"calibration.{x}"] for x in ("temperature", "scores", "tail")]
+            try:
+                model = WorldModel(*parts, heads)
+                model.calibration = None if fitted is None else Calibration(*fitted)
+            except ValueError as error:
+                raise ValueError(f"{source} holds parts that do not fit: {error}") from error
+            reach = description.get("reach")  # older files have none
+            model.reach = None if reach is None else rebuild(reach, source)
+            if model.reach is not None and model.reach.latent_dim != model.latent_dim:
+                raise ValueError(
+                    f"{source} has a reach of {model.reach.latent_dim} latent dimensions and a "
+                    f"model of {model.latent_dim}; train it again."
+                )
+            load_weights(model, weights, source)
+            origin = description.get("origin")  # older files have none
+            model.origin = None if origin is None else Origin(**origin)
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{source} holds a model whose contents do not fit ({type(error).__name__}: "
+                f"{error}); train it again."
+            ) from error
+        return model.eval()
+
     def save(self, path: str | Path, **extra: Any) -> None:
         """Write class names, keyword arguments and weights to `path`, atomically. `extra` holds
         plain data or tensors.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        payload = {
-            "format": FORMAT,
-            "encoder": describe(self.encoder),
-            "dynamics": describe(self.dynamics),
-            "heads": {name: describe(head) for name, head in self.heads.items()},
-            "reach": None if self.reach is None else describe(self.reach),
-            "state": self.state_dict(),
-            "origin": None if self.origin is None else asdict(self.origin),
-            "extra": extra,
-        }
+        description = self.describe()
+        payload = {"format": FORMAT, **description, "state": self.state_dict(), "extra": extra}
         with replacing(path) as partial:
             torch.save(payload, partial)
 
@@ -280,34 +325,13 @@ class WorldModel(nn.Module):
         path = Path(path)
         path = path / "checkpoint.pt" if path.is_dir() else path
         payload = load_payload(path, device)
-        try:
-            heads = {name: rebuild(head, path) for name, head in payload["heads"].items()}
-            model = WorldModel(
-                rebuild(payload["encoder"], path), rebuild(payload["dynamics"], path), heads
-            )
-            state = payload["state"]
-            if "calibration.scores" in state:
-                # Files of this format from before there were tails have none.
-                state.setdefault("calibration.tail", torch.tensor(1.0, dtype=torch.float64))
-                model.calibration = Calibration(
-                    *(state[f"calibration.{x}"] for x in ("temperature", "scores", "tail"))
-                )
-            reach = payload.get("reach")  # older files have none
-            model.reach = None if reach is None else rebuild(reach, path)
-            if model.reach is not None and model.reach.latent_dim != model.latent_dim:
-                raise ValueError(
-                    f"{path} has a reach of {model.reach.latent_dim} latent dimensions and a model "
-                    f"of {model.latent_dim}; train it again."
-                )
-            model.load_state_dict(state)
-            origin = payload.get("origin")  # older files have none
-            model.origin = None if origin is None else Origin(**origin)
-        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"{path} is a gjwm checkpoint whose contents do not fit ({type(error).__name__}: "
-                f"{error}); train it again."
-            ) from error
-        return model.to(device).eval()
+        state = payload.get("state")
+        if not isinstance(state, dict):
+            raise ValueError(f"{path} is a gjwm checkpoint without weights; train it again.")
+        if "calibration.scores" in state:
+            # Files of this format from before there were tails have none.
+            state.setdefault("calibration.tail", torch.tensor(1.0, dtype=torch.float64))
+        return WorldModel.from_description(payload, state, path).to(device)
 
 
 def load_payload(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

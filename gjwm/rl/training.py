@@ -206,6 +206,7 @@ class _Training:
             self.check_memory(episodes)
             self._train(None, episodes, None, lambda scalars, step: None)
             return self.model
+        self.model.describe()  # what cannot be saved is told before it is trained
         # Only now is anything in the run's folder touched.
         begun = run.begin(self.steps, episodes, self.check_memory)
         if begun is None:

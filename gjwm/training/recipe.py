@@ -258,6 +258,8 @@ class _Training:
             fresh = recipe.make_dynamics("refine.dynamics", recipe.refine.dynamics, action_dim).to(
                 self.device
             )
+        if run is not None:
+            model.describe()  # what cannot be saved is told before it is trained
         lengths = data.lengths()[:episodes]
         model.origin = Origin(
             env_id=data.env_id,

@@ -14,8 +14,17 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from gjwm._core.configured import rebuild
 from gjwm._core.types import Batch
-from gjwm.cli.config import env_kwargs, factory, fill, load_config, recipe_of, split_sweep
+from gjwm.cli.config import (
+    env_kwargs,
+    factory,
+    fill,
+    import_parts,
+    load_config,
+    recipe_of,
+    split_sweep,
+)
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import make_env
 from gjwm.evaluation.goals import asks_for_reach
@@ -298,3 +307,17 @@ def test_costs(name):
     paths, a = torch.randn(2, 5, 4, 7, 3), torch.zeros(2, 5, 6, 1)
     near, far = cost(0.1 * paths, a), cost(paths, a)
     assert near.shape == (2, 5) and (near < far).all()
+
+
+def test_a_command_imports_the_parts_that_its_own_settings_name(tmp_path, monkeypatch):
+    """A checkpoint imports nothing, so this is how a class of the user's own is found."""
+    (tmp_path / "their_part.py").write_text(
+        "from gjwm.models import GaussianDynamics\nclass Mine(GaussianDynamics):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    described = {"class": "their_part:Mine", "config": {"latent_dim": 2, "action_dim": 1}}
+    import_parts(load_config(["experiment=two_room"]))
+    with pytest.raises(ValueError, match="import their_part first"):
+        rebuild(described, "a file")
+    import_parts(load_config(["experiment=two_room", "dynamics._target_=their_part.Mine"]))
+    assert type(rebuild(described, "a file")).__name__ == "Mine"

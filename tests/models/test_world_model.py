@@ -1,13 +1,17 @@
 """Claims about the world model: its losses, its file, and that the objective prevents collapse."""
 
+import os
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from gjwm._core.checkpoint import Checkpoints
 from gjwm._core.types import Batch
 from gjwm.data.dataset import Episode
+from gjwm.data.replay import ReplayBuffer
 from gjwm.models.calibration import Calibration
 from gjwm.models.dynamics import (
     DeterministicDynamics,
@@ -19,6 +23,7 @@ from gjwm.models.dynamics import (
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg, make_objective
+from gjwm.training.run import load_decoder
 from gjwm.training.settings import RefineSettings, TrainSettings
 from gjwm.training.train import latent_buffer, latents_of, refine, train
 
@@ -100,15 +105,44 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="format"):
         WorldModel.load(tmp_path / "other.pt")
     world_model().save(tmp_path / "model.pt")
-    payload = torch.load(tmp_path / "model.pt", weights_only=True)
-    payload["encoder"]["class"] = "os:system"
-    torch.save(payload, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="not a torch module"):
-        WorldModel.load(tmp_path / "evil.pt")
     whole = (tmp_path / "model.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="not a readable"):
         WorldModel.load(tmp_path / "cut.pt")
+
+
+class Evil:
+    """Unpickled by whoever does not refuse to, it makes a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    mark, path = tmp_path / "ran", tmp_path / "model.pt"
+    pickle.loads(pickle.dumps(Evil(mark)))
+    mark.rmdir()  # it works
+    world_model().save(path)
+    payload = torch.load(path, weights_only=True)
+    torch.save(payload | {"extra": Evil(mark)}, path)
+    for load in (WorldModel.load, load_decoder):
+        with pytest.raises(ValueError, match="not a readable gjwm checkpoint"):
+            load(path)
+    torch.save(Evil(mark), tmp_path / "state-000000001.pt")
+    with pytest.raises(ValueError, match=r"no state in .* can be read"):
+        Checkpoints(tmp_path).latest()
+    with pytest.raises(ValueError):
+        ReplayBuffer.load(path)
+    for name in ("os:mkdir", "subprocess:Popen", "torch.nn:Linear"):
+        evil = {"class": name, "config": {"path": str(mark), "args": ["mkdir", str(mark)]}}
+        for part in ("encoder", "dynamics", "reach"):
+            torch.save(payload | {part: evil}, path)
+            with pytest.raises(ValueError, match=rf"model\.pt names {name}, which is no class of"):
+                WorldModel.load(path)
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize(
