@@ -53,6 +53,8 @@ DOORS = {
     "omegaconf": {"gjwm.cli"},
     "joblib": {"gjwm.study.launch"},
     "submitit": {"gjwm.study.launch"},
+    "safetensors": {"gjwm.models.sharing"},
+    "huggingface_hub": {"gjwm.models.sharing"},
     "h5py": {"gjwm.data"},
     "pyarrow": {"gjwm.data"},
     "dm_control": {"gjwm.envs"},

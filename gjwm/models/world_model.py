@@ -333,6 +333,64 @@ class WorldModel(nn.Module):
             state.setdefault("calibration.tail", torch.tensor(1.0, dtype=torch.float64))
         return WorldModel.from_description(payload, state, path).to(device)
 
+    def save_pretrained(
+        self, folder: str | Path, *, evaluation: Mapping[str, Any] | str | Path | None = None
+    ) -> Path:
+        """Write the model for others: `model.safetensors`, `config.json` and a model card,
+        `README.md`, its decoder included. Needs the extra `hub`.
+
+        Args:
+            folder: made if missing; a model that is there is replaced.
+            evaluation: the report of `gjwm.evaluate`, or its file, evaluation.json: what the card
+                says of the model's success.
+
+        Raises:
+            ValueError: for weights that are NaN or infinite, a part that is not `Configured`, or a
+                folder with a README.md or a config.json of something else.
+        """
+        from gjwm.models.sharing import save_pretrained
+
+        return save_pretrained(self, folder, evaluation)
+
+    @staticmethod
+    def from_pretrained(source: str | Path, device: torch.device | str = "cpu") -> WorldModel:
+        """A model that `save_pretrained` or `push_to_hub` wrote, in evaluation mode. No code is
+        loaded, and nothing is imported; a part of a class of your own must be imported before.
+
+        Args:
+            source: a folder, which needs no network, or "user/name" on the hub.
+
+        Raises:
+            FileNotFoundError, ValueError: when it is missing, damaged or not a world model.
+            OSError: when the hub does not give it.
+        """
+        from gjwm.models.sharing import from_pretrained
+
+        return from_pretrained(source, device)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        evaluation: Mapping[str, Any] | str | Path | None = None,
+        private: bool = False,
+    ) -> str:
+        """Upload what `save_pretrained` writes and return its address. Needs the extra `hub`, and
+        that you are logged in there.
+
+        Args:
+            repo: "user/name"; made if missing.
+            evaluation: see `save_pretrained`.
+            private: whether others are kept from seeing it.
+
+        Raises:
+            ValueError: as `save_pretrained`, or for a repo that is public and should be private.
+            OSError: when the hub refuses, or cannot be reached.
+        """
+        from gjwm.models.sharing import push_to_hub
+
+        return push_to_hub(self, repo, evaluation, private)
+
 
 def load_payload(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The checkpoint's plain contents (tensors and built-in types only)."""
