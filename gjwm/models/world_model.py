@@ -61,7 +61,7 @@ class WorldModel(nn.Module):
     `calibration` is None until `calibrate` has seen held-out episodes; then predictions, forecasts
     and particles have its factors, and predictions and forecasts its tails. `reach` is None, or
     fitted to the latents: how far states lie apart. `origin` says where the model comes from.
-    `decoder` draws latents where there is one; it is not saved with the model.
+    `decoder` draws latents where there is one; `save` leaves it out, `save_pretrained` does not.
     """
 
     decoder: nn.Module | None = None
