@@ -277,17 +277,19 @@ class WorldModel(nn.Module):
         """
         try:
             heads = {name: rebuild(head, source) for name, head in description["heads"].items()}
-            parts = [rebuild(description[name], source) for name in ("encoder", "dynamics")]
+            encoder: Any = rebuild(description["encoder"], source)
+            dynamics: Any = rebuild(description["dynamics"], source)
             fitted = None
             if "calibration.scores" in weights:
                 fitted = [weights[f"calibration.{x}"] for x in ("temperature", "scores", "tail")]
             try:
-                model = WorldModel(*parts, heads)
+                model = WorldModel(encoder, dynamics, heads)
                 model.calibration = None if fitted is None else Calibration(*fitted)
             except ValueError as error:
                 raise ValueError(f"{source} holds parts that do not fit: {error}") from error
-            reach = description.get("reach")  # older files have none
-            model.reach = None if reach is None else rebuild(reach, source)
+            reach: Any = description.get("reach")  # older files have none
+            reach = None if reach is None else rebuild(reach, source)
+            model.reach = reach
             if model.reach is not None and model.reach.latent_dim != model.latent_dim:
                 raise ValueError(
                     f"{source} has a reach of {model.reach.latent_dim} latent dimensions and a "
