@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from gjwm._core.files import replacing
+from gjwm._core.files import replacing, save_tensors
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # attachments with their sizes
+FORMAT = 3  # what a fit skipped
 KEEP = 2  # the newest, and one more should its disk block have gone bad
 
 
@@ -66,7 +66,7 @@ class Checkpoints:
             write(self._attachment(path, name))
         with replacing(path) as partial:
             sizes = {name: self._attachment(path, name).stat().st_size for name in attach}
-            torch.save(
+            save_tensors(
                 {"format": FORMAT, "step": step, "content": content, "attached": sizes}, partial
             )
         for old in self._files()[: -self.keep]:

@@ -31,8 +31,8 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     cfg.run_dir.
     """
     run = Path(cfg.run_dir)
-    model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     settings, task = evaluation_settings(cfg), task_of(cfg)
+    model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     planner = instantiate(cfg.planner)
     # what cannot work is told before episodes are collected
     task.goals(settings, planner)

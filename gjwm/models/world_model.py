@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gjwm._core.configured import describe, rebuild
-from gjwm._core.files import replacing
+from gjwm._core.files import replacing, save_tensors
 from gjwm._core.machine import check_device
 from gjwm._core.types import Batch
 from gjwm.models.calibration import Calibration, fit_calibration
@@ -267,7 +267,7 @@ class WorldModel(nn.Module):
             "extra": extra,
         }
         with replacing(path) as partial:
-            torch.save(payload, partial)
+            save_tensors(payload, partial)
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> WorldModel:
