@@ -229,8 +229,9 @@ def fit(
                     if log is not None:
                         log(scalars, step)
                     since, last = time.perf_counter(), step
+                asked = stop.asked
                 if checkpoints is not None and (
-                    step % checkpoints.every == 0 or step == steps or stop.asked
+                    step % checkpoints.every == 0 or step == steps or asked
                 ):
                     content = {
                         **({} if state is None else state.state()),
@@ -242,7 +243,8 @@ def fit(
                         "skipped": (skipped, row),
                     }
                     checkpoints.save(step, content)
-                stop.leave()
+                if asked:
+                    stop.leave()
     finally:
         for module in modules:
             module.eval()

@@ -59,9 +59,11 @@ class Finishing:
     with Finishing() as stop:
         for step in steps:
             ...
-            if stop.asked:
+            asked = stop.asked  # once: what comes later is for the next step
+            if asked or due:
                 ...  # keep a state
-            stop.leave()
+            if asked:
+                stop.leave()
 
     A second signal does not wait. Without `listening` around it nothing is ever asked.
 

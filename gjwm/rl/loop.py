@@ -90,10 +90,12 @@ def pretrain(
             if alone and last:
                 learner.model.eval()
                 progress.evaluate(update, update)
-            if update % settings.checkpoint_every == 0 or last or stop.asked:
+            asked = stop.asked
+            if update % settings.checkpoint_every == 0 or last or asked:
                 progress.generator.set_state(draw.state())
                 progress.keep(update, {"learner": learner.state_dict()})
-            stop.leave()
+            if asked:
+                stop.leave()
         progress.generator.set_state(draw.state())
     learner.model.eval()
 
@@ -140,8 +142,7 @@ def train_online(
             progress.passed("updating")
             acting.remember(stream.step(a) if stepping is None else stepping.result())
             progress.passed("stepping")
-            acting.report(keep=stop.asked)
-            stop.leave()
+            acting.report(stop)
 
 
 def planning_agent(
@@ -244,8 +245,8 @@ class _Acting:
         self.rewarded = self.rewarded or bool((seen.r != 0).any())
         self.step += self.stream.lanes
 
-    def report(self, *, keep: bool = False) -> None:
-        """Log, evaluate and keep what is due after the last step; `keep` the state in any case."""
+    def report(self, stop: Finishing) -> None:
+        """Log, evaluate and keep what is due after the last step, and stop if that was asked."""
         settings, progress, step = self.settings, self.progress, self.step
         before, logged = step - self.stream.lanes, settings.pretrain + step
 
@@ -259,10 +260,13 @@ class _Acting:
             progress.log_losses(self.losses, logged, **earned, updates=updates)
         if step > settings.aimless_steps and due(settings.evaluate_every):
             progress.evaluate(step, logged)
-        if keep or due(settings.checkpoint_every):
+        asked = stop.asked
+        if asked or due(settings.checkpoint_every):
             content = {name: part.state_dict() for name, part in self.parts.items()}
             content |= {name: getattr(self, name) for name in self.COUNTERS}
             progress.keep(logged, content, {"replay.pt": self.buffer.save})
+        if asked:
+            stop.leave()
 
 
 def _cooled(progress: float, cooldown: float) -> float:

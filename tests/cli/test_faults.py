@@ -17,6 +17,7 @@ import torch
 
 from gjwm._core.checkpoint import Checkpoints
 from gjwm._core.files import holding, save_tensors
+from gjwm._core.stopping import SIGNALS, Stopped, listening
 from gjwm.cli.app import main
 from gjwm.data.dataset import DatasetWriter, dataset_info, read_episodes, verify
 from gjwm.models.world_model import WorldModel
@@ -37,7 +38,19 @@ BOTH = pytest.mark.parametrize(
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    # a shell's background job ignores SIGINT, and so would gjwm
+    before = {n: signal.signal(n, signal.default_int_handler) for n in SIGNALS}
+    yield tmp_path
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored(folder):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with listening():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.fixture
@@ -153,7 +166,7 @@ ONLINE = """
 FROM_DATA = ["online.data=data", "online.pretrain=10"]
 
 
-@pytest.mark.parametrize("at", [5, 50], ids=["on data", "acting"])
+@pytest.mark.parametrize("at", [5, 60], ids=["on data", "acting"])
 def test_a_signal_ends_learning_from_reward_after_its_step(at, folder, monkeypatch, capsys):
     number, status = (signal.SIGINT, 130) if at == 5 else (signal.SIGTERM, 143)
     assert main(["collect", *ONLINE]) == 0
