@@ -14,12 +14,23 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from gjwm._core.files import replacing, save_tensors
+from gjwm._core.files import replacing
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # what a fit skipped
 KEEP = 2  # the newest, and one more should its disk block have gone bad
+
+
+def save_tensors(content: Any, path: str | Path) -> None:
+    """`torch.save` of plain data and tensors, forced to no disk: see `replacing`.
+
+    Raises:
+        OSError: when the disk is full, say; of a path torch itself raises a RuntimeError about
+            positions in its archive.
+    """
+    with open(path, "wb") as file:
+        torch.save(content, file)
 
 
 class Checkpoint(NamedTuple):

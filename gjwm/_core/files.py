@@ -9,9 +9,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import torch
 
 try:
     import fcntl
@@ -42,17 +39,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
             error.filename = str(path)  # a full disk says only that it is full
         raise
     force_to_disk(path.parent)
-
-
-def save_tensors(content: Any, path: str | Path) -> None:
-    """`torch.save` of plain data and tensors, forced to no disk: see `replacing`.
-
-    Raises:
-        OSError: when the disk is full, say; of a path torch itself raises a RuntimeError about
-            positions in its archive.
-    """
-    with open(path, "wb") as file:
-        torch.save(content, file)
 
 
 def force_to_disk(path: Path) -> None:

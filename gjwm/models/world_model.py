@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from gjwm._core.checkpoint import save_tensors
 from gjwm._core.configured import describe, rebuild
-from gjwm._core.files import replacing, save_tensors
+from gjwm._core.files import replacing
 from gjwm._core.machine import check_device
 from gjwm._core.types import Batch
 from gjwm.models.calibration import Calibration, fit_calibration

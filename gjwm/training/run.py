@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import yaml
 
-from gjwm._core.checkpoint import Checkpoints
-from gjwm._core.files import holding, replacing, save_tensors
+from gjwm._core.checkpoint import Checkpoints, save_tensors
+from gjwm._core.files import holding, replacing
 from gjwm._core.fit import Log
 from gjwm.models.decoder import ConvDecoder
 from gjwm.models.world_model import load_payload

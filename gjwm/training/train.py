@@ -14,8 +14,8 @@ from gymnasium import spaces
 from torch import Generator, Tensor, nn
 
 from gjwm._core import draws
-from gjwm._core.checkpoint import Checkpoints
-from gjwm._core.files import replacing, save_tensors
+from gjwm._core.checkpoint import Checkpoints, save_tensors
+from gjwm._core.files import replacing
 from gjwm._core.fit import Log, Optimiser, Threads, fit
 from gjwm._core.types import Batch
 from gjwm.data.dataset import Episode

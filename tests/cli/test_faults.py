@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from gjwm._core.checkpoint import Checkpoints
-from gjwm._core.files import holding, save_tensors
+from gjwm._core.checkpoint import Checkpoints, save_tensors
+from gjwm._core.files import holding
 from gjwm._core.stopping import SIGNALS, Stopped, listening
 from gjwm.cli.app import main
 from gjwm.data.dataset import DatasetWriter, dataset_info, read_episodes, verify

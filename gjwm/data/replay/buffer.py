@@ -20,7 +20,8 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from gjwm._core.files import replacing, save_tensors
+from gjwm._core.checkpoint import save_tensors
+from gjwm._core.files import replacing
 from gjwm.data.replay.memory import require_memory, residence
 from gjwm.data.replay.spaces import DTYPES, box_fields, describe_space, frame_shapes, rebuild_space
 from gjwm.data.replay.windows import EMPTY, Windows
