@@ -18,8 +18,19 @@ from gjwm._core.files import inside, replacing
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # attachments with their sizes
+FORMAT = 3  # what a fit skipped
 KEEP = 2  # the newest, and one more should its disk block have gone bad
+
+
+def save_tensors(content: Any, path: str | Path) -> None:
+    """`torch.save` of plain data and tensors, forced to no disk: see `replacing`.
+
+    Raises:
+        OSError: when the disk is full, say; of a path torch itself raises a RuntimeError about
+            positions in its archive.
+    """
+    with open(path, "wb") as file:
+        torch.save(content, file)
 
 
 class Checkpoint(NamedTuple):
@@ -66,7 +77,7 @@ class Checkpoints:
             write(self._attachment(path, name))
         with replacing(path) as partial:
             sizes = {name: self._attachment(path, name).stat().st_size for name in attach}
-            torch.save(
+            save_tensors(
                 {"format": FORMAT, "step": step, "content": content, "attached": sizes}, partial
             )
         for old in self._files()[: -self.keep]:

@@ -48,8 +48,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield partial
         force_to_disk(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk says only that it is full
         raise
     force_to_disk(path.parent)
 
@@ -68,13 +70,14 @@ def force_to_disk(path: Path) -> None:
 @contextmanager
 def holding(path: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, in a folder that is made, while the block runs; then it is
-    removed. The lock of a process that is killed ends with it, its file stays for the next.
+    removed, and so are folders made for it in which nothing else is. The lock of a process that is
+    killed ends with it, its file stays for the next.
 
     Raises:
         BlockingIOError: when another process holds it and `wait` is false.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
     descriptor = _acquire(path, wait)
     try:
         yield
@@ -82,11 +85,20 @@ def holding(path: str | Path, *, wait: bool = False) -> Iterator[None]:
         with suppress(OSError):  # Windows removes no open file
             path.unlink()
         os.close(descriptor)
+        with suppress(OSError):  # not empty: the block left something
+            for folder in made:
+                folder.rmdir()
 
 
 def _acquire(path: Path, wait: bool) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            if path.parent.is_dir():
+                raise
+            continue  # whoever held it removed the folder that it had made
         if fcntl is None:
             return descriptor
         try:

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from gjwm._core.checkpoint import Checkpoints, random_state, restore_random_state
+from gjwm._core.stopping import Finishing
 
 Log = Callable[[dict[str, float], int], None]
+
+BAD_STEPS = 5  # in a row, after which a fit has failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,25 +128,31 @@ def fit(
     """Minimise a loss, in place; the modules are in training mode meanwhile and end in evaluation
     mode.
 
+    A step whose loss or gradient is NaN or infinite is skipped: parameters, buffers and schedule
+    stay as they were. A fit fails after `BAD_STEPS` of them in a row, or when it would end on one.
+
     Args:
         modules: whose parameters are fitted, as far as they require gradients; with none the loss
             is only computed, for what learns by seeing it.
         loss: step, from 1 -> scalars; "loss" is minimised, all are logged.
         log: called with scalars every `log_every` steps and after the last: those of the loss,
-            "grad_norm", "lr" and "steps_per_second".
+            "grad_norm", "lr" and "steps_per_second", and "skipped" where steps were.
         checkpoints: where the whole state is kept, and gone on from if one is there; with `state`,
-            what else belongs to it.
+            what else belongs to it. A signal ends the fit after the step under way, which is kept
+            (see `gjwm._core.stopping`).
 
     Returns:
         the last logged scalars.
 
     Raises:
-        FloatingPointError: when the loss or its gradient is NaN or infinite; the parameters are
-            then the last good ones.
+        FloatingPointError: when it has failed; parameters and buffers are then the last good ones.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer, schedule = optimiser.make(parameters, steps) if parameters else (None, None)
     scalars: dict[str, float] = {}
+    losses: Mapping[str, Tensor] = {}  # of the last good step, as is the norm
+    norm: Tensor | None = None
+    skipped, row = 0, 0  # steps, in all and since the last good one
     first, before, begin = 0, 0.0, time.perf_counter()
     kept = None if checkpoints is None else checkpoints.latest()
     if kept is not None:
@@ -155,58 +164,87 @@ def fit(
             state.restore(content)
         restore_random_state(content["random"])
         scalars, before = content["scalars"], content["seconds"]
+        skipped, row = content["skipped"]
 
-    def refuse(what: str, step: int) -> FloatingPointError:
-        return FloatingPointError(
-            f"{what} at step {step}; lower the learning rate (now {optimiser.lr}) or look for NaN "
-            "in the data."
-        )
+    def buffers() -> dict[tuple[int, str], Tensor]:
+        named = enumerate(module.named_buffers() for module in modules)
+        return {(i, name): buffer for i, module in named for name, buffer in module}
+
+    def take(step: int) -> None:
+        """One step.
+
+        Raises:
+            FloatingPointError: for what is NaN or infinite, with nothing but buffers changed.
+        """
+        nonlocal losses, norm
+        found = loss(step)
+        value, length = found["loss"], None
+        if not value.isfinite():
+            raise FloatingPointError(f"the loss became {value.item()}")
+        if optimizer is not None and schedule is not None:
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            if optimiser.clip is not None:
+                length = nn.utils.clip_grad_norm_(parameters, optimiser.clip)
+                if not length.isfinite():
+                    raise FloatingPointError(f"the gradient's norm became {length.item()}")
+            optimizer.step()
+            schedule.step()
+        losses, norm = found, length
 
     for module in modules:
         module.train()
     since, last = time.perf_counter(), first
     try:
-        for step in range(first + 1, steps + 1):
-            try:
-                losses = loss(step)
-            except FloatingPointError as error:
-                raise refuse(str(error).rstrip("."), step) from error
-            value = losses["loss"]
-            if not value.isfinite():
-                raise refuse(f"the loss became {value.item()}", step)
-            norm = None
-            if optimizer is not None and schedule is not None:
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                if optimiser.clip is not None:
-                    norm = nn.utils.clip_grad_norm_(parameters, optimiser.clip)
-                    if not norm.isfinite():
-                        raise refuse(f"the gradient's norm became {norm.item()}", step)
-                optimizer.step()
-                schedule.step()
-            if threads is not None:
-                threads.step()
-            if step % log_every == 0 or step == steps:
-                now = time.perf_counter()
-                scalars = {name: scalar.item() for name, scalar in losses.items()}
-                if schedule is not None:
-                    scalars["lr"] = schedule.get_last_lr()[0]
-                if norm is not None:
-                    scalars["grad_norm"] = norm.item()
-                scalars["steps_per_second"] = (step - last) / (now - since)
-                if log is not None:
-                    log(scalars, step)
-                since, last = time.perf_counter(), step
-            if checkpoints is not None and (step % checkpoints.every == 0 or step == steps):
-                content = {
-                    **({} if state is None else state.state()),
-                    "optimizer": None if optimizer is None else optimizer.state_dict(),
-                    "schedule": None if schedule is None else schedule.state_dict(),
-                    "random": random_state(),
-                    "scalars": scalars,
-                    "seconds": before + time.perf_counter() - begin,
-                }
-                checkpoints.save(step, content)
+        with Finishing(checkpoints is not None) as stop:
+            for step in range(first + 1, steps + 1):
+                # statistics, which a bad batch would spoil
+                good = {name: buffer.clone() for name, buffer in buffers().items()}
+                try:
+                    take(step)
+                    row = 0
+                except FloatingPointError as error:
+                    spoiled = buffers()
+                    for name, value in good.items():
+                        spoiled[name].copy_(value)
+                    skipped, row = skipped + 1, row + 1
+                    if row == BAD_STEPS or step == steps:
+                        raise FloatingPointError(
+                            f"{str(error).rstrip('.')} at step {step} (bad steps in a row: {row}); "
+                            f"lower the learning rate (now {optimiser.lr}) or look for NaN in the "
+                            "data."
+                        ) from error
+                if threads is not None:
+                    threads.step()
+                if losses and (step % log_every == 0 or step == steps):
+                    now = time.perf_counter()
+                    scalars = {name: scalar.item() for name, scalar in losses.items()}
+                    if schedule is not None:
+                        scalars["lr"] = schedule.get_last_lr()[0]
+                    if norm is not None:
+                        scalars["grad_norm"] = norm.item()
+                    if skipped:
+                        scalars["skipped"] = float(skipped)
+                    scalars["steps_per_second"] = (step - last) / (now - since)
+                    if log is not None:
+                        log(scalars, step)
+                    since, last = time.perf_counter(), step
+                asked = stop.asked
+                if checkpoints is not None and (
+                    step % checkpoints.every == 0 or step == steps or asked
+                ):
+                    content = {
+                        **({} if state is None else state.state()),
+                        "optimizer": None if optimizer is None else optimizer.state_dict(),
+                        "schedule": None if schedule is None else schedule.state_dict(),
+                        "random": random_state(),
+                        "scalars": scalars,
+                        "seconds": before + time.perf_counter() - begin,
+                        "skipped": (skipped, row),
+                    }
+                    checkpoints.save(step, content)
+                if asked:
+                    stop.leave()
     finally:
         for module in modules:
             module.eval()

@@ -19,10 +19,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from gjwm import __version__
+from gjwm._core.stopping import Stopped, listening
 from gjwm.cli.collect import collect_command
 from gjwm.cli.config import groups, load_config, prepare, split_sweep, with_experiment
+from gjwm.cli.data import USAGE as DATA_USAGE
 from gjwm.cli.data import data_command
 from gjwm.cli.evaluate import evaluate_command, report_command
+from gjwm.cli.help import help_of
 from gjwm.cli.online import online_command
 from gjwm.cli.run import run_command
 from gjwm.cli.study import study_command
@@ -44,6 +47,7 @@ COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
 
 
 USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
+       gjwm COMMAND --help    its settings, with defaults and meaning
        gjwm data info|verify|convert DATASET ...
 
   collect    gather episodes into data/<task>
@@ -73,6 +77,8 @@ USER_ERRORS = (
     OmegaConfBaseException,
 )
 
+HELP = {"-h", "--help"}
+FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
@@ -81,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usage.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
+    if not arguments or (HELP & set(arguments) and arguments[0] not in COMMANDS):
+        print(USAGE if arguments[:1] != ["data"] else DATA_USAGE)
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)
@@ -97,14 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "" not in sys.path:  # an environment or a cost may stand in a file here
         sys.path.append("")  # last: no file here takes the place of an installed module
     try:
-        if arguments[0] == "data":
-            return data_command(arguments[1:])
-        settings = split_sweep(arguments[1:])[1] if command is study_command else arguments[1:]
-        cfg = load_config(with_experiment(arguments[0], settings))
-        prepare(cfg)
-        trains = command in (train_command, online_command)
-        with sole_process(cfg.run_dir) if trains else nullcontext():
-            command(cfg, shlex.join(["gjwm", *arguments]))
+        with listening():
+            return _run(arguments, command)
     except USER_ERRORS as error:
         if os.environ.get("GJWM_TRACEBACK"):
             raise
@@ -114,10 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else error
         )
         message = " ".join(str(cause).split())  # hydra's come in several lines
-        if isinstance(cause, ComponentError):
+        if isinstance(cause, ComponentError) and "unexpected keyword" in message:
             message = f"{message.rstrip('.')}; ~{cause.name}.NAME removes a setting."
         if isinstance(cause, RunFolderError):
             message = f"{message.rstrip('.')}; name=... chooses one."
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            message = (
+                f"{cause.strerror}{f', writing {cause.filename}' if cause.filename else ''}; what "
+                f"was there before is whole. Make room, then {_again(arguments)}."
+            )
         if (
             isinstance(cause, OSError)
             and cause.errno in UNWRITABLE
@@ -130,7 +135,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         print(f"gjwm {arguments[0]}: {message}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"gjwm {arguments[0]}: stopped.", file=sys.stderr)
-        return 130
+    except Stopped as stopped:
+        print(f"gjwm {arguments[0]}: stopped by {stopped}; {_again(arguments)}.", file=sys.stderr)
+        return 128 + stopped.number
+
+
+def _run(arguments: list[str], command: Callable[[DictConfig, str], None] | None) -> int:
+    """`command`, or `gjwm data` where there is none -> exit status."""
+    name, *words = arguments
+    if command is None:
+        return data_command(words)
+    settings = [text for text in words if text not in HELP]
+    if command is study_command:
+        settings = split_sweep(settings)[1]
+    cfg = load_config(with_experiment(name, settings))
+    if HELP & set(words):
+        print(help_of(name, command, cfg))
+        return 0
+    prepare(cfg)
+    trains = command in (train_command, online_command)
+    with sole_process(cfg.run_dir) if trains else nullcontext():
+        command(cfg, shlex.join(["gjwm", *arguments]))
     return 0
+
+
+def _again(arguments: Sequence[str]) -> str:
+    """What becomes of a command that was stopped."""
+    if arguments[0] in ("run", "study") or "resume=true" in arguments:
+        return "the same command goes on"
+    resumes = arguments[0] in ("collect", "train", "online")
+    return f"the same command {'with resume=true goes on' if resumes else 'begins anew'}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from gjwm._core.settings import Count, check
 from gjwm.cli.config import behaviour_settings, env_kwargs
 from gjwm.data.collect import collect_dataset, sole_collector
 
@@ -13,7 +12,6 @@ def collect_command(cfg: DictConfig, command: str) -> None:
     """Collect episodes into cfg.dataset, extending what is there; with cfg.resume only those that
     are missing.
     """
-    check("collect.episodes", cfg.collect.episodes, Count)
     if not cfg.resume:
         _collect(cfg, cfg.collect.episodes)
         return

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import pydoc
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -15,12 +16,13 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString, Transformer
-from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.machine import check_device, cores
 from gjwm._core.settings import Bounds, Count, Natural, NonNegative, check
+from gjwm.cli.arguments import arguments_of, plain
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
 from gjwm.data.dataset import STORAGES
 from gjwm.data.handle import HELD_OUT, Dataset, task_of
@@ -61,6 +63,8 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
     """
     OmegaConf.register_new_resolver("task_of", task_of, replace=True)
     with initialize_config_module("gjwm.configs", version_base="1.3"):
+        for text in overrides:
+            _require_choice(text)
         try:
             return compose("config", overrides=list(overrides))
         except MissingConfigException as error:
@@ -71,12 +75,46 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
             said = f"{group} has no option {option!r}; {_nearest(option, options)}"
             raise ValueError(said) from error
         except ConfigCompositionException as error:
-            unknown = re.match(r"Could not override '([^']+)'", str(error))
+            there = re.search(r"An item is already at '([^']+)'", str(error))
+            if there is not None:
+                said = f"{there[1]} is a setting already; set it as {there[1]}=..., without the +."
+                raise ValueError(said) from error
+            unknown = re.match(r"Could not (?:override|delete from config\.) '([^']+)'", str(error))
             if unknown is None:
                 raise
             choices = [text for text in overrides if _chosen(text) in {*groups()} - {unknown[1]}]
             names = list(_names(compose("config", overrides=choices)))
             raise ValueError(no_setting(unknown[1], names)) from error
+
+
+def _parsed(text: str) -> Any:
+    """A command line's word as hydra reads it.
+
+    Raises:
+        ValueError: for what is no NAME=VALUE.
+    """
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        if "=" not in text:
+            said = f"expected NAME=VALUE, got {text!r}."
+        else:
+            said = (
+                f"the value of {text!r} cannot be read; in the shell quote twice what holds "
+                "brackets, commas or spaces as text: 'name=\"a, b\"'."
+            )
+        raise ValueError(said) from error
+
+
+def _require_choice(text: str) -> None:
+    """Refuse train=3, where train is a group of settings."""
+    parsed, options = _parsed(text), groups()
+    name = parsed.get_key_element().lstrip("+~")
+    if name in options and not (isinstance(parsed.value(), str | list) or parsed.is_delete()):
+        raise ValueError(
+            f"{name} is a group of settings: {name}.KEY=VALUE sets one, {name}=NAME chooses from "
+            f"{', '.join(options[name])}; got {text!r}."
+        )
 
 
 def groups() -> dict[str, list[str]]:
@@ -113,7 +151,7 @@ def split_sweep(overrides: Sequence[str]) -> tuple[dict[str, list[Any]], list[st
     axes: dict[str, list[Any]] = {}
     fixed = []
     for text in overrides:
-        parsed = OverridesParser.create().parse_override(text)
+        parsed = _parsed(text)
         if parsed.is_sweep_override():
             values = parsed.sweep_iterator(transformer=Transformer.identity)
             key = "+" * parsed.is_add() + parsed.get_key_element().lstrip("+~")
@@ -131,15 +169,24 @@ _KINDS = {
     "seed": _Seed,
     "evaluate.seed": _Seed,
     "threads": Count | None,
+    "run_dir": str,
+    "dataset": str,
     "resume": bool,
     "compress": bool,
     "storage": Literal[STORAGES],
     "logger.wandb": Literal[MODES],
+    "logger.project": str,
     "logger.every": Count,
+    "collect.episodes": Count,
+    "collect.length": Count,
+    "collect.workers": Natural | None,
     "checkpoint.every": Count,
     "report.worst": Natural,
     "report.typical": Natural,
     "report.every": NonNegative,
+    "video.checkpoint": str | None,
+    "video.seeds": Sequence[_Seed] | None,
+    "video.format": str | Sequence[str],
     "video.episodes": Natural,
     "video.grid": Natural,
     "video.readout_episodes": Natural,
@@ -153,7 +200,15 @@ def prepare(cfg: DictConfig) -> None:
     weights.
     """
     for name, hint in _KINDS.items():
+        group = name.rpartition(".")[0]
+        if group:
+            _group_of(cfg, group)
         check(name, OmegaConf.select(cfg, name), hint)
+    if not str("" if cfg.name is None else cfg.name).strip():
+        raise ValueError("name must not be empty: a run lies in runs/<name>.")
+    cfg.name = str(cfg.name)  # 5 is a name too
+    for name, settings in components(cfg):
+        _check_component(name, settings)
     torch.set_num_threads(cfg.threads or cores())
     check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
@@ -161,6 +216,46 @@ def prepare(cfg: DictConfig) -> None:
         torch.cuda.set_device(torch.device(cfg.device).index or 0)
     # weights of new networks; everything else has a generator of its own
     torch.manual_seed(cfg.seed)
+
+
+def _group_of(cfg: DictConfig, name: str) -> DictConfig:
+    settings = cfg._get_node(name)
+    if not isinstance(settings, DictConfig):
+        raise ValueError(f"{name} is a group of settings, {name}.KEY=VALUE, got {settings!r}.")
+    return settings
+
+
+def components(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """The name and the settings of everything that has a `_target_`."""
+
+    def walk(name: str, settings: Any) -> Iterator[tuple[str, DictConfig]]:
+        if not isinstance(settings, DictConfig) or settings._is_none() or settings._is_missing():
+            return
+        if "_target_" in settings:
+            yield name, settings
+        for key in settings:
+            if isinstance(settings._get_node(key), DictConfig):
+                yield from walk(f"{name}.{key}", settings._get_node(key))
+
+    for group in (*COMPONENTS, "refine", "online"):
+        yield from walk(group, cfg._get_node(group))
+
+
+def _check_component(name: str, settings: DictConfig) -> None:
+    """Refuse what cannot be imported, and values of other kinds than its arguments."""
+    target = settings["_target_"]
+    try:
+        taken_by = pydoc.locate(str(target))  # hydra would log why before it raises
+    except pydoc.ErrorDuringImport as error:
+        raise ValueError(f"{name}._target_={target} cannot be imported: {error}.") from error
+    if not callable(taken_by):
+        raise ValueError(f"{name}._target_={target} cannot be imported: there is no such class.")
+    takes = arguments_of(taken_by)
+    values = OmegaConf.to_container(settings, resolve=True)
+    assert isinstance(values, dict)
+    for key, value in values.items():
+        if key in takes and plain(takes[key].hint):
+            check(f"{name}.{key}", value, takes[key].hint)
 
 
 def fill(cls: type[Made], settings: Mapping[str, Any], name: str, **given: Any) -> Made:
@@ -193,11 +288,11 @@ def no_setting(name: str, names: Sequence[str]) -> str:
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
         return f"there is no setting {name}; {_nearest(name, close or top)}"
     said = f"there is no setting {name}; {_nearest(leaf, siblings, f'{group}.' if group else '')}"
-    if group.removeprefix("refine.").partition(".")[0] not in COMPONENTS:
+    component = group.removeprefix("refine.").partition(".")[0] in COMPONENTS
+    if said.endswith("?") or not component:
         return said
     # what takes more arguments than its config names
-    said = f"{said[:-1]};" if said.endswith(".") else said
-    return f"{said} +{name}=... adds an argument."
+    return f"{said[:-1]}; +{name}=... adds an argument."
 
 
 def _nearest(name: str, names: Iterable[str], before: str = "") -> str:

@@ -31,9 +31,9 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     cfg.run_dir.
     """
     run = Path(cfg.run_dir)
+    settings, task = evaluation_settings(cfg), task_of(cfg)
     import_parts(cfg)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
-    settings, task = evaluation_settings(cfg), task_of(cfg)
     planner = instantiate(cfg.planner)
     # what cannot work is told before episodes are collected
     task.goals(settings, planner)

@@ -21,12 +21,7 @@ def video_command(cfg: DictConfig, command: str) -> None:
     """Write films of attempts into cfg.run_dir/videos: goals*.mp4, some in detail, and grid*.mp4,
     many at once.
     """
-    run = Path(cfg.run_dir)
-    checkpoint = Path(cfg.video.checkpoint or run / "checkpoint.pt")
-    import_parts(cfg)
-    model = WorldModel.load(checkpoint, cfg.device)
-    decoder = decoder_of(checkpoint.parent, cfg.device)
-    settings = evaluation_settings(cfg)
+    run, settings = Path(cfg.run_dir), evaluation_settings(cfg)
     suffixes = (cfg.video.format,) if isinstance(cfg.video.format, str) else tuple(cfg.video.format)
     for suffix in suffixes:
         check_suffix(f"goals.{suffix}")
@@ -36,6 +31,10 @@ def video_command(cfg: DictConfig, command: str) -> None:
             "a video shows video.episodes attempts in detail and video.grid at once, one of them "
             "at least 1, got 0 and 0."
         )
+    checkpoint = Path(cfg.video.checkpoint or run / "checkpoint.pt")
+    import_parts(cfg)
+    model = WorldModel.load(checkpoint, cfg.device)
+    decoder = decoder_of(checkpoint.parent, cfg.device)
     seeds = [cfg.evaluate.seed] if cfg.video.seeds is None else list(cfg.video.seeds)
     made = []
     for seed in seeds:

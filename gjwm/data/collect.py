@@ -29,6 +29,7 @@ from tqdm import tqdm
 from gjwm._core.files import holding
 from gjwm._core.nested import nested
 from gjwm._core.settings import Count, Natural, check
+from gjwm._core.stopping import Finishing
 from gjwm.data.acting import OneLane, as_array, play, shows_pictures
 from gjwm.data.behaviours import Behaviour, Uniform, behaviour_from_weights
 from gjwm.data.coverage import Coverage
@@ -164,6 +165,7 @@ def collect_dataset(
             **writing,
         ) as writer,
         tqdm(total=episodes, unit="episode") as bar,
+        Finishing() as stop,
     ):
         numbers = range(writer.episodes, writer.episodes + episodes)
         for episode in _collect(job, numbers, workers):
@@ -173,6 +175,7 @@ def collect_dataset(
             bar.update()
             speed = frames / (time.perf_counter() - begin)
             bar.set_postfix_str(f"{speed:.0f} frames/s", refresh=False)
+            stop.leave()
     seconds = time.perf_counter() - begin
     return {
         "episodes": episodes,

@@ -13,6 +13,7 @@ import gymnasium as gym
 from gjwm.data.behaviours import behaviour_from_weights
 from gjwm.data.collect import check_amounts, collect_dataset, collect_episodes, sole_collector
 from gjwm.data.dataset import Episode, dataset_info, episode_lengths, read_episodes
+from gjwm.data.dataset.metadata import layout
 from gjwm.envs.making import is_foreign, spec_of
 from gjwm.envs.workers import in_worker
 
@@ -63,6 +64,11 @@ class Dataset:
     def lengths(self) -> list[int]:
         """Steps of each episode."""
         return episode_lengths(self.path)
+
+    def shapes(self) -> tuple[tuple[int, ...], int]:
+        """Of an observation, as a model sees it, and the number of actions."""
+        observation_space, action_space, _ = layout(dataset_info(self.path))
+        return observation_space.shape, action_space.shape[0]
 
     def require_env(self, env_id: str, env_kwargs: Mapping[str, Any]) -> None:
         """Raise ValueError if another environment made these data: nothing later would notice."""

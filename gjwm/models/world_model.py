@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from gjwm._core.checkpoint import save_tensors
 from gjwm._core.configured import describe, load_weights, rebuild
 from gjwm._core.files import replacing
 from gjwm._core.machine import check_device
@@ -314,7 +315,7 @@ class WorldModel(nn.Module):
         description = self.describe()
         payload = {"format": FORMAT, **description, "state": self.state_dict(), "extra": extra}
         with replacing(path) as partial:
-            torch.save(payload, partial)
+            save_tensors(payload, partial)
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> WorldModel:

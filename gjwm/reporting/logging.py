@@ -5,13 +5,16 @@ The only module that imports wandb.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gjwm.training.metrics import MetricsFile
+
+log = logging.getLogger(__name__)
 
 MODES = ("offline", "online", "disabled")
 
@@ -37,21 +40,17 @@ class RunLogger(MetricsFile):
     ):
         check_mode(wandb_mode)
         super().__init__(path, resume_after=resume_after)
-        self._wandb = None
-        if wandb_mode != "disabled":
-            self._wandb = _wandb_run(
-                self.folder, wandb_mode, project, name=name, group=name, job="train", config=config
-            )
+        self._wandb = _Wandb(
+            self.folder, wandb_mode, project, name=name, group=name, job="train", config=config
+        )
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if error[0] is None else 1)
+        self._wandb.ask("finish", exit_code=0 if error[0] is None else 1)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         super().log(metrics, step)
-        if self._wandb is not None:
-            self._wandb.log(metrics, step=step)
+        self._wandb.ask("log", metrics, step=step)
 
 
 def log_results(
@@ -74,15 +73,13 @@ def log_results(
     check_mode(wandb_mode)
     if wandb_mode == "disabled":
         return
-    import wandb
-
-    run = _wandb_run(Path(path), wandb_mode, project, name=f"{group} {job}", group=group, job=job)
+    run = _Wandb(Path(path), wandb_mode, project, name=f"{group} {job}", group=group, job=job)
     row = flatten(results or {}, "evaluation")
     for name, file in (videos or {}).items():
-        row[f"videos/{name}"] = wandb.Video(str(file), format=file.suffix.removeprefix("."))
+        row[f"videos/{name}"] = run.film(file)
     if row:
-        run.log(row)
-    run.finish()
+        run.ask("log", row)
+    run.ask("finish")
 
 
 def flatten(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -104,16 +101,46 @@ def check_mode(wandb_mode: str) -> None:
         raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
 
 
-def _wandb_run(path: Path, mode: str, project: str, *, job: str, **options: Any) -> Any:
+class _Wandb:
+    """A wandb run, which nothing depends on: when it fails, that is said once and all goes on."""
+
+    def __init__(self, path: Path, mode: str, project: str, *, job: str, **options: Any):
+        self._run: Any = None
+        if mode != "disabled":
+            options |= dict(mode=mode, project=project, job_type=job, dir=str(path))
+            self._run = self._tried(lambda: _init(options))
+
+    def ask(self, method: str, *arguments: Any, **options: Any) -> None:
+        """Call a method of the run, if it has not failed."""
+        if self._run is not None:
+            self._tried(lambda: getattr(self._run, method)(*arguments, **options))
+
+    def film(self, file: Path) -> Any:
+        """What wandb makes of a film; None when it has failed."""
+
+        def made() -> Any:
+            import wandb
+
+            return wandb.Video(str(file), format=file.suffix.removeprefix("."))
+
+        return None if self._run is None else self._tried(made)
+
+    def _tried(self, what: Callable[[], Any]) -> Any:
+        try:
+            return what()
+        except Exception as error:  # its own, the network's, the disk's
+            self._run = None
+            said = " ".join(str(error).split()).rstrip(".")
+            log.warning(
+                f"wandb failed and is left out from here on ({type(error).__name__}: {said}); "
+                "metrics.jsonl has everything."
+            )
+            return None
+
+
+def _init(options: dict[str, Any]) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    return wandb.init(
-        mode=mode,
-        project=project,
-        job_type=job,
-        dir=str(path),
-        settings={"console": "off"},
-        **options,
-    )
+    return wandb.init(settings={"console": "off"}, **options)

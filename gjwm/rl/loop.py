@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from gjwm._core import draws
 from gjwm._core.checkpoint import Checkpoint, Checkpoints, random_state, restore_random_state
 from gjwm._core.fit import Log
+from gjwm._core.stopping import Finishing
 from gjwm.data.acting import Transition
 from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.planning import Planner
@@ -76,7 +77,7 @@ def pretrain(
     def sample(generator: Generator) -> Any:
         return windows.sample(settings.batch, settings.length, generator=generator)
 
-    with Prefetch(sample, 0, windows.prefetch) as draw:
+    with progress.finishing() as stop, Prefetch(sample, 0, windows.prefetch) as draw:
         draw.restore(progress.generator.get_state())
         for update in range(first + 1, updates + 1):
             last = update == updates
@@ -89,9 +90,12 @@ def pretrain(
             if alone and last:
                 learner.model.eval()
                 progress.evaluate(update, update)
-            if update % settings.checkpoint_every == 0 or last:
+            asked = stop.asked
+            if update % settings.checkpoint_every == 0 or last or asked:
                 progress.generator.set_state(draw.state())
                 progress.keep(update, {"learner": learner.state_dict()})
+            if asked:
+                stop.leave()
         progress.generator.set_state(draw.state())
     learner.model.eval()
 
@@ -129,7 +133,7 @@ def train_online(
     progress = _Progress(learner.model.device, generator, hooks)
     acting = _Acting(learner, planner, stream, buffer, settings, progress)
     learner.model.eval()
-    with ThreadPoolExecutor(1) as thread:
+    with progress.finishing() as stop, ThreadPoolExecutor(1) as thread:
         while acting.step < settings.steps:
             a = acting.choose()
             progress.passed("acting")
@@ -138,7 +142,7 @@ def train_online(
             progress.passed("updating")
             acting.remember(stream.step(a) if stepping is None else stepping.result())
             progress.passed("stepping")
-            acting.report()
+            acting.report(stop)
 
 
 def planning_agent(
@@ -241,8 +245,8 @@ class _Acting:
         self.rewarded = self.rewarded or bool((seen.r != 0).any())
         self.step += self.stream.lanes
 
-    def report(self) -> None:
-        """Log, evaluate and keep what is due after the last step."""
+    def report(self, stop: Finishing) -> None:
+        """Log, evaluate and keep what is due after the last step, and stop if that was asked."""
         settings, progress, step = self.settings, self.progress, self.step
         before, logged = step - self.stream.lanes, settings.pretrain + step
 
@@ -256,10 +260,13 @@ class _Acting:
             progress.log_losses(self.losses, logged, **earned, updates=updates)
         if step > settings.aimless_steps and due(settings.evaluate_every):
             progress.evaluate(step, logged)
-        if due(settings.checkpoint_every):
+        asked = stop.asked
+        if asked or due(settings.checkpoint_every):
             content = {name: part.state_dict() for name, part in self.parts.items()}
             content |= {name: getattr(self, name) for name in self.COUNTERS}
             progress.keep(logged, content, {"replay.pt": self.buffer.save})
+        if asked:
+            stop.leave()
 
 
 def _cooled(progress: float, cooldown: float) -> float:
@@ -282,6 +289,10 @@ class _Progress:
         self.hooks = hooks
         self._spent: dict[str, float] = {}
         self._last = time.perf_counter()
+
+    def finishing(self) -> Finishing:
+        """A loop that a signal ends after the step under way, if a state of it can be kept."""
+        return Finishing(self.hooks.checkpoints is not None)
 
     def passed(self, what: str) -> None:
         """The time since the last call was spent on this."""

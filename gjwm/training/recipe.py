@@ -159,16 +159,23 @@ def check_refined(recipe: Recipe) -> None:
 
 
 def check(recipe: Recipe, data: Dataset, episodes: int | None = None) -> None:
-    """Raise ValueError for what would fail only once the joint training is over: other dynamics to
-    refine that do not fit, windows longer than all of the first `episodes`.
+    """Raise ValueError for what would fail once data are read or the joint training is over: a
+    model that cannot be made, other dynamics to refine that do not fit, windows longer than all of
+    the first `episodes`.
     """
     check_refined(recipe)
+    with torch.random.fork_rng(devices=[]):  # weights of no consequence
+        build(recipe, *data.shapes())
     longest = max(data.lengths()[:episodes], default=0)
-    if recipe.refine.steps and 0 < longest < recipe.refine.length:
-        raise ValueError(
-            f"refine.length={recipe.refine.length} is longer than the longest episode of "
-            f"{data.path}, {longest} steps; shorten the windows, or collect longer episodes."
-        )
+    lengths = {"train": recipe.train.length}
+    if recipe.refine.steps:
+        lengths["refine"] = recipe.refine.length
+    for stage, length in lengths.items():
+        if 0 < longest < length:
+            raise ValueError(
+                f"{stage}.length={length} is longer than the longest episode of {data.path}, "
+                f"{longest} steps; shorten the windows, or collect longer episodes."
+            )
 
 
 def calibrate(

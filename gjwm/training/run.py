@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from gjwm._core.checkpoint import Checkpoints
+from gjwm._core.checkpoint import Checkpoints, save_tensors
 from gjwm._core.files import holding, replacing
 from gjwm._core.fit import Log
 from gjwm.models.decoder import ConvDecoder
@@ -223,7 +223,9 @@ class Run:
 def save_decoder(decoder: ConvDecoder, path: Path) -> None:
     """Write a decoder's keyword arguments and weights, atomically."""
     with replacing(path) as partial:
-        torch.save({"format": 1, "config": decoder.config, "state": decoder.state_dict()}, partial)
+        save_tensors(
+            {"format": 1, "config": decoder.config, "state": decoder.state_dict()}, partial
+        )
 
 
 def load_decoder(path: Path, device: str = "cpu") -> ConvDecoder:

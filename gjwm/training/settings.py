@@ -138,7 +138,7 @@ class ModelRecipe(Settings):
     Components are factories: classes, or `functools.partial` of them.
 
     Args:
-        latent_dim: D.
+        latent_dim: D, the numbers that a latent has.
         encoder: called with (observation_shape=, latent_dim=); None: a `ConvEncoder` for images, an
             `MLPEncoder` for vectors.
         dynamics, heads: called with (latent_dim=, action_dim=).
@@ -182,7 +182,7 @@ class ComponentError(ValueError):
     """A component that cannot be made as its settings say; `name` is that of the settings."""
 
     def __init__(self, name: str, reason: object):
-        super().__init__(f"{name}: {reason}.")
+        super().__init__(f"{name}: {str(reason).rstrip('.')}.")
         self.name = name
 
 
@@ -190,11 +190,12 @@ def made(name: str, factory: Factory, **given: Any) -> Any:
     """What a factory makes.
 
     Raises:
-        ComponentError: for arguments that it does not take, or a factory that makes nothing.
+        ComponentError: for arguments that it does not take or that no network can have, or a
+            factory that makes nothing.
     """
     try:
         component = factory(**given)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise ComponentError(name, error) from error
     if component is None:
         raise ComponentError(name, "its factory made nothing (None)")

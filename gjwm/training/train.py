@@ -14,8 +14,10 @@ from gymnasium import spaces
 from torch import Generator, Tensor, nn
 
 from gjwm._core import draws
-from gjwm._core.checkpoint import Checkpoints
+from gjwm._core.checkpoint import Checkpoints, save_tensors
+from gjwm._core.files import replacing
 from gjwm._core.fit import Log, Optimiser, Threads, fit
+from gjwm._core.types import Batch
 from gjwm.data.dataset import Episode
 from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
 from gjwm.models.dynamics import Dynamics
@@ -108,7 +110,8 @@ def train(
         the last logged scalars.
 
     Raises:
-        FloatingPointError: when the loss is NaN or infinite.
+        FloatingPointError: when the loss stays NaN or infinite, see `gjwm._core.fit.fit`; beside
+            the folder of `checkpoints`, bad-batch.pt then holds the last batch.
     """
     check_pairs(objective, settings)
     objective.to(model.device)
@@ -125,27 +128,43 @@ def train(
             "frames_per_second": rate * batch * (length + 1),
         }
 
+    newest: Batch | None = None
+
+    def loss(step: int) -> dict[str, Tensor]:
+        nonlocal newest
+        newest = drawn.next().to(model.device)
+        return model.loss(newest, objective, generator=generator)
+
     with Prefetch(
         lambda g: windows.sample(batch, length, generator=g, **chosen),
         seed,
         getattr(windows, "prefetch", 0),  # what stands in for a buffer need not say it
     ) as drawn:
-        scalars = fit(
-            [model, objective],  # which has parameters when its target covariance is learned
-            lambda step: model.loss(drawn.next().to(model.device), objective, generator=generator),
-            Optimiser(
-                lr=settings.lr,
-                weight_decay=settings.weight_decay,
-                clip=settings.clip,
-                warmup=settings.warmup,
-            ),
-            steps=settings.steps,
-            log=None if log is None else lambda scalars, step: log(named(scalars), step),
-            log_every=log_every,
-            threads=threads,
-            checkpoints=checkpoints,
-            state=_TrainingState({"model": model, "objective": objective}, drawn, generator),
-        )
+        try:
+            scalars = fit(
+                [model, objective],  # which has parameters when its target covariance is learned
+                loss,
+                Optimiser(
+                    lr=settings.lr,
+                    weight_decay=settings.weight_decay,
+                    clip=settings.clip,
+                    warmup=settings.warmup,
+                ),
+                steps=settings.steps,
+                log=None if log is None else lambda scalars, step: log(named(scalars), step),
+                log_every=log_every,
+                threads=threads,
+                checkpoints=checkpoints,
+                state=_TrainingState({"model": model, "objective": objective}, drawn, generator),
+            )
+        except FloatingPointError as error:
+            if checkpoints is None or newest is None:
+                raise
+            path = checkpoints.folder.with_name("bad-batch.pt")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                save_tensors(vars(newest), partial)
+            raise FloatingPointError(f"{error} {path} has the batch.") from error
     return named(scalars)
 
 

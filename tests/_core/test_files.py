@@ -30,11 +30,15 @@ def test_a_lock_keeps_others_out_and_its_file_is_removed(tmp_path):
         assert lock.exists()
     with pytest.raises(ZeroDivisionError), holding(lock):
         _ = 1 / 0
-    assert list(lock.parent.iterdir()) == []
+    assert not lock.parent.exists()  # made for the lock, and nothing was left in it
+    lock.parent.mkdir()
     lock.touch()  # of a process that was killed
     with holding(lock):
         pass
-    assert not lock.exists()
+    assert lock.parent.exists() and not lock.exists()
+    with holding(tmp_path / "new" / "deep" / "lock"):
+        (tmp_path / "new" / "kept").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["kept"]
 
 
 def test_who_waits_for_a_file_that_is_removed_takes_the_next_one(tmp_path):

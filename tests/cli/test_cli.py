@@ -453,6 +453,8 @@ def test_nan_in_the_data_stops_training_with_a_sentence(folder, capsys):
             ]
         )
         assert status == 1 and said in capsys.readouterr().err
+    batch = torch.load("runs/small/bad-batch.pt", weights_only=True)  # of the one that trained
+    assert batch["o"].isnan().any() and len(batch["o"]) == 64
 
 
 @pytest.fixture
@@ -569,6 +571,9 @@ def test_folders_that_cannot_be_written_are_named_and_nothing_is_lost(folder, ca
 def test_help_is_help_after_a_command_too(capsys):
     assert main(["train", "--help"]) == 0
     assert "two_room_random" in capsys.readouterr().out
+    assert main(["data", "--help"]) == 0 and "verify" in capsys.readouterr().out
+    assert main(["study", "train.lr=1,2", "--help"]) == 0
+    assert "study.seeds" in capsys.readouterr().out
 
 
 ENSEMBLE = ["+dynamics@refine.dynamics=ensemble"]

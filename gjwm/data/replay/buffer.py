@@ -20,6 +20,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from gjwm._core.checkpoint import save_tensors
 from gjwm._core.files import replacing
 from gjwm.data.replay.memory import require_memory, residence
 from gjwm.data.replay.spaces import DTYPES, box_fields, describe_space, frame_shapes, rebuild_space
@@ -407,7 +408,7 @@ class ReplayBuffer(Windows):
             "lanes": {name: torch.from_numpy(getattr(self, f"_{name}")) for name in _LANE_COLUMNS},
         }
         with replacing(path) as partial:
-            torch.save(payload, partial)
+            save_tensors(payload, partial)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ReplayBuffer:
