@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gjwm._core import distributed
 from gjwm._core.checkpoint import Checkpoints, random_state, restore_random_state
 
 Log = Callable[[dict[str, float], int], None]
@@ -125,6 +126,9 @@ def fit(
     """Minimise a loss, in place; the modules are in training mode meanwhile and end in evaluation
     mode.
 
+    Under torch.distributed every process calls it with a loss of its own samples. Gradients and
+    scalars are means over processes, first weights and saved states are the first process's.
+
     Args:
         modules: whose parameters are fitted, as far as they require gradients; with none the loss
             is only computed, for what learns by seeing it.
@@ -162,6 +166,7 @@ def fit(
             "in the data."
         )
 
+    distributed.share_state(modules)
     for module in modules:
         module.train()
     since, last = time.perf_counter(), first
@@ -171,13 +176,14 @@ def fit(
                 losses = loss(step)
             except FloatingPointError as error:
                 raise refuse(str(error).rstrip("."), step) from error
-            value = losses["loss"]
-            if not value.isfinite():
-                raise refuse(f"the loss became {value.item()}", step)
+            told = distributed.averaged(losses)
+            if not told["loss"].isfinite():
+                raise refuse(f"the loss became {told['loss'].item()}", step)
             norm = None
             if optimizer is not None and schedule is not None:
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()
+                losses["loss"].backward()
+                distributed.average_gradients(parameters)
                 if optimiser.clip is not None:
                     norm = nn.utils.clip_grad_norm_(parameters, optimiser.clip)
                     if not norm.isfinite():
@@ -188,7 +194,7 @@ def fit(
                 threads.step()
             if step % log_every == 0 or step == steps:
                 now = time.perf_counter()
-                scalars = {name: scalar.item() for name, scalar in losses.items()}
+                scalars = {name: scalar.item() for name, scalar in told.items()}
                 if schedule is not None:
                     scalars["lr"] = schedule.get_last_lr()[0]
                 if norm is not None:
@@ -197,7 +203,8 @@ def fit(
                 if log is not None:
                     log(scalars, step)
                 since, last = time.perf_counter(), step
-            if checkpoints is not None and (step % checkpoints.every == 0 or step == steps):
+            due = checkpoints is not None and (step % checkpoints.every == 0 or step == steps)
+            if due and distributed.rank() == 0:
                 content = {
                     **({} if state is None else state.state()),
                     "optimizer": None if optimizer is None else optimizer.state_dict(),

@@ -25,6 +25,7 @@ from gjwm.data.behaviours import Behaviour, behaviour_from_weights
 from gjwm.data.dataset import STORAGES
 from gjwm.data.handle import HELD_OUT, Dataset, task_of
 from gjwm.reporting.logging import MODES
+from gjwm.training.processes import on_this_machine
 from gjwm.training.recipe import (
     CalibrateSettings,
     DecodeSettings,
@@ -154,7 +155,7 @@ def prepare(cfg: DictConfig) -> None:
     """
     for name, hint in _KINDS.items():
         check(name, OmegaConf.select(cfg, name), hint)
-    torch.set_num_threads(cfg.threads or cores())
+    torch.set_num_threads(cfg.threads or max(1, cores() // on_this_machine()))
     check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
         # what "auto" means to a replay buffer
