@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> None:
     cfg = load_config(arguments)
     recipe, processes = recipe_of(cfg), Processes.of()
     torch.manual_seed(0)
-    model, objective = build(recipe, SHAPE, ACTIONS), make_objective(recipe)
+    model, objective = build(recipe, SHAPE, ACTIONS), cast(Any, make_objective(recipe))
     processes.join("cpu")
     sizes, calls = Counter(), Counter()
     dist.all_reduce = counted(dist.all_reduce, sizes, calls)

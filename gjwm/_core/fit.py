@@ -203,8 +203,8 @@ def fit(
                 if log is not None:
                     log(scalars, step)
                 since, last = time.perf_counter(), step
-            due = checkpoints is not None and (step % checkpoints.every == 0 or step == steps)
-            if due and distributed.rank() == 0:
+            kept = checkpoints if distributed.rank() == 0 else None
+            if kept is not None and (step % kept.every == 0 or step == steps):
                 content = {
                     **({} if state is None else state.state()),
                     "optimizer": None if optimizer is None else optimizer.state_dict(),
@@ -213,7 +213,7 @@ def fit(
                     "scalars": scalars,
                     "seconds": before + time.perf_counter() - begin,
                 }
-                checkpoints.save(step, content)
+                kept.save(step, content)
     finally:
         for module in modules:
             module.eval()

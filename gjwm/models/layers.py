@@ -79,6 +79,11 @@ class BatchNorm(nn.BatchNorm1d):
     reduction of x and x^2 is as good as centring first.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or distributed.world_size() == 1:
             return super().forward(input)
@@ -87,10 +92,10 @@ class BatchNorm(nn.BatchNorm1d):
         total, squares, n = distributed.sum_with_gradient(here).split([*x.shape[1:] * 2, 1])
         mean = total / n
         variance = squares / n - mean.square()
+        running = ((self.running_mean, mean), (self.running_var, variance * (n / (n - 1))))
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            unbiased = variance * (n / (n - 1))
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+            for kept, new in running:
+                kept.lerp_(new.to(kept), self.momentum)
+            self.num_batches_tracked.add_(1)
         y = ((x - mean) * (variance.clamp(min=0) + self.eps).rsqrt()).to(input.dtype)
         return y if self.weight is None else y * self.weight + self.bias

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,14 @@ from gjwm._core import distributed
 
 # What torchrun tells a process, and torch.distributed reads.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+_joined = itertools.count()
+
+
+@functools.cache
+def _store() -> dist.Store:
+    """Where processes find each other, as torchrun's variables say."""
+    return next(dist.rendezvous("env://"))[0]
 
 
 def on_this_machine() -> int:
@@ -70,11 +80,13 @@ class Processes:
         """Wait until all are here; from now on their samples are one batch."""
         if self.size == 1:
             return
+        backend = "gloo"
         if torch.device(device).type == "cuda":
             torch.cuda.set_device(device)
-            dist.init_process_group("cpu:gloo,cuda:nccl")
-        else:
-            dist.init_process_group("gloo")
+            backend = "cpu:gloo,cuda:nccl"
+        # A second training must not find the addresses of the first.
+        store = dist.PrefixStore(f"gjwm-{next(_joined)}", _store())
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
 
     def told(self, what: Any) -> Any:
         """The first process's `what`, plain data, on all of them."""
