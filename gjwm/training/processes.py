@@ -20,9 +20,11 @@ _joined = itertools.count()
 
 
 @functools.cache
-def _store() -> dist.Store:
+def _store() -> Any:
     """Where processes find each other, as torchrun's variables say."""
-    return next(dist.rendezvous("env://"))[0]
+    from torch.distributed.rendezvous import rendezvous  # not in builds without distributed
+
+    return next(rendezvous("env://"))[0]
 
 
 def on_this_machine() -> int:
@@ -85,7 +87,8 @@ class Processes:
             torch.cuda.set_device(device)
             backend = "cpu:gloo,cuda:nccl"
         # A second training must not find the addresses of the first.
-        store = dist.PrefixStore(f"gjwm-{next(_joined)}", _store())
+        prefix = f"gjwm-{next(_joined)}"
+        store = dist.PrefixStore(prefix, _store())  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
 
     def told(self, what: Any) -> Any:
