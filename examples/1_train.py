@@ -1,7 +1,7 @@
 """Collect episodes, train a world model on them, judge it: `python examples/1_train.py`.
 
 Minutes of a laptop's CPU for a point in two rooms, seen as 64x64 pictures. Leaves
-examples-output/two-room.pt for the next program.
+examples-output/two-room.pt for the next program, and examples-output/two-room/ for the last.
 """
 
 import os
@@ -39,6 +39,7 @@ def main():
     )
     model = gjwm.train(data, recipe)
     model.save(out / "two-room.pt")
+    model.export(out / "two-room")
 
     # Goal images, beside the same planner on the true simulator, random actions, standing still.
     short = dict(episodes=8, length=20, pairs=2, steps=4, horizon=4, goal_offset=4, probe_steps=5)

@@ -24,6 +24,7 @@ SLOW = [
     "cli/test_cli.py::test_a_grid_on_the_command_line_lists_what_fails_and_the_rest_is_whole",
     "cli/test_cli.py::test_the_same_seed_trains_the_same_weights_and_another_seed_others",
     "cli/test_cli.py::test_wandb_offline_needs_no_account_and_stays_in_the_run_folder",
+    "docs/test_examples.py::test_an_exported_model_is_planned_with_without_the_code_that_made_it",
     "docs/test_examples.py::test_they_run_in_reading_order_at_small_size",
     "docs/test_pages.py::test_a_how_to_works_word_for_word_in_a_copy_of_the_repository",
     "docs/test_pages.py::test_a_page_runs[docs/online.md]",
@@ -41,6 +42,11 @@ SLOW = [
     "rl/test_online.py::test_the_command_learns_resumes_and_reports",
     "rl/test_online.py::test_the_command_plays_an_oracle_and_the_curves_are_drawn",
     "test_benchmarks.py::test_a_benchmark_fills_its_table",
+    "training/test_processes.py::"
+    "test_a_killed_process_ends_all_and_a_resumed_training_comes_to_the_same_end",
+    "training/test_processes.py::"
+    "test_two_processes_have_the_losses_of_one_and_the_first_alone_writes",
+    "training/test_processes.py::test_what_dynamics_count_is_counted_over_all_processes",
 ]
 
 

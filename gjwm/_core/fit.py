@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gjwm._core import distributed
 from gjwm._core.checkpoint import Checkpoints, random_state, restore_random_state
 from gjwm._core.stopping import Finishing
 
@@ -131,6 +132,10 @@ def fit(
     A step whose loss or gradient is NaN or infinite is skipped: parameters, buffers and schedule
     stay as they were. A fit fails after `BAD_STEPS` of them in a row, or when it would end on one.
 
+    Under torch.distributed every process calls it with a loss of its own samples. Gradients and
+    scalars are means over processes, first weights and saved states are the first process's; a bad
+    step fails at once.
+
     Args:
         modules: whose parameters are fitted, as far as they require gradients; with none the loss
             is only computed, for what learns by seeing it.
@@ -154,9 +159,9 @@ def fit(
     norm: Tensor | None = None
     skipped, row = 0, 0  # steps, in all and since the last good one
     first, before, begin = 0, 0.0, time.perf_counter()
-    kept = None if checkpoints is None else checkpoints.latest()
-    if kept is not None:
-        first, content = kept.step, kept.content
+    latest = None if checkpoints is None else checkpoints.latest()
+    if latest is not None:
+        first, content = latest.step, latest.content
         for name, part in {"optimizer": optimizer, "schedule": schedule}.items():
             if part is not None:
                 part.load_state_dict(content[name])
@@ -177,13 +182,14 @@ def fit(
             FloatingPointError: for what is NaN or infinite, with nothing but buffers changed.
         """
         nonlocal losses, norm
-        found = loss(step)
-        value, length = found["loss"], None
-        if not value.isfinite():
-            raise FloatingPointError(f"the loss became {value.item()}")
+        own = loss(step)
+        found, length = distributed.averaged(own), None
+        if not found["loss"].isfinite():
+            raise FloatingPointError(f"the loss became {found['loss'].item()}")
         if optimizer is not None and schedule is not None:
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            own["loss"].backward()
+            distributed.average_gradients(parameters)
             if optimiser.clip is not None:
                 length = nn.utils.clip_grad_norm_(parameters, optimiser.clip)
                 if not length.isfinite():
@@ -192,11 +198,14 @@ def fit(
             schedule.step()
         losses, norm = found, length
 
+    distributed.share_state(modules)
     for module in modules:
         module.train()
     since, last = time.perf_counter(), first
     try:
-        with Finishing(checkpoints is not None) as stop:
+        # Processes that share the work would not stop, or skip, at the same step.
+        alone = distributed.world_size() == 1
+        with Finishing(alone and checkpoints is not None) as stop:
             for step in range(first + 1, steps + 1):
                 # statistics, which a bad batch would spoil
                 good = {name: buffer.clone() for name, buffer in buffers().items()}
@@ -208,7 +217,7 @@ def fit(
                     for name, value in good.items():
                         spoiled[name].copy_(value)
                     skipped, row = skipped + 1, row + 1
-                    if row == BAD_STEPS or step == steps:
+                    if row == BAD_STEPS or step == steps or not alone:
                         raise FloatingPointError(
                             f"{str(error).rstrip('.')} at step {step} (bad steps in a row: {row}); "
                             f"lower the learning rate (now {optimiser.lr}) or look for NaN in the "
@@ -229,10 +238,8 @@ def fit(
                     if log is not None:
                         log(scalars, step)
                     since, last = time.perf_counter(), step
-                asked = stop.asked
-                if checkpoints is not None and (
-                    step % checkpoints.every == 0 or step == steps or asked
-                ):
+                asked, kept = stop.asked, checkpoints if distributed.rank() == 0 else None
+                if kept is not None and (step % kept.every == 0 or step == steps or asked):
                     content = {
                         **({} if state is None else state.state()),
                         "optimizer": None if optimizer is None else optimizer.state_dict(),
@@ -242,7 +249,7 @@ def fit(
                         "seconds": before + time.perf_counter() - begin,
                         "skipped": (skipped, row),
                     }
-                    checkpoints.save(step, content)
+                    kept.save(step, content)
                 if asked:
                     stop.leave()
     finally:

@@ -31,6 +31,7 @@ from gjwm.cli.run import run_command
 from gjwm.cli.study import study_command
 from gjwm.cli.train import train_command
 from gjwm.cli.video import video_command
+from gjwm.training.processes import Processes
 from gjwm.training.run import RunFolderError, sole_process
 from gjwm.training.settings import ComponentError
 
@@ -100,6 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    processes = Processes.of()
+    if processes.size > 1 and command is not train_command:
+        if processes.first:
+            print(
+                f"gjwm {arguments[0]}: torchrun started {processes.size} processes, and only `gjwm "
+                "train` shares its work among them; run this one without torchrun.",
+                file=sys.stderr,
+            )
+        return int(processes.first)  # the first's is the failure that torchrun tells of
     if "" not in sys.path:  # an environment or a cost may stand in a file here
         sys.path.append("")  # last: no file here takes the place of an installed module
     try:
@@ -133,7 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{cause.filename}: {cause.strerror}; set dataset=... or run_dir=... to a folder "
                 "that can be written."
             )
-        print(f"gjwm {arguments[0]}: {message}", file=sys.stderr)
+        by = "" if processes.first else f", {processes}"
+        print(f"gjwm {arguments[0]}{by}: {message}", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(f"gjwm {arguments[0]}: stopped by {stopped}; {_again(arguments)}.", file=sys.stderr)
@@ -154,7 +165,7 @@ def _run(arguments: list[str], command: Callable[[DictConfig, str], None] | None
         return 0
     prepare(cfg)
     trains = command in (train_command, online_command)
-    with sole_process(cfg.run_dir) if trains else nullcontext():
+    with sole_process(cfg.run_dir) if trains and Processes.of().first else nullcontext():
         command(cfg, shlex.join(["gjwm", *arguments]))
     return 0
 

@@ -27,6 +27,7 @@ from gjwm.data.behaviours import Behaviour, behaviour_from_weights
 from gjwm.data.dataset import STORAGES
 from gjwm.data.handle import HELD_OUT, Dataset, task_of
 from gjwm.reporting.logging import MODES
+from gjwm.training.processes import on_this_machine
 from gjwm.training.recipe import (
     CalibrateSettings,
     DecodeSettings,
@@ -209,7 +210,7 @@ def prepare(cfg: DictConfig) -> None:
     cfg.name = str(cfg.name)  # 5 is a name too
     for name, settings in components(cfg):
         _check_component(name, settings)
-    torch.set_num_threads(cfg.threads or cores())
+    torch.set_num_threads(cfg.threads or max(1, cores() // on_this_machine()))
     check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
         # what "auto" means to a replay buffer

@@ -6,11 +6,14 @@ from omegaconf import DictConfig
 
 from gjwm.cli.config import dataset_of, recipe_of
 from gjwm.cli.run_folder import run_of
+from gjwm.training.processes import Processes
 from gjwm.training.recipe import train
 
 
 def train_command(cfg: DictConfig, command: str) -> None:
-    """Train a world model on cfg.dataset into cfg.run_dir; with cfg.resume go on."""
+    """Train a world model on cfg.dataset into cfg.run_dir; with cfg.resume go on. Processes of
+    torchrun share the work, and the first alone writes.
+    """
     recipe, data = recipe_of(cfg), dataset_of(cfg)
     train(
         data,
@@ -21,4 +24,5 @@ def train_command(cfg: DictConfig, command: str) -> None:
         storage=cfg.storage,
         notify=lambda message: print(message, flush=True),
     )
-    print(f"{cfg.run_dir}: checkpoint.pt, metrics.jsonl")
+    if Processes.of().first:
+        print(f"{cfg.run_dir}: checkpoint.pt, metrics.jsonl")

@@ -16,14 +16,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gjwm._core.configured import Configured
-from gjwm.models.layers import mlp
+from gjwm.models.layers import BatchNorm, mlp
 
 
 def _output_norm(kind: str, latent_dim: int) -> nn.Module:
     if kind == "batch":
         # Features of mostly static images vary by 1e-3 at first: the default eps of 1e-5 would
         # leave them on the plateau.
-        return nn.BatchNorm1d(latent_dim, eps=1e-8, affine=False)
+        return BatchNorm(latent_dim, eps=1e-8, affine=False)
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"an encoder's output_norm must be 'batch' or 'none', got {kind!r}.")
@@ -87,7 +87,7 @@ class MLPEncoder(Encoder):
         super().__init__(observation_shape, latent_dim, output_norm)
         self.symlog = symlog
         inputs = math.prod(observation_shape)
-        self.net = nn.Sequential(nn.BatchNorm1d(inputs), mlp([inputs, *hidden, latent_dim]))
+        self.net = nn.Sequential(BatchNorm(inputs), mlp([inputs, *hidden, latent_dim]))
 
     def features(self, o: Tensor) -> Tensor:
         o = rearrange(o, "n ... -> n (...)").float()

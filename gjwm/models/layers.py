@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from gjwm._core import distributed
+
 ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
 
 
@@ -68,3 +70,32 @@ class Spread:
 
     def __call__(self, raw: Tensor) -> Tensor:
         return torch.exp(2 * (self.low + (self.high - self.low) * torch.sigmoid(raw)))
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` of rows (N, D) that takes the rows of all processes as one batch.
+
+    torch's own, SyncBatchNorm, is for GPUs only. Sums are in double precision, in which one
+    reduction of x and x^2 is as good as centring first.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or distributed.world_size() == 1:
+            return super().forward(input)
+        x = input.double()
+        here = torch.cat([x.sum(0), x.square().sum(0), x.new_full((1,), len(x))])
+        total, squares, n = distributed.sum_with_gradient(here).split([*x.shape[1:] * 2, 1])
+        mean = total / n
+        variance = squares / n - mean.square()
+        running = ((self.running_mean, mean), (self.running_var, variance * (n / (n - 1))))
+        with torch.no_grad():
+            for kept, new in running:
+                kept.lerp_(new.to(kept), self.momentum)
+            self.num_batches_tracked.add_(1)
+        y = ((x - mean) * (variance.clamp(min=0) + self.eps).rsqrt()).to(input.dtype)
+        return y if self.weight is None else y * self.weight + self.bias

@@ -17,6 +17,7 @@ from gjwm._core.machine import check_device
 from gjwm._core.types import Batch
 from gjwm.models.calibration import Calibration, fit_calibration
 from gjwm.models.dynamics import Dynamics, Past, Prediction
+from gjwm.models.export import write_programs
 from gjwm.models.reach import Reach
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.objectives.losses import weighted_sum
@@ -316,6 +317,22 @@ class WorldModel(nn.Module):
         payload = {"format": FORMAT, **description, "state": self.state_dict(), "extra": extra}
         with replacing(path) as partial:
             save_tensors(payload, partial)
+
+    def export(self, folder: str | Path) -> None:
+        """Write programs for any number of rows B, which torch runs without this package, on the
+        model's device: `torch.export.load(folder / "encoder.pt2").module()`.
+
+        encoder.pt2: observations (B, *O), pictures as uint8, else float32 -> latents (B, D).
+        dynamics.pt2: latents (B, D), actions (B, A) -> E[z' | z, a] (B, D). Called step by step it
+        is the model's mean rollout; with an ensemble the members are averaged at each step, where a
+        rollout follows each on its own.
+        reach.pt2: `Reach.distance` of latents (B, D) and goals (B, D) -> (B,), for a model that has
+        one.
+
+        Raises:
+            ValueError: in training mode, and for dynamics with a memory.
+        """
+        write_programs(self, folder)
 
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> WorldModel:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm.objectives import distributed
+from gjwm._core import distributed
 from gjwm.objectives.target import GaussianTarget, check_choice
 
 ONE_EPISODE = (
@@ -30,7 +30,7 @@ class Discrepancy(nn.Module):
             independent.
         target: N(0, Sigma); None is N(0, I).
         distributed: under torch.distributed, take the samples of all processes as one batch. Every
-            process then returns the same value; see `gjwm.objectives.distributed` for gradients.
+            process then returns the same value; see `gjwm._core.distributed` for gradients.
 
     Calling it raises ValueError for other shapes, fewer than two samples (of all processes), NaN or
     infinite values, latents whose discrepancy overflows, a mask that leaves nothing, and a

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gjwm.objectives import distributed
+from gjwm._core import distributed
 
 
 def predictive_information(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gjwm.objectives import distributed
+from gjwm._core import distributed
 from gjwm.objectives.base import Discrepancy
 
 

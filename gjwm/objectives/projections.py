@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gjwm.objectives import distributed
+from gjwm._core import distributed
 from gjwm.objectives.base import ONE_EPISODE
 from gjwm.objectives.harmonics import Compiled, Factored
 
@@ -218,14 +218,19 @@ class Clusters:
         return cls(mask, index, number, samples, same, independent)
 
 
-def _chunks(total: int, width: int, like: Tensor, compiled: bool) -> Iterator[slice]:
+def _chunks(
+    total: int, width: int, like: Tensor, compiled: bool, synchronize: bool
+) -> Iterator[slice]:
     """Slices of [0, total) such that a chunk holds a cache-sized number of angles; `width` angles
-    per slice.
+    per slice. Processes that add up chunk by chunk take the first one's, as their numbers of rows
+    and of threads may differ.
     """
     per_thread = (CHUNK_COMPILED if compiled else CHUNK).get(like.device.type)
     size = CHUNK_ELSEWHERE if per_thread is None else per_thread * torch.get_num_threads()
     step = max(1, min(total, size // max(width, 1)))
     step = math.ceil(total / math.ceil(total / step))  # equal chunks
+    if synchronize:
+        step = int(distributed.broadcast(torch.tensor(step, device=like.device)))
     for start in range(0, total, step):
         yield slice(start, min(start + step, total))
 
@@ -243,7 +248,7 @@ def _add_samples(
     compiled = isinstance(kernel, Compiled)
     count = distributed.count(len(z), z.device) if synchronize else len(z)
     total = z.new_zeros(())
-    for part in _chunks(len(slices), len(z), z, compiled):
+    for part in _chunks(len(slices), len(z), z, compiled, synchronize):
         a = slices[part]
         theta = (z @ a.T if compiled else a @ z.T).mul_(q.dt)
         cos, sin = kernel.columns(theta)
@@ -278,7 +283,8 @@ def _add_clusters(
     slopes = None if gradient is None else gradient.transpose(0, 1).flatten(0, 1)  # a view
     # Compiled kernels still return sums and take coefficients per row and knot: as many numbers
     # again, unless T >> knots.
-    for part in _chunks(len(slices), len(steps) * (4 if compiled else 1), z, compiled):
+    width = len(steps) * (4 if compiled else 1)
+    for part in _chunks(len(slices), width, z, compiled, synchronize):
         a = slices[part]
         theta = (steps @ a.T).mul_(q.dt).view(length, batch * len(a))
         wide = None if mask is None else mask.expand(-1, -1, len(a)).reshape(theta.shape)
@@ -296,7 +302,7 @@ def epps_pulley_per_slice(x: Tensor, q: Quadrature, unbiased: bool) -> Tensor:
     result, gradient = x.new_empty(x.shape[1]), _gradient_of(x)
     kernel = Factored(q.knots)
     with torch.no_grad():
-        for part in _chunks(x.shape[1], len(x), x, False):
+        for part in _chunks(x.shape[1], len(x), x, False, False):
             cos, sin = kernel.columns((x[:, part].T * q.dt).contiguous())
             result[part], to_cos, to_sin = _samples_statistic(cos, sin, len(x), q, unbiased)
             if gradient is not None:

@@ -12,8 +12,7 @@ import torch
 from einops import repeat
 from torch import Generator, Tensor
 
-from gjwm._core import draws
-from gjwm.objectives import distributed
+from gjwm._core import distributed, draws
 from gjwm.objectives.base import ONE_EPISODE, Discrepancy
 from gjwm.objectives.target import check_choice
 

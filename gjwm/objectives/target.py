@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gjwm.objectives import distributed
+from gjwm._core import distributed
 
 
 def check_choice(owner: str, name: str, value: object, allowed: tuple[str, ...]) -> None:

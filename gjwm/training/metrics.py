@@ -66,8 +66,8 @@ class MetricsFile:
 class progress(tqdm):
     """A progress bar with loss, frames/s and the time left."""
 
-    def __init__(self, total: int, desc: str):
-        super().__init__(total=total, desc=desc, unit="step", mininterval=0.5)
+    def __init__(self, total: int, desc: str, *, silent: bool = False):
+        super().__init__(total=total, desc=desc, unit="step", mininterval=0.5, disable=silent)
 
     def report(
         self,

@@ -24,6 +24,7 @@ from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.models.reach import Reach
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.training.metrics import progress
+from gjwm.training.processes import Processes
 from gjwm.training.run import Run, decoder_of, save_decoder, sole_process
 from gjwm.training.settings import (
     CalibrateSettings,
@@ -38,7 +39,7 @@ from gjwm.training.settings import (
     plain,
 )
 from gjwm.training.train import (
-    check_pairs,
+    check_batches,
     latent_buffer,
     latents_of,
     peak_memory_mb,
@@ -75,6 +76,9 @@ def train(
     together; on latents that change no more the dynamics alone, and how far states lie apart;
     predicted spreads, corrected on episodes that training never saw; a decoder for pictures.
 
+    Processes that torchrun started share the first stage. The others are the first process's, which
+    alone writes; what the rest get is the model after the first stage. See docs/scaling.md.
+
     Args:
         data: what `gjwm.collect` returned, or a dataset's folder.
         recipe: None: `Recipe()`.
@@ -97,16 +101,19 @@ def train(
     check_setting("gjwm.train's data", data, Dataset | str | Path)
     check_device(device)
     data = data if isinstance(data, Dataset) else Dataset.open(data)
+    processes = Processes.of()
+    device = processes.device(device)
     with ExitStack() as stack:
         if run is not None and not isinstance(run, Run):
-            stack.enter_context(sole_process(run))
+            if processes.first:
+                stack.enter_context(sole_process(run))
             config = {"dataset": str(data.path), "env": _env(data), **recipe.plain()}
             run = Run(run, config, device=device, resume=True)
         # First weights are drawn from torch's own generator, which whoever calls gets back.
         cuda = [torch.device(device)] if device.startswith("cuda") else []
         stack.enter_context(torch.random.fork_rng(devices=cuda))
-        measuring = stack.enter_context(_thread_count(threads, device))
-        return _Training(data, recipe, run, device, measuring, notify).go(storage)
+        measuring = stack.enter_context(_thread_count(threads, device, processes))
+        return _Training(data, recipe, run, device, measuring, notify, processes).go(storage)
 
 
 def _env(data: Dataset) -> dict[str, Any]:
@@ -114,12 +121,15 @@ def _env(data: Dataset) -> dict[str, Any]:
 
 
 @contextmanager
-def _thread_count(threads: int | None, device: str) -> Iterator[Threads | None]:
+def _thread_count(
+    threads: int | None, device: str, processes: Processes
+) -> Iterator[Threads | None]:
     before = torch.get_num_threads()
     try:
         if threads is not None:
             torch.set_num_threads(threads)
         measures = threads is None and before > 1 and torch.device(device).type == "cpu"
+        measures &= processes.size == 1  # a step of several takes as long as the slowest's
         yield Threads(before) if measures else None
     finally:
         torch.set_num_threads(before)
@@ -231,9 +241,11 @@ class _Training:
         device: str,
         threads: Threads | None,
         notify: Callable[[str], Any],
+        processes: Processes,
     ):
         self.data, self.recipe, self.run, self.device = data, recipe, run, device
-        self.threads, self.notify = threads, notify
+        self.threads, self.processes = threads, processes
+        self.notify = notify if processes.first else lambda message: None
         self.log: Log = lambda scalars, step: None
         self._encoded: list[Tensor] | None = None
 
@@ -241,18 +253,15 @@ class _Training:
         recipe, data, run = self.recipe, self.data, self.run
         torch.manual_seed(recipe.seed)
         objective = make_objective(recipe)
-        check_pairs(objective, recipe.train)
-        after, episodes = None, None
-        if run is None:
-            check(recipe, data)
-        else:
-            begun = run.begin(
-                recipe.train.steps, len(data), lambda episodes: check(recipe, data, episodes)
-            )
-            if begun is None:
-                self.notify(f"{run.folder}: already trained, nothing to resume")
-                return load_run(run.folder, self.device)
-            after, episodes = begun
+        # What is refused, the first process refuses, while the others wait for it.
+        begun = self._begin(objective) if self.processes.first else None
+        self.processes.join(self.device)
+        begun = self.processes.told(begun)
+        if begun is None:
+            self.processes.leave()
+            self.notify(f"{run.folder}: already trained, nothing to resume")
+            return load_run(run.folder, self.device)
+        after, episodes = begun
         residence = "auto" if self.device.startswith("cuda") else "cpu"
         windows = open_windows(
             data.path, residence, storage=storage, episodes=episodes, notify=self.notify
@@ -278,9 +287,12 @@ class _Training:
         generator = Generator(self.device).manual_seed(recipe.seed)
         decodes = recipe.decode.steps if len(shape) == 3 else 0
         total = recipe.train.steps + recipe.refine.steps + recipe.reach.steps + decodes
-        logging = nullcontext(self.log) if run is None else run.logging(total, after)
-        with logging as self.log:
+        logs = run is not None and self.processes.first
+        with run.logging(total, after) if logs else nullcontext(self.log) as self.log:
             measured = self._jointly(model, objective, windows, generator)
+            self.processes.leave()
+            if not self.processes.first:
+                return model
             if recipe.refine.steps:
                 measured |= self._refine(model, fresh, lengths, generator)
             if recipe.reach.steps:
@@ -291,10 +303,23 @@ class _Training:
                 self._decode(model, shape, windows, generator)
         return model
 
+    def _begin(self, objective: nn.Module) -> tuple[int | None, int | None] | None:
+        """Step to go on after and episodes to train on, None for none and for all; or None when all
+        is done.
+        """
+        recipe, data = self.recipe, self.data
+        check_batches(objective, recipe.train, self.processes.size)
+        if self.run is None:
+            check(recipe, data)
+            return None, None
+        return self.run.begin(
+            recipe.train.steps, len(data), lambda episodes: check(recipe, data, episodes)
+        )
+
     @contextmanager
     def _stage(self, name: str, steps: int, before: int, loss: str) -> Iterator[dict[str, Any]]:
         """A stage's bar, and what its fit is logged with; `before` steps came before it."""
-        with progress(steps, desc=name) as bar:
+        with progress(steps, desc=name, silent=not self.processes.first) as bar:
 
             def log(scalars: dict[str, float], step: int) -> None:
                 self.log(scalars, before + step)
@@ -324,10 +349,10 @@ class _Training:
                     **logging,
                 )
             except FloatingPointError:
-                if checkpoints is not None:
+                if checkpoints is not None and self.processes.first:
                     checkpoints.clear()  # going on would end the same way
                 raise
-        if checkpoints is not None:
+        if checkpoints is not None and self.processes.first:
             return {"seconds": checkpoints.latest().content["seconds"]}
         return {"seconds": time.perf_counter() - begin}
 

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Generator, Tensor, nn
 
-from gjwm._core import draws
+from gjwm._core import distributed, draws
 from gjwm._core.checkpoint import Checkpoints, save_tensors
 from gjwm._core.files import replacing
 from gjwm._core.fit import Log, Optimiser, Threads, fit
@@ -47,12 +47,24 @@ def peak_memory_mb(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def check_pairs(objective: JointEmbeddingObjective, settings: TrainSettings) -> None:
-    """Raise ValueError if the objective compares windows of one episode and batches need not hold
-    two of any.
+def check_batches(
+    objective: JointEmbeddingObjective, settings: TrainSettings, processes: int = 1
+) -> None:
+    """Raise ValueError for batches that cannot be shared among processes, and if the objective
+    compares windows of one episode and batches need not hold two of any.
     """
     episodes, batch = settings.episodes, settings.batch
     pairs = isinstance(objective, EpisodeObjective)
+    if batch % processes:
+        raise ValueError(
+            f"train.batch={batch} windows cannot be shared evenly among {processes} processes: "
+            f"make it a multiple of {processes}."
+        )
+    if pairs and processes > 1:
+        raise ValueError(
+            "law='within' and static latents compare two windows of one episode, which "
+            f"{processes} processes would hold apart: train them without torchrun."
+        )
     if pairs and (episodes is None or episodes >= batch):
         raise ValueError(
             "law='within' and static latents compare two windows of one episode, and batches of "
@@ -96,6 +108,9 @@ def train(
 ) -> dict[str, float]:
     """Minimise `model.loss`, in place; the model ends in evaluation mode.
 
+    Under torch.distributed each process takes its share of every batch, and all end with the same
+    model: arguments must be the same on all.
+
     Args:
         windows: a `ReplayBuffer`, or `DiskWindows`, of which batches are read ahead.
         log: called with scalars every `log_every` steps; keys "loss", "train/*",
@@ -113,10 +128,13 @@ def train(
         FloatingPointError: when the loss stays NaN or infinite, see `gjwm._core.fit.fit`; beside
             the folder of `checkpoints`, bad-batch.pt then holds the last batch.
     """
-    check_pairs(objective, settings)
+    processes = distributed.world_size()
+    check_batches(objective, settings, processes)
     objective.to(model.device)
     batch, length = settings.batch, settings.length
-    chosen = {} if settings.episodes is None else {"episodes": settings.episodes}
+    chosen: dict[str, Any] = {} if settings.episodes is None else {"episodes": settings.episodes}
+    if processes > 1:  # all draw the same windows, and each reads its own
+        chosen["part"] = distributed.share(batch)
     seed = int(draws.integers(2**62, (1,), generator, device="cpu"))
 
     def named(scalars: dict[str, float]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from gjwm.objectives import (
     SlicedWasserstein,
     Subspaces,
     VICReg,
+    projections,
 )
 
 ROWS = 11  # split 6 and 5: processes need not hold equally many
@@ -114,6 +115,8 @@ def worker(rank, folder):
         world_size=2,
         timeout=timedelta(seconds=60),
     )
+    # Chunks of another size, as from more threads, must not keep the processes from meeting.
+    projections.CHUNK = {"cpu": 200 * (1 + rank)}
     # Another seed on the other process: its slices must be those of the first all the same.
     found = results(
         slice(0, 6) if rank == 0 else slice(6, ROWS), DistributedDataParallel, seed=3 + rank

@@ -58,12 +58,14 @@ class Windows:
         length: int,
         generator: Generator | None = None,
         episodes: int | None = None,
+        part: slice = slice(None),
     ) -> Batch:
         """`batch` windows of `length` steps, uniform over all windows stored, with replacement;
         none crosses an episode.
 
         With `episodes` they come from at most that many episodes, drawn in proportion to their
-        windows.
+        windows. Only the `part` of the batch that is asked for is read; which windows it holds does
+        not depend on that.
 
         Raises:
             ValueError: when no stored episode is as long as a window, or the capacity never can be.
@@ -78,7 +80,7 @@ class Windows:
         if episodes is not None:
             share = draws.uniform((batch,), generator, device="cpu")
             chosen = self._spread(chosen[torch.arange(batch) % episodes], share, starts)
-        return self._gather(starts[chosen], length)
+        return self._gather(starts[chosen[part]], length)
 
     def _gather(self, start: Tensor, length: int) -> Batch:
         """The windows that begin at rows `start` (B,)."""

@@ -68,7 +68,7 @@ class EnsembleDynamics(Dynamics):
         axis is 1.
         """
         x = x.expand(self.members, *x.shape[1:])
-        y = layer(x.reshape(self.members, x.shape[1:-1].numel(), x.shape[-1]))
+        y = layer(x.reshape(self.members, math.prod(x.shape[1:-1]), x.shape[-1]))
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _inputs(self, a: Tensor) -> Tensor:

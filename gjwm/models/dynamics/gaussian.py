@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from gjwm._core import distributed
 from gjwm.models.dynamics.base import ResidualDynamics
 from gjwm.models.dynamics.prediction import FullPrediction, LowRankPrediction, Prediction, beta_nll
 from gjwm.models.layers import Spread, mlp
@@ -52,6 +53,7 @@ class ResidualMoments(nn.Module):
             )
         with torch.autocast(rows.device.type, enabled=False):
             new = rows.T @ rows / len(rows) if self.full else rows.square().mean(0)
+        new = distributed.mean_with_gradient(new)
         self.batches += 1
         self.moment.lerp_(new, 1 / self.batches.clamp(max=self.span))
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gjwm._core import distributed
 from gjwm.models.dynamics.base import Dynamics
 from gjwm.models.dynamics.prediction import FullPrediction, Prediction
 
@@ -96,8 +97,10 @@ class LinearGaussianDynamics(Dynamics):
         y = z_next.reshape(-1, self.latent_dim).double()
         if not (x.isfinite().all() and y.isfinite().all()):
             raise ValueError("the moments were given NaN or infinity; check the encoder's latents.")
-        self.count.mul_(keep).add_(len(x))
-        for total, new in ((self.sum_xx, x.T @ x), (self.sum_yx, y.T @ x), (self.sum_yy, y.T @ y)):
+        totals = (self.count, self.sum_xx, self.sum_yx, self.sum_yy)
+        for total, new in zip(totals, (self.count.new_tensor(len(x)), x.T @ x, y.T @ x, y.T @ y)):
+            if distributed.world_size() > 1:
+                new = distributed.sum_(new)
             total.mul_(keep).add_(new)
 
     @torch.no_grad()

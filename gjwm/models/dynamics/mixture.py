@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor
 
+from gjwm._core import distributed
 from gjwm.models.dynamics.base import Past, ResidualDynamics
 from gjwm.models.dynamics.prediction import MixturePrediction, Prediction
 from gjwm.models.layers import Spread, mlp
@@ -72,6 +73,7 @@ class MixtureDynamics(ResidualDynamics):
 
     def _spread_loss(self, law: MixturePrediction, z_next: Tensor) -> Tensor:
         use = law.log_weights.exp().flatten(0, -2).mean(0)
+        use = distributed.mean_with_gradient(use)
         entropy = -(use * use.clamp(min=1e-9).log()).sum()
         return super()._spread_loss(law, z_next) - self.entropy * entropy
 

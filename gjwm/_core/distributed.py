@@ -1,4 +1,5 @@
-"""Samples of several processes as one batch, under torch.distributed.
+"""Several processes as one, under torch.distributed: samples as one batch, gradients and figures
+averaged. Without it everything is as it was.
 
 A discrepancy of a law is not a mean over samples, so averaging per-process losses is wrong. Either
 its sums (characteristic functions, moments) are added over processes, or, where it needs order or
@@ -10,14 +11,27 @@ gives."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
     """Processes that share a batch; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0; 0 without torch.distributed."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def share(count: int) -> slice:
+    """This process's part of `count` rows, of which every process has as many."""
+    each = count // world_size()
+    return slice(rank() * each, (rank() + 1) * each)
 
 
 def sum_(x: Tensor) -> Tensor:
@@ -66,3 +80,40 @@ def broadcast(x: Tensor) -> Tensor:
     x = x.contiguous()
     dist.broadcast(x, 0)
     return x
+
+
+def mean_with_gradient(x: Tensor) -> Tensor:
+    """Mean of `x` over processes, itself where there is one; gradient as `sum_with_gradient`."""
+    return sum_with_gradient(x) / world_size() if world_size() > 1 else x
+
+
+def averaged(scalars: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Scalars as means over processes, without gradient; themselves where there is one. NaN on any
+    process is NaN on all.
+    """
+    if world_size() == 1:
+        return scalars
+    values = sum_(torch.stack([x.detach().double() for x in scalars.values()])) / world_size()
+    return dict(zip(scalars, values))
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Gradients as means over processes, in one reduction after the backward pass."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = sum_(torch.cat([x.reshape(-1) for x in gradients])) / world_size()
+    for x, mean in zip(gradients, flat.split([x.numel() for x in gradients])):
+        x.copy_(mean.view_as(x))
+
+
+@torch.no_grad()
+def share_state(modules: Iterable[nn.Module]) -> None:
+    """The first process's parameters and buffers on all of them: other machines may draw other
+    first weights from one seed.
+    """
+    if world_size() > 1:
+        for module in modules:
+            for x in (*module.parameters(), *module.buffers()):
+                x.copy_(broadcast(x.detach()))
