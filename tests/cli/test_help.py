@@ -39,7 +39,8 @@ def settings(cfg, before=""):
 
 def read_by(command):
     """What a command's function, and those of `gjwm.cli` that it calls, read of `cfg`."""
-    found, seen, waiting = set(), set(), [f"{command}_command"]
+    # import_parts looks at a model's parts for their classes alone: their settings change nothing
+    found, seen, waiting = set(), {"import_parts"}, [f"{command}_command"]
     while waiting:
         name = waiting.pop()
         if name in seen or name not in FUNCTIONS:
