@@ -179,7 +179,7 @@ def test_data_of_unknown_origin_are_trained_on_without_calibration(folder):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train": TrainSettings(steps=6, batch=8, length=30)}, "window has 30 steps"),
+        ({"train": TrainSettings(steps=6, batch=8, length=30)}, "train.length=30 is longer"),
         ({"refine": RefineSettings(steps=4, length=30)}, "refine.length=30 is longer"),
         ({"encoder": partial(MLPEncoder, width=3)}, "encoder: .*'width'"),
     ],
