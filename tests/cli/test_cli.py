@@ -453,8 +453,6 @@ def test_nan_in_the_data_stops_training_with_a_sentence(folder, capsys):
             ]
         )
         assert status == 1 and said in capsys.readouterr().err
-    batch = torch.load("runs/small/bad-batch.pt", weights_only=True)  # of the one that trained
-    assert batch["o"].isnan().any() and len(batch["o"]) == 64
 
 
 @pytest.fixture

@@ -216,7 +216,7 @@ def test_the_same_seed_gives_the_same_weights():
     assert torch.equal(*weights)
 
 
-def test_a_diverging_loss_stops_with_a_sentence():
+def test_a_diverging_loss_stops_with_a_sentence_and_keeps_its_batch(tmp_path):
     class Broken(LinearSystem):
         def sample(self, batch, length, generator=None):
             windows = super().sample(batch, length, generator)
@@ -224,13 +224,16 @@ def test_a_diverging_loss_stops_with_a_sentence():
                 windows.o * torch.nan, windows.a, windows.r, windows.terminated, windows.episode
             )
 
-    with pytest.raises(FloatingPointError, match="step 1"):
+    with pytest.raises(FloatingPointError, match="step 3.*bad-batch.pt has the batch"):
         train(
             world_model(2, 6),
             JointEmbeddingObjective(SIGReg(8)),
             Broken(),
             TrainSettings(steps=3, batch=8, length=3),
+            checkpoints=Checkpoints(tmp_path / "state"),
         )
+    kept = torch.load(tmp_path / "bad-batch.pt", weights_only=True)
+    assert kept["o"].isnan().all() and len(kept["o"]) == 8
 
 
 def test_training_logs_scalars():
