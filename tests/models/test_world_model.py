@@ -224,7 +224,7 @@ def test_a_diverging_loss_stops_with_a_sentence_and_keeps_its_batch(tmp_path):
                 windows.o * torch.nan, windows.a, windows.r, windows.terminated, windows.episode
             )
 
-    with pytest.raises(FloatingPointError, match="step 3.*bad-batch.pt has the batch"):
+    with pytest.raises(FloatingPointError, match=r"step 3.*bad-batch\.pt has the batch"):
         train(
             world_model(2, 6),
             JointEmbeddingObjective(SIGReg(8)),
