@@ -128,6 +128,7 @@ TINY += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [["env.id=Pendulum-v1"], ["experiment=cartpole_v1"]])
 def test_other_gymnasium_environments_go_through_the_same_commands(overrides, folder):
     small = [*overrides, *TINY, "planner.samples=16", "planner.elites=8", "planner.iterations=2"]
@@ -239,6 +240,7 @@ def test_collecting_again_extends_the_dataset(folder):
     assert dataset_info("data/small")["episodes"] == 20
 
 
+@pytest.mark.slow
 def test_resuming_collects_what_is_missing_and_trains_nothing_twice(folder, capsys):
     run("collect", "collect.episodes=4")
     assert run("collect", "resume=true") == 0 and dataset_info("data/small")["episodes"] == 16
@@ -532,6 +534,7 @@ def test_a_grid_on_the_command_line_lists_what_fails_and_the_rest_is_whole(folde
     assert run("train", "train.lr=1,2") == 1  # axes are a study's
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_leaves_the_run_before_it_whole(folder, capsys):
     run("collect"), run("train")
     made = folder / "runs" / "small"

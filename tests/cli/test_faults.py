@@ -166,6 +166,7 @@ ONLINE = """
 FROM_DATA = ["online.data=data", "online.pretrain=10"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [5, 60], ids=["on data", "acting"])
 def test_a_signal_ends_learning_from_reward_after_its_step(at, folder, monkeypatch, capsys):
     number, status = (signal.SIGINT, 130) if at == 5 else (signal.SIGTERM, 143)

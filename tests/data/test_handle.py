@@ -79,6 +79,7 @@ gjwm.collect("{}", episodes=1, length=3, workers=1, path="d")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env_id", "module"),
     [("Pendulum-v1", ""), ("corridor:Corridor-v0", CORRIDOR)],

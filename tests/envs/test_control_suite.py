@@ -340,6 +340,7 @@ for name, camera in (("reacher-easy", 0), ("quadruped-escape", 2), ("cartpole-sw
 """
 
 
+@pytest.mark.slow
 def test_the_faithful_renderer_draws_what_dm_control_draws():
     done = subprocess.run(
         [sys.executable, "-c", FAITHFUL], capture_output=True, text=True, timeout=300

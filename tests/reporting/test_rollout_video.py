@@ -158,6 +158,7 @@ def test_a_world_without_pictures_is_named(attempted):
         films_of(model, Task(TASK.env_id, {**SETTINGS, "size": 3}, None), details)
 
 
+@pytest.mark.slow
 def test_a_model_is_filmed_where_it_comes_from(tmp_path):
     model = model_of_states()
     model.origin = Origin(env_id="gjwm/two-room-v0", env_kwargs=SETTINGS, length=10)
