@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from PIL import Image
-from torch import Tensor
-from torch.library import define
+from torch import Tensor, library
 
 from gjwm.envs.common import (
     StackedFrames,
@@ -58,7 +57,7 @@ def _load_torchvision() -> None:
     except RuntimeError:
         schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         for name in ("nms", "qnms"):
-            define(f"torchvision::{name}", schema)
+            library.define(f"torchvision::{name}", schema)
         importlib.import_module("torchvision")
 
 

@@ -130,7 +130,7 @@ def fit(
     mode.
 
     A step whose loss or gradient is NaN or infinite is skipped: parameters, buffers and schedule
-    stay as they were. A fit fails after `BAD_STEPS` of them in a row, or when it would end on one.
+    stay as they were. A fit fails after `BAD_STEPS` of them in a row, or when no step was good.
 
     Under torch.distributed every process calls it with a loss of its own samples. Gradients and
     scalars are means over processes, first weights and saved states are the first process's; a bad
@@ -217,7 +217,7 @@ def fit(
                     for name, value in good.items():
                         spoiled[name].copy_(value)
                     skipped, row = skipped + 1, row + 1
-                    if row == BAD_STEPS or step == steps or not alone:
+                    if row == BAD_STEPS or skipped == step == steps or not alone:
                         raise FloatingPointError(
                             f"{str(error).rstrip('.')} at step {step} (bad steps in a row: {row}); "
                             f"lower the learning rate (now {optimiser.lr}) or look for NaN in the "
