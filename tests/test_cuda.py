@@ -4,7 +4,6 @@ no plan.
 
 import copy
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from gjwm.models.dynamics import (
     GaussianDynamics,
     LinearGaussianDynamics,
     MixtureDynamics,
-    with_static,
 )
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.heads import RewardHead
@@ -58,7 +56,7 @@ pytestmark = [
 DYNAMICS = {
     "deterministic": lambda: DeterministicDynamics(6, 2, hidden=32),
     "gaussian": lambda: GaussianDynamics(6, 2, hidden=32),
-    "static": lambda: with_static(partial(GaussianDynamics, hidden=32, activation="relu"), 6, 2, 2),
+    "relu": lambda: GaussianDynamics(6, 2, hidden=32, activation="relu"),
     "low-rank": lambda: GaussianDynamics(6, 2, hidden=32, covariance="low_rank", rank=2),
     "full": lambda: GaussianDynamics(6, 2, hidden=32, covariance="full"),
     "gru": lambda: GaussianDynamics(6, 2, hidden=32, backbone="gru"),

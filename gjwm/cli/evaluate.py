@@ -38,7 +38,7 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     # what cannot work is told before episodes are collected
     task.goals(settings, planner)
     cost = factory(cfg.cost, "cost")
-    check_cost(cost, model.reach is not None)
+    check_cost(cost, model.latent_dim, model.reach is not None)
     print("collecting held-out episodes", flush=True)
     episodes = held_out_episodes(task, settings, workers=cfg.collect.workers, notify=print)
     details = Details()

@@ -30,7 +30,7 @@ def run_command(cfg: DictConfig, command: str) -> None:
     check_refined(recipe)
     task_of(cfg).goals(evaluation_settings(cfg), instantiate(cfg.planner))
     cost = factory(cfg.cost, "cost")
-    check_cost(cost, recipe.reach.steps > 0)
+    check_cost(cost, recipe.latent_dim, recipe.reach.steps > 0)
     cfg.resume = True
     run, now = Path(cfg.run_dir), OmegaConf.to_container(cfg, resolve=True)
     with holding(run / "lock", wait=True):

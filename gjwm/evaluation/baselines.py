@@ -31,36 +31,23 @@ def open_loop_windows(z: Tensor, a: Tensor, horizon: int) -> tuple[Tensor, Tenso
     )
 
 
-def moving_latents(z: Tensor, static_dim: int) -> Tensor:
-    """z (..., D) without its last `static_dim` latents, which R² leaves out: they stay as they are,
-    so whoever copies them predicts them.
-    """
-    return z[..., : z.shape[-1] - static_dim]
+def total_variance(z: Tensor) -> float:
+    """What a squared error is compared with: the variance of z (E, T+1, D), summed over D."""
+    return float(z.flatten(0, 1).var(0).sum().clamp(min=1e-12))
 
 
-def moving_variance(z: Tensor, static_dim: int) -> float:
-    """What a squared error is compared with: the variance of z (E, T+1, D), summed over its moving
-    dimensions.
-    """
-    return float(moving_latents(z, static_dim).flatten(0, 1).var(0).sum().clamp(min=1e-12))
-
-
-def r2_by_horizon(
-    estimate: Tensor, target: Tensor, z: Tensor, static_dim: int = 0
-) -> dict[str, Any]:
-    """R² of moving latents per step with its 95% interval over episodes.
+def r2_by_horizon(estimate: Tensor, target: Tensor, z: Tensor) -> dict[str, Any]:
+    """R² of latents per step with its 95% interval over episodes.
 
     Args:
         estimate, target: (E, W, H, D), W windows of each of E episodes.
         z: (E, T+1, D), whose variance an error is compared with.
-        static_dim: how many of the last latents are left out.
 
     Returns:
         r2 (H), ci95 (2, H).
     """
-    error = moving_latents(estimate - target, static_dim).square().sum(-1)
-    error = error.mean(1).double().cpu().numpy()  # (E, H)
-    scale = moving_variance(z, static_dim)
+    error = (estimate - target).square().sum(-1).mean(1).double().cpu().numpy()  # (E, H)
+    scale = total_variance(z)
     low, high = ratio_interval(error, np.full_like(error, scale))
     return {
         "r2": (1 - error.mean(0) / scale).tolist(),
@@ -69,15 +56,12 @@ def r2_by_horizon(
 
 
 @torch.inference_mode()
-def linear_gaussian_report(
-    z: Tensor, a: Tensor, *, horizon: int, static_dim: int = 0
-) -> dict[str, Any]:
+def linear_gaussian_report(z: Tensor, a: Tensor, *, horizon: int) -> dict[str, Any]:
     """The best linear-Gaussian law of the same latents, fitted on the first half of the held-out
     episodes, scored on the rest.
 
     Args:
         z, a: latents (E, T+1, D) and actions (E, T, A), E >= 2.
-        static_dim: how many of the last latents R² leaves out, as that of the model does.
 
     Returns:
         r2_by_horizon and r2_ci95_by_horizon of its mean, open loop; skill_nats_per_dim of its
@@ -90,7 +74,7 @@ def linear_gaussian_report(
     truth, actions, _ = open_loop_windows(z[half:], a[half:], horizon)
     lead = truth.shape[:2]
     path = law.rollout(truth[:, :, 0].flatten(0, 1), actions.flatten(0, 1)).unflatten(0, lead)
-    scored = r2_by_horizon(path[:, :, 1:], truth[:, :, 1:], z, static_dim)
+    scored = r2_by_horizon(path[:, :, 1:], truth[:, :, 1:], z)
     one_step = law.predict(z[half:, :-1], a[half:])
     nll = -one_step.log_prob(z[half:, 1:]).mean().item() / z.shape[-1]
     return {
@@ -139,10 +123,10 @@ def noise_floor(
     lanes, error = np.arange(count), []
     for k, step in enumerate(play(envs, RecordedActor(np.stack(recorded)), o, horizon), 1):
         again = model.encode(torch.from_numpy(step.following).to(model.device))
-        difference = moving_latents(again - latents[lanes, np.add(starts, k)], model.static_dim)
+        difference = again - latents[lanes, np.add(starts, k)]
         error.append(difference.square().sum(-1).double().cpu().numpy())
     error = np.stack(error, 1)  # (E, H)
-    floor = 1 - error.mean(0) / (2 * moving_variance(latents, model.static_dim))
+    floor = 1 - error.mean(0) / (2 * total_variance(latents))
     known = [None if k < frame_stack - 1 else float(r2) for k, r2 in enumerate(floor, start=1)]
     return {
         "windows": count,

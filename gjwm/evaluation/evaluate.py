@@ -261,7 +261,7 @@ def evaluate(
             f"Evaluation(episodes={episodes})."
         )
     cost = usual_cost(model) if cost is None else cost
-    check_cost(cost, model.reach is not None)
+    check_cost(cost, model.latent_dim, model.reach is not None)
     task = Task.of(model, env_id, env_kwargs, behaviour)
     planner = task.default_planner() if planner is None else planner
     goals = task.goals(settings, planner)
@@ -317,9 +317,7 @@ def _prediction(
         "marginal": marginal_report(model, z, a, generator=_seeded(settings, model.device)),
     }
     ahead = report["prediction"]["horizon"]
-    report["prediction"]["linear_gaussian"] = linear_gaussian_report(
-        z, a, horizon=ahead, static_dim=model.static_dim
-    )
+    report["prediction"]["linear_gaussian"] = linear_gaussian_report(z, a, horizon=ahead)
     windows = min(NOISE_FLOOR_WINDOWS, len(episodes))
     with goal_lanes(task.env_id, task.env_kwargs, windows) as envs:
         report["prediction"]["noise_floor"] = noise_floor(

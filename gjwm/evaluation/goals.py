@@ -149,9 +149,9 @@ class RememberedPlans:
         self.agent.reset(mask)
 
 
-def check_cost(cost: CostOfGoals, reach: bool = True) -> None:
-    """Raise ValueError for what does not make a cost from goals, such as a finished cost, or asks
-    for a reach where there is none.
+def check_cost(cost: CostOfGoals, latent_dim: int, reach: bool = True) -> None:
+    """Raise ValueError for what does not make a cost from goals (B, latent_dim), such as a finished
+    cost, or asks for a reach where there is none.
     """
     asks = asks_for_reach(cost)
     try:
@@ -166,6 +166,8 @@ def check_cost(cost: CostOfGoals, reach: bool = True) -> None:
             "this cost asks for a reach and the model has none: train it with reach.steps=1500, or "
             "Recipe(reach=ReachSettings(steps=1500))."
         )
+    if not asks:
+        cost(torch.zeros(1, latent_dim))  # what does not fit these latents is told now
 
 
 def asks_for_reach(cost: CostOfGoals) -> bool:
@@ -181,7 +183,7 @@ def usual_cost(model: WorldModel) -> CostOfGoals:
 
 def cost_towards(goal: Tensor, cost: CostOfGoals, model: WorldModel) -> Cost:
     """The cost of reaching latents (B, D) of a model."""
-    check_cost(cost, model.reach is not None)
+    check_cost(cost, model.latent_dim, model.reach is not None)
     return cost(goal, reach=model.reach) if asks_for_reach(cost) else cost(goal)
 
 

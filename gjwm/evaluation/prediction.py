@@ -49,9 +49,8 @@ def prediction_report(
 
     Returns:
         r2_by_horizon: 1 - squared error / variance, per k, with r2_ci95_by_horizon, its ends (2, H)
-            by a bootstrap over episodes; copy_last_r2_by_horizon: the same for "nothing changes".
-            Of latents that move only: static ones, if the model has any, are predicted for free;
-        rank_accuracy (at `horizon`), rank_accuracy_by_horizon; skill_nats_per_dim: one step,
+            by a bootstrap over episodes; copy_last_r2_by_horizon: the same for "nothing changes";
+            rank_accuracy (at `horizon`), rank_accuracy_by_horizon; skill_nats_per_dim: one step,
         against a Gaussian with z's own mean and variance per dimension;
         skill_copy_last_nats_per_dim: a Gaussian around the last latent with the best constant
         variance;
@@ -63,9 +62,9 @@ def prediction_report(
         model.rollout(z[:, s], actions[:, w], past=past_of(z, a, s)) for w, s in enumerate(starts)
     ]
     predicted = torch.stack(rolled, 1)
-    scored = r2_by_horizon(predicted[:, :, 1:], truth[:, :, 1:], z, model.static_dim)
+    scored = r2_by_horizon(predicted[:, :, 1:], truth[:, :, 1:], z)
     copy = truth[:, :, :1].expand_as(truth[:, :, 1:])
-    copied = r2_by_horizon(copy, truth[:, :, 1:], z, model.static_dim)
+    copied = r2_by_horizon(copy, truth[:, :, 1:], z)
     truth, predicted = truth.flatten(0, 1), predicted.flatten(0, 1)
 
     def rank_accuracy(k: int) -> float:

@@ -96,10 +96,6 @@ class WorldModel(nn.Module):
         return self.dynamics.action_dim
 
     @property
-    def static_dim(self) -> int:
-        return self.dynamics.static_dim
-
-    @property
     def members(self) -> int:
         return self.dynamics.members
 
@@ -224,13 +220,6 @@ class WorldModel(nn.Module):
             scalars: "loss" (to minimise), the objective's, "one_step", "open_loop", "nll" (of the
                 spread), and one per head.
         """
-        static_dim = getattr(objective, "static_dim", 0)
-        if static_dim != self.dynamics.static_dim:
-            raise ValueError(
-                f"the objective's static_dim is {static_dim} and that of "
-                f"{type(self.dynamics).__name__} is {self.dynamics.static_dim}: build the dynamics "
-                "by gjwm.models.dynamics.with_static, with the objective's."
-            )
         z = self.encode(batch.o)  # (B, T+1, D)
         z_next = z[:, 1:]
         z_hat = self.dynamics.training_means(z, batch.a)

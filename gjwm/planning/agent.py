@@ -332,8 +332,6 @@ def _check_particles(model: WorldModel) -> None:
     law = law.base if isinstance(law, TailedPrediction) else law
     if model.dynamics.has_memory:
         reason = "have a memory"
-    elif model.dynamics.static_dim:
-        reason = "keep some latents as they are"
     elif type(law) is not Prediction:
         reason = f"predict a {type(law).__name__}"
     else:

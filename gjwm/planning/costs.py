@@ -7,6 +7,7 @@ this module look at their spread."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -32,16 +33,30 @@ class GoalCost:
         nearest: weight of min_h d_h, over h = 1..H, with d_h = |z_h - goal|^2 / D.
         mean: weight of mean_h d_h.
         final: weight of d_H.
+        last: S, compare the last S latents alone, such as a model's slow ones (`slow_dim`), where
+            a goal is about what they show; None: all.
     """
 
     def __init__(
-        self, goal: Tensor, *, nearest: float = 1.0, mean: float = 0.1, final: float = 0.0
+        self,
+        goal: Tensor,
+        *,
+        nearest: float = 1.0,
+        mean: float = 0.1,
+        final: float = 0.0,
+        last: int | None = None,
     ):
         if goal.dim() != 2:
             raise ValueError(
                 f"{type(self).__name__} expects one goal per env (B, D), got {tuple(goal.shape)}."
             )
+        if last is not None and not (isinstance(last, int) and 0 < last <= goal.shape[-1]):
+            raise ValueError(
+                f"{type(self).__name__} compares the last 1 to {goal.shape[-1]} latents of these "
+                f"goals, got last={last}."
+            )
         self.goal, self.nearest, self.mean, self.final = goal, nearest, mean, final
+        self.first = 0 if last is None else goal.shape[-1] - last  # of those compared
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
         d = self.distance(z[..., 1:, :], self._goal_beside(z))  # (B, N, [P,] H)
@@ -52,7 +67,7 @@ class GoalCost:
 
     def distance(self, z: Tensor, goal: Tensor) -> Tensor:
         """z (B, N, [P,] H, D), goal broadcast against it -> (B, N, [P,] H)."""
-        return (z - goal).square().mean(-1)
+        return (z[..., self.first :] - goal[..., self.first :]).square().mean(-1)
 
     def _goal_beside(self, z: Tensor) -> Tensor:
         """The goals, to be broadcast against z (B, N, [P,] H+1, D)."""
@@ -176,9 +191,9 @@ class RiskCost:
         self.cost, self.kappa = cost, kappa
 
     @classmethod
-    def to_goal(cls, goal: Tensor, *, kappa: float = 1.0, **weights: float) -> RiskCost:
-        """Of a `GoalCost` with these weights: goal (B, D)."""
-        return cls(GoalCost(goal, **weights), kappa=kappa)
+    def to_goal(cls, goal: Tensor, *, kappa: float = 1.0, **goal_cost: Any) -> RiskCost:
+        """Of a `GoalCost` with these arguments: goal (B, D)."""
+        return cls(GoalCost(goal, **goal_cost), kappa=kappa)
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
         c = per_particle(self.cost, z, a)

@@ -283,7 +283,7 @@ def film_attempts(
     planner = task.default_planner() if planner is None else planner
     goals = task.goals(settings, planner)
     cost = usual_cost(model) if cost is None else cost
-    check_cost(cost, model.reach is not None)
+    check_cost(cost, model.latent_dim, model.reach is not None)
     settings = replace(settings, pairs=count, episodes=max(count, readout_episodes, 8))
     episodes = held_out_episodes(task, settings, workers=workers)
     details = attempt(model, task, settings, episodes, goals, planner, cost)

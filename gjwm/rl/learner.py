@@ -17,7 +17,6 @@ from torch import Generator, Tensor, nn
 
 from gjwm._core import draws
 from gjwm._core.types import Batch
-from gjwm.models.dynamics import StaticLatents
 from gjwm.models.world_model import WorldModel
 from gjwm.objectives import EpisodeObjective, JointEmbeddingObjective
 from gjwm.objectives.losses import weighted_sum
@@ -83,11 +82,11 @@ class RewardLearner:
                 f"clone={settings.clone} and expansion={settings.expansion} are for a policy and "
                 "its values, which this model lacks: use 0."
             )
-        if isinstance(objective, EpisodeObjective) or isinstance(model.dynamics, StaticLatents):
+        if isinstance(objective, EpisodeObjective):
             raise ValueError(
-                "law='within' and static latents compare two windows of one episode, which the "
+                "law='within' and slow latents compare two windows of one episode, which the "
                 "windows of acting need not hold: learn from reward with objective.law=marginal "
-                "and objective.static_dim=0."
+                "and objective.slow_dim=0."
             )
         self.model, self.objective = model, objective.to(model.device)
         self.settings = settings

@@ -17,7 +17,7 @@ from gjwm._core.settings import (
     Positive,
     Settings,
 )
-from gjwm.models.dynamics import Dynamics, GaussianDynamics, with_static
+from gjwm.models.dynamics import Dynamics, GaussianDynamics
 from gjwm.objectives import SIGReg
 
 
@@ -29,8 +29,8 @@ class ObjectiveSettings(Settings):
     lam: NonNegative = 5.0
     detach_target: bool = False
     law: Literal["marginal", "within"] = "marginal"
-    static_dim: Natural = 0
-    static_weight: NonNegative = 4.0
+    slow_dim: Natural = 0
+    slow_weight: NonNegative = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +154,17 @@ class ModelRecipe(Settings):
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     seed: Natural = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.objective.slow_dim >= self.latent_dim:
+            raise ValueError(
+                f"objective.slow_dim={self.objective.slow_dim} must be below "
+                f"latent_dim={self.latent_dim}, or no latents are left to the rest."
+            )
+
     def make_dynamics(self, name: str, factory: Factory, action_dim: int) -> Dynamics:
         """Dynamics of this recipe's latents; `name` is that of the setting."""
-        return with_static(
-            partial(made, name, factory), self.latent_dim, action_dim, self.objective.static_dim
-        )
+        return made(name, factory, latent_dim=self.latent_dim, action_dim=action_dim)
 
     def plain(self) -> dict[str, Any]:
         """All settings as plain data, factories by the names of their classes."""

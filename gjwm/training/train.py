@@ -62,12 +62,12 @@ def check_batches(
         )
     if pairs and processes > 1:
         raise ValueError(
-            "law='within' and static latents compare two windows of one episode, which "
+            "law='within' and slow latents compare two windows of one episode, which "
             f"{processes} processes would hold apart: train them without torchrun."
         )
     if pairs and (episodes is None or episodes >= batch):
         raise ValueError(
-            "law='within' and static latents compare two windows of one episode, and batches of "
+            "law='within' and slow latents compare two windows of one episode, and batches of "
             f"{batch} from {'all' if episodes is None else episodes} episodes may hold none: set "
             "train.episodes to half the batch."
         )

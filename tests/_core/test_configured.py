@@ -14,7 +14,6 @@ from torch import nn
 from gjwm._core import configured
 from gjwm._core.configured import Configured, describe, load_weights, rebuild
 from gjwm.models import EnsembleDynamics, GaussianDynamics, MLPEncoder
-from gjwm.models.dynamics import with_static
 
 
 class Base(Configured, nn.Module):
@@ -53,7 +52,7 @@ def test_the_config_holds_arguments_and_defaults_of_all_classes_that_get_them():
     [
         MLPEncoder((3,), 4, hidden=(8,)),
         GaussianDynamics(4, 2, hidden=8, backbone="gru", memory_width=4),
-        with_static(EnsembleDynamics, 4, 2, 1),
+        EnsembleDynamics(4, 2, members=2, hidden=8),
     ],
 )
 def test_a_description_builds_the_same_module(module):

@@ -614,14 +614,14 @@ def test_refining_may_change_until_there_is_a_model(folder, capsys):
         ("refine.batch=0", "refine.batch must be a whole number, at least 1, got 0"),
         ("refine.lr=-1", "refine.lr must be a number, above 0, got -1"),
         ("refine.dynamics=ensemble", "such as +dynamics@refine.dynamics=ensemble, got 'ensemble'"),
-        ("objective.static_dim=2", "set train.episodes to half the batch"),
+        ("objective.slow_dim=2", "set train.episodes to half the batch"),
         (
-            "objective.static_dim=null",
-            "static_dim must be a whole number, at least 0, got None",
+            "objective.slow_dim=null",
+            "slow_dim must be a whole number, at least 0, got None",
         ),
         (
-            "objective.static_weight=nan",
-            "static_weight must be a number, at least 0, got nan",
+            "objective.slow_weight=nan",
+            "slow_weight must be a number, at least 0, got nan",
         ),
     ):
         assert run("train", wrong) == 1  # before anything is trained

@@ -357,7 +357,7 @@ REFUSED = {
         ("encoder._target_=gjwm.models.GaussianDynamics", "encoder: GaussianDynamics.__init__()"),
         ("planner.samples=abc", "planner.samples must be a whole number, got 'abc'"),
         ("objective.law=within", "set train.episodes to half the batch"),
-        ("objective.static_dim=40 train.episodes=8", "expected 0 <= static_dim < latent_dim=4"),
+        ("objective.slow_dim=40 train.episodes=8", "slow_dim=40 must be below latent_dim=4"),
         ("train.lr", "expected NAME=VALUE, got 'train.lr'"),
         ("train.lr=[1", "the value of 'train.lr=[1' cannot be read"),
         ("train=3", "train is a group of settings: train.KEY=VALUE sets one, train=NAME"),

@@ -103,31 +103,6 @@ def test_collapsed_latents_show_no_skill():
         assert report["variance_per_dim"] < 1e-9
 
 
-class WithStatic(Known):
-    """Two further latents that stay as they are, and a believed path that ends up `off` them."""
-
-    static_dim = 2
-
-    def __init__(self, off=0.0):
-        super().__init__()
-        self.latent_dim, self.off = 5, off
-
-    def _step(self, z, inputs, context):
-        return torch.cat([0.9 * z[..., :3] + inputs, z[..., 3:] + self.off], -1)
-
-
-def test_r2_judges_what_moves_alone():
-    z, a = known_trajectories()
-    alone = prediction_report(Known(), z, a, horizon=6, generator=g())
-    layout = 5 * torch.randn(len(z), 1, 2, generator=g(7)).expand(-1, z.shape[1], -1)
-    for off in (0.0, 1.0):  # neither what is got for free counts nor what is lost there
-        beside = prediction_report(
-            WithStatic(off), torch.cat([z, layout], -1), a, horizon=6, generator=g()
-        )
-        for name in ("r2_by_horizon", "r2_ci95_by_horizon", "copy_last_r2_by_horizon"):
-            np.testing.assert_allclose(beside[name], alone[name], atol=1e-6)
-
-
 def test_particles_of_the_true_law_are_calibrated_and_of_a_false_one_are_not():
     z, a = known_trajectories()
     options = dict(horizons=(5,), particles=200, generator=g(9))

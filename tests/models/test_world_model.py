@@ -505,7 +505,7 @@ def test_refining_stops_at_a_loss_that_is_no_number_and_keeps_the_weights():
 def test_windows_of_one_episode_are_made_sure_of_before_training():
     for objective in (
         make_objective(SIGReg(), law="within"),
-        make_objective(SIGReg(), static_dim=1),
+        make_objective(SIGReg(), slow_dim=1),
     ):
         for episodes in (None, 8):
             with pytest.raises(ValueError, match="to half the batch"):
@@ -515,12 +515,6 @@ def test_windows_of_one_episode_are_made_sure_of_before_training():
                     LinearSystem(),
                     TrainSettings(steps=1, batch=8, episodes=episodes),
                 )
-
-
-def test_an_objective_and_dynamics_that_disagree_on_static_latents_are_refused():
-    batch = LinearSystem(3).sample(16, 4, g())
-    with pytest.raises(ValueError, match="static_dim is 2 and that of GaussianDynamics is 0"):
-        world_model().loss(batch, make_objective(SIGReg(16), static_dim=2))
 
 
 class Spoiled:

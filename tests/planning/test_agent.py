@@ -14,7 +14,6 @@ from gjwm.models.dynamics import (
     GaussianDynamics,
     LinearGaussianDynamics,
     MixtureDynamics,
-    StaticLatents,
 )
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.models.world_model import WorldModel
@@ -275,7 +274,6 @@ def test_particles_share_their_noise_between_candidates_and_follow_the_model():
             "LowRankPrediction",
         ),
         (lambda: GaussianDynamics(4, 2, hidden=16, backbone="gru", memory_width=8), "memory"),
-        (lambda: StaticLatents(GaussianDynamics(3, 3, hidden=16), 1), "StaticLatents keep"),
     ],
 )
 def test_particles_of_other_laws_are_refused_and_the_models_own_samples_take_their_place(
@@ -480,22 +478,18 @@ def test_pictures_of_another_dtype_are_refused_as_goals_and_observations():
 
 def test_an_ensemble_is_planned_on_its_members_own_paths():
     torch.manual_seed(0)
-    inside = EnsembleDynamics(3, 3, members=3, hidden=16, std_hidden=8)
-    for dynamics in (
-        EnsembleDynamics(4, 2, members=3, hidden=16, std_hidden=8),
-        StaticLatents(inside, 1),
-    ):
-        world_model = WorldModel(MLPEncoder((3,), 4, hidden=(16,)), dynamics).eval()
-        cost = GoalCost(torch.zeros(1, 4))
-        agent = MPCAgent(world_model, Counting(), cost, horizon=3)
-        o, a = torch.randn(2, 3, generator=g()), torch.randn(2, 5, 3, 2, generator=g(1))
-        agent.act(o)
-        with torch.no_grad():
-            z0 = world_model.encode(o)
-            paths = agent.imagine(z0, a)
-            torch.testing.assert_close(paths, dynamics.rollout_members(z0, a))
-            each = torch.stack([cost(paths[:, :, m], a) for m in range(3)], -1)
-            torch.testing.assert_close(cost(paths, a), each.mean(-1))
+    dynamics = EnsembleDynamics(4, 2, members=3, hidden=16, std_hidden=8)
+    world_model = WorldModel(MLPEncoder((3,), 4, hidden=(16,)), dynamics).eval()
+    cost = GoalCost(torch.zeros(1, 4))
+    agent = MPCAgent(world_model, Counting(), cost, horizon=3)
+    o, a = torch.randn(2, 3, generator=g()), torch.randn(2, 5, 3, 2, generator=g(1))
+    agent.act(o)
+    with torch.no_grad():
+        z0 = world_model.encode(o)
+        paths = agent.imagine(z0, a)
+        torch.testing.assert_close(paths, dynamics.rollout_members(z0, a))
+        each = torch.stack([cost(paths[:, :, m], a) for m in range(3)], -1)
+        torch.testing.assert_close(cost(paths, a), each.mean(-1))
 
 
 @pytest.mark.slow

@@ -30,6 +30,16 @@ def test_goal_cost_by_hand():
         GoalCost(torch.zeros(3))
 
 
+def test_the_last_latents_can_count_alone():
+    z = torch.tensor([[[[9.0, 9.0, 9.0], [7.0, 1.0, 3.0], [8.0, 2.0, 1.0]]]])
+    goal, a = torch.tensor([[1.0, 1.0, 1.0]]), torch.zeros(1, 1, 2, 1)
+    alone = GoalCost(goal[:, 1:], mean=0.1)(z[..., 1:], a)
+    torch.testing.assert_close(GoalCost(goal, mean=0.1, last=2)(z, a), alone)
+    for wrong in (0, 4, 1.5):
+        with pytest.raises(ValueError, match=f"last 1 to 3 latents.*got last={wrong}"):
+            GoalCost(goal, last=wrong)
+
+
 def test_reach_counts_the_slow_direction_more():
     reach = Reach(2, 2)
     reach.net = torch.nn.Identity()

@@ -7,7 +7,6 @@ import json
 import math
 import runpy
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -26,11 +25,11 @@ from gjwm.cli.online import reward_recipe
 from gjwm.data.acting import HoldActor, Moment, RandomActor
 from gjwm.data.dataset import dataset_info
 from gjwm.data.replay import ReplayBuffer
-from gjwm.models.dynamics import EnsembleDynamics, GaussianDynamics, with_static
+from gjwm.models.dynamics import EnsembleDynamics, GaussianDynamics
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.heads import RewardHead, TerminationHead
 from gjwm.models.world_model import WorldModel
-from gjwm.objectives import JointEmbeddingObjective, SIGReg
+from gjwm.objectives import JointEmbeddingObjective, SIGReg, make_objective
 from gjwm.planning import ICEM, MPPI
 from gjwm.planning.agent import reward_agent
 from gjwm.reporting.logging import RunLogger
@@ -309,8 +308,8 @@ def test_what_a_learner_cannot_use_is_one_sentence():
     for wrong in ({"clone": 0.1}, {"expansion": 2}):
         with pytest.raises(ValueError, match="which this model lacks"):
             learner(heads=("reward",), **wrong)
-    with pytest.raises(ValueError, match="static latents compare two windows"):
-        learner(dynamics=with_static(partial(GaussianDynamics, hidden=8), 4, 1, 2))
+    with pytest.raises(ValueError, match="slow latents compare two windows"):
+        RewardLearner(learner().model, make_objective(SIGReg(16), slow_dim=2), LearnerSettings())
     with pytest.raises(ValueError, match="discount"):
         learner(discount=1.5)
     with pytest.raises(ValueError, match="expansion"):

@@ -8,7 +8,6 @@ gaussian.py     DeterministicDynamics, GaussianDynamics
 ensemble.py     EnsembleDynamics
 mixture.py      MixtureDynamics
 linear.py       LinearGaussianDynamics
-static.py       StaticLatents, around any of them: latents that an episode keeps
 """
 
 from gjwm.models.dynamics.base import Dynamics as Dynamics
@@ -26,5 +25,3 @@ from gjwm.models.dynamics.prediction import Prediction as Prediction
 from gjwm.models.dynamics.prediction import TailedPrediction as TailedPrediction
 from gjwm.models.dynamics.prediction import beta_nll as beta_nll
 from gjwm.models.dynamics.prediction import gaussian_crps as gaussian_crps
-from gjwm.models.dynamics.static import StaticLatents as StaticLatents
-from gjwm.models.dynamics.static import with_static as with_static

@@ -26,7 +26,6 @@ class Dynamics(Configured, nn.Module):
     """
 
     branches = False  # whether the law has several modes, which particles must not be moved off
-    static_dim = 0  # how many of the last latents stay as they are, see `StaticLatents`
     members = 1  # networks whose paths `EnsembleDynamics.rollout_members` tells apart
 
     def __init__(self, latent_dim: int, action_dim: int):

@@ -98,12 +98,6 @@ class Prediction:
             return self
         return TailedPrediction(self.mean, self.variance, self, ratio)
 
-    def extended(self, mean: Tensor, variance: Tensor) -> Prediction:
-        """The law of (..., D + S) whose last S dimensions are independent Gaussians, (..., S)."""
-        return Prediction(
-            torch.cat([self.mean, mean], -1), torch.cat([self.variance, variance], -1)
-        )
-
     def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
         """The same law with `change` applied to each of its tensors, such as one that reshapes
         leading axes.
@@ -203,9 +197,6 @@ class TailedPrediction(Prediction):
             )
         return self
 
-    def extended(self, mean: Tensor, variance: Tensor) -> Prediction:
-        return self.base.extended(mean, variance).tailed(self.ratio)
-
     def map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
         return self.base.map(change).tailed(self.ratio)
 
@@ -246,12 +237,6 @@ class FullPrediction(Prediction):
             scale_tril=self.scale_tril * _along(scale, -1),
         )
 
-    def extended(self, mean: Tensor, variance: Tensor) -> FullPrediction:
-        d, s = self.mean.shape[-1], mean.shape[-1]
-        factor = torch.nn.functional.pad(self.scale_tril, (0, s, 0, s))
-        factor.diagonal(dim1=-2, dim2=-1)[..., d:] = variance.sqrt()
-        return FullPrediction.of(torch.cat([self.mean, mean], -1), factor)
-
 
 @dataclass(frozen=True)
 class LowRankPrediction(Prediction):
@@ -290,13 +275,6 @@ class LowRankPrediction(Prediction):
             variance=self.variance * square,
             own=self.own * square,
             factor=self.factor * _along(scale, -1),
-        )
-
-    def extended(self, mean: Tensor, variance: Tensor) -> LowRankPrediction:
-        return LowRankPrediction.of(
-            torch.cat([self.mean, mean], -1),
-            torch.cat([self.own, variance], -1),
-            torch.nn.functional.pad(self.factor, (0, 0, 0, mean.shape[-1])),
         )
 
 
@@ -402,16 +380,6 @@ class MixturePrediction(Prediction):
             log_weights=torch.cat([self.log_weights + math.log(w) for w, _ in scales], -1),
             means=torch.cat([self.means for _ in scales], -2),
             variances=torch.cat([self.variances * s * s for _, s in scales], -2),
-        )
-
-    def extended(self, mean: Tensor, variance: Tensor) -> MixturePrediction:
-        def alike(x: Tensor) -> Tensor:
-            return x[..., None, :].expand(*self.means.shape[:-1], -1)
-
-        return type(self).of(
-            self.log_weights,
-            torch.cat([self.means, alike(mean)], -1),
-            torch.cat([self.variances, alike(variance)], -1),
         )
 
 

@@ -1,19 +1,13 @@
 """Claims about Gaussian and deterministic latent dynamics, their rollouts and their spread."""
 
-from functools import partial
-
 import pytest
 import torch
 
-from gjwm._core.configured import describe, rebuild
 from gjwm.models.dynamics import (
     DeterministicDynamics,
-    EnsembleDynamics,
     GaussianDynamics,
-    MixtureDynamics,
     Prediction,
     beta_nll,
-    with_static,
 )
 
 
@@ -222,57 +216,6 @@ def test_a_forecast_has_the_exact_first_step_and_the_particles_moments_after(dyn
     path = dynamics.rollout(z0, a, 8, torch.Generator().manual_seed(0))
     torch.testing.assert_close(law.mean[:, 3], path[:, :, 4].mean(1))
     torch.testing.assert_close(law.variance[:, 3], path[:, :, 4].var(1))
-
-
-@pytest.mark.parametrize("kind", [GaussianDynamics, partial(EnsembleDynamics, members=3)])
-def test_static_latents_leave_the_first_weights_of_actions_as_large_as_they_were(kind):
-    torch.manual_seed(0)
-    plain = kind(latent_dim=24, action_dim=2)
-    inside = with_static(kind, 24, 2, 8).dynamics
-    weight, before = inside.from_action.weight, plain.from_action.weight
-    if weight.dim() == 2:  # (hidden, A + S); an ensemble's are (M, A + S, hidden)
-        weight, before = weight.T, before.T
-    assert weight[..., :2, :].std().item() == pytest.approx(before.std().item(), rel=0.1)
-    static, latent = weight[..., 2:, :].std().item(), plain.from_latent.weight.std().item()
-    assert static == pytest.approx(latent, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    "kind", [GaussianDynamics, DeterministicDynamics, MixtureDynamics, EnsembleDynamics]
-)
-def test_static_latents_stay_as_they_are_and_are_read(kind):
-    torch.manual_seed(0)
-    dynamics = with_static(partial(kind, hidden=16), 5, 2, 2)
-    z, a = randn(3, 5), randn(3, 4, 2, seed=1)
-    path = dynamics.rollout(z, a)
-    assert torch.equal(path[..., 3:], z[:, None, 3:].expand(3, 5, 2))
-    generator = torch.Generator().manual_seed(2)
-    # their spread is noise of the encoder, and no walk
-    particles = dynamics.rollout(z, a, 6, generator)
-    assert (
-        torch.equal(particles[..., 3:], z[:, None, None, 3:].expand(3, 6, 5, 2))
-        and particles[..., :3].std(1).max() > 0.1
-    )
-    forecast = dynamics.forecast(z, a, particles=64, generator=generator)
-    one_step = dynamics.predict(z, a[:, 0])
-    torch.testing.assert_close(forecast.mean[:, :, 3:], z[:, None, 3:].expand(3, 4, 2))
-    torch.testing.assert_close(one_step.mean[:, 3:], z[:, 3:])
-    if kind is not MixtureDynamics:  # whose particles each have a spread of their own
-        spread = one_step.variance[:, None, 3:].expand(3, 4, 2)
-        torch.testing.assert_close(
-            forecast.variance[:, :, 3:],
-            spread,
-            atol=0,
-            rtol=0.3 if kind is EnsembleDynamics else 1e-5,
-        )
-    other = torch.cat([z[:, :3], z[:, 3:] + 1], -1)
-    assert not torch.allclose(dynamics.rollout(other, a)[:, 1:, :3], path[:, 1:, :3])
-    again = rebuild(describe(dynamics), "here")
-    assert again.static_dim == 2 and isinstance(again.dynamics, kind)
-    again.load_state_dict(dynamics.state_dict())
-    assert torch.equal(again.rollout(z, a), path)
-    with pytest.raises(ValueError, match="static_dim < latent_dim=5"):
-        with_static(kind, 5, 2, 5)
 
 
 def test_the_activation_is_the_means():
