@@ -383,6 +383,7 @@ REFUSED = {
         ("name=r dataset=data/r train.batch=-1", "train.batch must be a whole number"),
         ("name=r dataset=data/r collect.workers=-1", "collect.workers must be null or a whole"),
         ("name=r dataset=data/r video.fps=0", "video.fps must be a whole number"),
+        ("name=r dataset=data/r cost.last=40", "the last 1 to 4 latents of these goals, got"),
     ],
     "study": [
         ("study.jobs=0", "study.jobs must be null or a whole number, 1 or more, got 0"),
