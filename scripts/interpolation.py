@@ -22,9 +22,9 @@ import torch
 
 from gjwm.data.dataset import read_episodes
 from gjwm.evaluation.prediction import encode_episodes
+from gjwm.models.decoder import decoder_of
 from gjwm.models.interpolation import linear, slerp, variance_preserving
 from gjwm.models.world_model import WorldModel
-from gjwm.training.run import decoder_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -47,6 +47,7 @@ RANK = {room: i for i, row in enumerate(ROWS) for room in row}
 # Heavy or replaceable dependencies live behind one door each: package -> rooms or modules.
 DOORS = {
     "wandb": {"gjwm.reporting.logging"},
+    "tensorboard": {"gjwm.reporting.logging"},
     "imageio": {"gjwm._core.video"},
     "matplotlib": set(),  # scripts may draw with it, the library draws its own pages
     "hydra": {"gjwm.cli"},
@@ -158,6 +159,14 @@ def test_the_library_imports_without_simulators_loggers_and_films():
     code = f"import sys, {', '.join(library)}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("use", ["import gjwm", "import gjwm.cli.app as a; a.main(['--help'])"])
+def test_loggers_simulators_and_films_are_imported_only_when_used(use):
+    heavy = ["wandb", "tensorboard", "imageio", "dm_control", "mujoco", "huggingface_hub"]
+    code = f"import sys; {use}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 
 # -- what is declared and what is public -----------------------------------------------------------

@@ -1,11 +1,10 @@
-"""Frames to files. The only module that imports imageio."""
+"""Frames to files. The only module that imports imageio, and only when it is used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -93,6 +92,8 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality
     if path.suffix == ".mp4":
         if frames.shape[1] % 2 or frames.shape[2] % 2:
             raise ValueError(f"h264 needs an even height and width, got {frames.shape[1:3]}.")
+        import imageio.v3 as iio
+
         iio.imwrite(
             partial,
             frames,
@@ -143,6 +144,8 @@ def read_video(path: str | Path) -> Iterator[np.ndarray]:
     Raises:
         ValueError: when the file is missing or no film.
     """
+    import imageio.v3 as iio
+
     try:
         yield from iio.imiter(path, plugin="FFMPEG")
     except (OSError, RuntimeError) as error:

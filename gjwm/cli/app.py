@@ -1,7 +1,8 @@
 """`gjwm COMMAND key=value ...`: from a command line to an exit status.
 
-The commands are modules of `gjwm.cli`. Each but `data` gets `configs/config.yaml`, composed with
-the overrides, and works in one folder, runs/<name>/, with the resolved config beside what it made.
+The commands are modules of `gjwm.cli`. Each but `data` and `play` gets `configs/config.yaml`,
+composed with the overrides, and works in one folder, runs/<name>/, with the resolved config beside
+what it made.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from gjwm.cli.data import data_command
 from gjwm.cli.evaluate import evaluate_command, report_command
 from gjwm.cli.help import help_of
 from gjwm.cli.online import online_command
+from gjwm.cli.play import play_command, play_help
 from gjwm.cli.run import run_command
 from gjwm.cli.study import study_command
 from gjwm.cli.train import train_command
 from gjwm.cli.video import video_command
+from gjwm.models.pretrained import shipped
 from gjwm.training.processes import Processes
 from gjwm.training.run import RunFolderError, sole_process
 from gjwm.training.settings import ComponentError
@@ -45,10 +48,16 @@ COMMANDS: dict[str, Callable[[DictConfig, str], None]] = {
     "run": run_command,
     "study": study_command,
 }
+# those without a configuration: what they do, and their help
+PLAIN: dict[str, tuple[Callable[[Sequence[str]], int], Callable[[], str]]] = {
+    "play": (play_command, play_help),
+    "data": (data_command, lambda: DATA_USAGE),
+}
 
 
 USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
        gjwm COMMAND --help    its settings, with defaults and meaning
+       gjwm play {"|".join(shipped())} [key=value ...]
        gjwm data info|verify|convert DATASET ...
 
   collect    gather episodes into data/<task>
@@ -59,6 +68,7 @@ USAGE = f"""usage: gjwm {"|".join(COMMANDS)} [key=value ...]
   video      write runs/<name>/videos/goals.mp4 and grid.mp4
   run        collect, train and evaluate, going on with what is there
   study      that for several seeds and any grid of settings: study.seeds=[0,1,2] objective.lam=1,5
+  play       plan to a few goals with a small model that is here already, and film it
   data       look into a dataset, check every byte of it, or bring one of another format in
 
 Common overrides: name=...  seed=...  objective.lam=0  logger.wandb=disabled
@@ -89,15 +99,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or (HELP & set(arguments) and arguments[0] not in COMMANDS):
-        print(USAGE if arguments[:1] != ["data"] else DATA_USAGE)
+        print(PLAIN[arguments[0]][1]() if arguments and arguments[0] in PLAIN else USAGE)
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)
         return 0
     command = COMMANDS.get(arguments[0])
-    if command is None and arguments[0] != "data":
+    if command is None and arguments[0] not in PLAIN:
         print(
-            f"gjwm: unknown command {arguments[0]!r}; choose one of {', '.join(COMMANDS)}, data.",
+            f"gjwm: unknown command {arguments[0]!r}; choose one of "
+            f"{', '.join([*COMMANDS, *PLAIN])}.",
             file=sys.stderr,
         )
         return 2
@@ -152,10 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], command: Callable[[DictConfig, str], None] | None) -> int:
-    """`command`, or `gjwm data` where there is none -> exit status."""
+    """`command`, or one without a configuration where there is none -> exit status."""
     name, *words = arguments
     if command is None:
-        return data_command(words)
+        return PLAIN[name][0](words)
     settings = [text for text in words if text not in HELP]
     if command is study_command:
         settings = split_sweep(settings)[1]

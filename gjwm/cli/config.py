@@ -176,6 +176,7 @@ _KINDS = {
     "compress": bool,
     "storage": Literal[STORAGES],
     "logger.wandb": Literal[MODES],
+    "logger.tensorboard": bool,
     "logger.project": str,
     "logger.every": Count,
     "collect.episodes": Count,

@@ -19,11 +19,12 @@ from gjwm.evaluation import Details, Evaluation, evaluate, held_out_episodes
 from gjwm.evaluation.evaluate import Task
 from gjwm.evaluation.goals import check_cost
 from gjwm.evaluation.verdict import judge
+from gjwm.models.decoder import decoder_of
 from gjwm.models.world_model import WorldModel, load_payload
 from gjwm.reporting import ARRAYS, EVALUATION, GALLERY, save_arrays, write_report
 from gjwm.reporting.films import films_of, gallery
 from gjwm.reporting.logging import log_results
-from gjwm.training.run import decoder_of, write_json
+from gjwm.training.run import write_json
 
 
 def evaluate_command(cfg: DictConfig, command: str) -> None:

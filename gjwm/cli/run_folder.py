@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.fit import Log
 from gjwm.reporting import LiveReport
-from gjwm.reporting.logging import RunLogger
+from gjwm.reporting.logging import RunLogger, check_tensorboard
 from gjwm.training.run import RETURNS, Run
 
 
 def run_of(cfg: DictConfig, command: str, **options: Any) -> Run:
     """cfg.run_dir; `options` as `Run` takes them."""
+    check_tensorboard(cfg.logger.tensorboard)
 
     @contextmanager
     def logging(steps: int, after: int | None) -> Iterator[Log]:
@@ -62,6 +63,7 @@ def logging_into(
             name=cfg.name,
             config=OmegaConf.to_container(cfg, resolve=True),
             resume_after=after,
+            tensorboard=cfg.logger.tensorboard,
         ) as logger,
     ):
         yield logger, live

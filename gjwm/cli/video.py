@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 from gjwm._core.video import check_suffix
 from gjwm.cli.config import factory, import_parts
 from gjwm.cli.evaluate import evaluation_settings, task_of
+from gjwm.models.decoder import decoder_of
 from gjwm.models.world_model import WorldModel
 from gjwm.reporting.films import film_attempts, goals_video, grid_video
 from gjwm.reporting.logging import log_results
-from gjwm.training.run import decoder_of
 
 
 def video_command(cfg: DictConfig, command: str) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from gjwm._core.checkpoint import save_tensors
 from gjwm._core.configured import Configured
+from gjwm._core.files import replacing
+from gjwm.models.world_model import load_payload
 
 
 class ConvDecoder(Configured, nn.Module):
@@ -51,3 +55,25 @@ class ConvDecoder(Configured, nn.Module):
     def image(self, z: Tensor) -> Tensor:
         """(..., D) -> uint8 (..., C, h, w)."""
         return self(z).mul(255).clamp(0, 255).to(torch.uint8)
+
+
+def save_decoder(decoder: ConvDecoder, path: Path) -> None:
+    """Write a decoder's keyword arguments and weights, atomically."""
+    with replacing(path) as partial:
+        save_tensors(
+            {"format": 1, "config": decoder.config, "state": decoder.state_dict()}, partial
+        )
+
+
+def load_decoder(path: Path, device: str = "cpu") -> ConvDecoder:
+    """The decoder written by `save_decoder`, in evaluation mode."""
+    payload = load_payload(path, device)
+    decoder = ConvDecoder(**payload["config"])
+    decoder.load_state_dict(payload["state"])
+    return decoder.to(device).eval()
+
+
+def decoder_of(folder: str | Path, device: str = "cpu") -> ConvDecoder | None:
+    """The run's decoder, which a run on state vectors or with decode.steps=0 does not have."""
+    path = Path(folder) / "decoder.pt"
+    return load_decoder(path, device) if path.is_file() else None

@@ -24,6 +24,7 @@ from gjwm import __version__
 from gjwm._core.configured import describe, load_weights, rebuild
 from gjwm._core.files import replacing
 from gjwm._core.machine import check_device
+from gjwm.models.pretrained import load_shipped, nearest_shipped, shipped
 
 if TYPE_CHECKING:
     from gjwm.models.world_model import WorldModel
@@ -124,6 +125,8 @@ def from_pretrained(source: str | Path, device: torch.device | str = "cpu") -> W
     from gjwm.models.world_model import WorldModel
 
     check_device(device)
+    if isinstance(source, str) and source in shipped() and not Path(source).is_dir():
+        return load_shipped(source, device)
     safetensors = _library("safetensors", "a shared model")
     folder = _folder(source)
     content = _read_config(folder / CONFIG)
@@ -163,8 +166,8 @@ def _folder(source: str | Path) -> Path:
         return Path(source)
     if isinstance(source, Path) or not _names_a_repo(source):
         raise FileNotFoundError(
-            f"no model at {source}; expected a folder that save_pretrained wrote, or user/name on "
-            "the hub."
+            f"no model at {source}; expected a folder that save_pretrained wrote, user/name on the "
+            f"hub, or the name of a model that ships: {nearest_shipped(str(source))}."
         )
     return download(source)
 

@@ -363,11 +363,13 @@ class WorldModel(nn.Module):
 
     @staticmethod
     def from_pretrained(source: str | Path, device: torch.device | str = "cpu") -> WorldModel:
-        """A model that `save_pretrained` or `push_to_hub` wrote, in evaluation mode. No code is
-        loaded, and nothing is imported; a part of a class of your own must be imported before.
+        """A model that `save_pretrained` or `push_to_hub` wrote, or that ships with gjwm, in
+        evaluation mode. No code is loaded, and nothing is imported; a part of a class of your own
+        must be imported before.
 
         Args:
-            source: a folder, which needs no network, or "user/name" on the hub.
+            source: a folder; else the name of a model that ships, such as "two-room"; neither needs
+                a network. Or "user/name" on the hub.
 
         Raises:
             FileNotFoundError, ValueError: when it is missing, damaged or not a world model.

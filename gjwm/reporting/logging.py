@@ -1,6 +1,6 @@
-"""What a run writes while it goes: metrics.jsonl, and wandb with the same keys.
+"""What a run writes while it goes: metrics.jsonl, and wandb and TensorBoard with the same keys.
 
-The only module that imports wandb.
+The only module that imports wandb and tensorboard, and only when they are used.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ MODES = ("offline", "online", "disabled")
 
 
 class RunLogger(MetricsFile):
-    """Scalars of one run to its `MetricsFile` and to wandb. A context manager.
+    """Scalars of one run to its `MetricsFile`, to wandb and to TensorBoard. A context manager.
 
     Args:
         path, resume_after: see `MetricsFile`.
         wandb_mode: "offline" (needs no account and no network), "online" or "disabled".
         project, name, config: as wandb takes them.
+        tensorboard: also events in `path`/tensorboard, for `tensorboard --logdir runs`.
+
+    Raises:
+        ImportError: for tensorboard where it is not installed.
     """
 
     def __init__(
@@ -37,20 +41,35 @@ class RunLogger(MetricsFile):
         name: str | None = None,
         config: dict[str, Any] | None = None,
         resume_after: int | None = None,
+        tensorboard: bool = False,
     ):
         check_mode(wandb_mode)
+        check_tensorboard(tensorboard)
         super().__init__(path, resume_after=resume_after)
         self._wandb = _Wandb(
             self.folder, wandb_mode, project, name=name, group=name, job="train", config=config
         )
+        self._tensorboard: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            # a killed run's steps after the state that it goes on from are hidden
+            later = None if resume_after is None else resume_after + 1
+            folder = str(self.folder / "tensorboard")
+            self._tensorboard = SummaryWriter(folder, purge_step=later)
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         self._wandb.ask("finish", exit_code=0 if error[0] is None else 1)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         super().log(metrics, step)
         self._wandb.ask("log", metrics, step=step)
+        if self._tensorboard is not None:
+            for name, value in metrics.items():
+                self._tensorboard.add_scalar(name, value, step)
 
 
 def log_results(
@@ -99,6 +118,18 @@ def check_mode(wandb_mode: str) -> None:
     """Raise ValueError for an unknown way to use wandb."""
     if wandb_mode not in MODES:
         raise ValueError(f"logger.wandb must be one of {', '.join(MODES)}, got {wandb_mode!r}.")
+
+
+def check_tensorboard(wanted: bool) -> None:
+    """Raise ImportError where TensorBoard is wanted and not installed."""
+    if not wanted:
+        return
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "logger.tensorboard=true needs tensorboard: pip install 'gjwm[tensorboard]'."
+        ) from error
 
 
 class _Wandb:

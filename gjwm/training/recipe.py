@@ -19,13 +19,13 @@ from gjwm._core.settings import check as check_setting
 from gjwm.data.dataset import open_windows
 from gjwm.data.handle import CALIBRATION, Dataset
 from gjwm.data.replay import Windows
-from gjwm.models.decoder import ConvDecoder
+from gjwm.models.decoder import ConvDecoder, decoder_of, save_decoder
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.models.reach import Reach
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.training.metrics import progress
 from gjwm.training.processes import Processes
-from gjwm.training.run import Run, decoder_of, save_decoder, sole_process
+from gjwm.training.run import Run, sole_process
 from gjwm.training.settings import (
     CalibrateSettings,
     DecodeSettings,

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 import yaml
 
-from gjwm._core.checkpoint import Checkpoints, save_tensors
+from gjwm._core.checkpoint import Checkpoints
 from gjwm._core.files import holding, replacing
 from gjwm._core.fit import Log
-from gjwm.models.decoder import ConvDecoder
-from gjwm.models.world_model import load_payload
 from gjwm.training.metrics import MetricsFile
 
 RETURNS = "returns.json"  # the last file of a run that learns from reward
@@ -218,28 +216,6 @@ class Run:
         """config.yaml: all settings."""
         with replacing(self.folder / "config.yaml") as partial:
             partial.write_text(yaml.safe_dump(self.config, sort_keys=False, width=100))
-
-
-def save_decoder(decoder: ConvDecoder, path: Path) -> None:
-    """Write a decoder's keyword arguments and weights, atomically."""
-    with replacing(path) as partial:
-        save_tensors(
-            {"format": 1, "config": decoder.config, "state": decoder.state_dict()}, partial
-        )
-
-
-def load_decoder(path: Path, device: str = "cpu") -> ConvDecoder:
-    """The decoder written by `save_decoder`, in evaluation mode."""
-    payload = load_payload(path, device)
-    decoder = ConvDecoder(**payload["config"])
-    decoder.load_state_dict(payload["state"])
-    return decoder.to(device).eval()
-
-
-def decoder_of(folder: str | Path, device: str = "cpu") -> ConvDecoder | None:
-    """The run's decoder, which a run on state vectors or with decode.steps=0 does not have."""
-    path = Path(folder) / "decoder.pt"
-    return load_decoder(path, device) if path.is_file() else None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -16,9 +16,9 @@ import torch
 
 from gjwm.cli.app import main
 from gjwm.data.dataset import dataset_info
+from gjwm.models.decoder import load_decoder
 from gjwm.models.world_model import WorldModel
 from gjwm.study.launch import Outcome, record
-from gjwm.training.run import load_decoder
 
 ROOT = Path(__file__).parents[2]
 # Small enough for seconds, whole enough to use every part.

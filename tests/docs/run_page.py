@@ -63,10 +63,10 @@ def command_lines(shell: str) -> list[list[str]]:
 
 def check_command(command: str, overrides: list[str]) -> None:
     """A `gjwm` command exists, and its settings compose."""
-    from gjwm.cli.app import COMMANDS
+    from gjwm.cli.app import COMMANDS, PLAIN
     from gjwm.cli.config import load_config, split_sweep, with_experiment
 
-    if command not in {*COMMANDS, "data"}:
+    if command not in {*COMMANDS, *PLAIN}:
         raise ValueError(f"there is no command gjwm {command}.")
     if command in COMMANDS:
         axes, fixed = split_sweep(overrides)

@@ -13,6 +13,7 @@ from gjwm._core.types import Batch
 from gjwm.data.dataset import Episode
 from gjwm.data.replay import ReplayBuffer
 from gjwm.models.calibration import Calibration
+from gjwm.models.decoder import load_decoder
 from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
@@ -23,7 +24,6 @@ from gjwm.models.dynamics import (
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, SIGReg, make_objective
-from gjwm.training.run import load_decoder
 from gjwm.training.settings import RefineSettings, TrainSettings
 from gjwm.training.train import latent_buffer, latents_of, refine, train
 

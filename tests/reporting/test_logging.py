@@ -1,6 +1,8 @@
 """Claims about run logs."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -39,6 +41,53 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(tmp_path, mo
     with RunLogger(tmp_path, wandb_mode="offline", config={"seed": 1}) as logger:
         logger.log({"loss": 1.0}, 1)
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_tensorboard_gets_the_same_scalars_and_a_resumed_run_hides_what_it_does_again(
+    tmp_path, monkeypatch
+):
+    """With a stand-in, as the extra may be missing; the next test has the real one."""
+    told = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            told.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            told.append((name, value, step))
+
+        def close(self):
+            told.append("closed")
+
+    writer = types.ModuleType("torch.utils.tensorboard.writer")
+    writer.SummaryWriter = SummaryWriter
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, writer.__name__, writer)
+    given = dict(wandb_mode="disabled", tensorboard=True)
+    with RunLogger(tmp_path, **given) as logger:
+        logger.log({"loss": 1.5, "r2": 0.5}, 7)
+    folder = str(tmp_path / "tensorboard")
+    assert told == [(folder, None), ("loss", 1.5, 7), ("r2", 0.5, 7), "closed"]
+    with RunLogger(tmp_path, resume_after=7, **given):
+        assert told[-1] == (folder, 8)
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLogger(tmp_path, wandb_mode="disabled", tensorboard=True) as logger:
+        logger.log({"loss": 1.5}, 7)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(7, 1.5)]
+
+
+def test_tensorboard_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install 'gjwm\[tensorboard\]'"):
+        RunLogger(tmp_path / "run", wandb_mode="disabled", tensorboard=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_results_are_flattened_to_grouped_names():
