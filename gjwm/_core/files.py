@@ -17,6 +17,18 @@ except ImportError:  # Windows: two processes that extend one dataset are then n
     fcntl = None
 
 
+# What reading a damaged file raises, by whichever library reads it.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,  # a size that was read from it
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems without locks
 
 

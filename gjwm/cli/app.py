@@ -154,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{cause.filename}: {cause.strerror}; set dataset=... or run_dir=... to a folder "
                 "that can be written."
             )
+        message = message or type(cause).__name__
+        message += "" if message[-1] in ".?!" else "."  # hydra's are not always sentences
         by = "" if processes.first else f", {processes}"
         print(f"gjwm {arguments[0]}{by}: {message}", file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from gjwm._core.checkpoint import save_tensors
+from gjwm._core.checkpoint import load_tensors, save_tensors
 from gjwm._core.configured import describe, load_weights, rebuild
 from gjwm._core.files import replacing
 from gjwm._core.machine import check_device
@@ -412,7 +412,7 @@ def load_payload(path: str | Path, device: torch.device | str = "cpu") -> dict[s
             f"no checkpoint at {path}; train one with `gjwm train`, or point to its folder."
         )
     try:
-        payload = torch.load(path, map_location=device, weights_only=True)
+        payload = load_tensors(path, device)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(
             f"{path} is not a readable gjwm checkpoint ({type(error).__name__}); train it again."

@@ -39,7 +39,8 @@ def predictive_information(
     centred = target - total(target.sum(0))
     s, q = total(centred.T @ centred), total(error.T @ error)
     d = target.shape[1]
-    floor = ridge * s.trace() / d + torch.finfo(torch.float64).tiny
+    # The last two keep log det finite where all targets are equal, or fewer than D errors large.
+    floor = ridge * s.trace() / d + 1e-12 * q.trace() / d + 1e-100
     eye = torch.eye(d, dtype=torch.float64, device=target.device)
     return 0.5 * (
         torch.linalg.slogdet(s + floor * eye).logabsdet

@@ -120,6 +120,11 @@ class JointEmbeddingObjective(nn.Module):
                 f"expected predictions (..., {', '.join(map(str, z_next.shape))}) for those "
                 f"targets of one dimension D >= 1, got {tuple(z_hat.shape)}."
             )
+        if not z_hat.numel():
+            raise ValueError(
+                f"the alignment needs at least one prediction, got z_hat of shape "
+                f"{tuple(z_hat.shape)}."
+            )
         target = z_next.detach() if self.detach_target else z_next
         counts = None if mask is None else _targets_that_count(z_next, mask)
         if counts is not None:
@@ -136,6 +141,8 @@ class JointEmbeddingObjective(nn.Module):
                 )
         if self.align == "joint":
             return self._joint(z_hat, target.expand_as(z_hat), counts)
+        # squares of half precision overflow at 256
+        z_hat, target = (x if x.dtype == torch.float64 else x.float() for x in (z_hat, target))
         error = (z_hat - target).square()
         if counts is None:
             return error.mean()

@@ -65,11 +65,17 @@ def check_warm_start(mean: Tensor, proposals: Tensor | None = None) -> None:
         )
     if not mean.isfinite().all():
         raise ValueError("a planner's warm start holds NaN or infinity; reset it to zeros.")
-    if proposals is not None and (proposals.dim() != 4 or proposals[:, 0].shape != mean.shape):
+    if proposals is None:
+        return
+    if proposals.dim() != 4 or (proposals.shape[0], *proposals.shape[2:]) != mean.shape:
         envs, horizon, action_dim = mean.shape
         raise ValueError(
             f"expected proposals ({envs}, P, {horizon}, {action_dim}) beside this warm start, got "
             f"{tuple(proposals.shape)}."
+        )
+    if not proposals.isfinite().all():
+        raise ValueError(
+            "a planner's proposals hold NaN or infinity; the policy that made them has diverged."
         )
 
 
@@ -173,15 +179,21 @@ class BoxPlanner:
     ):
         # Constants made in inference mode could not be differentiated through.
         with torch.inference_mode(False), torch.no_grad():
-            lows, highs = (
-                torch.as_tensor(x, dtype=torch.float32).reshape(-1).clone() for x in (low, high)
+            self._low, self._high = (
+                torch.as_tensor(x, dtype=torch.float64).reshape(-1).clone() for x in (low, high)
             )
-        if not (lows.isfinite().all() and highs.isfinite().all()):
+            lows, highs = self._low.float(), self._high.float()
+        if len({len(lows), len(highs)} - {1}) > 1:
+            raise ValueError(
+                f"a planner expects as many low as high bounds, or one for all, got low={low} and "
+                f"high={high}."
+            )
+        if not (highs - lows).isfinite().all():
             raise ValueError(
                 f"a planner searches within finite bounds, got low={low} and high={high}: give the "
                 f"action range."
             )
-        if len({len(lows), len(highs)} - {1}) > 1 or not (lows < highs).all():
+        if not (lows < highs).all():
             raise ValueError(
                 f"a planner expects bounds low < high for every action, got low={low} and "
                 f"high={high}."
@@ -190,7 +202,9 @@ class BoxPlanner:
             raise ValueError(f"a planner expects repeat >= 1, got {repeat}.")
         check_budget(budget_ms)
         with torch.inference_mode(False):
-            self._centre, self._half = (lows + highs) / 2, (highs - lows) / 2
+            self._low, self._high = torch.broadcast_tensors(self._low, self._high)
+            self._centre = self._low / 2 + self._high / 2
+            self._half = self._high / 2 - self._low / 2
         self.low, self.high, self.repeat, self.budget_ms = low, high, repeat, budget_ms
         self._unit = bool((self._centre == 0).all() and (self._half == 1).all())
 
@@ -245,7 +259,11 @@ class BoxPlanner:
     def _actions(self, knots: Tensor, horizon: int) -> Tensor:
         """Knots (..., K, A) in the unit box -> actions (..., H, A) within the bounds."""
         held = self._held(knots, horizon)
-        return held if self._unit else self._centre.to(held) + self._half.to(held) * held
+        if self._unit:
+            return held
+        actions = self._centre.to(held) + self._half.to(held) * held
+        # the sum may round to beyond a bound
+        return actions.clamp(self._low.to(held), self._high.to(held))
 
     def _held(self, knots: Tensor, horizon: int) -> Tensor:
         if self.repeat == 1:
@@ -253,11 +271,16 @@ class BoxPlanner:
         return knots.repeat_interleave(self.repeat, -2)[..., :horizon, :]
 
     def _knots(self, actions: Tensor) -> Tensor:
-        """Actions (..., H, A) -> the nearest knots (..., K, A): the mean of each block, clipped to
-        the bounds.
+        """Actions (..., H, A) -> the nearest knots (..., K, A): clipped to the bounds, then the
+        mean of each block.
         """
+        dtype = actions.dtype
         if not self._unit:
-            actions = (actions - self._centre.to(actions)) / self._half.to(actions)
+            # in double precision, where half of the smallest range is not 0
+            actions = (actions.double() - self._centre.to(actions.device)) / self._half.to(
+                actions.device
+            )
+        actions = actions.clamp(-1, 1).to(dtype)
         if self.repeat > 1:
             horizon = actions.shape[-2]
             blocks = math.ceil(horizon / self.repeat)
@@ -265,4 +288,4 @@ class BoxPlanner:
                 *actions.shape[:-2], blocks * self.repeat - horizon, -1
             )
             actions = torch.cat([actions, last], -2).unflatten(-2, (blocks, self.repeat)).mean(-2)
-        return actions.clamp(-1, 1)
+        return actions

@@ -506,7 +506,8 @@ def test_bad_settings_are_named():
         for bad, said in (
             ({"low": 1.0, "high": -1.0}, "low < high"),
             ({"low": [-1, 1], "high": [1, 1]}, "low < high"),
-            ({"low": [-1, -1], "high": [1, 1, 1]}, "low < high"),
+            ({"low": [-1, -1], "high": [1, 1, 1]}, "as many low as high bounds"),
+            ({"low": -3e38, "high": 3e38}, "finite bounds"),
             ({"high": float("inf")}, "finite bounds, got low=-1.0 and high=inf"),
             ({"low": float("nan")}, "finite bounds"),
             ({"repeat": 0}, "repeat"),

@@ -8,6 +8,7 @@ become (C, h, w); actions are rescaled from their bounds to [-1, 1], which every
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import itertools
 import json
@@ -22,7 +23,7 @@ from einops import rearrange
 from gymnasium import spaces
 from PIL import Image
 
-from gjwm._core.files import inside
+from gjwm._core.files import DAMAGE, inside
 from gjwm._core.nested import nested
 from gjwm.data.dataset.episodes import Arrays, Episode
 from gjwm.data.dataset.metadata import layout
@@ -70,13 +71,21 @@ def convert(
     compress = options.pop("compress", "false")
     if compress not in ("true", "false"):
         raise ValueError(f"compress must be true or false, got {compress!r}.")
+    taken = [*inspect.signature(FORMATS[kind]).parameters][1:]
+    if strange := [name for name in options if name not in taken]:
+        raise ValueError(
+            f"the {kind} reader does not take {', '.join(strange)}; it takes "
+            f"{', '.join(taken) or 'no options'}."
+        )
     try:
         opened = FORMATS[kind](source, **options)
-    except TypeError as error:
-        raise ValueError(
-            f"the {kind} reader does not take {', '.join(options)}: {error}."
-        ) from error
-    first = next(opened.episodes, None)
+        first = next(opened.episodes, None)
+    except (ValueError, MemoryError, FileNotFoundError) as error:
+        if str(error).rstrip().endswith("."):
+            raise  # a sentence of ours
+        raise _unreadable(source, error) from error
+    except DAMAGE as error:
+        raise _unreadable(source, error) from error
     if first is None:
         raise ValueError(f"{source} holds no episodes.")
     space, action_space = opened.spaces or (
@@ -99,6 +108,11 @@ def convert(
     return {"from": kind, "episodes": writer.info["episodes"], "steps": writer.info["steps"]}
 
 
+def _unreadable(source: Path, error: BaseException) -> ValueError:
+    said = " ".join(str(error).split()).rstrip(".")
+    return ValueError(f"{source} cannot be read ({type(error).__name__}: {said}).")
+
+
 def _recognise(source: Path) -> str:
     if (source / "metadata.json").is_file() and list(source.glob("shard-*.h5")):
         return "gjwm"
@@ -107,7 +121,7 @@ def _recognise(source: Path) -> str:
     if (source / "meta" / "info.json").is_file():
         return "lerobot"
     if source.is_file() and h5py.is_hdf5(source):
-        with h5py.File(source, "r") as file:
+        with _open(source) as file:
             if "ep_len" in file and "ep_offset" in file:
                 return "swm"
     raise ValueError(f"the format of {source} is not known; say from={'|'.join(FORMATS)}.")
@@ -121,8 +135,9 @@ def _reading(episode: object, source: Path) -> Iterator[None]:
     """What goes wrong in the block names the episode."""
     try:
         yield
-    except (KeyError, OSError, ValueError) as error:
-        raise ValueError(f"{episode} of {source} cannot be read: {error}") from error
+    except DAMAGE as error:
+        said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ValueError(f"{episode} of {source} cannot be read: {said}.") from error
 
 
 def read_gjwm(source: Path) -> Source:

@@ -12,12 +12,15 @@ from gymnasium import spaces
 
 from gjwm._core.files import inside, replacing
 from gjwm.data.dataset.shard import FORMAT, Shard
-from gjwm.data.replay import rebuild_space
+from gjwm.data.replay import box_fields, rebuild_space, stacked_fields
 
 FILE = "metadata.json"
 # What all episodes of a dataset have in common.
 SPACES = ("observation_space", "action_space")
 HEADER = ("env_id", "env_kwargs", *SPACES, "frame_stack", "record_state")
+_KINDS = {"env_id": str, "env_kwargs": dict, "frame_stack": int, "record_state": bool}
+_KINDS |= {"renderer": str, "compress": bool, "versions": dict, "episodes": int, "steps": int}
+_KINDS |= {"shards": list}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -57,6 +60,22 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             raise ValueError(
                 f"{file} lists the shard {name!r}, which is no file within its folder; {again}."
             ) from error
+    for name, kind in _KINDS.items():
+        if type(info.get(name, kind())) is not kind:
+            raise ValueError(f"{file} has {name}={info[name]!r}, no {kind.__name__}; {again}.")
+    for name in ("episodes", "steps"):
+        counts = [entry.get(name) for entry in shards]
+        if not all(type(n) is int and n > 0 for n in counts) or sum(counts) != info[name]:
+            raise ValueError(
+                f"{file} counts {info[name]} {name} in all and {counts} in its shards; {again}."
+            )
+    try:
+        space, action_space, frame_stack = layout(info)
+        stacked_fields(box_fields(space), frame_stack)
+        if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
+            raise ValueError(f"the action space is {action_space}, no Box (A,).")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {str(error).rstrip('.')}; {again}.") from error
     return info
 
 
@@ -80,10 +99,9 @@ def list_shard(path: Path, info: dict[str, Any], file: Path) -> dict[str, Any]:
     return write_metadata(path, info | counts | {"shards": [*info["shards"], entry]})
 
 
-def layout(info: Mapping[str, Any]) -> tuple[spaces.Space, spaces.Box, int]:
+def layout(info: Mapping[str, Any]) -> tuple[spaces.Space, Any, int]:
     """Observation space, action space and frame stack."""
     space, action_space = (rebuild_space(info[name]) for name in SPACES)
-    assert isinstance(action_space, spaces.Box)  # others are not written
     return space, action_space, info["frame_stack"]
 
 

@@ -23,7 +23,7 @@ from gjwm.data.dataset.journal import read_journal
 from gjwm.data.dataset.metadata import layout, read_metadata
 from gjwm.data.dataset.shard import Shard
 from gjwm.data.dataset.writer import JOURNAL, recover
-from gjwm.data.replay import ReplayBuffer
+from gjwm.data.replay import ReplayBuffer, box_fields, frame_shapes
 
 
 def dataset_info(path: str | Path) -> dict[str, Any]:
@@ -47,6 +47,28 @@ def mismatch(shard: Shard, entry: Mapping[str, Any], first: int) -> str:
     ) + "metadata.json says {}, {} and {}".format(*listed)
 
 
+def unfit(shard: Shard, info: Mapping[str, Any]) -> str:
+    """What of a shard is not as metadata.json describes the dataset; "" where all is."""
+    free = ("versions", "renderer")
+    if other := [k for k, v in shard.header.items() if k not in free and info.get(k) != v]:
+        return f"is of another dataset: it differs in {', '.join(other)}"
+    space, action_space, frame_stack = layout(info)
+    fields = box_fields(space)
+    expected = {"action": (np.dtype("<f4"), action_space.shape), "reward": (np.dtype("<f4"), ())}
+    expected |= dict.fromkeys(("terminated", "truncated"), (np.dtype(bool), ()))
+    for name, shape in frame_shapes(fields, frame_stack).items():
+        expected[f"observation/{name}" if name else "observation"] = (fields[name].dtype, shape)
+    for name, kind in expected.items():
+        if name not in shard.columns:
+            return f"has no column {name}"
+        if shard.kind(name) != kind:
+            return "has {} {} in {}, expected {} {}".format(*shard.kind(name), name, *kind)
+    free = {"sim_state", "position"} | {n for n in shard.columns if n.startswith("true_state/")}
+    if strange := set(shard.columns) - set(expected) - free:
+        return f"has the strange column {min(strange)}"
+    return ""
+
+
 def open_shards(path: str | Path, info: Mapping[str, Any]) -> Iterator[Shard]:
     """The dataset's shards, each open until the next is asked for.
 
@@ -56,7 +78,7 @@ def open_shards(path: str | Path, info: Mapping[str, Any]) -> Iterator[Shard]:
     first = 0
     for entry in info["shards"]:
         with Shard(Path(path) / entry["file"]) as shard:
-            if wrong := mismatch(shard, entry, first):
+            if wrong := mismatch(shard, entry, first) or unfit(shard, info):
                 raise ValueError(
                     f"{shard.path} {wrong}; restore the file or collect the dataset again."
                 )
@@ -154,9 +176,10 @@ def verify(path: str | Path) -> list[str]:
         with shard:
             if wrong := mismatch(shard, entry, first):
                 problems.append(f"{name} {wrong}.")
-            free = ("versions", "renderer")
-            if other := [k for k, v in shard.header.items() if k not in free and info[k] != v]:
-                problems.append(f"{name} is of another dataset: it differs in {', '.join(other)}.")
+            if strange := unfit(shard, info):
+                problems.append(f"{name} {strange}.")
+                first += count
+                continue
             columns = columns or shard.columns
             if shard.columns != columns:
                 problems.append(

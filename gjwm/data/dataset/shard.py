@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gjwm._core.files import replacing
+from gjwm._core.files import DAMAGE, replacing
 from gjwm.data.dataset.episodes import Columns, checksum
 from gjwm.data.dataset.journal import Record
 
@@ -28,8 +28,6 @@ PAGE = 4096
 CHUNKED_BYTES = 1024  # rows of this size or more are chunks of their own
 # Attributes that are no JSON text.
 PLAIN = ("format", "env_id", "frame_stack", "renderer", "record_state", "first_episode")
-# What reading a damaged file raises.
-_BROKEN = (KeyError, OSError, RuntimeError, TypeError)
 
 
 def write_shard(
@@ -107,24 +105,27 @@ class Shard:
         except OSError as error:
             raise damaged(path, error) from error
         try:
-            self._read_table()
+            header = {
+                name: value.item() if isinstance(value, np.generic) else value
+                for name, value in self._file.attrs.items()
+            }
+            known = header.get("format") == FORMAT
+            if known:
+                self._read_table(header)
         except BaseException as error:
             self._file.close()
-            if isinstance(error, _BROKEN):
+            if isinstance(error, DAMAGE):
                 raise damaged(path, error) from error
             raise
-
-    def _read_table(self) -> None:
-        """What the file says of itself and of its episodes."""
-        header = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self._file.attrs.items()
-        }
-        if header.get("format") != FORMAT:
+        if not known:
+            self._file.close()
             raise ValueError(
-                f"{self.path} has dataset format {header.get('format')!r}, this version reads "
+                f"{path} has dataset format {header.get('format')!r}, this version reads "
                 f"{FORMAT}; convert or collect it again."
             )
+
+    def _read_table(self, header: dict[str, Any]) -> None:
+        """What the file says of itself and of its episodes."""
         header |= {k: json.loads(text) for k, text in header.items() if k not in PLAIN}
         _stay_inside(self._file)
         self.first_episode, _ = int(header.pop("first_episode")), header.pop("sources")
@@ -134,8 +135,12 @@ class Shard:
         self.crc32: np.ndarray = self._file["ep_crc32"][:]
         self.columns = sorted(_datasets(self._file))
         total = int(self.rows.sum())
-        if not self.columns or (self.offset != self.rows.cumsum() - self.rows).any():
+        alike = self.rows.shape == self.offset.shape == self.crc32.shape
+        whole = alike and self.rows.ndim == 1 and len(self.rows) > 0 and (self.rows >= 2).all()
+        if not whole or (self.offset != self.rows.cumsum() - self.rows).any():
             raise KeyError("its table of episodes does not add up")
+        if self.first_episode < 0:
+            raise KeyError(f"its first episode is number {self.first_episode}")
         for name in self.columns:
             if len(self._file[name]) != total:
                 raise KeyError(f"{name} has {len(self._file[name])} rows, its episodes {total}")
@@ -156,7 +161,7 @@ class Shard:
         rows = slice(begin, begin + int(self.rows[episode]))
         try:
             return {name: self._file[name][rows] for name in self.columns}
-        except _BROKEN as error:
+        except DAMAGE as error:
             raise damaged(self.path, error, self.first_episode + episode) from error
 
     def read_checked(self, episode: int) -> Columns:
@@ -174,18 +179,31 @@ class Shard:
         """A whole column."""
         try:
             return self._file[name][:]
-        except _BROKEN as error:
+        except DAMAGE as error:
             raise damaged(self.path, error) from error
+
+    def kind(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """The dtype of a column and the shape of its rows."""
+        return self._file[name].dtype, self._file[name].shape[1:]
 
     def column(self, name: str) -> Column:
         """A column that is read row by row, without this object."""
-        return Column(self.path, self._file[name])
+        try:
+            return Column(self.path, self._file[name])
+        except Rewritten:
+            raise
+        except DAMAGE as error:
+            raise damaged(self.path, error) from error
 
     def __enter__(self) -> Shard:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+
+
+class Rewritten(ValueError):
+    """A file of ours that another program has laid out anew."""
 
 
 class Column:
@@ -216,7 +234,7 @@ class Column:
             self.offsets = first + self.row_bytes * np.arange(count)
             regular = last == self.offsets[-1]
         if not regular:
-            raise ValueError(
+            raise Rewritten(
                 f"{path} has been rewritten by another program; run `gjwm data convert` on the "
                 "dataset."
             )
@@ -239,7 +257,10 @@ class Column:
                 continue
             try:
                 packed = os.pread(descriptor, int(self.sizes[row]), offset)
-                out[k] = np.frombuffer(zlib.decompress(packed), np.uint8)
+                row_bytes = np.frombuffer(zlib.decompress(packed), np.uint8)
+                if len(row_bytes) != size:  # numpy would repeat a single byte
+                    raise ValueError(f"a row has {len(row_bytes)} bytes of {size}")
+                out[k] = row_bytes
             except (zlib.error, ValueError) as error:
                 raise damaged(self.path, error) from error
 
@@ -269,6 +290,7 @@ def damaged(path: Path, reason: object, episode: int | None = None) -> ValueErro
     """The error that names a damaged file and, where known, the episode."""
     where = f"{path}" if episode is None else f"episode {episode} in {path}"
     kind = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
+    said = " ".join(str(reason).split())  # HDF5's come in several lines
     return ValueError(
-        f"{where} is damaged ({kind}{reason}); restore the file or collect the dataset again."
+        f"{where} is damaged ({kind}{said}); restore the file or collect the dataset again."
     )

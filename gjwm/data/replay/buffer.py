@@ -20,7 +20,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from gjwm._core.checkpoint import save_tensors
+from gjwm._core.checkpoint import load_tensors, save_tensors
 from gjwm._core.files import replacing
 from gjwm.data.replay.memory import require_memory, residence
 from gjwm.data.replay.spaces import DTYPES, box_fields, describe_space, frame_shapes, rebuild_space
@@ -422,7 +422,7 @@ class ReplayBuffer(Windows):
         if not path.is_file():
             raise FileNotFoundError(f"no replay buffer at {path}.")
         try:
-            payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            payload = load_tensors(path, mmap=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise ValueError(
                 f"{path} is not a readable replay buffer ({type(error).__name__}); write it again."
@@ -448,13 +448,18 @@ class ReplayBuffer(Windows):
 
 
 def _tensor(what: str, value: ArrayLike | Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach()
-    array = np.asarray(value)
-    if array.dtype == object:
+    array = None if isinstance(value, Tensor) else np.asarray(value)
+    if array is not None and array.dtype.kind not in "biuf":
+        kind = "objects" if array.dtype == object else str(array.dtype)
         raise ValueError(
-            f"{what} is an array of objects; expected numbers of one shape for every env or step."
+            f"{what} is an array of {kind}; expected real numbers of one shape for every env or "
+            "step."
         )
+    if array is None:
+        assert isinstance(value, Tensor)
+        if value.is_complex():
+            raise ValueError(f"{what} is {value.dtype}; expected real numbers.")
+        return value.detach()
     # torch takes no read-only or reversed arrays
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 

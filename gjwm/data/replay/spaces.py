@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from gjwm._core.files import DAMAGE
+
+MOST = 2**26  # numbers in one observation: more are a damaged description's
 # float64 is stored as float32, which is what the networks compute in.
 _SAME = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32")
 DTYPES = {name: getattr(torch, name) for name in _SAME} | {"float64": torch.float32}
@@ -90,11 +93,29 @@ def describe_space(space: spaces.Space) -> dict[str, Any]:
 
 
 def rebuild_space(description: Mapping[str, Any]) -> spaces.Space:
-    """The inverse of `describe_space`."""
+    """The inverse of `describe_space`.
+
+    Raises:
+        ValueError: for what describes none.
+    """
+    try:
+        return _rebuilt(description)
+    except DAMAGE as error:
+        raise ValueError(
+            f"{str(description)[:200]} describes no space ({type(error).__name__}: "
+            f"{str(error).rstrip('.')})."
+        ) from error
+
+
+def _rebuilt(description: Mapping[str, Any]) -> spaces.Space:
     if description["type"] == "Dict":
         parts = description["spaces"].items()
         return spaces.Dict({name: rebuild_space(box) for name, box in parts})
     shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
+    if dtype.name not in DTYPES or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"shape {shape} of {dtype}")
+    if math.prod(shape) > MOST:
+        raise ValueError(f"its {math.prod(shape)} numbers are more than {MOST}")
 
     def bound(values: Any) -> np.ndarray:
         plain = [float(x) if isinstance(x, str) else x for x in np.atleast_1d(values).tolist()]

@@ -1,0 +1,210 @@
+"""The properties of `scripts/fuzz.py` on a few inputs each; `make test-slow` tries more.
+
+What hypothesis found stays here as a test of its own, or beside those of its module.
+"""
+
+import json
+
+import fuzz
+import numpy as np
+import properties
+import pytest
+import torch
+from properties import datasets
+from properties.files import damaged, laid_out, made
+
+from gjwm.cli.app import main
+from gjwm.data.dataset import DiskWindows, dataset_info, load_buffer, read_episodes, verify
+from gjwm.data.dataset.foreign import convert
+from gjwm.data.replay import ReplayBuffer
+from gjwm.models import WorldModel
+from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, predictive_information
+from gjwm.planning import CEM, GradientPlanner, RandomShooting
+
+ALL = properties.properties()
+EACH = pytest.mark.parametrize("claim", ALL, ids=lambda claim: f"{claim.part}.{claim.name}")
+
+
+@EACH
+def test_a_property_holds_for_a_few_inputs(claim):
+    inputs = {"config": 2, "datasets": 4}.get(claim.part, 8)
+    assert properties.run(claim, inputs) >= inputs
+
+
+@pytest.mark.slow
+@EACH
+def test_a_property_holds_for_more_inputs(claim):
+    assert properties.run(claim, 50 if claim.part == "config" else 300, seed=1) >= 50
+
+
+def test_a_property_that_does_not_hold_is_told(capsys):
+    from hypothesis import strategies as st
+
+    def holds(number):
+        assert number < 7
+
+    claim = properties.Property("replay", "small", {"number": st.integers(0, 100)}, holds, 1.0)
+    with pytest.raises(AssertionError):
+        properties.run(claim, 200)
+    assert fuzz.main(["nowhere"]) == 1
+    assert "there is no part nowhere; choose from all, replay" in capsys.readouterr().err
+
+
+def test_inputs_are_shared_by_cost_and_each_property_gets_some():
+    shared = fuzz.quotas(list(properties.PARTS), 10_000)
+    assert {claim.name for claim, _ in shared} == {claim.name for claim in ALL}
+    assert sum(inputs for _, inputs in shared) == pytest.approx(10_000, abs=len(ALL))
+
+
+def test_alignment_in_half_precision_does_not_overflow():
+    """The square of 1,000 did."""
+    z = torch.full((2, 3, 2), 1000.0, dtype=torch.float16)
+    losses = JointEmbeddingObjective(NoRegularizer())(-z[:, 1:], z[:, 1:], z)
+    assert losses["alignment"] == 4e6
+
+
+# -- what was found --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("planner", [CEM, RandomShooting, GradientPlanner])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1e-45), (0.1, 0.7), (0.0, 1e30), (1.0, 1.0000001), (-1e38, 1e38)]
+)
+def test_no_action_rounds_to_beyond_a_bound(planner, low, high):
+    """Half of the smallest range was 0 and made NaN; centre + half * 1 rounded past `high`."""
+    judged = []
+
+    def score(a):
+        judged.append(a.detach())
+        return -torch.tanh(a).sum((-2, -1))
+
+    start = torch.full((1, 3, 1), 0.3)
+    plan = planner(low=low, high=high).plan(score, start, torch.Generator().manual_seed(0))
+    bounds = torch.tensor([low, high])
+    for a in (*judged, plan.mean):
+        assert a.isfinite().all() and (a >= bounds[0]).all() and (a <= bounds[1]).all()
+    assert plan.std.isfinite().all()
+
+
+def test_bounds_hold_in_the_precision_of_the_plan():
+    """They were kept in single precision: 0.1 became 0.10000000149."""
+    planner = CEM(low=-0.1, high=0.1, samples=16, iterations=2)
+    start = torch.zeros(1, 2, 1, dtype=torch.float64)
+    plan = planner.plan(lambda a: -a.sum((-2, -1)), start, torch.Generator().manual_seed(0))
+    assert plan.mean.dtype == torch.float64 and plan.mean.max().item() <= 0.1
+
+
+def test_proposals_of_a_diverged_policy_are_refused():
+    with pytest.raises(ValueError, match="proposals hold NaN or infinity; the policy"):
+        CEM().plan(
+            lambda a: 0 * torch.ones(a.shape[:2]),
+            torch.zeros(1, 2, 1),
+            proposals=torch.full((1, 1, 2, 1), torch.nan),
+        )
+
+
+def test_numbers_that_are_none_are_refused_by_the_buffer():
+    buffer = ReplayBuffer(9, datasets.space("vector", 1), datasets.ACTION)
+    o, a, r, *ends = datasets.episode(0, 3, "vector", 1)
+    for wrong, said in ((a.astype(str), "array of <U32; expected real"), (a + 1j, "complex")):
+        with pytest.raises(ValueError, match=said):
+            buffer.add_episode(o, wrong, r, *ends)
+    with pytest.raises(ValueError, match="complex64; expected real numbers"):
+        buffer.add_episode(o, torch.tensor(a) + 1j, r, *ends)
+    assert len(buffer) == 0
+
+
+def test_an_alignment_of_nothing_is_refused_and_one_of_few_targets_is_finite():
+    objective = JointEmbeddingObjective(NoRegularizer())
+    with pytest.raises(ValueError, match="at least one prediction, got z_hat of shape"):
+        objective(torch.zeros(3, 0, 2), torch.zeros(3, 0, 2), torch.zeros(3, 1, 2))
+    one = torch.tensor([[1.0, 2.0]])
+    assert predictive_information(2 * one, one).isfinite()  # Q has rank 1, S is 0
+    assert predictive_information(one, one).isfinite()
+
+
+def test_several_values_are_for_a_study(capsys):
+    assert main(["train", "train.steps=1,2"]) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        "gjwm train: 'train.steps=1,2' gives several values, which only `gjwm study` takes; a list "
+        "is train.steps=[1,2].\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("observation_space", {"type": "Box", "shape": [3], "dtype": -1, "low": 0, "high": 1}),
+        ("observation_space", {"type": "Box", "shape": [10**12], "dtype": "uint8"}),
+        ("action_space", {"type": "Box", "shape": [3], "dtype": "float32", "low": -1, "high": 1}),
+        ("action_space", None),
+        ("frame_stack", 3),
+        ("env_kwargs", []),
+        ("shards", [{"file": "shard-00000.h5"}]),
+        ("steps", 7),
+        ("episodes", None),
+    ],
+)
+def test_metadata_that_does_not_describe_its_shards_is_refused(name, value):
+    """It was believed: episodes came in the shape or with the frames that it said."""
+    files = made(datasets.vectors)
+    info = json.loads(files["metadata.json"])
+    info[name] = value
+    with laid_out(files | {"metadata.json": json.dumps(info).encode()}) as folder:
+        for read in (lambda: list(read_episodes(folder)), lambda: load_buffer(folder)):
+            with pytest.raises(ValueError, match=r"(metadata.json|shard-0000).*again\.$"):
+                read()
+        with pytest.raises(ValueError), DiskWindows(folder):
+            pass
+
+
+def test_a_shard_without_a_column_or_with_another_kind_of_one_is_named():
+    import h5py
+
+    for name in ("reward", "observation", "terminated"):
+        with laid_out(made(datasets.vectors)) as folder:
+            with h5py.File(folder / "shard-00000.h5", "r+") as file:
+                values = file[name][:]
+                del file[name]
+            with pytest.raises(ValueError, match=f"shard-00000.h5 has no column {name}"):
+                load_buffer(folder)
+            with h5py.File(folder / "shard-00000.h5", "r+") as file:
+                file[name] = np.stack([values, values], 1)
+            with pytest.raises(ValueError, match=f"in {name}, expected"):
+                load_buffer(folder)
+            assert f"in {name}, expected" in verify(folder)[0]
+
+
+def test_a_minari_file_with_other_things_in_place_of_episodes_is_refused_in_a_sentence(tmp_path):
+    import h5py
+
+    with laid_out(made(datasets.minari)) as folder:
+        with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
+            file["episode_x"] = 3
+        with pytest.raises(ValueError, match=r"cannot be read .*\.$"):
+            convert(folder, tmp_path / "d")
+        (folder / "data" / "metadata.json").write_text("[]")
+        with pytest.raises(ValueError, match=r"cannot be read .*\.$"):
+            convert(folder, tmp_path / "e")
+
+
+def test_a_flipped_bit_of_a_weight_is_found(tmp_path):
+    """torch reads its archive without looking at the checksums."""
+    from properties import checkpoints
+
+    checkpoints.saved_model(tmp_path)
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    weight = checkpoints.model().encoder.state_dict()
+    first = next(value for value in weight.values() if value.numel() > 4).numpy().tobytes()
+    where = content.index(first[:16]) / len(content)
+    flip = {"kind": "flip", "where": where + 1e-9, "size": 1, "value": 64}
+    (tmp_path / "checkpoint.pt").write_bytes(damaged(content, flip))
+    with pytest.raises(ValueError, match="not a readable gjwm checkpoint"):
+        WorldModel.load(tmp_path)
+
+
+def test_a_dataset_that_is_whole_passes():
+    for make in (datasets.vectors, datasets.pictures, datasets.packed):
+        with laid_out(made(make)) as folder:
+            assert verify(folder) == [] and dataset_info(folder)["episodes"] == 3
