@@ -131,7 +131,7 @@ def a_discrepancy_is_finite_or_refuses(
 @register(
     1,
     name=st.sampled_from(["sigreg", "kl", "vicreg", "energy", "none"]),
-    wrapped=st.sampled_from(["no", "within", "static"]),
+    wrapped=st.sampled_from(["no", "within", "slow"]),
     align=st.sampled_from(["mse", "joint"]),
     masked=st.booleans(),
     batch=st.integers(0, 6),
@@ -150,7 +150,7 @@ def an_objective_is_finite_or_refuses(
     z_hat = latents((batch, window, dim), "normal", scale, 0.0, dtype, seed + 1).requires_grad_()
     objective = JointEmbeddingObjective(DISCREPANCIES[name][0](), align=align)
     if wrapped != "no":
-        options = {"law": "within"} if wrapped == "within" else {"static_dim": 1}
+        options = {"law": "within"} if wrapped == "within" else {"slow_dim": 1}
         objective = EpisodeObjective(objective, **options)
     g = torch.Generator().manual_seed(seed)
     given = {"clusters": torch.arange(batch) // 2}
