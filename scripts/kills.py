@@ -78,7 +78,8 @@ def alike(a: Any, b: Any) -> bool:
 
 def collect(folder: Path) -> int:
     """Episodes that are missing; told.txt gets the number of each that was said to be safe."""
-    there = dataset_info(folder / "data")["episodes"] if (folder / "data").exists() else 0
+    begun = (folder / "data" / "metadata.json").exists()  # or killed before there was anything
+    there = dataset_info(folder / "data")["episodes"] if begun else 0
     append = DatasetWriter.append
     with open(folder / "told.txt", "a", buffering=1) as told:
 
