@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         process.start()
         process.join()
-        tried, fault = (inputs, f"the process ended with {process.exitcode}.")
+        # how many it had tried is lost with it
+        tried, fault = 0, f"a crash or a hang: the process ended with {process.exitcode}."
         if process.exitcode == 0:
             tried, fault = answers.get()
         total, failures = total + tried, failures + bool(fault)

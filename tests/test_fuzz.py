@@ -123,6 +123,11 @@ def test_an_alignment_of_nothing_is_refused_and_one_of_few_targets_is_finite():
     assert predictive_information(one, one).isfinite()
 
 
+def test_a_setting_without_a_name_is_refused(capsys):
+    assert main(["train", "+=3"]) == 1
+    assert capsys.readouterr().err == "gjwm train: expected NAME=VALUE, got '+=3'.\n"
+
+
 def test_several_values_are_for_a_study(capsys):
     assert main(["train", "train.steps=1,2"]) == 1
     said = capsys.readouterr().err

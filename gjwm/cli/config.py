@@ -111,6 +111,8 @@ def _require_choice(text: str) -> None:
     """Refuse train=3, where train is a group of settings."""
     parsed, options = _parsed(text), groups()
     name = parsed.get_key_element().lstrip("+~")
+    if not name:
+        raise ValueError(f"expected NAME=VALUE, got {text!r}.")
     if parsed.is_sweep_override():
         raise ValueError(
             f"{text!r} gives several values, which only `gjwm study` takes; a list is {name}=[1,2]."

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from gjwm.data.coverage import Coverage
 from gjwm.data.dataset import bytes_in_memory, dataset_info, read_episodes, verify
+from gjwm.data.dataset.export import write_minari
 from gjwm.data.dataset.foreign import FORMATS, convert
 
 USAGE = f"""usage: gjwm data info DATASET
        gjwm data verify DATASET
        gjwm data convert SOURCE DATASET [from={"|".join(FORMATS)}] [name=value ...]
+       gjwm data convert DATASET TARGET to=minari
 
   info     what a dataset holds, its memory and the coverage of its world
   verify   read every byte and name what is wrong; status 1 if anything is
@@ -37,6 +39,15 @@ def data_command(arguments: Sequence[str]) -> int:
     if command == "convert" and len(rest) >= 2 and not any("=" in path for path in rest[:2]):
         options = dict(option.partition("=")[::2] for option in rest[2:])
         kind = options.pop("from", None)
+        if "to" in options:
+            if options != {"to": "minari"} or kind not in (None, "gjwm"):
+                raise ValueError(
+                    "to=minari writes a dataset of this package for Minari and takes no other "
+                    f"option, got {' '.join(rest[2:])}."
+                )
+            result = write_minari(*rest[:2])
+            print(f"{rest[1]}: {result['episodes']} episodes, {result['steps']} steps for Minari")
+            return 0
         result = convert(rest[0], rest[1], kind, **options)
         print(
             f"{rest[1]}: {result['episodes']} episodes, {result['steps']} steps from "

@@ -181,21 +181,22 @@ ONLINE = f"""
 """.split()
 
 
+def earned(folder):
+    """What a run logged, its returns and weights, without what a clock says."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+    returns = [line.split(",") for line in (folder / "returns.csv").read_text().splitlines()]
+    weights = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+    return rows, [row[:2] + row[3:] for row in returns], weights
+
+
 def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     since = time.monotonic()
     assert main(["online", *ONLINE, "name=unbroken"]) == 0
     seconds = time.monotonic() - since
 
-    def made(name):
-        folder = tmp_path / "runs" / name
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
-        returns = [line.split(",") for line in (folder / "returns.csv").read_text().splitlines()]
-        weights = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
-        return rows, [row[:2] + row[3:] for row in returns], weights
-
-    rows, returns, weights = made("unbroken")
+    rows, returns, weights = earned(tmp_path / "runs" / "unbroken")
     rng, kills, trial, went_on = random.Random(2), 0, 0, 0
     while True:
         run = tmp_path / "runs" / f"killed-{trial}"
@@ -217,7 +218,7 @@ def test_a_killed_online_run_resumes_to_the_same_returns_and_weights(tmp_path, m
         else:
             assert main(command) == 0
         if (run / "returns.json").exists():
-            rows_again, returns_again, weights_again = made(f"killed-{trial}")
+            rows_again, returns_again, weights_again = earned(tmp_path / "runs" / f"killed-{trial}")
             assert rows_again == rows and returns_again == returns
             assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
             trial += 1

@@ -600,6 +600,26 @@ def test_minari_files_are_read_and_their_actions_rescaled(tmp_path):
     assert dataset_info(tmp_path / "partly")["episodes"] == 3
 
 
+def test_a_dataset_written_for_minari_comes_back_the_same(tmp_path, capsys):
+    write(tmp_path / "d")
+    assert main(["data", "convert", str(tmp_path / "d"), str(tmp_path / "m"), "to=minari"]) == 0
+    assert "4 episodes, 23 steps for Minari" in capsys.readouterr().out
+    metadata = json.loads((tmp_path / "m" / "data" / "metadata.json").read_text())
+    assert metadata["total_episodes"] == 4 and metadata["total_steps"] == 23
+    assert json.loads(metadata["observation_space"])["shape"] == list(IMAGE.shape)
+    convert(tmp_path / "m", tmp_path / "again")
+    assert dataset_info(tmp_path / "again")["env_id"] == "x"
+    for a, b in zip(read_episodes(tmp_path / "again"), read_episodes(tmp_path / "d"), strict=True):
+        np.testing.assert_array_equal(a.o, b.o)
+        np.testing.assert_allclose(a.a, b.a, atol=1e-6)
+        for x, y in zip(a[2:5], b[2:5]):
+            np.testing.assert_array_equal(x, y)
+    before = contents(tmp_path / "m" / "data")
+    for wrong in (["to=lerobot"], ["to=minari", "compress=true"], ["to=minari"]):
+        assert main(["data", "convert", str(tmp_path / "d"), str(tmp_path / "m"), *wrong]) == 1
+    assert "not empty" in capsys.readouterr().err and contents(tmp_path / "m" / "data") == before
+
+
 def test_stable_worldmodel_files_are_read_with_rewards_beside_their_actions(tmp_path):
     rng = np.random.default_rng(0)
     lengths = [5, 8]

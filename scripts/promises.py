@@ -1,0 +1,117 @@
+"""`python scripts/promises.py`: docs/promises.md, what is promised beside what shows it.
+
+The promises of README.md stand in docs/promises.yaml, those of docs/reliability.md in its tables.
+A test that is named must exist, and so must a script or a target of make; `--check` only compares
+with the file that is there."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "promises.md"
+FAULTS = "tests/cli/test_faults.py"  # where docs/reliability.md means tests named without a file
+CRASH = "tests/data/test_crash.py"
+
+
+class Promise(NamedTuple):
+    """Words of a page, and the tests and commands that show them."""
+
+    page: str
+    words: str
+    shown: list[str]
+
+
+def promises() -> list[Promise]:
+    """Those of README.md and docs/reliability.md.
+
+    Raises:
+        ValueError: for words that README.md does not have.
+    """
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    found = []
+    for entry in yaml.safe_load((ROOT / "docs" / "promises.yaml").read_text()):
+        if " ".join(entry["words"].split()) not in readme:
+            raise ValueError(f"README.md does not say {entry['words']!r}; change promises.yaml.")
+        found.append(Promise("README", entry["words"], entry["shown"]))
+    for line in (ROOT / "docs" / "reliability.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        if line.startswith("|") and len(cells) >= 3 and cells[0] not in ("fault", "---"):
+            found.append(Promise("reliability", cells[0], evidence(line)))
+    return found
+
+
+def evidence(text: str) -> list[str]:
+    """The tests and commands that a line of docs/reliability.md names."""
+    shown = re.findall(r"`(python scripts/[^`]+)`", text)
+    for test in re.findall(r"`((?:tests/[\w/]+\.py::)?test_\w+)`", text):
+        shown.append(test if "::" in test else f"{FAULTS}::{test}")
+    return shown + [CRASH] * ("`crash`" in text)
+
+
+def missing(shown: str) -> str:
+    """What of a test or a command is not there; "" where all is."""
+    if shown.startswith("make "):
+        target = shown.split()[1]
+        there = f"\n{target}:" in (ROOT / "Makefile").read_text()
+        return "" if there else f"the Makefile has no target {target}"
+    file, _, test = shown.removeprefix("python ").split(" ")[0].partition("::")
+    if not (ROOT / file).is_file():
+        return f"there is no {file}"
+    name = test.partition("[")[0]
+    there = not name or f"def {name}(" in (ROOT / file).read_text()
+    return "" if there else f"{file} has no {name}"
+
+
+def table(found: list[Promise]) -> str:
+    """The page.
+
+    Raises:
+        ValueError: for a test or a command that is not there.
+    """
+    wrong = [m for promise in found for m in map(missing, promise.shown) if m]
+    if wrong:
+        raise ValueError("; ".join(wrong) + ".")
+    bare = sum(not promise.shown for promise in found)
+    rows = [
+        f"| {promise.words} | {promise.page} | "
+        f"{', '.join(f'`{s}`' for s in promise.shown) or '**nothing that runs by itself**'} |"
+        for promise in found
+    ]
+    return (
+        "# Promises\n\n"
+        "What the README and [Reliability](reliability.md) promise, and what shows it: a test of "
+        "the suite\nor a command. `python scripts/promises.py` makes this table and sees that each "
+        "exists. Figures\nthat nothing here makes by itself stand in [Results](results.md) with "
+        "their command.\n\n"
+        f"{len(found)} promises, {bare} of them with neither test nor command.\n\n"
+        "| promise | page | shown by |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def main() -> int:
+    """Write or check the page -> exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    try:
+        text = table(promises())
+    except ValueError as error:
+        print(f"promises: {error}", file=sys.stderr)
+        return 1
+    if given.check and PAGE.read_text() != text:
+        print("promises: docs/promises.md is not current; run this again.", file=sys.stderr)
+        return 1
+    PAGE.write_text(text)
+    print(f"{PAGE.relative_to(ROOT)}: {text.count(chr(10) + '| ') - 1} promises")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
