@@ -123,9 +123,17 @@ def test_an_alignment_of_nothing_is_refused_and_one_of_few_targets_is_finite():
     assert predictive_information(one, one).isfinite()
 
 
-def test_a_setting_without_a_name_is_refused(capsys):
-    assert main(["train", "+=3"]) == 1
-    assert capsys.readouterr().err == "gjwm train: expected NAME=VALUE, got '+=3'.\n"
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("+=3", "expected NAME=VALUE, got '+=3'.\n"),
+        ("+@x=[[1]]", "expected NAME=VALUE, got '+@x=[[1]]'.\n"),
+        ("train=[[1]]", "train is a group of settings: train.KEY=VALUE sets one"),
+    ],
+)
+def test_a_setting_without_a_name_or_of_no_group_is_refused(word, said, capsys):
+    assert main(["train", word]) == 1
+    assert capsys.readouterr().err.startswith(f"gjwm train: {said}")
 
 
 def test_several_values_are_for_a_study(capsys):
@@ -192,6 +200,18 @@ def test_a_minari_file_with_other_things_in_place_of_episodes_is_refused_in_a_se
         (folder / "data" / "metadata.json").write_text("[]")
         with pytest.raises(ValueError, match=r"cannot be read .*\.$"):
             convert(folder, tmp_path / "e")
+
+
+@pytest.mark.parametrize(("make", "where"), [(datasets.swm, 0.25), (datasets.minari, 0.5)])
+def test_a_foreign_file_that_is_damaged_somewhere_is_refused_in_a_sentence(make, where, tmp_path):
+    """In what tells its format, and between two of its episodes."""
+    damage = {"kind": "repeat", "where": where, "size": 1, "value": 1}
+    files = made(make)
+    name = next(name for name in sorted(files) if name.endswith(("h5", "hdf5")))
+    with laid_out(files | {name: damaged(files[name], damage)}) as folder:
+        source = folder if make is datasets.minari else folder / name
+        with pytest.raises(ValueError, match=r"cannot be read.*\.$"):
+            convert(source, tmp_path / "d")
 
 
 def test_a_flipped_bit_of_a_weight_is_found(tmp_path):

@@ -111,13 +111,15 @@ def _require_choice(text: str) -> None:
     """Refuse train=3, where train is a group of settings."""
     parsed, options = _parsed(text), groups()
     name = parsed.get_key_element().lstrip("+~")
-    if not name:
+    if not name.partition("@")[0]:
         raise ValueError(f"expected NAME=VALUE, got {text!r}.")
     if parsed.is_sweep_override():
         raise ValueError(
             f"{text!r} gives several values, which only `gjwm study` takes; a list is {name}=[1,2]."
         )
-    if name in options and not (isinstance(parsed.value(), str | list) or parsed.is_delete()):
+    value = parsed.value()
+    chosen = value if isinstance(value, list) else [value]
+    if name in options and not (all(isinstance(x, str) for x in chosen) or parsed.is_delete()):
         raise ValueError(
             f"{name} is a group of settings: {name}.KEY=VALUE sets one, {name}=NAME chooses from "
             f"{', '.join(options[name])}; got {text!r}."

@@ -65,7 +65,9 @@ def convert(
         raise FileNotFoundError(f"nothing to convert at {source}.")
     if Path(target).exists() and (not Path(target).is_dir() or any(Path(target).iterdir())):
         raise ValueError(f"{target} exists and is not empty; convert into a new folder.")
-    kind = _recognise(source) if kind is None else kind
+    if kind is None:
+        with _in_sentences(source):
+            kind = _recognise(source)
     if kind not in FORMATS:
         raise ValueError(f"from must be one of {', '.join(FORMATS)}, got {kind!r}.")
     compress = options.pop("compress", "false")
@@ -77,15 +79,10 @@ def convert(
             f"the {kind} reader does not take {', '.join(strange)}; it takes "
             f"{', '.join(taken) or 'no options'}."
         )
-    try:
+    with _in_sentences(source):
         opened = FORMATS[kind](source, **options)
-        first = next(opened.episodes, None)
-    except (ValueError, MemoryError, FileNotFoundError) as error:
-        if str(error).rstrip().endswith("."):
-            raise  # a sentence of ours
-        raise _unreadable(source, error) from error
-    except DAMAGE as error:
-        raise _unreadable(source, error) from error
+    episodes = _read(opened.episodes, source)
+    first = next(episodes, None)
     if first is None:
         raise ValueError(f"{source} holds no episodes.")
     space, action_space = opened.spaces or (
@@ -103,14 +100,33 @@ def convert(
         renderer=opened.renderer,
         compress=compress == "true",
     ) as writer:
-        for episode in itertools.chain([first], opened.episodes):
+        for episode in itertools.chain([first], episodes):
             writer.append(episode, converted_from=kind, source=source.name)
     return {"from": kind, "episodes": writer.info["episodes"], "steps": writer.info["steps"]}
 
 
-def _unreadable(source: Path, error: BaseException) -> ValueError:
-    said = " ".join(str(error).split()).rstrip(".")
-    return ValueError(f"{source} cannot be read ({type(error).__name__}: {said}).")
+@contextmanager
+def _in_sentences(source: Path) -> Iterator[None]:
+    """What a library raises for a damaged file in the block becomes a sentence."""
+    try:
+        yield
+    except DAMAGE as error:
+        said = " ".join(str(error).split())
+        if isinstance(error, ValueError | FileNotFoundError) and said.endswith("."):
+            raise  # one of ours
+        raise ValueError(
+            f"{source} cannot be read ({type(error).__name__}: {said.rstrip('.')})."
+        ) from error
+
+
+def _read(episodes: Iterator[Episode], source: Path) -> Iterator[Episode]:
+    """The episodes; what fails on the way to one is a sentence."""
+    while True:
+        with _in_sentences(source):
+            episode = next(episodes, None)
+        if episode is None:
+            return
+        yield episode
 
 
 def _recognise(source: Path) -> str:
