@@ -17,6 +17,8 @@ most of them torch-native: many episodes are one batch of tensors.
     gjwm/torch-cartpole-swingup-v0    dm_control's cartpole in torch (`gjwm.envs.cartpole`)
     gjwm/fork-v0                      a road whose branch nobody chooses (`gjwm.envs.fork`)
     gjwm/arena-two-room-v0            stable-worldmodel's TwoRoom (`gjwm.envs.arena`)
+    gjwm/arena-push-t-v0              its Push-T (`gjwm.envs.arena_push_t`)
+    gjwm/arena-reacher-v0             its Reacher (`gjwm.envs.arena_reacher`)
 
 `make_vec(id, n)` makes many environments of any id at once (`gjwm.envs.vector`). Nothing heavy is
 imported until an environment is made."""
@@ -53,6 +55,8 @@ for _domain, _task in TASKS:
 _register("gym", "gym_env:GymEnv")
 _register("fork", "fork:ForkEnv")
 _register("arena-two-room", "arena:ArenaTwoRoomEnv")
+_register("arena-push-t", "arena_push_t:ArenaPushTEnv")
+_register("arena-reacher", "arena_reacher:ArenaReacherEnv")
 
 _ICE = {"door": 0.8, "shortcut": 0.35, "goal": "other-room"}
 _WIND = {"corridor": 0.2, "goal": "other-room"}

@@ -7,6 +7,7 @@ the same pictures."""
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from typing import Any
 
@@ -38,14 +39,24 @@ def stable_worldmodel(module: str) -> Any:
 
     Raises:
         ImportError: without the extra, naming it."""
+    # lancedb, which keeps its data and is not used here, warns of every process that is started
+    warnings.filterwarnings("ignore", "lancedb fork support", RuntimeWarning)
+    with warnings.catch_warnings():  # it warns of each optional package that it does not find
+        warnings.simplefilter("ignore")
+        return needed(f"stable_worldmodel.{module}")
+
+
+def needed(module: str) -> Any:
+    """A module of the extra; ImportError without it, naming the extra."""
+    # pygame, which it imports, greets on stdout
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
-        with warnings.catch_warnings():  # it warns of each optional package that it does not find
-            warnings.simplefilter("ignore")
-            _load_torchvision()
-            return importlib.import_module(f"stable_worldmodel.{module}")
+        _load_torchvision()
+        return importlib.import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0].replace("_", "-")
         raise ImportError(
-            f"gjwm/arena-... needs stable-worldmodel: pip install 'gjwm[arena]' ({error})."
+            f"gjwm/arena-... needs {package}: pip install 'gjwm[arena]' ({error})."
         ) from error
 
 

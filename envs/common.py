@@ -82,6 +82,17 @@ def checked_state(state: Any, size: int, name: str) -> np.ndarray:
     return state
 
 
+# -- goals -----------------------------------------------------------------------------------------
+
+
+def goal_distance(world: Any, positions: np.ndarray, goals: np.ndarray) -> np.ndarray:
+    """How far positions (..., P) are from goals (..., P), which `success_radius` is compared with
+    -> (...): by the environment's own `goal_distance` where it has one, else Euclidean."""
+    if hasattr(world, "goal_distance"):
+        return world.goal_distance(positions, goals)
+    return np.linalg.norm(positions - goals, axis=-1)
+
+
 # -- observations: arrays or tensors, or (nested) dicts of them ------------------------------------
 
 

@@ -18,6 +18,7 @@ from gjwm.envs.common import (
     checked_state,
     each,
     from_words,
+    goal_distance,
     keywords,
     to_words,
 )
@@ -32,8 +33,9 @@ class GoalEnv(gym.Env):
     be brought about.
 
     Goals are compared by the environment's `position` (for the control suite see
-    `gjwm.envs.control_suite`): reached is within `success_radius` of it, Euclidean. That is the
-    simulator's truth, never a picture's.
+    `gjwm.envs.control_suite`): reached is within `success_radius` of it, by the environment's
+    `goal_distance` where it has one, else Euclidean. That is the simulator's truth, never a
+    picture's.
 
     Observation space: `Dict`, as hindsight relabelling (HER) expects it: `observation`, the
     environment's own; `achieved_goal` (`Box` (P,) float64): position, or with `goal="both"` a
@@ -177,7 +179,7 @@ class GoalEnv(gym.Env):
                     _, _, terminated, truncated, _ = self.env.step(action)
                     if terminated or truncated:
                         break
-            if np.linalg.norm(self.world.position - here) > self.success_radius:
+            if goal_distance(self.world, self.world.position, here) > self.success_radius:
                 break
         self._visit(self.world.get_state())
 
@@ -197,7 +199,7 @@ class GoalEnv(gym.Env):
         return o, reward, terminated or (success and self.terminate_on_goal), truncated, info
 
     def _distance(self) -> float:
-        return float(np.linalg.norm(self.world.position - _position(self._goal)))
+        return float(goal_distance(self.world, self.world.position, _position(self._goal)))
 
     def _distances(self, achieved_goal: Any, desired_goal: Any) -> np.ndarray:
         a, b = _position(achieved_goal), _position(desired_goal)
@@ -206,7 +208,7 @@ class GoalEnv(gym.Env):
                 f"goals are positions (..., {len(self.world.position)}), got {a.shape} and "
                 f"{b.shape}."
             )
-        return np.linalg.norm(a - b, axis=-1)
+        return goal_distance(self.world, a, b)
 
     def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any = None) -> np.ndarray:
         """The reward of goals reached and wanted, for hindsight relabelling.

@@ -135,8 +135,9 @@ class BatchedEnv(VectorEnv):
         self.spec = single.spec
         # how near to a goal's position counts as there
         self.success_radius = getattr(world, "success_radius", None)
-        if hasattr(world, "way_length"):  # of any states, so one environment answers for all
-            self.way_length = world.way_length
+        for name in ("way_length", "goal_distance"):  # of any states: one answers for all
+            if hasattr(world, name):
+                setattr(self, name, getattr(world, name))
         self.name = single.spec.id if single.spec is not None else type(world).__name__
         self.render_mode = single.render_mode
         self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}

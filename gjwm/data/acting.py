@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from gjwm._core.nested import nested
+from gjwm.envs.common import goal_distance as goal_distance
 from gjwm.envs.making import draws as draws
 from gjwm.envs.making import make_env as make_env
 from gjwm.envs.vector import make_vec as make_vec

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from gjwm.data.acting import Actor, Moment, as_array, make_vec, play
+from gjwm.data.acting import Actor, Moment, as_array, goal_distance, make_vec, play
 from gjwm.data.dataset import Episode
 from gjwm.evaluation.intervals import wilson_interval
 from gjwm.models.world_model import WorldModel
@@ -83,7 +83,7 @@ def _see_goals(envs: Any, start: np.ndarray, goal: np.ndarray) -> GoalPairs:
 class GoalEpisodes:
     """Outcome of E attempts."""
 
-    distance: np.ndarray  # (E, steps+1) to the goal, in the position's units
+    distance: np.ndarray  # (E, steps+1) to the goal, by `gjwm.envs.common.goal_distance`
     returns: np.ndarray  # (E,) the task's own reward
     seconds_per_step: float  # of deciding, per env; simulation not counted
     actions: np.ndarray  # (E, steps, A)
@@ -103,7 +103,7 @@ def attempt_goals(envs: Any, pairs: GoalPairs, actor: Actor, *, steps: int) -> G
     o = as_array(envs.observe())
 
     def distances() -> np.ndarray:
-        return np.linalg.norm(as_array(envs.position) - pairs.goal_position, axis=-1)
+        return goal_distance(envs, as_array(envs.position), pairs.goal_position)
 
     distance, returns, seconds, actions = [distances()], np.zeros(len(o)), 0.0, []
     for step in play(envs, actor, o, steps):
@@ -290,8 +290,8 @@ class _SolvedLanes:
     def _keep_solutions(
         self, lanes: Tensor, a: Tensor, costs: Tensor, paths: Tensor, goal: Tensor
     ) -> None:
-        nearest = (paths - goal[:, None, None]).norm(dim=-1).amin(-1)  # (B, N)
-        there = nearest <= self.envs.success_radius / 2
+        distance = goal_distance(self.envs, as_array(paths), as_array(goal[:, None, None]))
+        there = torch.from_numpy(distance.min(-1) <= self.envs.success_radius / 2)  # (B, N)
         cost, best = costs.masked_fill(~there, float("inf")).min(1)
         rows = there.any(1).nonzero()[:, 0]
         self.solved[lanes[rows]] = True
@@ -338,7 +338,7 @@ class OracleActor:
         if self.controller is None:
             action_dim = envs.single_action_space.shape[0]
             self.controller = RecedingHorizon(self.planner, action_dim=action_dim, **self.options)
-        distance = np.linalg.norm(as_array(envs.position) - self.goal_position, axis=-1)
+        distance = goal_distance(envs, as_array(envs.position), self.goal_position)
         self.reached |= self.begun & (distance <= envs.success_radius)
         self.begun[:] = True
         costs, reached = None, torch.from_numpy(self.reached)

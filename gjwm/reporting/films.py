@@ -32,7 +32,7 @@ from gjwm._core.drawing import (
 )
 from gjwm._core.settings import check
 from gjwm._core.video import check_suffix, panel, write_video
-from gjwm.data.acting import OneLane, RecordedActor, draws, make_env, play
+from gjwm.data.acting import OneLane, RecordedActor, draws, goal_distance, make_env, play
 from gjwm.data.dataset import Episode
 from gjwm.evaluation import Details, Evaluation
 from gjwm.evaluation.evaluate import Task, attempt, held_out_episodes
@@ -205,7 +205,7 @@ class Filming:
         radius = self.env.unwrapped.success_radius
         if self.position is not None:
             goal = self.details.pairs.goal_position[index]
-            away = np.linalg.norm(self._positions(samples) - goal, axis=-1)
+            away = goal_distance(self.env.unwrapped, self._positions(samples), goal)
             low, middle, high = np.quantile(away, [0.05, 0.5, 0.95], axis=0)
             lines.append(("imagined, 90%", IMAGINED, middle))
             band = (IMAGINED, low, high)
