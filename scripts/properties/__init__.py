@@ -22,7 +22,7 @@ from hypothesis.strategies import SearchStrategy
 
 PARTS = ("replay", "objectives", "planners", "config", "datasets", "checkpoints")
 BATCH = 500  # inputs drawn by one hypothesis run; it remembers them all
-HANGS = 20  # s for one input, after which the process is ended with its stack
+HANGS = 120  # s for one input, after which the process is ended with its stack
 
 
 class Property(NamedTuple):

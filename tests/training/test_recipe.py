@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from functools import partial
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -166,10 +167,12 @@ def test_a_recipe_is_the_command(folder):
 
 
 def test_data_of_unknown_origin_are_trained_on_without_calibration(folder):
-    data = gjwm.collect("Pendulum-v1", **FEW)
-    info = json.loads((data.path / "metadata.json").read_text())
-    info["env_id"] = "somewhere/else-v7"
-    (data.path / "metadata.json").write_text(json.dumps(info))
+    pendulum = gymnasium.spec("Pendulum-v1")
+    gymnasium.register("somewhere/else-v7", pendulum.entry_point, max_episode_steps=200)
+    try:
+        data = gjwm.collect("somewhere/else-v7", **FEW)
+    finally:
+        del gymnasium.registry["somewhere/else-v7"]
     told = []
     model = gjwm.train(data.path, Recipe(**SMALL), threads=1, notify=told.append)
     assert model.calibration is None
