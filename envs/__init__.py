@@ -19,6 +19,7 @@ most of them torch-native: many episodes are one batch of tensors.
     gjwm/arena-two-room-v0            stable-worldmodel's TwoRoom (`gjwm.envs.arena`)
     gjwm/arena-push-t-v0              its Push-T (`gjwm.envs.arena_push_t`)
     gjwm/arena-reacher-v0             its Reacher (`gjwm.envs.arena_reacher`)
+    gjwm/arena-cube-v0                its cube, of ogbench (`gjwm.envs.arena_cube`)
 
 `make_vec(id, n)` makes many environments of any id at once (`gjwm.envs.vector`). Nothing heavy is
 imported until an environment is made."""
@@ -57,6 +58,7 @@ _register("fork", "fork:ForkEnv")
 _register("arena-two-room", "arena:ArenaTwoRoomEnv")
 _register("arena-push-t", "arena_push_t:ArenaPushTEnv")
 _register("arena-reacher", "arena_reacher:ArenaReacherEnv")
+_register("arena-cube", "arena_cube:ArenaCubeEnv")
 
 _ICE = {"door": 0.8, "shortcut": 0.35, "goal": "other-room"}
 _WIND = {"corridor": 0.2, "goal": "other-room"}
