@@ -75,7 +75,7 @@ IMPORT_NAMES = {
 TOOLS = {"pytest", "pytest-cov", "pytest-xdist", "ruff", "build", "pyright", "pre-commit"} | {
     *("sphinx", "furo", "myst-parser", "sphinx-copybutton"),
     # the arena's: imported by name, and what it imports without declaring it
-    *("stable-worldmodel", "opencv-python-headless"),
+    *("stable-worldmodel", "opencv-python-headless", "ogbench"),
 }
 
 

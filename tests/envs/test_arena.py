@@ -29,6 +29,7 @@ from gjwm.planning import CEM
 TWO_ROOM = "gjwm/arena-two-room-v0"
 PUSH_T = "gjwm/arena-push-t-v0"
 REACHER = "gjwm/arena-reacher-v0"
+CUBE = "gjwm/arena-cube-v0"
 published = pytest.mark.skipif(
     importlib.util.find_spec("stable_worldmodel") is None,
     reason="needs the extra [arena]: pip install 'gjwm[arena]'",
@@ -305,3 +306,36 @@ def test_the_oracle_brings_both_joints_of_the_reacher_to_their_goal():
 def envs_position(envs, states):
     envs.set_state(states)
     return envs.position
+
+
+@published
+def test_a_state_of_the_cube_brings_its_future_back():
+    env = make_env(CUBE, obs="state")
+    env.reset(seed=3)
+    world, rng = env.unwrapped, np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (12, 5)).astype(np.float32)
+    for a in actions[:6]:
+        env.step(a)
+    state, seen = world.get_state(), []
+    for _ in range(2):
+        world.set_state(state)
+        assert np.array_equal(world.get_state(), state)
+        seen.append([env.step(a)[0] for a in actions[6:]])
+    np.testing.assert_allclose(seen[0], seen[1], atol=1e-6)
+    assert np.abs(seen[0][-1] - seen[0][0]).max() > 1e-3
+
+
+@published
+@pytest.mark.slow
+def test_the_oracle_of_the_cube_moves_it_and_other_seeds_start_elsewhere():
+    env = make_env(CUBE, obs="state")
+    starts, moved = [], []
+    for seed in (0, 0, 1):
+        env.reset(seed=seed)
+        world = env.unwrapped
+        starts.append(world.position.copy())
+        for _ in range(60):
+            env.step(world.expert_action())
+        moved.append(np.linalg.norm(world.position - starts[-1]))
+    assert np.array_equal(starts[0], starts[1]) and not np.array_equal(starts[0], starts[2])
+    assert max(moved) > 0.04
