@@ -306,7 +306,7 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         (
             ["train", "experiment=moon"],
             1,
-            "experiment has no option 'moon'; choose from arena_two_room",
+            "experiment has no option 'moon'; choose from arena_cube, arena_push_t",
         ),
         (
             ["train", "experiment=tworoom"],
