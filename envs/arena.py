@@ -72,7 +72,54 @@ def _load_torchvision() -> None:
         importlib.import_module("torchvision")
 
 
-class ArenaTwoRoomEnv(StackedFrames):
+class ArenaEnv(StackedFrames):
+    """What environments around published code share: their arguments and spaces, the end of a reset
+    and of a step, and a clock of their own."""
+
+    def _arrange(
+        self,
+        *,
+        obs: str,
+        size: int,
+        frame_stack: int,
+        max_episode_steps: int | None,
+        render_mode: str | None,
+        seen: spaces.Box,
+        action_dim: int,
+    ) -> None:
+        """Check and keep the arguments; `seen` is the space of the state vector."""
+        check_observed(obs, size, frame_stack, 1, render_mode)
+        if max_episode_steps is not None:
+            check_counts(max_episode_steps=(max_episode_steps, 1))
+        self.obs, self.size, self.render_mode = obs, size, render_mode
+        self.max_episode_steps = max_episode_steps
+        self._start_frames(frame_stack)
+        self.observation_space = observation_space(obs, size, frame_stack, seen)
+        self.action_space = spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
+        self._restart()
+
+    def _restart(self) -> None:
+        """The clock begins anew, and the frame stack repeats the picture."""
+        self._frames.clear()
+        self._clock = 0
+
+    def _begun(self, state: np.ndarray | None) -> tuple[Any, dict[str, Any]]:
+        """What `reset` returns, of an episode that has been drawn and is to start in `state`."""
+        self._restart()
+        if state is not None:
+            self.set_state(state)
+        return self.observe(), {}
+
+    def _stepped(self, reward: float, terminated: bool):
+        """What `step` returns."""
+        self._clock += 1
+        truncated = self.max_episode_steps is not None and self._clock >= self.max_episode_steps
+        if self.obs != "state":
+            self._frames.append(self.picture())
+        return self.observe(), float(reward), bool(terminated), truncated, {}
+
+
+class ArenaTwoRoomEnv(ArenaEnv):
     """stable-worldmodel's `swm/TwoRoom-v1`: a spot, a wall and a door.
 
     Units are pixels of its own picture, 224 a side; y grows downwards. The wall stands in the
@@ -109,19 +156,18 @@ class ArenaTwoRoomEnv(StackedFrames):
         max_episode_steps: int | None = 100,
         render_mode: str | None = None,
     ):
-        check_observed(obs, size, 1, 1, render_mode)
-        if max_episode_steps is not None:
-            check_counts(max_episode_steps=(max_episode_steps, 1))
-        self.obs, self.size, self.render_mode = obs, size, render_mode
-        self.max_episode_steps = max_episode_steps
+        self._arrange(
+            obs=obs,
+            size=size,
+            frame_stack=1,
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
+            seen=spaces.Box(0.0, 224.0, (10,), np.float32),
+            action_dim=2,
+        )
         package = stable_worldmodel("envs.two_room")
         self._env, self._expert = package.TwoRoomEnv(), package.ExpertPolicy()
         self._expert.set_env(self._env)
-        self._start_frames(1)
-        state = spaces.Box(0.0, 224.0, (10,), np.float32)
-        self.observation_space = observation_space(obs, size, 1, state)
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self._clock = 0
         self._env.reset(seed=0)
         # the rooms without an agent (224, 224, 3), as they are observed, and the agent's colour
         self._rooms = self._env._render_frame(torch.full((2,), 1e6)).movedim(0, -1).contiguous()
@@ -136,21 +182,13 @@ class ArenaTwoRoomEnv(StackedFrames):
         state = state_option(options)
         # without a seed its spaces would draw one from the machine
         self._env.reset(seed=int(self.np_random.integers(2**31)) if seed is None else seed)
-        self._frames.clear()
-        self._clock = 0
-        if state is not None:
-            self.set_state(state)
-        return self.observe(), {}
+        return self._begun(state)
 
     def step(self, action):
         """Move by `action (2,)` -> `(observation, 0.0, terminated, truncated, {})`."""
         action = checked_action(action, (2,), "arena-two-room")
         _, reward, terminated, _, _ = self._env.step(action.astype(np.float32))
-        self._frames.clear()
-        self._clock += 1
-        limit = self.max_episode_steps
-        truncated = limit is not None and self._clock >= limit
-        return self.observe(), float(reward), bool(terminated), truncated, {}
+        return self._stepped(reward, terminated)
 
     def picture(self) -> np.ndarray:
         """uint8 (3, size, size): what is observed and shown. Only what the agent's spot reaches is
@@ -206,8 +244,7 @@ class ArenaTwoRoomEnv(StackedFrames):
             raise ValueError(f"state is {state.tolist()}; expected places in [0, 224], pixels")
         both = torch.from_numpy(state).float()
         self._env.agent_position, self._env.target_position = both[:2].clone(), both[2:].clone()
-        self._frames.clear()
-        self._clock = 0
+        self._restart()
 
     @property
     def position(self) -> np.ndarray:

@@ -9,27 +9,22 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from gjwm.envs.arena import needed, stable_worldmodel
+from gjwm.envs.arena import ArenaEnv, needed, stable_worldmodel
 from gjwm.envs.common import (
-    StackedFrames,
-    check_counts,
-    check_observed,
     checked_action,
     checked_state,
     get_physics,
-    observation_space,
     put,
     set_physics,
     state_option,
 )
 from gjwm.envs.rendering import FastRenderer, prepare_backend
 
-SEEN = (28,)  # of its own state vector
 NOISE = 0.1  # the largest that its collector draws for an episode
 SPREAD = np.array([1, 1, 1, 3, 10])  # of that noise over the actions
 
 
-class ArenaCubeEnv(StackedFrames):
+class ArenaCubeEnv(ArenaEnv):
     """stable-worldmodel's `swm/OGBCube-v0` with one cube, on ogbench's arm: a UR5e with a gripper.
 
     Units are metres, seconds and radians. A step is 0.05 s, 25 of MuJoCo's.
@@ -69,12 +64,15 @@ class ArenaCubeEnv(StackedFrames):
         max_episode_steps: int | None = 200,
         render_mode: str | None = None,
     ):
-        check_observed(obs, size, frame_stack, 1, render_mode)
-        if max_episode_steps is not None:
-            check_counts(max_episode_steps=(max_episode_steps, 1))
-        self.obs, self.size, self.render_mode = obs, size, render_mode
-        self.max_episode_steps = max_episode_steps
-        self._start_frames(frame_stack)
+        self._arrange(
+            obs=obs,
+            size=size,
+            frame_stack=frame_stack,
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
+            seen=spaces.Box(-np.inf, np.inf, (28,), np.float32),
+            action_dim=5,
+        )
         prepare_backend(obs != "state" or render_mode is not None)
         self._env = stable_worldmodel("envs.ogbench.cube_env").CubeEnv(
             env_type="single", visualize_info=False, terminate_at_goal=False, mode="data_collection"
@@ -87,10 +85,6 @@ class ArenaCubeEnv(StackedFrames):
         self._env._dirty = False
         self._renderer = FastRenderer(size, self._env.model.camera("front_pixels").id)
         self._make_expert()
-        state = spaces.Box(-np.inf, np.inf, SEEN, np.float32)
-        self.observation_space = observation_space(obs, size, frame_stack, state)
-        self.action_space = spaces.Box(-1.0, 1.0, (5,), np.float32)
-        self._clock = 0
         self._simulator: ArenaCubeEnv | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
@@ -109,22 +103,13 @@ class ArenaCubeEnv(StackedFrames):
             self._env.reset(options={"variation": (), "variation_values": drawn})
         self._begin_expert()
         self._noise = self.np_random.uniform(0, NOISE)
-        self._frames.clear()
-        self._clock = 0
-        if state is not None:
-            self.set_state(state)
-        return self.observe(), {}
+        return self._begun(state)
 
     def step(self, action):
         """Move by `action (5,)` -> `(observation, reward, False, truncated, {})`."""
         action = checked_action(action, (5,), "arena-cube").astype(np.float32).clip(-1, 1)
         _, reward, _, _, _ = self._env.step(action)
-        self._clock += 1
-        limit = self.max_episode_steps
-        truncated = limit is not None and self._clock >= limit
-        if self.obs != "state":
-            self._frames.append(self.picture())
-        return self.observe(), float(reward), False, truncated, {}
+        return self._stepped(reward, False)
 
     def picture(self) -> np.ndarray:
         """uint8 (3, size, size): what is observed and shown."""
@@ -152,8 +137,7 @@ class ArenaCubeEnv(StackedFrames):
         set_physics(self._env.model, self._env.data, state[:count])
         put(self._left(), state[count:])
         self._begin_expert()
-        self._frames.clear()
-        self._clock = 0
+        self._restart()
 
     @property
     def position(self) -> np.ndarray:

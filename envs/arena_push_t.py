@@ -12,14 +12,10 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-from gjwm.envs.arena import needed, stable_worldmodel
+from gjwm.envs.arena import ArenaEnv, needed, stable_worldmodel
 from gjwm.envs.common import (
-    StackedFrames,
-    check_counts,
-    check_observed,
     checked_action,
     checked_state,
-    observation_space,
     state_option,
 )
 
@@ -28,7 +24,7 @@ NEAR, TURN = 20.0, math.pi / 9  # of a goal: pixels and radians
 AWAY = (-9000.0, -9000.0)  # out of the picture
 
 
-class ArenaPushTEnv(StackedFrames):
+class ArenaPushTEnv(ArenaEnv):
     """stable-worldmodel's `swm/PushT-v1`: a disc pushes a T to a pose.
 
     Units are pixels of its canvas, 512 a side, y downwards, seconds and radians. A step is 0.1 s,
@@ -70,12 +66,15 @@ class ArenaPushTEnv(StackedFrames):
         max_episode_steps: int | None = 100,
         render_mode: str | None = None,
     ):
-        check_observed(obs, size, frame_stack, 1, render_mode)
-        if max_episode_steps is not None:
-            check_counts(max_episode_steps=(max_episode_steps, 1))
-        self.obs, self.size, self.render_mode = obs, size, render_mode
-        self.max_episode_steps = max_episode_steps
-        self._start_frames(frame_stack)
+        self._arrange(
+            obs=obs,
+            size=size,
+            frame_stack=frame_stack,
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
+            seen=spaces.Box(-np.inf, np.inf, (7,), np.float32),
+            action_dim=2,
+        )
         self._env = stable_worldmodel("envs.pusht.env").PushT()
         self._policy = stable_worldmodel("envs.pusht.expert_policy").WeakPolicy(dist_constraint=100)
         # It looks for the environments of a vector one.
@@ -86,10 +85,6 @@ class ArenaPushTEnv(StackedFrames):
                 spec=SimpleNamespace(id="swm/PushT-v1"),
             )
         )
-        state = spaces.Box(-np.inf, np.inf, (7,), np.float32)
-        self.observation_space = observation_space(obs, size, frame_stack, state)
-        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        self._clock = 0
         self._draw(0)
         self._empty: Any = None  # its canvas without disc and T, drawn for the first picture
         self._simulator: ArenaPushTEnv | None = None
@@ -101,11 +96,7 @@ class ArenaPushTEnv(StackedFrames):
         state = state_option(options)
         # without a seed its spaces would draw one from the machine
         self._draw(int(self.np_random.integers(2**31)) if seed is None else seed)
-        self._frames.clear()
-        self._clock = 0
-        if state is not None:
-            self.set_state(state)
-        return self.observe(), {}
+        return self._begun(state)
 
     def _draw(self, seed: int) -> None:
         with warnings.catch_warnings():  # its spaces warn of its own values
@@ -116,12 +107,7 @@ class ArenaPushTEnv(StackedFrames):
         """Push by `action (2,)` -> `(observation, reward, terminated, truncated, {})`."""
         action = checked_action(action, (2,), "arena-push-t").astype(np.float32).clip(-1, 1)
         _, reward, terminated, _, _ = self._env.step(action)
-        self._clock += 1
-        limit = self.max_episode_steps
-        truncated = limit is not None and self._clock >= limit
-        if self.obs != "state":
-            self._frames.append(self.picture())
-        return self.observe(), float(reward), bool(terminated), truncated, {}
+        return self._stepped(reward, terminated)
 
     def picture(self) -> np.ndarray:
         """uint8 (3, size, size): what is observed and shown: drawn, scaled to 224 and then to
@@ -173,8 +159,7 @@ class ArenaPushTEnv(StackedFrames):
         block.velocity, block.angular_velocity = tuple(state[7:9]), state[9]
         self._move((agent, block), (tuple(state[:2]), tuple(state[2:4])))
         self._env._set_goal_state(np.array(state[10:]))
-        self._frames.clear()
-        self._clock = 0
+        self._restart()
 
     @property
     def position(self) -> np.ndarray:

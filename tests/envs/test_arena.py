@@ -2,6 +2,7 @@
 publish them. Most need the extra: pip install 'gjwm[arena]'.
 """
 
+import copy
 import importlib.util
 import sys
 import warnings
@@ -308,34 +309,73 @@ def envs_position(envs, states):
     return envs.position
 
 
-@published
-def test_a_state_of_the_cube_brings_its_future_back():
-    env = make_env(CUBE, obs="state")
-    env.reset(seed=3)
-    world, rng = env.unwrapped, np.random.default_rng(0)
-    actions = rng.uniform(-1, 1, (12, 5)).astype(np.float32)
-    for a in actions[:6]:
-        env.step(a)
-    state, seen = world.get_state(), []
-    for _ in range(2):
-        world.set_state(state)
-        assert np.array_equal(world.get_state(), state)
-        seen.append([env.step(a)[0] for a in actions[6:]])
-    np.testing.assert_allclose(seen[0], seen[1], atol=1e-6)
-    assert np.abs(seen[0][-1] - seen[0][0]).max() > 1e-3
+# -- the cube --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cube():
+    return make_env(CUBE, obs="both").unwrapped
 
 
 @published
 @pytest.mark.slow
-def test_the_oracle_of_the_cube_moves_it_and_other_seeds_start_elsewhere():
-    env = make_env(CUBE, obs="state")
-    starts, moved = [], []
-    for seed in (0, 0, 1):
-        env.reset(seed=seed)
-        world = env.unwrapped
-        starts.append(world.position.copy())
-        for _ in range(60):
-            env.step(world.expert_action())
-        moved.append(np.linalg.norm(world.position - starts[-1]))
-    assert np.array_equal(starts[0], starts[1]) and not np.array_equal(starts[0], starts[2])
-    assert max(moved) > 0.04
+def test_a_state_of_the_cube_is_all_that_its_future_depends_on(cube):
+    first, _ = cube.reset(seed=3)
+    again, _ = cube.reset(seed=3)
+    np.testing.assert_array_equal(first["state"], again["state"])
+    np.testing.assert_array_equal(first["pixels"], again["pixels"])
+    for _ in range(40):
+        cube.step(cube.expert_action())
+    assert cube.position[2] > 0.05  # held, above the table
+    state = cube.get_state()
+    actions = np.random.default_rng(0).uniform(-1, 1, (15, 5)).astype(np.float32)
+    twin = copy.deepcopy(cube)
+    lived = []
+    for action in actions:
+        cube.step(action)
+        lived.append(cube.get_state())
+    path = cube.simulate(state[None], actions[None, None])[0, 0]
+    np.testing.assert_array_equal(path[1:], [at_cube(twin, s) for s in lived])
+    twin.set_state(state)
+    for action, there in zip(actions, lived):
+        twin.step(action)
+        np.testing.assert_array_equal(twin.get_state(), there)
+
+
+def at_cube(env, state):
+    env.set_state(state)
+    return env.position.astype(np.float32)
+
+
+@published
+@pytest.mark.slow
+def test_the_published_oracle_brings_the_cube_to_its_target(cube):
+    steps = []
+    for seed in range(4):
+        cube.reset(seed=seed)
+        start = np.linalg.norm(cube.position - cube.goal)
+        for step in range(200):
+            _, reward, terminated, truncated, _ = cube.step(cube.expert_action())
+            near = np.linalg.norm(cube.position - cube.goal) <= cube.success_radius
+            assert reward == near and not terminated and truncated == (step == 199)
+            if near:
+                steps.append(step)
+                break
+        assert start > 0.04
+    assert len(steps) == 4 and min(steps) > 5
+
+
+@published
+@pytest.mark.slow
+def test_pictures_show_the_cube_from_the_published_camera(cube):
+    camera = cube._env.cameras["front_pixels"]
+    right, up = np.reshape(camera["xyaxes"], (2, 3))
+    axes = np.stack([right, up, np.cross(right, up)])
+    half = np.tan(np.radians(cube._env.model.camera("front_pixels").fovy[0]) / 2)
+    for seed in range(3):
+        cube.reset(seed=seed)
+        x, y, z = axes @ (cube.position - camera["pos"])
+        expected = 32 + 32 / half * np.array([-y / -z, x / -z])  # row and column
+        red, green, blue = cube.picture().astype(int)
+        seen = np.argwhere((red - green > 50) & (red - blue > 40)).mean(0) + 0.5
+        assert np.abs(seen - expected).max() < 1.5  # pixels, of a cube of six
