@@ -74,8 +74,8 @@ IMPORT_NAMES = {
 }
 TOOLS = {"pytest", "pytest-cov", "pytest-xdist", "ruff", "build", "pyright", "pre-commit"} | {
     *("sphinx", "furo", "myst-parser", "sphinx-copybutton"),
-    # the arena's: imported by name, and what it imports without declaring it
-    *("stable-worldmodel", "opencv-python-headless", "ogbench"),
+    # the arena's: imported by name, or by what is
+    *("stable-worldmodel", "ogbench", "pymunk", "pygame", "shapely", "opencv-python-headless"),
 }
 
 
