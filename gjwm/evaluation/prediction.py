@@ -50,7 +50,7 @@ def prediction_report(
     Returns:
         r2_by_horizon: 1 - squared error / variance, per k, with r2_ci95_by_horizon, its ends (2, H)
             by a bootstrap over episodes; copy_last_r2_by_horizon: the same for "nothing changes";
-            rank_accuracy (at `horizon`), rank_accuracy_by_horizon; skill_nats_per_dim: one step,
+        rank_accuracy (at `horizon`), rank_accuracy_by_horizon; skill_nats_per_dim: one step,
         against a Gaussian with z's own mean and variance per dimension;
         skill_copy_last_nats_per_dim: a Gaussian around the last latent with the best constant
         variance;
