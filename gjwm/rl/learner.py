@@ -21,6 +21,7 @@ from gjwm.models.world_model import WorldModel
 from gjwm.objectives import EpisodeObjective, JointEmbeddingObjective
 from gjwm.objectives.losses import weighted_sum
 from gjwm.rl.actor_critic import Policy, QEnsemble
+from gjwm.rl.augment import random_shift
 from gjwm.rl.settings import LearnerSettings
 
 
@@ -144,7 +145,10 @@ class RewardLearner:
                 raise FloatingPointError(
                     f"the windows hold NaN or infinite {name}; look for them in the data."
                 )
-        z = self.model.encode(batch.o)
+        o = batch.o
+        if self.settings.shift:
+            o = random_shift(o, self.settings.shift, generator)
+        z = self.model.encode(o)
         noise = (
             draws.normal(
                 (self.settings.expansion + 1, *batch.a.shape), generator, device=batch.a.device

@@ -30,6 +30,8 @@ class LearnerSettings(Settings):
             policy.
         encoder_rate: the encoder's learning rate as a share of lr: values follow a representation
             that moves slowly.
+        shift: pixels by which pictures are moved at random as they are learned from, see
+            `random_shift`; 0 for other observations.
         clip: largest gradient norm.
         discount: g per step.
         lam: of the value targets, see `lambda_returns`.
@@ -51,6 +53,7 @@ class LearnerSettings(Settings):
     value_lr: NonNegative = 1e-3
     policy_lr: NonNegative = 1e-3
     encoder_rate: NonNegative = 0.3
+    shift: Natural = 0
     clip: Positive = 10.0
     discount: Share = 0.99
     lam: Fraction = 0.0
