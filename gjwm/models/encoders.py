@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from gjwm._core import distributed
 from gjwm._core.configured import Configured
 from gjwm.models.layers import BatchNorm, mlp
 
@@ -27,6 +28,9 @@ def _output_norm(kind: str, latent_dim: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"an encoder's output_norm must be 'batch' or 'none', got {kind!r}.")
+
+
+_GREY = 127.5  # the mean picture of an encoder that has not learned yet
 
 
 class Encoder(Configured, nn.Module):
@@ -99,6 +103,12 @@ class ConvEncoder(Encoder):
 
     A 4x4 stride-4 stem reads each pixel once, which keeps 64x64 images cheap on a CPU.
 
+    The mean picture of the first batch that it learns from is taken off all pictures. What never
+    changes, most of most pictures, would otherwise be most of what the output layer adds up: each
+    small step of its weights then shifts all outputs together by as much as they differ, faster
+    than the output's running statistics follow, and the encoder in evaluation mode is not the one
+    that was trained.
+
     Args:
         observation_shape: (C, h, w) with C = 3 * frame_stack; h and w divisible by patch.
         latent_dim: D.
@@ -132,6 +142,8 @@ class ConvEncoder(Encoder):
         ]
         for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
+        self.register_buffer("mean", torch.full(self.observation_shape, _GREY))
+        self._fresh = True
         # Channels-last convolutions with so few channels are about twice as fast on a CPU.
         self.conv = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         with torch.no_grad():
@@ -143,5 +155,14 @@ class ConvEncoder(Encoder):
             raise ValueError(
                 f"this model reads pictures of uint8 in 0..255, got {o.dtype}: convert them first."
             )
-        o = o.to(torch.float32, memory_format=torch.channels_last).div_(255).sub_(0.5)
-        return self.head(rearrange(self.conv(o), "n c h w -> n (c h w)"))
+        x = o.to(torch.float32, memory_format=torch.channels_last)
+        if self.training and self._fresh:
+            with torch.no_grad():
+                self.mean.copy_(distributed.mean_with_gradient(x.mean(0)))
+            self._fresh = False
+        x = x.sub_(self.mean).div_(255)
+        return self.head(rearrange(self.conv(x), "n c h w -> n (c h w)"))
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._fresh = bool((self.mean == _GREY).all())
