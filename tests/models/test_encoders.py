@@ -91,3 +91,58 @@ def test_bad_shapes_are_named():
         MLPEncoder((3,), 2, output_norm="layer")
     with pytest.raises(ValueError, match="divisible"):
         ConvDecoder(4, (3, 30, 30))
+
+
+def distance_of_evaluation_mode(encoder, seed):
+    """Of latents in evaluation mode from those in training mode, in their variances, while the
+    encoder learns where a dot of 2x2 pixels is on a picture that is always the same.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    background = torch.randint(0, 256, (3, 32, 32), generator=generator, dtype=torch.uint8)
+    head = torch.nn.Linear(encoder.latent_dim, 2)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], 1e-3)
+
+    def pictures(count):
+        place = torch.randint(0, 30, (count, 2), generator=generator)
+        o = background.repeat(count, 1, 1, 1)
+        for picture, (y, x) in zip(o, place.tolist()):
+            picture[:, y : y + 2, x : x + 2] = 255
+        return o, (place - 14.5) / 9
+
+    distances = []
+    for step in range(150):
+        o, y = pictures(64)
+        optimizer.zero_grad()
+        (head(encoder(o)) - y).square().mean().backward()
+        optimizer.step()
+        if step >= 130:
+            o, _ = pictures(256)
+            with torch.no_grad():
+                z = encoder.eval()(o)
+                x = encoder.train().features(o)
+            x = (x - x.mean(0)) / x.std(0)
+            distances.append((z - x).square().mean())
+    return torch.stack(distances).mean().item()
+
+
+def test_an_encoder_that_learns_is_the_same_in_evaluation_mode():
+    grey = torch.full((3, 32, 32), 127.0)  # as if nothing were taken off
+    for mean, near in (({}, True), ({"mean": grey}, False)):
+        torch.manual_seed(1)
+        encoder = ConvEncoder((3, 32, 32), 8)
+        encoder.load_state_dict(encoder.state_dict() | mean)
+        distance = distance_of_evaluation_mode(encoder, seed=1)
+        assert distance < 0.1 if near else distance > 0.3
+
+
+def test_the_mean_picture_is_that_of_the_first_batch_learned_from_and_is_kept():
+    encoder, first = ConvEncoder((3, 32, 32), 8), images(6)
+    encoder.eval()(images(2))
+    assert (encoder.mean == encoder.mean[0, 0, 0]).all()  # evaluation learns nothing
+    encoder.train()(first)
+    torch.testing.assert_close(encoder.mean, first.float().mean(0))
+    encoder(255 - first)
+    kept = ConvEncoder((3, 32, 32), 8)
+    kept.load_state_dict(encoder.state_dict())
+    kept.train()(255 - first)
+    torch.testing.assert_close(kept.mean, first.float().mean(0))
