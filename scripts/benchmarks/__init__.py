@@ -103,18 +103,18 @@ class Rounds:
 
 
 def seconds(
-    cases: Mapping[str, Callable[[], Any]],
+    cases: Mapping[Any, Callable[[], Any]],
     rounds: int,
     *,
     warmup: int = 1,
     before: Callable[[], Any] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Rounds]:
+) -> dict[Any, Rounds]:
     """Seconds of each case's call, in turn; `before` is called before each and not timed.
 
     `time.thread_time` as the clock counts what one thread computes, and not its waiting for a core
     that others keep busy."""
-    figures: dict[str, list[float]] = {name: [] for name in cases}
+    figures: dict[Any, list[float]] = {name: [] for name in cases}
     for k in range(warmup + rounds):
         for name, call in cases.items():
             before()

@@ -3,11 +3,13 @@
 Steps of `experiment=two_room` and `experiment=reacher` as `gjwm.training.train` makes them, on
 noise, one thread. Each part is computed alone, forward and backward: the encoder on the batch's
 frames, the dynamics and the objective on its latents. What the whole step takes beyond its parts
-(the loop, joining their gradients) is *other*. The clock is the thread's own: what it computes, and
-not its waiting for a core that others keep busy."""
+(the loop, joining their gradients) is *other*. *freed memory given back* is the whole step without
+`gjwm._core.machine.keep_freed_memory`: processes with and without it take turns. The clock is the
+thread's own: what it computes, and not its waiting for a core that others keep busy."""
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from dataclasses import replace
 
@@ -16,8 +18,9 @@ import torch
 from gymnasium import spaces
 from torch import Generator, Tensor
 
-from benchmarks import Row, noise, seconds
+from benchmarks import Rounds, Row, noise, seconds
 from gjwm._core.fit import Optimiser
+from gjwm._core.machine import keep_freed_memory
 from gjwm.cli.config import load_config, recipe_of
 from gjwm.objectives.losses import weighted_sum
 from gjwm.training.recipe import build, make_objective
@@ -31,11 +34,10 @@ def run(*, quick: bool = False) -> list[Row]:
     """Rows: recipe, part, threads, ms, spread_percent, share_percent (of the whole step)."""
     threads, rows = torch.get_num_threads(), []
     torch.set_num_threads(1)
-    for name, channels in FRAMES.items():
-        recipe = recipe_of(load_config([f"experiment={name}"]))
-        if quick:
-            recipe = replace(recipe, train=replace(recipe.train, batch=4))
-        rows += _rows(name, recipe, channels, quick)
+    for name in FRAMES:
+        given_back = _given_back(name, quick)
+        keep_freed_memory()
+        rows += _rows(name, given_back, quick)
     torch.set_num_threads(threads)
     return rows
 
@@ -110,8 +112,36 @@ class Parts:
         self.schedule.step()
 
 
-def _rows(name: str, recipe: Recipe, channels: int, quick: bool) -> list[Row]:
-    parts = Parts(recipe, channels, episodes=2 if quick else 200)
+def _parts(name: str, quick: bool, episodes: int = 200) -> Parts:
+    recipe = recipe_of(load_config([f"experiment={name}"]))
+    if quick:
+        recipe = replace(recipe, train=replace(recipe.train, batch=4))
+    return Parts(recipe, FRAMES[name], episodes=2 if quick else episodes)
+
+
+def _given_back(name: str, quick: bool) -> tuple[Rounds, Rounds]:
+    """Seconds of the whole step where freed memory is given back to the system, and where it is
+    kept: of a process in each round.
+    """
+    found: dict[bool, list[float]] = {False: [], True: []}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for _ in range(1 if quick else 3):
+            for kept, figures in found.items():
+                figures.append(pool.apply(_alone, (name, kept, quick)))
+    return Rounds(found[False]), Rounds(found[True])
+
+
+def _alone(name: str, kept: bool, quick: bool) -> float:
+    torch.set_num_threads(1)
+    if kept:
+        keep_freed_memory()
+    whole = _parts(name, quick, episodes=20).whole
+    rounds = 1 if quick else 10
+    return seconds({0: whole}, rounds, warmup=2, clock=time.thread_time)[0].median
+
+
+def _rows(name: str, given_back: tuple[Rounds, Rounds], quick: bool) -> list[Row]:
+    parts = _parts(name, quick)
     cases = {
         WHOLE: parts.whole,
         "data": parts.data,
@@ -120,19 +150,20 @@ def _rows(name: str, recipe: Recipe, channels: int, quick: bool) -> list[Row]:
         "objective": parts.losses,
         "optimiser": parts.optimiser,
     }
-    found = seconds(cases, 1 if quick else 25, warmup=1 if quick else 3, clock=time.thread_time)
+    found = seconds(cases, 1 if quick else 15, warmup=1 if quick else 3, clock=time.thread_time)
+
+    def row(part: str, ms: float, share: float, spread: float | None) -> Row:
+        line: Row = {"recipe": name, "part": part, "threads": 1, "ms": ms}
+        return {**line, "spread_percent": spread, "share_percent": 100 * share}
+
     rows = [
-        {
-            "recipe": name,
-            "part": part,
-            "threads": 1,
-            "ms": 1e3 * spent.median,
-            "spread_percent": spent.spread_percent,
-            "share_percent": 100 * spent.over(found[WHOLE]),
-        }
+        row(part, 1e3 * spent.median, spent.over(found[WHOLE]), spent.spread_percent)
         for part, spent in found.items()
     ]
-    rest: Row = {"recipe": name, "part": "other", "threads": 1, "spread_percent": None}
-    for key in ("ms", "share_percent"):
-        rest[key] = rows[0][key] - sum(row[key] for row in rows[1:])
-    return [*rows, {key: rest[key] for key in rows[0]}]
+    whole, *others = rows
+    rest = [whole[key] - sum(r[key] for r in others) for key in ("ms", "share_percent")]
+    rows.append(row("other", rest[0], rest[1] / 100, None))
+    without, kept = given_back
+    share = without.over(kept)
+    part = "the whole step, freed memory given back"
+    return [*rows, row(part, whole["ms"] * share, share, without.spread_percent)]
