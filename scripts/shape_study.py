@@ -20,6 +20,8 @@ from shape.measures import data_of, floors, measured, plans
 from shape.training import Settings, freeze, train
 from shape.worlds import WORLDS
 
+from gjwm._core.machine import keep_freed_memory
+
 ROWS = Path(__file__).parent.parent / "docs" / "study"
 EPISODES, HELD, GOALS = 400, 100, 100
 GRIDS = {"shape": shape_arms, "collapse": collapse_arms}
@@ -120,6 +122,7 @@ def main() -> int:
             tables.draw(tables.read(ROWS / "shape-tuning.csv"), options.picture)
         return 0
     device = torch.device(options.device)
+    keep_freed_memory()
     done = set()
     if options.out.exists():
         with options.out.open() as file:

@@ -1,7 +1,9 @@
 """Every benchmark runs and fills its table; how fast is nothing to test on a shared machine."""
 
 import csv
+import json
 import math
+import socket
 
 import benchmarks
 import pytest
@@ -17,6 +19,44 @@ def test_a_benchmark_fills_its_table(name):
     assert rows and all(row.keys() == rows[0].keys() for row in rows)
     figures = [value for row in rows for value in row.values() if isinstance(value, float)]
     assert figures and all(math.isfinite(value) for value in figures)
+    # a ratio of two warm-ups would say nothing
+    assert not [key for key in rows[0] if "times" in key or "ratio" in key or "spread" in key]
+
+
+@pytest.mark.slow
+def test_all_goes_on_after_one_that_fails_and_writes_what_it_found(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(benchmarks, "names", lambda: ["moon", "objective", "risk"])
+    file = tmp_path / "all.json"
+    assert main(["all", "--quick", "--out", str(file)]) == 1
+    said = capfd.readouterr()
+    assert "no benchmark 'moon'" in said.err and "moon failed" in said.err
+    content = json.loads(file.read_text())
+    assert content["quick"] and list(content["benchmarks"]) == ["objective"]  # risk is not of speed
+    assert benchmarks.table(content["benchmarks"]["objective"]) in said.out
+    assert content["machine"]["torch"] == torch.__version__
+    assert socket.gethostname() not in map(str, content["machine"].values())
+
+
+def test_cases_take_turns_and_a_ratio_is_that_within_rounds():
+    calls, now = [], 0.0
+
+    def case(name, *costs):
+        left = iter(costs)
+
+        def call():
+            nonlocal now
+            calls.append(name)
+            now += next(left)
+
+        return call
+
+    # the machine is ten times slower in the second round, and the warm-up does not count
+    cases = {"a": case("a", 9, 1, 10, 1), "b": case("b", 9, 2, 20, 2)}
+    found = benchmarks.seconds(cases, 3, clock=lambda: now)
+    assert calls == ["a", "b"] * 4
+    assert found["a"].figures == [1, 10, 1] and found["a"].median == 1
+    assert found["b"].over(found["a"]) == 2
+    assert found["a"].spread_percent == pytest.approx(450)
 
 
 def test_the_table_is_aligned_markdown():
@@ -35,8 +75,9 @@ def test_the_table_is_aligned_markdown():
 def test_a_wrong_name_or_option_is_one_sentence(capsys):
     assert main(["moon"]) == 1
     assert "no benchmark 'moon'" in capsys.readouterr().err
-    assert main(["collect", "size=3"]) == 1
-    assert "size=3" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        main(["collect", "size=3"])
+    assert left.value.code == 2 and "size=3" in capsys.readouterr().err
 
 
 def test_a_part_of_the_gpu_benchmark_that_fails_loses_no_other_row(monkeypatch, tmp_path, capsys):

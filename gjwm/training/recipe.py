@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from gjwm import __version__, objectives
 from gjwm._core.fit import Log, Threads
-from gjwm._core.machine import check_device
+from gjwm._core.machine import check_device, keep_freed_memory
 from gjwm._core.settings import check as check_setting
 from gjwm.data.dataset import open_windows
 from gjwm.data.handle import CALIBRATION, Dataset
@@ -103,6 +103,8 @@ def train(
     data = data if isinstance(data, Dataset) else Dataset.open(data)
     processes = Processes.of()
     device = processes.device(device)
+    if device == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         if run is not None and not isinstance(run, Run):
             if processes.first:

@@ -1,25 +1,40 @@
-"""Speed, measured: `python scripts/benchmark.py <name>` runs one of this package's modules and
-prints its rows as a table.
+"""Speed, measured: `python scripts/benchmark.py NAME` runs one of this package's modules and prints
+its rows as a table; `all` runs those of speed, each in a process of its own.
 
 Each module has `run(*, quick=False) -> rows`: ours, a named reference and, where there is one, the
-floor that nothing can beat, timed in turn in one process. Quote ratios, as absolute figures depend
-on the machine and on what else it is doing."""
+floor that nothing can beat. They take turns, after calls that nobody times, so that all see the
+same machine: a figure is the median of rounds, its spread their interquartile range in per cent of
+it, and a ratio the median of the rounds' own ratios. Quote ratios, as absolute figures depend on
+the machine and on what else it is doing."""
 
 from __future__ import annotations
 
+import datetime
 import importlib
+import multiprocessing
 import pkgutil
+import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
+from gjwm._core.machine import cores
+from gjwm.data.replay import ReplayBuffer
 from gjwm.envs import make_vec
 from gjwm.envs.vector import make_env
 
 Row = dict[str, Any]
+# What plans reach and not how fast they are: up to hours, and on trained models.
+JUDGED = ("goals", "oracles", "risk")
+# Their names tell columns that compare times, of which a quick run has none worth a look.
+COMPARISONS = ("times", "ratio", "share", "spread")
 
 
 def names() -> list[str]:
@@ -28,76 +43,172 @@ def names() -> list[str]:
 
 
 def run(name: str, *, quick: bool = False) -> list[Row]:
-    """Run one benchmark -> rows with equal keys; `quick` takes seconds and shows that it runs, not
-    how fast.
+    """Run one benchmark -> rows with equal keys; `quick` takes seconds, shows that it runs and not
+    how fast, and leaves out the columns that compare.
 
     Raises:
         ValueError: for a benchmark that does not exist.
     """
     if name not in names():
-        raise ValueError(f"there is no benchmark {name!r}; choose from {', '.join(names())}.")
-    return importlib.import_module(f"{__name__}.{name}").run(quick=quick)
+        raise ValueError(f"there is no benchmark {name!r}; choose from all, {', '.join(names())}.")
+    rows = importlib.import_module(f"{__name__}.{name}").run(quick=quick)
+    if not quick:
+        return rows
+    return [
+        {key: value for key, value in row.items() if not any(word in key for word in COMPARISONS)}
+        for row in rows
+    ]
 
 
-def median_seconds(call: Callable[[], Any], *, repeats: int = 5, warmup: int = 1) -> float:
-    """Median wall time of `call`, in seconds."""
-    for _ in range(warmup):
-        call()
-    times = []
-    for _ in range(repeats):
-        since = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - since)
-    return sorted(times)[len(times) // 2]
+def machine() -> Row:
+    """Where and when: what figures depend on, and no names of machines or folders."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": models[0] if models else platform.machine(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
 
 
-def rate(step: Callable[[], int], seconds: float, *, rounds: int = 5) -> float:
-    """Steps per second of a call that returns how many it made: the median of a few rounds, after
-    two untimed calls.
+# -- cases in turn ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """One figure in each round: seconds of a call, or a rate."""
+
+    figures: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.figures))
+
+    @property
+    def spread_percent(self) -> float:
+        """Interquartile range over the median."""
+        low, high = np.percentile(self.figures, (25, 75))
+        return 100 * float(high - low) / self.median
+
+    def over(self, other: Rounds) -> float:
+        """Median of the ratios within rounds."""
+        return float(np.median(np.divide(self.figures, other.figures)))
+
+
+def seconds(
+    cases: Mapping[Any, Callable[[], Any]],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    before: Callable[[], Any] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Any, Rounds]:
+    """Seconds of each case's call, in turn; `before` is called before each and not timed.
+
+    `time.thread_time` as the clock counts what one thread computes, and not its waiting for a core
+    that others keep busy."""
+    figures: dict[Any, list[float]] = {name: [] for name in cases}
+    for k in range(warmup + rounds):
+        for name, call in cases.items():
+            before()
+            since = clock()
+            call()
+            if k >= warmup:
+                figures[name].append(clock() - since)
+    return {name: Rounds(found) for name, found in figures.items()}
+
+
+Stepping = AbstractContextManager[Callable[[], int]]  # a call makes steps and returns how many
+
+
+def rates(
+    cases: Mapping[str, Stepping], box: float, *, rounds: int = 5, warmup: int = 1
+) -> dict[str, Rounds]:
+    """Steps per second of each case, in turn: `box` seconds each in all, one call a round or
+    more.
     """
-    step(), step()
-    rates = []
-    for _ in range(rounds):
-        since, steps = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - since) < seconds / rounds:
-            steps += step()
-        rates.append(steps / elapsed)
-    return sorted(rates)[rounds // 2]
+    figures: dict[str, list[float]] = {name: [] for name in cases}
+    with ExitStack() as stack:
+        calls = {name: stack.enter_context(case) for name, case in cases.items()}
+        for call in calls.values():
+            for _ in range(warmup):
+                call()
+        for _ in range(rounds):
+            for name, call in calls.items():
+                since, steps, elapsed = time.perf_counter(), 0, 0.0
+                while elapsed < box / rounds:
+                    steps += call()
+                    elapsed = time.perf_counter() - since
+                figures[name].append(steps / elapsed)
+    return {name: Rounds(found) for name, found in figures.items()}
 
 
-# -- environments under random actions: control steps per second -----------------------------------
+@contextmanager
+def calling(step: Callable[[], int]) -> Iterator[Callable[[], int]]:
+    """What needs no opening and closing."""
+    yield step
 
 
-def stock_suite(domain: str, task: str) -> Any:
-    """dm_control's own environment."""
+# -- environments under random actions: control steps ----------------------------------------------
+
+
+@contextmanager
+def stock_steps(
+    domain: str, task: str, *, pixels: bool, repeat: int = 1, moving: bool = True
+) -> Iterator[Callable[[], int]]:
+    """dm_control alone, rendering 64x64 pixels after every `repeat` steps, or (moving=False) again
+    and again; in a process of its own, as two renderers in one slow each other down."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_serve_stock, args=(theirs, domain, task, pixels, repeat, moving), daemon=True
+    )
+    process.start()
+
+    def step() -> int:
+        ours.send(True)
+        return ours.recv()
+
+    try:
+        yield step
+    finally:
+        ours.send(False)
+        process.join()
+
+
+def _serve_stock(
+    pipe: Any, domain: str, task: str, pixels: bool, repeat: int, moving: bool
+) -> None:
     from gjwm.envs.rendering import choose_backend
 
     choose_backend()  # before dm_control is imported
     from dm_control import suite
 
-    env = suite.load(domain, task, task_kwargs={"random": 0})
+    env, rng = suite.load(domain, task, task_kwargs={"random": 0}), np.random.default_rng(0)
     env.reset()
-    return env
-
-
-def stock_rate(domain: str, task: str, seconds: float, *, pixels: bool, repeat: int = 1) -> float:
-    """dm_control alone, rendering 64x64 pixels after every `repeat` steps."""
-    env, rng = stock_suite(domain, task), np.random.default_rng(0)
     spec = env.action_spec()
+    while pipe.recv():
+        since, steps = time.perf_counter(), 0
+        while not steps or time.perf_counter() - since < 0.01:  # what a message takes is nothing
+            action = rng.uniform(spec.minimum, spec.maximum)
+            for _ in range(repeat if moving else 0):
+                if env.step(action).last():
+                    env.reset()
+            if pixels:
+                env.physics.render(64, 64, camera_id=0)
+            steps += repeat
+        pipe.send(steps)
 
-    def step() -> int:
-        action = rng.uniform(spec.minimum, spec.maximum)
-        for _ in range(repeat):
-            if env.step(action).last():
-                env.reset()
-        if pixels:
-            env.physics.render(64, 64, camera_id=0)
-        return repeat
 
-    return rate(step, seconds)
-
-
-def loop_rate(env_id: str, count: int, seconds: float, **kwargs: Any) -> float:
+@contextmanager
+def loop_steps(env_id: str, count: int, **kwargs: Any) -> Iterator[Callable[[], int]]:
     """Our single environments, one after the other."""
     envs = [make_env(env_id, **kwargs) for _ in range(count)]
     rng, size = np.random.default_rng(0), envs[0].action_space.shape
@@ -111,15 +222,15 @@ def loop_rate(env_id: str, count: int, seconds: float, **kwargs: Any) -> float:
                 env.reset()
         return count * kwargs.get("action_repeat", 1)
 
-    steps_per_second = rate(step, seconds)
+    yield step
     for env in envs:
         env.close()
-    return steps_per_second
 
 
-def batch_rate(
-    env_id: str, count: int, seconds: float, *, device: str | None = None, **kwargs: Any
-) -> float:
+@contextmanager
+def batch_steps(
+    env_id: str, count: int, *, device: str | None = None, **kwargs: Any
+) -> Iterator[Callable[[], int]]:
     """`make_vec`, autoreset included; its processes, if any, have been started before."""
     env = make_vec(env_id, count, device=device, **kwargs)
     rng, shape = np.random.default_rng(0), (count, *env.single_action_space.shape)
@@ -134,9 +245,24 @@ def batch_rate(
             torch.cuda.synchronize()
         return count * kwargs.get("action_repeat", 1) * (1 if device is None else 20)
 
-    steps_per_second = rate(step, seconds)
+    yield step
     env.close()
-    return steps_per_second
+
+
+def noise(
+    space: spaces.Box, *, episodes: int, steps: int, device: torch.device | str = "cpu"
+) -> ReplayBuffer:
+    """Episodes of noise on the device: bytes of images, or normal latents; A = 2."""
+    actions = spaces.Box(-1, 1, (2,), np.float32)
+    buffer = ReplayBuffer(episodes * steps, space, actions, episodes=episodes, device=device)
+    rng, never = np.random.default_rng(0), np.zeros(steps, bool)
+    for _ in range(episodes):
+        shape = (steps + 1, *space.shape)
+        images = space.dtype == np.uint8
+        o = rng.integers(256, size=shape, dtype=np.uint8) if images else rng.normal(size=shape)
+        a = rng.uniform(-1, 1, (steps, 2)).astype(np.float32)
+        buffer.add_episode(o.astype(space.dtype), a, np.zeros(steps, np.float32), never, never)
+    return buffer
 
 
 def table(rows: Sequence[Row]) -> str:

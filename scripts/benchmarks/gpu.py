@@ -28,11 +28,10 @@ from gymnasium import spaces
 from torch import Generator, Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import Row, batch_rate, table
+from benchmarks import Row, batch_steps, noise, rates, table
 from benchmarks.objective import KNOTS, T_MAX, loss_and_gradient, plain_sigreg
 from benchmarks.planning import reference_model
 from gjwm.cli.config import load_config, recipe_of
-from gjwm.data.replay import ReplayBuffer
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.objectives import SIGReg, random_directions
 from gjwm.planning import CEM
@@ -129,7 +128,7 @@ def training(bench: Bench) -> Iterator[Row]:
     """
     recipe = recipe_of(load_config(["experiment=two_room"]))
     pixels = spaces.Box(0, 255, (3, 64, 64), np.uint8)
-    windows = _noise(bench, pixels, episodes=2 if bench.quick else 100, steps=50)
+    windows = noise(pixels, episodes=2 if bench.quick else 100, steps=50, device=bench.device)
     for batch in (4,) if bench.quick else (recipe.train.batch, 1024):
         torch.manual_seed(0)
         model = build(recipe, pixels.shape, 2, str(bench.device))
@@ -186,8 +185,9 @@ def worlds(bench: Bench) -> Iterator[Row]:
         ("two-room", "pixels"),
         ("torch-cartpole-swingup", "state"),
     ):
-        rate = batch_rate(f"gjwm/{world}-v0", count, seconds, device=device, obs=obs)
-        yield row(f"{world}, {obs}, {count} envs", rate, "env steps/s")
+        what = f"{world}, {obs}, {count} envs"
+        stepping = batch_steps(f"gjwm/{world}-v0", count, device=device, obs=obs)
+        yield row(what, rates({what: stepping}, seconds)[what].median, "env steps/s")
 
 
 def rollouts(bench: Bench) -> Iterator[Row]:
@@ -231,7 +231,7 @@ def rollouts(bench: Bench) -> Iterator[Row]:
 def refining(bench: Bench) -> Iterator[Row]:
     """Steps of refining dynamics on latents, windows of 16."""
     latents = spaces.Box(-np.inf, np.inf, (40,), np.float32)
-    buffer = _noise(bench, latents, episodes=20 if bench.quick else 400, steps=50)
+    buffer = noise(latents, episodes=20 if bench.quick else 400, steps=50, device=bench.device)
     for batch in (8,) if bench.quick else (64, 512):
         dynamics = GaussianDynamics(40, 2).to(bench.device)
 
@@ -262,20 +262,6 @@ def _seconds_of_a_step(bench: Bench, fit: Callable[..., Any]) -> float:
 
     trial = measured(2 if bench.quick else 12)
     return trial if bench.quick else measured(min(max(int(1 / trial), 12), 1000))
-
-
-def _noise(bench: Bench, space: spaces.Box, *, episodes: int, steps: int) -> ReplayBuffer:
-    """Episodes of noise on the device: bytes of images, or normal latents."""
-    actions = spaces.Box(-1, 1, (2,), np.float32)
-    buffer = ReplayBuffer(episodes * steps, space, actions, episodes=episodes, device=bench.device)
-    rng, never = np.random.default_rng(0), np.zeros(steps, bool)
-    for _ in range(episodes):
-        shape = (steps + 1, *space.shape)
-        images = space.dtype == np.uint8
-        o = rng.integers(256, size=shape, dtype=np.uint8) if images else rng.normal(size=shape)
-        a = rng.uniform(-1, 1, (steps, 2)).astype(np.float32)
-        buffer.add_episode(o.astype(space.dtype), a, np.zeros(steps, np.float32), never, never)
-    return buffer
 
 
 def _bench(quick: bool) -> Bench:

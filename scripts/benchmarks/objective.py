@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from benchmarks import median_seconds
+from benchmarks import seconds
 from gjwm.objectives import SIGReg, random_directions
 
 KNOTS, T_MAX = 17, 5.0
@@ -83,7 +82,7 @@ def _peak_mb(call: Callable[[], Any]) -> float | None:
 
 
 def _case(
-    name: str, shape: tuple[int, ...], slices: int, compile: bool, repeats: int
+    name: str, shape: tuple[int, ...], slices: int, compile: bool, rounds: int
 ) -> list[dict[str, Any]]:
     g = Generator().manual_seed(0)
     z = torch.randn(shape, generator=g)
@@ -108,17 +107,21 @@ def _case(
     losses = {"plain": lambda x: reference(x, directions), "ours": ours(False)}
     if compile:
         losses |= {"plain, compiled": torch.compile(losses["plain"]), "ours, compiled": ours(True)}
+    timed = seconds(
+        {label: lambda loss=loss: loss_and_gradient(loss, z) for label, loss in losses.items()},
+        rounds,  # after a call each that compiles
+    )
     rows = []
     for label, loss in losses.items():
-        value, gradient = loss_and_gradient(loss, z)  # also compiles
+        value, gradient = loss_and_gradient(loss, z)
         rows.append(
             {
                 "case": name,
                 "implementation": label,
                 "threads": torch.get_num_threads(),
-                "ms": 1e3
-                * median_seconds(lambda loss=loss: loss_and_gradient(loss, z), repeats=repeats),
-                "times faster": math.nan,
+                "ms": 1e3 * timed[label].median,
+                "spread_percent": timed[label].spread_percent,
+                "times faster": timed["plain"].over(timed[label]),
                 "extra MB": _peak_mb(lambda loss=loss: loss_and_gradient(loss, z)),
                 "value error": abs(value - exact),
                 "gradient error": (
@@ -126,14 +129,12 @@ def _case(
                 ).item(),
             }
         )
-    for row in rows:
-        row["times faster"] = rows[0]["ms"] / row["ms"]
     return rows
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """Rows per case and implementation: ms of forward and backward, ratio to the plain form, peak
-    extra memory, errors.
+    """Rows per case and implementation: ms of forward and backward, their spread, ratio to the
+    plain form, peak extra memory, errors.
 
     `quick` uses small batches and compiles nothing.
     """

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +30,7 @@ from scipy.linalg import solve_discrete_are
 from scipy.optimize import lsq_linear
 from torch import Generator, Tensor
 
-from benchmarks import median_seconds
+from benchmarks import seconds
 from gjwm.data.behaviours import Coloured, behaviour_from_weights
 from gjwm.data.collect import collect_episodes, make_env
 from gjwm.data.replay import ReplayBuffer
@@ -266,6 +268,7 @@ def row(part: str, case: str, planner: str, **figures: float | None) -> Row:
         "mean_excess_percent",
         "ms",
         "time_ratio",
+        "spread_percent",
         "reached",
     )
     return {"part": part, "case": case, "planner": planner, **dict.fromkeys(columns), **figures}
@@ -401,20 +404,11 @@ def equal_budget_rows(quick: bool) -> list[Row]:
             ]
             for name, planner in planners.items()
         }
-        # In turn, so that whatever else the machine does falls on all alike.
-        times: dict[str, list[float]] = {name: [] for name in ["bare rollouts", *planners]}
-        for _ in range(repeats):
-            times["bare rollouts"].append(median_seconds(bare, repeats=1, warmup=0))
-            for name, planner in planners.items():
-
-                def call(planner: Planner = planner) -> None:
-                    planner.plan(scores[0], start, generator=_seeded(0))
-
-                times[name].append(median_seconds(call, repeats=1, warmup=0))
-    floor, reference = (
-        median(times["bare rollouts"]),
-        np.mean(cost["plain CEM (stable-worldmodel)"]),
-    )
+        calls: dict[str, Callable[[], Any]] = {"bare rollouts": bare}
+        for name, planner in planners.items():
+            calls[name] = partial(_plan, planner, scores[0], start)
+        times = seconds(calls, repeats)
+    reference = np.mean(cost["plain CEM (stable-worldmodel)"])
     case = f"{samples} x {iterations}, H={horizon}, D=64, hidden 512"
     return [
         row(
@@ -425,11 +419,16 @@ def equal_budget_rows(quick: bool) -> list[Row]:
             excess_percent=100 * (float(np.mean(cost[name]) / reference) - 1)
             if name in cost
             else None,
-            ms=1e3 * median(t),
-            time_ratio=median(t) / floor,
+            ms=1e3 * spent.median,
+            time_ratio=spent.over(times["bare rollouts"]),
+            spread_percent=spent.spread_percent,
         )
-        for name, t in times.items()
+        for name, spent in times.items()
     ]
+
+
+def _plan(planner: Planner, score: Score, start: Tensor) -> Plan:
+    return planner.plan(score, start, generator=_seeded(0))
 
 
 def _seeded(seed: int) -> Generator:
@@ -615,7 +614,7 @@ def state_model(
 
 def run(*, quick: bool = False) -> list[Row]:
     """Rows: part, case, planner, rollouts, excess_percent, mean_excess_percent, ms, time_ratio,
-    reached; see the module.
+    spread_percent, reached; see the module.
     """
     rows = optimum_rows(quick) + default_rows(quick) + equal_budget_rows(quick)
     for trained in trained_models(quick):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from gymnasium import spaces
 from torch import Generator, Tensor
 
+from benchmarks import seconds as timed
 from gjwm.data.dataset import DatasetWriter, DiskWindows, Episode, load_buffer
 from gjwm.data.replay import ReplayBuffer
 
@@ -30,7 +30,9 @@ LENGTH = 100
 
 
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """Rows: from, what, frames_per_s, times_reference; one thread computes."""
+    """Rows: from, what, threads, frames_per_s, spread_percent, times_reference; one thread
+    computes.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -143,26 +145,18 @@ def _rows(
     seconds: float,
     before: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Frames per second from the median time of a batch; the cases take turns, so that all see the
-    same machine.
-    """
-    times: dict[str, list[float]] = {what: [] for what in cases}
-    for call in cases.values():
-        call()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for what, call in cases.items():
-            before()
-            since = time.perf_counter()
-            call()
-            times[what].append(time.perf_counter() - since)
-    rates = {what: BATCH * (T + 1) / float(np.median(spent)) for what, spent in times.items()}
+    """Frames per second of batches; the cases take turns."""
+    trial = sum(spent.median for spent in timed(cases, 1, before=before).values())
+    rounds = max(3, int(seconds / trial))
+    found = timed(cases, rounds, warmup=0, before=before)
     return [
         {
             "from": where,
             "what": what,
-            "frames_per_s": rate,
-            "times_reference": rate / rates[reference],
+            "threads": torch.get_num_threads(),
+            "frames_per_s": BATCH * (T + 1) / spent.median,
+            "spread_percent": spent.spread_percent,
+            "times_reference": found[reference].over(spent),
         }
-        for what, rate in rates.items()
+        for what, spent in found.items()
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import median_seconds
+from benchmarks import seconds
 from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
@@ -36,9 +36,9 @@ class _Loop(nn.Module):
 
 @torch.inference_mode()
 def run(*, quick: bool = False, compile: bool = False) -> list[dict[str, Any]]:
-    """Rows: what, ms (per batch of candidates), rollouts_per_s, times_deterministic (of width 256),
-    times_one_member (of width 128). `compile` adds rows through torch.compile, each of which takes
-    tens of seconds to build."""
+    """Rows: what, threads, ms (per batch of candidates), spread_percent, rollouts_per_s,
+    times_deterministic (of width 256), times_one_member (of width 128). `compile` adds
+    rows through torch.compile, each of which takes tens of seconds to build."""
     candidates, horizon, d, a_dim = (64, 4, 16, 2) if quick else (512, 12, 64, 6)
     g = torch.Generator().manual_seed(0)
     z0, a = (
@@ -89,19 +89,16 @@ def run(*, quick: bool = False, compile: bool = False) -> list[dict[str, Any]]:
             call = model.rollout_members if model is ensemble else model.rollout
             compiled = torch.compile(call)
             cases[f"{name}, compiled"] = lambda compiled=compiled: compiled(z0, a)
-    # Taken in turn, so that a busy moment of the machine does not fall on one case alone.
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(1 if quick else 5):
-        for name, call in cases.items():
-            seconds[name].append(median_seconds(call, repeats=1 if quick else 5))
-    best = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
+    found = seconds(cases, 1 if quick else 25)
     return [
         {
             "what": name,
-            "ms": 1e3 * best[name],
-            "rollouts_per_s": candidates / best[name],
-            "times_deterministic": best[name] / best["deterministic, width 256"],
-            "times_one_member": best[name] / best["deterministic, width 128"],
+            "threads": torch.get_num_threads(),
+            "ms": 1e3 * spent.median,
+            "spread_percent": spent.spread_percent,
+            "rollouts_per_s": candidates / spent.median,
+            "times_deterministic": spent.over(found["deterministic, width 256"]),
+            "times_one_member": spent.over(found["deterministic, width 128"]),
         }
-        for name in cases
+        for name, spent in found.items()
     ]
