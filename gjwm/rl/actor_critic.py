@@ -21,11 +21,13 @@ from gjwm.models.layers import BatchedLinear
 
 
 class TwoHot:
-    """Numbers as distributions over bins that are even in symlog(x) = sign(x) log(1 + |x|)
+    """Numbers as distributions over bins whose centres are even in symlog(x) = sign(x) log(1 + |x|)
     (DreamerV3, Hafner et al., 2023).
 
-    A value falls between two bins, which share its mass; learning it is classification, whose
-    gradients do not grow with the size of an error or of the returns.
+    A value falls between two centres, which share its mass so that their mean is the value;
+    learning it is classification, whose gradients do not grow with the size of an error or of the
+    returns. A distribution stands for the mean of its centres themselves: the number whose symlog
+    is the mean bin would be lower wherever returns differ, and each backup would lose that again.
 
     Args:
         bins: their number.
@@ -40,25 +42,34 @@ class TwoHot:
         self.bins, self.low, self.high = bins, low, high
         self.width = (high - low) / (bins - 1)
 
+    def centres(self, like: Tensor) -> Tensor:
+        """(bins,), ascending, of the device and type of `like`."""
+        symlog = torch.linspace(
+            self.low, self.high, self.bins, dtype=like.dtype, device=like.device
+        )
+        return symlog.sign() * symlog.abs().expm1()
+
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits (..., bins), target (...) -> (...); targets beyond the ends count as the end."""
+        centres = self.centres(logits)
         symlog = target.sign() * target.abs().log1p()
-        place = ((symlog - self.low) / self.width).clamp(0, self.bins - 1)
-        left = place.floor().clamp(max=self.bins - 2)
-        share = (place - left)[..., None]
-        index = left.nan_to_num().long()[..., None]  # a NaN must show in the error, not as an index
-        index = index.expand(*logits.shape[:-1], 1)
+        left = ((symlog - self.low) / self.width).floor().clamp(0, self.bins - 2)
+        index = left.nan_to_num().long()  # a NaN must show in the error, not as an index
+        below, above = centres[index], centres[index + 1]
+        share = ((target - below) / (above - below)).clamp(0, 1)[..., None]
+        index = index[..., None].expand(*logits.shape[:-1], 1)
         log_probability = logits.log_softmax(-1)
-        below, above = log_probability.gather(-1, index), log_probability.gather(-1, index + 1)
-        return -((1 - share) * below + share * above)[..., 0]
+        low, high = log_probability.gather(-1, index), log_probability.gather(-1, index + 1)
+        return -((1 - share) * low + share * high)[..., 0]
 
     def mean(self, logits: Tensor) -> Tensor:
-        """logits (..., bins) -> the number (...) whose symlog is the mean bin."""
-        centres = torch.linspace(
-            self.low, self.high, self.bins, dtype=logits.dtype, device=logits.device
-        )
-        symlog = logits.softmax(-1) @ centres
-        return symlog.sign() * symlog.abs().expm1()
+        """logits (..., bins) -> the mean of their distribution (...)."""
+        return logits.softmax(-1) @ self.centres(logits)
+
+    def start(self) -> Tensor:
+        """Logits (bins,) of a number near 0 that other bins can still be reached from."""
+        symlog = torch.linspace(self.low, self.high, self.bins)
+        return -7.0 * (symlog.abs() >= self.width).float()
 
 
 class QEnsemble(Configured, nn.Module):
@@ -93,9 +104,11 @@ class QEnsemble(Configured, nn.Module):
             BatchedLinear(members, i, o) for i, o in itertools.pairwise(sizes)
         )
         with torch.no_grad():
-            # All values start in the middle of the bins, not where the first weights happen to be.
+            # All values start near 0, not where the first weights happen to be.
             self.layers[-1].weight.zero_()
             self.layers[-1].bias.zero_()
+            if self.two_hot is not None:
+                self.layers[-1].bias.add_(self.two_hot.start())
 
     def outputs(self, z: Tensor, a: Tensor) -> Tensor:
         """(..., D), (..., A) -> (M, ..., bins), or (M, ...) for plain numbers."""

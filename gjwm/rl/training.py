@@ -18,6 +18,7 @@ from torch import Generator, nn
 from gjwm import __version__
 from gjwm._core.checkpoint import Checkpoints
 from gjwm._core.fit import Log
+from gjwm._core.machine import keep_freed_memory
 from gjwm._core.settings import Factory, check
 from gjwm.data.acting import Actor, HoldActor, RandomActor
 from gjwm.data.dataset import dataset_info, episode_lengths, open_windows, read_episodes
@@ -126,6 +127,8 @@ def learn(
     recipe = RewardRecipe() if recipe is None else recipe
     check("gjwm.rl.learn's recipe", recipe, RewardRecipe)
     settings = recipe.online
+    if device == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         if run is not None and not isinstance(run, Run):
             stack.enter_context(sole_process(run))
