@@ -92,16 +92,10 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality
     if path.suffix == ".mp4":
         if frames.shape[1] % 2 or frames.shape[2] % 2:
             raise ValueError(f"h264 needs an even height and width, got {frames.shape[1:3]}.")
-        import imageio.v3 as iio
-
-        iio.imwrite(
-            partial,
-            frames,
-            fps=fps,
-            codec="libx264",
-            macro_block_size=2,
-            output_params=["-crf", str(quality)],
-        )
+        film = FilmWriter(partial, fps=fps, quality=quality)
+        for frame in frames:
+            film.add(frame)
+        film.close()
     else:
         palette = _palette(frames)
         images = [
@@ -118,6 +112,54 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality
         )
     partial.replace(path)
     return path
+
+
+class FilmWriter:
+    """An .mp4 (h264) that is written frame by frame, with the ffmpeg that pip brings.
+
+    Args:
+        quality: x264's constant rate factor: 18 looks lossless, 28 is small.
+        codec, pixels: ffmpeg's names. yuv420p plays everywhere, wants even sizes and keeps a
+            quarter of the colours; yuv444p keeps all; codec libx264rgb, pixels rgb24 and quality 0
+            are lossless.
+        keyframes: at most so many frames from one that stands alone; None: ffmpeg's choice.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fps: float,
+        quality: int,
+        codec: str = "libx264",
+        pixels: str = "yuv420p",
+        keyframes: int | None = None,
+    ):
+        import imageio.v2 as iio
+
+        seeking = [] if keyframes is None else ["-g", str(keyframes)]
+        self.path = Path(path)
+        self._writer = iio.get_writer(
+            path,
+            format="FFMPEG",
+            fps=fps,
+            codec=codec,
+            pixelformat=pixels,
+            macro_block_size=1,  # or frames would be resized
+            output_params=["-crf", str(quality), *seeking],
+        )
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame (h, w, 3) uint8, of the size of the first."""
+        self._writer.append_data(frame)
+
+    def bytes(self) -> int:
+        """How large the file is already; ffmpeg holds a few frames back."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()
 
 
 def _palette(frames: np.ndarray, colours: int = 64) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +10,15 @@ from gjwm.data.coverage import Coverage
 from gjwm.data.dataset import bytes_in_memory, dataset_info, read_episodes, verify
 from gjwm.data.dataset.export import write_minari
 from gjwm.data.dataset.foreign import FORMATS, convert
+from gjwm.data.dataset.lerobot import write_lerobot
+
+TARGETS = {"minari": (write_minari, "Minari"), "lerobot": (write_lerobot, "LeRobot")}
 
 USAGE = f"""usage: gjwm data info DATASET
        gjwm data verify DATASET
        gjwm data convert SOURCE DATASET [from={"|".join(FORMATS)}] [name=value ...]
        gjwm data convert DATASET TARGET to=minari
+       gjwm data convert DATASET TARGET to=lerobot [pictures=png|video] [name=value ...]
 
   info     what a dataset holds, its memory and the coverage of its world
   verify   read every byte and name what is wrong; status 1 if anything is
@@ -40,13 +45,21 @@ def data_command(arguments: Sequence[str]) -> int:
         options = dict(option.partition("=")[::2] for option in rest[2:])
         kind = options.pop("from", None)
         if "to" in options:
-            if options != {"to": "minari"} or kind not in (None, "gjwm"):
+            to = options.pop("to")
+            if to not in TARGETS or kind not in (None, "gjwm"):
                 raise ValueError(
-                    "to=minari writes a dataset of this package for Minari and takes no other "
-                    f"option, got {' '.join(rest[2:])}."
+                    f"to must be one of {', '.join(TARGETS)}, of a dataset of this package, got "
+                    f"{' '.join(rest[2:])}."
                 )
-            result = write_minari(*rest[:2])
-            print(f"{rest[1]}: {result['episodes']} episodes, {result['steps']} steps for Minari")
+            written, name = TARGETS[to]
+            taken = [*inspect.signature(written).parameters][2:]
+            if strange := [option for option in options if option not in taken]:
+                raise ValueError(
+                    f"to={to} does not take {', '.join(strange)}; it takes "
+                    f"{', '.join(taken) or 'no options'}."
+                )
+            result = written(*rest[:2], **options)
+            print(f"{rest[1]}: {result['episodes']} episodes, {result['steps']} steps for {name}")
             return 0
         result = convert(rest[0], rest[1], kind, **options)
         print(

@@ -31,6 +31,7 @@ from gjwm.data.dataset import (
 from gjwm.data.dataset import stream as stream_module
 from gjwm.data.dataset.episodes import checksum
 from gjwm.data.dataset.foreign import convert
+from gjwm.data.dataset.lerobot import write_lerobot
 from gjwm.data.dataset.shard import Shard
 from gjwm.data.replay import Prefetch, stack_frames
 
@@ -722,6 +723,142 @@ def test_lerobot_tables_and_films_are_read(tmp_path):
     (root / "meta" / "info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
     with pytest.raises(ValueError, match=r"LeRobot format v2\.1; v3 is read"):
         convert(root, tmp_path / "old")
+
+
+@pytest.mark.parametrize("pictures", ["png", "video"])
+def test_a_dataset_written_for_lerobot_comes_back_the_same(tmp_path, capsys, monkeypatch, pictures):
+    """Films are lossless unless a quality is asked for; a file holds one episode here."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for limit in ("DATA_MB", "VIDEO_MB"):
+        monkeypatch.setattr(f"gjwm.data.dataset.lerobot.{limit}", 0)
+    with DatasetWriter(tmp_path / "d", **header(renderer="egl")) as writer:
+        for k, length in enumerate(LENGTHS):
+            cut = dict(terminated=ends(length, False), truncated=ends(length)) if k == 2 else {}
+            writer.append(episode(k, length, **cut))
+    root = tmp_path / "robot"
+    command = ["data", "convert", str(tmp_path / "d"), str(root), "to=lerobot", "fps=20"]
+    assert main([*command, f"pictures={pictures}"]) == 0
+    assert "4 episodes, 23 steps for LeRobot" in capsys.readouterr().out
+    info = json.loads((root / "meta" / "info.json").read_text())
+    assert (info["codebase_version"], info["total_episodes"], info["total_frames"]) == (
+        "v3.0",
+        4,
+        27,
+    )
+    camera = "observation.images.pixels"
+    assert info["features"][camera]["shape"] == [32, 32, 3] and info["fps"] == 20
+    entries = parquet.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    assert [entry["length"] for entry in entries] == [7, 4, 10, 6]
+    assert [entry["dataset_from_index"] for entry in entries] == [0, 7, 11, 21]
+    assert [entry["data/file_index"] for entry in entries] == [0, 1, 2, 3]
+    rows = parquet.read_table(root / "data/chunk-000/file-002.parquet").to_pydict()
+    assert rows["next.done"] == rows["next.truncated"] == [False] * 8 + [True] * 2
+    assert rows["action"][-1] == rows["action"][-2] and rows["next.reward"] == [*range(9), 0]
+    assert rows["index"] == list(range(11, 21)) and rows["episode_index"] == [2] * 10
+    np.testing.assert_allclose(rows["timestamp"], np.arange(10) / 20, atol=1e-6)
+    films = sorted(path.name for path in root.rglob("*.mp4"))
+    assert films == ([f"file-00{k}.mp4" for k in range(4)] if pictures == "video" else [])
+    convert(root, tmp_path / "again")
+    old, new = dataset_info(tmp_path / "d"), dataset_info(tmp_path / "again")
+    changed = {"collected", "shards"}
+    assert {name for name in old if old[name] != new[name]} <= changed
+    assert verify(tmp_path / "again") == []
+    assert_same(read_episodes(tmp_path / "again"), read_episodes(tmp_path / "d"))
+
+
+def test_statistics_for_lerobot_are_those_of_all_values(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "d")
+    write_lerobot(tmp_path / "d", tmp_path / "robot")
+    told = json.loads((tmp_path / "robot" / "meta" / "stats.json").read_text())
+    episodes = list(read_episodes(tmp_path / "d"))
+    frames = np.concatenate([e.o[:, -3:] for e in episodes]) / 255
+    actions = np.concatenate([np.concatenate([e.a, e.a[-1:]]) for e in episodes])
+    for name, values, axes in (
+        ("observation.images.pixels", frames, (0, 2, 3)),
+        ("action", actions, 0),
+    ):
+        for what in ("min", "max", "mean", "std"):
+            expected = getattr(values.astype(float), what)(axes)
+            np.testing.assert_allclose(np.ravel(told[name][what]), expected, atol=1e-6)
+        median = np.quantile(values, 0.5, axis=axes)
+        np.testing.assert_allclose(np.ravel(told[name]["q50"]), median, atol=1 / 255)
+        assert told[name]["count"] == [27]
+    table = parquet.read_table(tmp_path / "robot/meta/episodes/chunk-000/file-000.parquet")
+    assert table.to_pylist()[1]["stats/action/max"] == pytest.approx(episodes[1].a.max(0))
+    tasks = parquet.read_table(tmp_path / "robot" / "meta" / "tasks.parquet")
+    assert tasks.to_pydict() == {"task_index": [0], "__index_level_0__": ["x"]}
+
+
+def test_vectors_of_any_kind_survive_lerobot(tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    rng = np.random.default_rng(0)
+    shapes = {"state": (3,), "one": (1,), "matrix": (2, 2), "scalar": ()}
+    boxes = {name: spaces.Box(-np.inf, np.inf, shape) for name, shape in shapes.items()}
+    boxes |= {"state": spaces.Box(-np.inf, np.inf, (3,), np.float64)}
+    boxes |= {"touch": spaces.Box(0, 255, (5,), np.uint8)}
+    space = spaces.Dict(boxes)
+    with DatasetWriter(tmp_path / "d", **header(frame_stack=1, observation_space=space)) as writer:
+        for k, length in enumerate(LENGTHS):
+            space.seed(k)
+            drawn = [space.sample() for _ in range(length + 1)]
+            o = {name: np.stack([one[name] for one in drawn]) for name in boxes}
+            writer.append(episode(k, length, o=o, a=rng.uniform(-1, 1, (length, 2))))
+    write_lerobot(tmp_path / "d", tmp_path / "robot")
+    convert(tmp_path / "robot", tmp_path / "again")
+    old, new = dataset_info(tmp_path / "d"), dataset_info(tmp_path / "again")
+    assert old["observation_space"] == new["observation_space"]
+    for a, b in zip(read_episodes(tmp_path / "again"), read_episodes(tmp_path / "d"), strict=True):
+        np.testing.assert_array_equal(a.a, b.a)
+        for name, values in b.o.items():
+            assert a.o[name].dtype == values.dtype
+            np.testing.assert_array_equal(a.o[name], values)
+
+
+def test_without_our_file_a_lerobot_folder_is_read_as_that_of_a_stranger(tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "d")
+    write_lerobot(tmp_path / "d", tmp_path / "robot", pictures="video", quality=10)
+    ours = tmp_path / "robot" / "meta" / "gjwm.json"
+    ours.write_text(json.dumps(json.loads(ours.read_text()) | {"format": 9}))
+    with pytest.raises(ValueError, match="has format 9, this version reads 1"):
+        convert(tmp_path / "robot", tmp_path / "no")
+    ours.unlink()
+    convert(tmp_path / "robot", tmp_path / "again")
+    assert dataset_info(tmp_path / "again")["env_id"] == "robot"
+    for a, b in zip(read_episodes(tmp_path / "again"), read_episodes(tmp_path / "d"), strict=True):
+        lossy = np.abs(a.o.astype(int) - b.o[:, -3:]).mean()
+        assert a.o.shape[1] == 3 and 0 < lossy < 8  # noise is what films keep worst
+        np.testing.assert_allclose(a.a[:, 0], b.a[:, 0] / 0.04 - 1, atol=1e-5)  # from 0 to 0.08
+        np.testing.assert_array_equal(a.r, b.r)
+        assert a.terminated[-1] and not a.truncated.any()
+
+
+def test_what_lerobot_cannot_hold_is_refused_and_leaves_nothing(tmp_path, capsys):
+    pytest.importorskip("pyarrow.parquet")
+    gray = spaces.Box(0, 255, (1, 32, 32), np.uint8)
+    with DatasetWriter(tmp_path / "g", **header(frame_stack=1, observation_space=gray)) as writer:
+        writer.append(episode(0, o=np.zeros((7, 1, 32, 32), np.uint8)))
+    path = write(tmp_path / "d")
+    target = tmp_path / "robot"
+    for source, wrong, said in (
+        ("g", [], "pictures have 3 channels; those of this dataset have 1"),
+        ("d", ["pictures=gif"], "png or video, got 'gif'"),
+        ("d", ["quality=60"], "quality must be a whole number from 0 to 51, got 60"),
+        ("d", ["fps=0.5"], "fps must be a whole number"),
+        ("d", ["compress=true"], "does not take compress; it takes pictures, quality, fps, task"),
+    ):
+        assert main(["data", "convert", str(tmp_path / source), str(target), "to=lerobot", *wrong])
+        assert said in capsys.readouterr().err and not target.exists()
+    assert main(["data", "convert", str(path), str(target), "to=zarr"]) == 1
+    assert "to must be one of minari, lerobot" in capsys.readouterr().err
+    whole = bytearray((path / "shard-00001.h5").read_bytes())
+    whole[whole.index(episode(2, 9).o[4, -3:].tobytes()) + 100] ^= 255
+    (path / "shard-00001.h5").write_bytes(whole)
+    for pictures in ("png", "video"):
+        with pytest.raises(ValueError, match=r"episode 2 in .* is damaged"):
+            write_lerobot(path, target, pictures=pictures)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "g"]
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -26,10 +26,11 @@ from PIL import Image
 from gjwm._core.files import DAMAGE, inside
 from gjwm._core.nested import nested
 from gjwm.data.dataset.episodes import Arrays, Episode
+from gjwm.data.dataset.lerobot import OURS, OURS_FORMAT, feature_names
 from gjwm.data.dataset.metadata import layout
 from gjwm.data.dataset.reader import dataset_info, read_episodes
 from gjwm.data.dataset.writer import DatasetWriter
-from gjwm.data.replay import rebuild_space
+from gjwm.data.replay import box_fields, rebuild_space
 
 
 class Source(NamedTuple):
@@ -268,7 +269,9 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
 
     Its row t holds an observation and the action taken there; an episode's last action leads
     nowhere and is left out. Actions are rescaled from their least and greatest values in
-    meta/stats.json.
+    meta/stats.json. An end is terminated where next.done is true and a next.truncated is not.
+
+    What `lerobot.write_lerobot` wrote has meta/gjwm.json and comes back as it was.
 
     Args:
         observation: the features to observe, with commas between; by default the first camera, or
@@ -285,15 +288,28 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
         )
     cameras = [name for name, feature in features.items() if feature["dtype"] in ("video", "image")]
     wanted = observation.split(",") if observation else [*cameras, "observation.state"][:1]
+    ours: dict[str, Any] = {}
+    if (source / OURS).is_file() and not observation and not size:
+        ours = json.loads((source / OURS).read_text())
+        if ours["format"] != OURS_FORMAT:
+            raise ValueError(
+                f"{source / OURS} has format {ours['format']}, this version reads {OURS_FORMAT}; "
+                "name the features instead: observation=..."
+            )
+        *described, frame_stack = layout(ours)
+        names, fields = feature_names(described[0]), box_fields(described[0])
+        wanted = list(names)
     missing = [name for name in (*wanted, "action") if name not in features]
     if missing:
         raise ValueError(
             f"{source} has no feature {', '.join(missing)}; its features are {', '.join(features)}."
         )
-    stats = json.loads((source / "meta" / "stats.json").read_text())["action"]
-    low, high = (np.asarray(stats[bound], np.float32) for bound in ("min", "max"))
-    apart = high > low  # a constant action becomes 0
-    low, high = np.where(apart, low, low - 1), np.where(apart, high, high + 1)
+    low = high = None
+    if not ours:
+        stats = json.loads((source / "meta" / "stats.json").read_text())["action"]
+        low, high = (np.asarray(stats[bound], np.float32) for bound in ("min", "max"))
+        apart = high > low  # a constant action becomes 0
+        low, high = np.where(apart, low, low - 1), np.where(apart, high, high + 1)
     side = int(size) if size else None
     films = {
         name: _Film(source, info, name, side)
@@ -312,7 +328,15 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
         values = rows[name].to_pylist()
         if features[name]["dtype"] == "image":
             return _pictures(values, side)
+        if ours:
+            box = fields[names[name]]
+            return np.array(values, box.dtype).reshape(-1, *box.shape)
         return np.array(values, np.float32)
+
+    def arranged(o: dict[str, np.ndarray]) -> Arrays:
+        if ours and isinstance(described[0], spaces.Dict):
+            return {names[feature]: values for feature, values in o.items()}
+        return _chosen(o)
 
     def episodes() -> Iterator[Episode]:
         for file in sorted((source / "meta" / "episodes").rglob("*.parquet")):
@@ -326,13 +350,28 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
                             f"it has {rows.num_rows} of {entry['length']} rows; an episode needs "
                             f"two or more."
                         )
-                    o = _chosen({name: observed(name, entry, rows) for name in wanted})
+                    o = arranged({name: observed(name, entry, rows) for name in wanted})
                     a = np.array(rows["action"].to_pylist(), np.float32)[:-1]
-                    r = nothing = np.zeros(len(a))
-                    if "next.reward" in rows.column_names:
-                        r = np.array(rows["next.reward"].to_pylist())[:-1].reshape(-1)
-                    yield _episode(o, _rescale(a, low, high), r, nothing)
+                    r, done, truncated = (
+                        np.array(rows[name].to_pylist())[:-1].reshape(-1)
+                        if name in rows.column_names
+                        else np.zeros(len(a))
+                        for name in ("next.reward", "next.done", "next.truncated")
+                    )
+                    # without next.truncated nobody knows whether the end was one
+                    told = "next.truncated" in rows.column_names
+                    terminated = told & (done > 0) & (truncated == 0)
+                    yield _episode(o, _rescale(a, low, high), r, terminated)
 
+    if ours:
+        return Source(
+            ours["env_id"],
+            ours["env_kwargs"],
+            episodes(),
+            tuple(described),
+            frame_stack,
+            renderer=ours["renderer"],
+        )
     return Source(source.name, {}, episodes(), renderer="camera")
 
 

@@ -120,6 +120,6 @@ def _rebuilt(description: Mapping[str, Any]) -> spaces.Space:
     def bound(values: Any) -> np.ndarray:
         plain = [float(x) if isinstance(x, str) else x for x in np.atleast_1d(values).tolist()]
         flat = np.array(plain, dtype)
-        return np.broadcast_to(flat, shape) if flat.size == 1 else flat.reshape(shape)
+        return np.broadcast_to(flat[0], shape) if flat.size == 1 else flat.reshape(shape)
 
     return spaces.Box(bound(description["low"]), bound(description["high"]), shape, dtype)
