@@ -4,6 +4,11 @@ What hypothesis found stays here as a test of its own, or beside those of its mo
 """
 
 import json
+import struct
+import subprocess
+import sys
+import textwrap
+from contextlib import ExitStack
 
 import fuzz
 import numpy as np
@@ -48,6 +53,18 @@ def test_a_property_that_does_not_hold_is_told(capsys):
         properties.run(claim, 200)
     assert fuzz.main(["nowhere"]) == 1
     assert "there is no part nowhere; choose from all, replay" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_input_that_takes_too_long_is_told_and_the_next_ones_are_tried(capfd):
+    """With a limit that every input exceeds."""
+    (claim,) = (c for c in ALL if c.name == "windows_from_disk_are_those_from_memory")
+    count, faults = fuzz.tried(claim, 3, seed=0, limit=1e-5)
+    assert count == len(faults) == 3
+    for fault in faults:
+        assert fault.startswith("a crash or a hang: the process ended with 1 at lengths=[")
+    assert "Timeout (0:00:00.00001" in capfd.readouterr().err
+    assert fuzz.tried(claim, 3, seed=0, limit=60) == (3, [])
 
 
 def test_inputs_are_shared_by_cost_and_each_property_gets_some():
@@ -212,6 +229,44 @@ def test_a_foreign_file_that_is_damaged_somewhere_is_refused_in_a_sentence(make,
         source = folder if make is datasets.minari else folder / name
         with pytest.raises(ValueError, match=r"cannot be read.*\.$"):
             convert(source, tmp_path / "d")
+
+
+@pytest.mark.slow
+def test_a_damaged_heap_of_attributes_does_not_hang_a_reader():
+    """HDF5 loops on an object of size 0 or -16 in the heap that keeps attributes' text: what it
+    reads there no reader needs."""
+    whole = made(datasets.vectors)["shard-00000.h5"]
+    heap = whole.index(b"GCOL") + 16
+    code = """
+        import sys
+        from gjwm.data.dataset import read_episodes, verify
+        for folder in sys.argv[1:]:
+            assert len(list(read_episodes(folder))) == 3 and verify(folder) == []
+    """
+    with ExitStack() as stack:
+        folders = []
+        for number, size in ((0, 0), (1, 2**64 - 16), (1, 2**63)):
+            header = struct.pack("<HHIQ", number, 1, 0, size)
+            bad = {"shard-00000.h5": whole[:heap] + header + whole[heap + 16 :]}
+            folders.append(stack.enter_context(laid_out(made(datasets.vectors) | bad)))
+        command = [sys.executable, "-c", textwrap.dedent(code), *map(str, folders)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_shard_with_its_attributes_only_is_read_as_before():
+    import h5py
+
+    with laid_out(made(datasets.vectors)) as folder:
+        for file in folder.glob("*.h5"):
+            with h5py.File(file, "r+") as shard:
+                header = json.loads(shard["ep_header"][:].tobytes())
+                for name, value in shard.attrs.items():
+                    text = isinstance(header[name], dict | list)
+                    assert header[name] == (json.loads(value) if text else value)
+                del shard["ep_header"]
+        assert verify(folder) == []
+        datasets.same(list(read_episodes(folder)), 1)
 
 
 def test_a_flipped_bit_of_a_weight_is_found(tmp_path):

@@ -22,7 +22,7 @@ from hypothesis.strategies import SearchStrategy
 
 PARTS = ("replay", "objectives", "planners", "config", "datasets", "checkpoints")
 BATCH = 500  # inputs drawn by one hypothesis run; it remembers them all
-HANGS = 120  # s for one input, after which the process is ended with its stack
+HANGS = 120.0  # s for one input
 
 
 class Property(NamedTuple):
@@ -62,8 +62,18 @@ def properties(parts: tuple[str, ...] = PARTS) -> list[Property]:
     return [each for each in REGISTRY if each.part in parts]
 
 
-def run(claim: Property, inputs: int, seed: int = 0) -> int:
+def run(
+    claim: Property,
+    inputs: int,
+    seed: int = 0,
+    limit: float = HANGS,
+    note: Callable[[int, str], None] | None = None,
+) -> int:
     """Try that many inputs -> how many were tried.
+
+    Args:
+        limit: seconds for one input, after which the process ends with its stack on stderr.
+        note: told of every input, before it is tried, its number from 1 on and its text.
 
     Raises:
         Exception: what the property raised for the smallest input that was found, which hypothesis
@@ -75,7 +85,9 @@ def run(claim: Property, inputs: int, seed: int = 0) -> int:
     def counted(**drawn: Any) -> None:
         nonlocal tried
         tried += 1
-        faulthandler.dump_traceback_later(HANGS, exit=True, file=sys.__stderr__)
+        if note is not None:
+            note(tried, ", ".join(f"{name}={value!r}" for name, value in drawn.items()))
+        faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)

@@ -26,6 +26,9 @@ from gjwm.data.dataset.journal import Record
 FORMAT = 2  # of shards and of the folder that holds them
 PAGE = 4096
 CHUNKED_BYTES = 1024  # rows of this size or more are chunks of their own
+# The attributes once more. HDF5 keeps text of attributes in a heap without a checksum, and can hang
+# on a damaged one, so that readers take this instead.
+HEADER = "ep_header"
 # Attributes that are no JSON text.
 PLAIN = ("format", "env_id", "frame_stack", "renderer", "record_state", "first_episode")
 
@@ -54,6 +57,8 @@ def write_shard(
     ):
         for name, value in attributes.items():
             file.attrs[name] = value if name in PLAIN else json.dumps(value)
+        text = np.frombuffer(json.dumps(attributes).encode(), np.uint8)
+        file.create_dataset(HEADER, data=text, chunks=text.shape, fletcher32=True)
         file["ep_len"] = rows.astype("<i8")
         file["ep_offset"] = (rows.cumsum() - rows).astype("<i8")
         file["ep_crc32"] = np.array([record.crc32 for record in records], "<u4")
@@ -105,29 +110,36 @@ class Shard:
         except OSError as error:
             raise damaged(path, error) from error
         try:
-            header = {
-                name: value.item() if isinstance(value, np.generic) else value
-                for name, value in self._file.attrs.items()
-            }
-            known = header.get("format") == FORMAT
-            if known:
-                self._read_table(header)
+            form = self._file.attrs.get("format")  # a number, thus not in the heap
+            if form == FORMAT:
+                self._read_table(self._read_header())
         except BaseException as error:
             self._file.close()
             if isinstance(error, DAMAGE):
                 raise damaged(path, error) from error
             raise
-        if not known:
+        if form != FORMAT:
             self._file.close()
             raise ValueError(
-                f"{path} has dataset format {header.get('format')!r}, this version reads "
-                f"{FORMAT}; convert or collect it again."
+                f"{path} has dataset format {form}, this version reads {FORMAT}; convert or "
+                "collect it again."
             )
 
-    def _read_table(self, header: dict[str, Any]) -> None:
-        """What the file says of itself and of its episodes."""
-        header |= {k: json.loads(text) for k, text in header.items() if k not in PLAIN}
+    def _read_header(self) -> dict[str, Any]:
+        """What describes the dataset, `first_episode` and `sources`."""
         _stay_inside(self._file)
+        if HEADER in self._file:
+            return json.loads(self._file[HEADER][:].tobytes())
+        # A shard from before 2026-11-29 has its attributes only.
+        return {
+            name: (value.item() if isinstance(value, np.generic) else value)
+            if name in PLAIN
+            else json.loads(value)
+            for name, value in self._file.attrs.items()
+        }
+
+    def _read_table(self, header: dict[str, Any]) -> None:
+        """What the file says of its episodes."""
         self.first_episode, _ = int(header.pop("first_episode")), header.pop("sources")
         self.header = header
         self.rows = self._file["ep_len"][:].astype(np.int64)
