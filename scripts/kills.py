@@ -151,7 +151,7 @@ def earned(folder: Path) -> Any:
 # -- studies ---------------------------------------------------------------------------------------
 
 STUDY = """
-    discrepancy=none,sigreg study.seeds=[0,1] study.jobs=1 planner.samples=16 planner.elites=4
+    discrepancy=none,sigreg study.seeds=[0] study.jobs=1 planner.samples=16 planner.elites=4
     planner.iterations=2 evaluate.episodes=8 evaluate.length=20 evaluate.pairs=4 evaluate.steps=6
     evaluate.horizon=6 evaluate.probe_steps=10 evaluate.oracle=false report.worst=0
     report.typical=0 report.every=0 collect.workers=0 name=run
@@ -160,7 +160,7 @@ CLOCKS = ("plan ms per step", "train s", "train ms per step", "peak MB")
 
 
 def study(folder: Path) -> int:
-    """`gjwm study` of four runs in the folder, each a process of its own."""
+    """`gjwm study` of two runs in the folder, each a process of its own."""
     os.chdir(folder)
     return gjwm(["study", *crash.TRAIN, *STUDY])
 
