@@ -25,14 +25,15 @@ import properties
 import torch
 
 MOST = 10  # crashes and hangs of one property, after which it is left
-# Inputs of a part per input of the cheapest; a command line takes 100 times as long as a window.
+# Of the inputs, a part's share in percent: the cheaper one is, the more, as a command line or a
+# dataset on disk takes 10 to 40 times as long as an objective.
 SHARES = {
-    "replay": 30,
-    "objectives": 35,
-    "planners": 20,
-    "config": 2,
-    "datasets": 10,
-    "checkpoints": 3,
+    "replay": 6.0,
+    "objectives": 70.0,
+    "planners": 21.0,
+    "config": 0.7,
+    "datasets": 1.5,
+    "checkpoints": 0.8,
 }
 
 

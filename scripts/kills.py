@@ -11,7 +11,9 @@ and not of imports. Sizes and comparisons are those of tests/data/test_crash.py.
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
+import json
 import os
 import random
 import shutil
@@ -35,7 +37,8 @@ from gjwm.data.collect import collect_dataset
 from gjwm.data.dataset import DatasetWriter, dataset_info, read_episodes, verify
 
 CRASH = Path(__file__).parent.parent / "tests" / "data" / "test_crash.py"
-SHARES = {"collect": 0.7, "train": 0.13, "online": 0.13, "export": 0.04}  # of the trials
+# of the trials
+SHARES = {"collect": 0.62, "train": 0.12, "online": 0.12, "study": 0.1, "export": 0.04}
 EPISODES = 120
 
 
@@ -58,6 +61,7 @@ class Kind(NamedTuple):
     kept: Callable[[Path], list[str]]  # what is wrong after a kill
     result: Callable[[Path], Any]  # of a finished folder
     same: Callable[[Any, Any], bool]
+    alone: bool = False  # whether every other kill leaves the processes that it started
 
 
 def alike(a: Any, b: Any) -> bool:
@@ -144,6 +148,59 @@ def earned(folder: Path) -> Any:
     return crash.earned(folder / "runs" / "run")
 
 
+# -- studies ---------------------------------------------------------------------------------------
+
+STUDY = """
+    discrepancy=none,sigreg study.seeds=[0] study.jobs=1 planner.samples=16 planner.elites=4
+    planner.iterations=2 evaluate.episodes=8 evaluate.length=20 evaluate.pairs=4 evaluate.steps=6
+    evaluate.horizon=6 evaluate.probe_steps=10 evaluate.oracle=false report.worst=0
+    report.typical=0 report.every=0 collect.workers=0 name=run
+""".split()
+CLOCKS = ("plan ms per step", "train s", "train ms per step", "peak MB")
+
+
+def study(folder: Path) -> int:
+    """`gjwm study` of two runs in the folder, each a process of its own."""
+    os.chdir(folder)
+    return gjwm(["study", *crash.TRAIN, *STUDY])
+
+
+def ended(folder: Path) -> dict[str, int]:
+    """{model or evaluation of a run that is done: when it was written}."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for done in (folder / "runs").rglob("evaluation.json")
+        for path in (done, done.with_name("checkpoint.pt"))
+    }
+
+
+def studied(folder: Path) -> list[str]:
+    """Models and evaluations of finished runs that cannot be read; notes when they were made."""
+    done, wrong = ended(folder), []
+    for name in done:
+        try:
+            load_tensors(folder / name) if name.endswith(".pt") else json.loads(
+                (folder / name).read_text()
+            )
+        except Exception as error:
+            wrong.append(f"{name}: {error}")
+    (folder / "done.json").write_text(json.dumps(done))
+    return wrong
+
+
+def found(folder: Path) -> Any:
+    """The table of a study without what a clock says, what its runs made, and which of them were
+    done again after the kill.
+    """
+    with open(folder / "runs" / "run" / "runs.csv", newline="") as file:
+        rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(file)]
+    runs = sorted(path.parent for path in (folder / "runs").rglob("seed-*/evaluation.json"))
+    note = folder / "done.json"
+    before, now = json.loads(note.read_text()) if note.exists() else {}, ended(folder)
+    again = [name for name in before if now.get(name) != before[name]]
+    return rows, [(run.name, crash.results(run)) for run in runs], again
+
+
 # -- export ----------------------------------------------------------------------------------------
 
 
@@ -179,6 +236,7 @@ def kinds() -> dict[str, Kind]:
         "collect": Kind(collect, collected, episodes, alike),
         "train": Kind(command("train", crash.TRAIN), states, trained, alike),
         "online": Kind(command("online", crash.ONLINE), states, earned, alike),
+        "study": Kind(study, studied, found, alike, alone=True),
         "export": Kind(export, exported, programs, alike),
     }
 
@@ -215,21 +273,27 @@ def finish(work: Callable[[Path], int], folder: Path) -> None:
         raise RuntimeError(f"status {status}: {(folder / 'log').read_text()[-300:]}")
 
 
-def killed(work: Callable[[Path], int], folder: Path, after: float, number: int) -> bool:
-    """Start the work and kill it after so many seconds -> whether it was still at it."""
+def killed(
+    work: Callable[[Path], int], folder: Path, after: float, number: int, alone: bool
+) -> bool:
+    """Start the work and kill it after so many seconds, its first process alone or all of them ->
+    whether it was still at it.
+    """
     pid, until = child(work, folder), time.monotonic() + after
     while time.monotonic() < until:
         if os.waitpid(pid, os.WNOHANG)[0]:
             return False
         time.sleep(0.002)
-    os.killpg(pid, number)
+    (os.kill if alone else os.killpg)(pid, number)
     os.waitpid(pid, 0)
     return True
 
 
-def tried(kind: Kind, whole: Any, folder: Path, after: float, number: int) -> tuple[bool, str]:
+def tried(
+    kind: Kind, whole: Any, folder: Path, after: float, number: int, alone: bool
+) -> tuple[bool, str]:
     """One trial -> whether the kill came in time, and what was lost, "" for nothing."""
-    running = killed(kind.work, folder, after, number)
+    running = killed(kind.work, folder, after, number, alone)
     wrong = kind.kept(folder)
     if wrong:
         return running, f"after the kill: {wrong[0]}"
@@ -270,7 +334,9 @@ def main(arguments: list[str] | None = None) -> int:
                 number = signal.SIGTERM if sum(kills.values()) % 5 == 4 else signal.SIGKILL
                 folder = Path(base) / f"{name}-trial"
                 shutil.copytree(data, folder)
-                running, fault = tried(kind, expected, folder, rng.uniform(0, seconds), number)
+                alone = kind.alone and sum(kills.values()) % 2 == 1
+                after = rng.uniform(0, seconds)
+                running, fault = tried(kind, expected, folder, after, number, alone)
                 kills[number] += running
                 late += not running
                 lost += [fault] if fault else []

@@ -1,12 +1,13 @@
 """`python scripts/promises.py`: docs/promises.md, what is promised beside what shows it.
 
-The promises of README.md stand in docs/promises.yaml, those of docs/reliability.md in its tables.
-A test that is named must exist, and so must a script or a target of make; `--check` only compares
-with the file that is there."""
+Promises stand in docs/promises.yaml, page by page, those of docs/reliability.md in its tables too.
+A page must have the words; a test that is named must exist, and so must a script or a target of
+make; `--check` only compares with the file that is there."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "promises.md"
+RELIABILITY = "docs/reliability.md"
 FAULTS = "tests/cli/test_faults.py"  # where docs/reliability.md means tests named without a file
 CRASH = "tests/data/test_crash.py"
 
@@ -29,29 +31,30 @@ class Promise(NamedTuple):
 
 
 def promises() -> list[Promise]:
-    """Those of README.md and docs/reliability.md.
+    """Those of all pages, page by page.
 
     Raises:
-        ValueError: for words that README.md does not have.
+        ValueError: for words that a page does not have.
     """
-    readme = " ".join((ROOT / "README.md").read_text().split())
     found = []
-    for entry in yaml.safe_load((ROOT / "docs" / "promises.yaml").read_text()):
-        if " ".join(entry["words"].split()) not in readme:
-            raise ValueError(f"README.md does not say {entry['words']!r}; change promises.yaml.")
-        found.append(Promise("README", entry["words"], entry["shown"]))
+    for page, entries in yaml.safe_load((ROOT / "docs" / "promises.yaml").read_text()).items():
+        text = " ".join((ROOT / page).read_text().split())
+        for entry in entries:
+            if " ".join(entry["words"].split()) not in text:
+                raise ValueError(f"{page} does not say {entry['words']!r}; change promises.yaml.")
+            found.append(Promise(page, entry["words"], entry["shown"]))
     inside = ""  # the first cell of the table's head
-    for line in (ROOT / "docs" / "reliability.md").read_text().splitlines():
+    for line in (ROOT / RELIABILITY).read_text().splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if not line.startswith("|"):
             inside = ""
         elif not inside:
             inside = cells[0]
         elif inside == "fault" and not cells[0].startswith("-"):
-            found.append(Promise("reliability", cells[0], evidence(line)))
+            found.append(Promise(RELIABILITY, cells[0], evidence(line)))
         elif inside == "what" and not cells[0].startswith("-"):
             shown = ["tests/test_fuzz.py", "python scripts/fuzz.py"]
-            found.append(Promise("reliability", f"whatever comes in: {cells[0]}", shown))
+            found.append(Promise(RELIABILITY, f"whatever comes in: {cells[0]}", shown))
     return found
 
 
@@ -69,7 +72,7 @@ def missing(shown: str) -> str:
         target = shown.split()[1]
         there = f"\n{target}:" in (ROOT / "Makefile").read_text()
         return "" if there else f"the Makefile has no target {target}"
-    file, _, test = shown.removeprefix("python ").split(" ")[0].partition("::")
+    file, _, test = re.sub("^(python|bash) ", "", shown).split(" ")[0].partition("::")
     if not (ROOT / file).is_file():
         return f"there is no {file}"
     name = test.partition("[")[0]
@@ -86,21 +89,34 @@ def table(found: list[Promise]) -> str:
     wrong = [m for promise in found for m in map(missing, promise.shown) if m]
     if wrong:
         raise ValueError("; ".join(wrong) + ".")
+    pages: dict[str, list[Promise]] = {}
+    for promise in found:
+        pages.setdefault(promise.page, []).append(promise)
+    parts = []
+    for page, rows in pages.items():
+        link = os.path.relpath(ROOT / page, PAGE.parent) if page != "README.md" else ""
+        title = f"[{link}]({link})" if link else page  # the site does not have the README
+        parts.append(
+            f"## {title}\n\n| promise | shown by |\n|---|---|\n" + "\n".join(map(_row, rows))
+        )
     bare = sum(not promise.shown for promise in found)
-    rows = [
-        f"| {promise.words} | {promise.page} | "
-        f"{', '.join(f'`{s}`' for s in promise.shown) or '**nothing that runs by itself**'} |"
-        for promise in found
-    ]
     return (
         "# Promises\n\n"
-        "What the README and [Reliability](reliability.md) promise, and what shows it: a test of "
-        "the suite\nor a command. `python scripts/promises.py` makes this table and sees that each "
-        "exists. Figures\nthat nothing here makes by itself stand in [Results](results.md) with "
-        "their command.\n\n"
+        "What the pages promise, and what shows it: a test of the suite or a command. `python\n"
+        "scripts/promises.py` makes this page, and sees that the pages have these words and that "
+        "the tests\nand commands exist. Figures that nothing here makes by itself stand in "
+        "[Results](results.md) with\ntheir command. Tests with an extra or a GPU are skipped "
+        "without it.\n\n"
         f"{len(found)} promises, {bare} of them with neither test nor command.\n\n"
-        "| promise | page | shown by |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+        + "\n\n".join(parts)
+        + "\n"
     )
+
+
+def _row(promise: Promise) -> str:
+    words = re.sub(r"(?<!\\)\|", r"\\|", promise.words)
+    shown = ", ".join(f"`{s}`" for s in promise.shown) or "**nothing that runs by itself**"
+    return f"| {words} | {shown} |"
 
 
 def main() -> int:
@@ -117,7 +133,7 @@ def main() -> int:
         print("promises: docs/promises.md is not current; run this again.", file=sys.stderr)
         return 1
     PAGE.write_text(text)
-    print(f"{PAGE.relative_to(ROOT)}: {text.count(chr(10) + '| ') - 1} promises")
+    print(f"{PAGE.relative_to(ROOT)}: {re.search(r'[0-9]+ promises, [0-9]+', text)[0]} bare")
     return 0
 
 

@@ -23,7 +23,12 @@ from gjwm.data.dataset import DiskWindows, dataset_info, load_buffer, read_episo
 from gjwm.data.dataset.foreign import convert
 from gjwm.data.replay import ReplayBuffer
 from gjwm.models import WorldModel
-from gjwm.objectives import JointEmbeddingObjective, NoRegularizer, predictive_information
+from gjwm.objectives import (
+    EpisodeObjective,
+    JointEmbeddingObjective,
+    NoRegularizer,
+    predictive_information,
+)
 from gjwm.planning import CEM, GradientPlanner, RandomShooting
 
 ALL = properties.properties()
@@ -78,6 +83,15 @@ def test_alignment_in_half_precision_does_not_overflow():
     z = torch.full((2, 3, 2), 1000.0, dtype=torch.float16)
     losses = JointEmbeddingObjective(NoRegularizer())(-z[:, 1:], z[:, 1:], z)
     assert losses["alignment"] == 4e6
+
+
+def test_slow_latents_in_half_precision_do_not_overflow():
+    """Neither did the difference of two windows, nor its square, fit."""
+    z = torch.tensor([6e4, -6e4], dtype=torch.float16)[:, None, None].expand(2, 3, 2)
+    objective = EpisodeObjective(JointEmbeddingObjective(NoRegularizer()), slow_dim=1)
+    losses = objective(z[:, 1:], z[:, 1:], z, clusters=torch.zeros(2, dtype=torch.int64))
+    assert losses["slow_alignment"] == pytest.approx((2 * 6e4) ** 2, rel=1e-2)
+    assert losses["loss"] == pytest.approx(0.8 * (2 * 6e4) ** 2, rel=1e-2)
 
 
 # -- what was found --------------------------------------------------------------------------------

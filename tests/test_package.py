@@ -7,6 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import venv
 import zipfile
 from collections import Counter
 from importlib.metadata import requires
@@ -273,32 +276,97 @@ def test_public_names_of_modules_are_documented():
     assert bare == []
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_exactly_the_tree(tmp_path):
-    tree = tmp_path / "tree"
+TREE = ("gjwm", "envs", "configs", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(the tree, an sdist of it, a wheel of the sdist)."""
+    folder = tmp_path_factory.mktemp("built")
+    tree = folder / "tree"
     tree.mkdir()
-    for name in ("gjwm", "envs", "configs"):
-        shutil.copytree(
-            ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
-        )
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
+    for name in TREE:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, tree)
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tree],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, tree],
         check=True,
         capture_output=True,
         timeout=300,
         env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
     )
-    wheel = next(tmp_path.glob("gjwm-*.whl"))
+    return tree, next(folder.glob("gjwm-*.tar.gz")), next(folder.glob("gjwm-*.whl"))
+
+
+def files(folder):
+    """Names of the files below a folder."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_the_sdist_and_the_wheel_hold_exactly_the_tree(built):
+    tree, sdist, wheel = built
     assert wheel.name.startswith(f"gjwm-{gjwm.__version__}-")
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {
-        f"gjwm/{p.relative_to(tree / 'gjwm')}" for p in (tree / "gjwm").rglob("*") if p.is_file()
-    }
-    expected |= {f"gjwm/{p.relative_to(tree)}" for p in (tree / "envs").rglob("*") if p.is_file()}
-    expected |= {
-        f"gjwm/{p.relative_to(tree)}" for p in (tree / "configs").rglob("*") if p.is_file()
-    }
+    expected = {f"gjwm/{name}" for name in files(tree / "gjwm")}
+    expected |= {f"gjwm/{part}/{n}" for part in ("envs", "configs") for n in files(tree / part)}
     assert inside == expected
+    with tarfile.open(sdist) as archive:
+        names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+    expected = {f"{part}/{name}" for part in TREE[:3] for name in files(tree / part)}
+    made = {name for name in names if name.startswith("gjwm.egg-info/")}
+    assert names - made == expected | {*TREE[3:], "PKG-INFO", "setup.cfg"}
+
+
+@pytest.mark.slow
+def test_the_wheel_works_by_itself_in_an_unrelated_folder(built, tmp_path):
+    """gjwm comes from the wheel alone, all others from where the tests have them."""
+    venv.create(tmp_path / "venv", symlinks=os.name != "nt", with_pip=False)
+    scripts = Path(sysconfig.get_path("scripts", vars={"base": str(tmp_path / "venv")}))
+    library = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
+    others = [path for path in sys.path if path.endswith("-packages")]
+    (library / "others.pth").write_text("\n".join(others) + "\n")  # their own .pth are not read
+    python = scripts / f"python{'.exe' if os.name == 'nt' else ''}"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--ignore-installed", built[2]], check=True, timeout=300)
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+
+    def said(*command):
+        done = subprocess.run(
+            command,
+            cwd=here,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    names = "gjwm, gjwm.envs, gjwm.configs"
+    code = f"import {names}; print(*(m.__file__ for m in ({names})), sep='\\n')"
+    for line in said(python, "-c", code).splitlines():
+        assert Path(line).is_relative_to(library), line
+    said(scripts / "gjwm", "play", "two-room", "episodes=1")
+    for command in ("collect", "train", "evaluate"):
+        said(scripts / "gjwm", command, *SMALL)
+    made = {"play-two-room.mp4", "data/small/metadata.json"}
+    made |= {f"runs/small/{name}" for name in ("checkpoint.pt", "evaluation.json", "report.html")}
+    assert made <= files(here)
+
+
+SMALL = """
+    experiment=two_room env.size=16 threads=1 name=small dataset=data/small latent_dim=4
+    logger.wandb=disabled encoder.channels=[8] encoder.hidden=16 dynamics.hidden=16
+    dynamics.std_hidden=8 planner.samples=16 planner.elites=4 planner.iterations=2
+    collect.episodes=8 collect.length=20 collect.behaviour=uniform collect.workers=0
+    calibrate.episodes=0 train.steps=20 refine.steps=0 reach.steps=5 reach.batch=16 decode.steps=5
+    evaluate.episodes=8 evaluate.length=20 evaluate.pairs=4 evaluate.steps=6 evaluate.horizon=6
+    evaluate.probe_steps=10 evaluate.oracle=false report.worst=0 report.typical=0
+""".split()

@@ -78,11 +78,12 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     report["versions"] = _versions()
     report["config"] = OmegaConf.to_container(cfg, resolve=True)
     save_arrays(run / ARRAYS, details.arrays)
-    write_json(run / EVALUATION, report)
+    page = write_report(run, report)
+    write_json(run / EVALUATION, report)  # last: a run that has it is done
     print(summary(report))
     print("\n".join(judge(report).lines))
     print(run / EVALUATION)
-    print(write_report(run))
+    print(page)
     if cfg.logger.wandb != "disabled":
         films_shown = {
             f"{row['kind']}/{row['attempt']}": run / GALLERY / row["file"]

@@ -160,7 +160,8 @@ def within_episodes(
         mask: (B, T) bool; a contrast counts where both its sides do.
 
     Returns:
-        (P, T, D), the mask (P, T) or None, and the pairs' episode ids (P,).
+        (P, T, D) in single precision at least, the mask (P, T) or None, and the pairs' episode ids
+        (P,).
     """
     if z.dim() != 3 or clusters is None or clusters.shape != z.shape[:1]:
         raise ValueError(
@@ -180,4 +181,5 @@ def within_episodes(
             "(`train.episodes`)."
         )
     i, j = order[first], order[first + 1]
+    z = z if z.dtype == torch.float64 else z.float()  # differences and their squares can overflow
     return (z[i] - z[j]) / math.sqrt(2), None if mask is None else mask[i] & mask[j], ids[first]

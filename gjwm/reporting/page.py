@@ -19,13 +19,13 @@ from gjwm.reporting.svg import stylesheet
 REPORT = "report.html"
 
 
-def write_report(folder: str | Path) -> Path:
-    """Draw `<folder>/report.html` from what an evaluation left there.
+def write_report(folder: str | Path, report: Mapping[str, Any] | None = None) -> Path:
+    """Draw `<folder>/report.html` from what an evaluation left there; `report` as in `load_run`.
 
     Raises:
         FileNotFoundError, ValueError: as `gjwm.reporting.load_run`.
     """
-    run = load_run(folder)
+    run = load_run(folder, report)
     return save_page(run.folder / REPORT, render_report(run))
 
 

@@ -30,14 +30,30 @@ class Run:
         return self.report.get("config", {})
 
 
-def load_run(folder: str | Path) -> Run:
-    """Read an evaluated run.
+def load_run(folder: str | Path, report: Mapping[str, Any] | None = None) -> Run:
+    """Read an evaluated run; `report` is what evaluation.json will hold, None reads the file.
 
     Raises:
         FileNotFoundError: without evaluation.json.
         ValueError: when it or its arrays are damaged.
     """
     folder = Path(folder)
+    if report is None:
+        report = _read_report(folder)
+    path = folder / ARRAYS
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            arrays = dict(loaded)
+    # numpy and zipfile raise many kinds for a damaged file; all mean the same to the reader
+    except Exception as error:
+        raise ValueError(
+            f"{path} is missing or damaged ({type(error).__name__}); write it again with `gjwm "
+            f"evaluate`."
+        ) from error
+    return Run(folder, report, arrays, read_metrics(folder))
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
     file = folder / EVALUATION
     if not file.is_file():
         raise FileNotFoundError(
@@ -51,17 +67,7 @@ def load_run(folder: str | Path) -> Run:
         raise ValueError(
             f"{file} is not a readable evaluation ({error}); write it again with `gjwm evaluate`."
         ) from error
-    path = folder / ARRAYS
-    try:
-        with np.load(path, allow_pickle=False) as loaded:
-            arrays = dict(loaded)
-    # numpy and zipfile raise many kinds for a damaged file; all mean the same to the reader
-    except Exception as error:
-        raise ValueError(
-            f"{path} is missing or damaged ({type(error).__name__}); write it again with `gjwm "
-            f"evaluate`."
-        ) from error
-    return Run(folder, report, arrays, read_metrics(folder))
+    return report
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:

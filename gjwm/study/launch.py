@@ -12,12 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 LOG, FAILURE = "run.log", "failure.txt"
+# Seconds in which runs may end by themselves when their study is stopped: a Ctrl-C reaches them
+# too, and a second signal would take the step that they are at.
+PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,24 @@ class Outcome(NamedTuple):
 Done = Callable[[Outcome], None]
 
 
-def supervise(job: Job) -> Outcome:
-    """Run a job and wait for it."""
+def supervise(job: Job, under_way: set[subprocess.Popen[bytes]] | None = None) -> Outcome:
+    """Run a job and wait for it; `under_way` holds its process as long as it runs."""
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
     threads = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}
     since = time.perf_counter()
     with open(job.folder / LOG, "w", encoding="utf-8") as log:
-        status = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "gjwm", *job.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **threads},
-        ).returncode
+        )
+        under_way = set() if under_way is None else under_way
+        under_way.add(process)
+        status = process.wait()
+        under_way.discard(process)
     error = None
     if status < 0:
         name = signal.Signals(-status).name
@@ -105,15 +112,26 @@ def has_joblib() -> bool:
 
 
 def run_local(jobs: Sequence[Job], done: Done, *, at_once: int) -> None:
-    """Run jobs on this machine, `at_once` at a time, and tell `done` of each as it ends.
+    """Run jobs on this machine, `at_once` at a time, and tell `done` of each as it ends. A signal
+    that ends this ends the runs too, each after its step.
 
     Raises:
         ImportError: for several at once without joblib.
     """
+    under_way: set[subprocess.Popen[bytes]] = set()
+    try:
+        for outcome in _outcomes(jobs, under_way, at_once):
+            done(outcome)
+    except BaseException:
+        _end(under_way)
+        raise
+
+
+def _outcomes(
+    jobs: Sequence[Job], under_way: set[subprocess.Popen[bytes]], at_once: int
+) -> Iterable[Outcome]:
     if at_once == 1:
-        for job in jobs:
-            done(supervise(job))
-        return
+        return (supervise(job, under_way) for job in jobs)
     try:
         import joblib
     except ImportError as error:
@@ -126,8 +144,19 @@ def run_local(jobs: Sequence[Job], done: Done, *, at_once: int) -> None:
     parallel = joblib.Parallel(
         n_jobs=at_once, backend="threading", batch_size=1, return_as="generator_unordered"
     )
-    for outcome in parallel(joblib.delayed(supervise)(job) for job in jobs):
-        done(outcome)
+    return parallel(joblib.delayed(supervise)(job, under_way) for job in jobs)
+
+
+def _end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Wait for processes that are told to end, by this if not by whatever ends this."""
+    processes, until = list(processes), time.monotonic() + PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.terminate()
+    for process in processes:
+        process.wait()
 
 
 def run_slurm(

@@ -23,7 +23,10 @@ SMALL = """
 # Read by every Python that starts, workers too: a connection to elsewhere, a name looked up, or a
 # datagram is noted and fails. Sockets between processes of this machine are files.
 GUARD = """
-import os, sys
+import os, socket, sys
+
+os.uname = lambda real=os.uname(): os.uname_result((real[0], "odd-machine", *real[2:]))
+socket.gethostname = lambda: "odd-machine"
 
 def guard(event, arguments):
     if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
@@ -51,6 +54,8 @@ def guarded(tmp_path):
         "HOME": str(tmp_path / "home"),
         "TMPDIR": str(tmp_path / "tmp"),
         "OMP_NUM_THREADS": "1",
+        "USER": "odd-user",
+        "LOGNAME": "odd-user",  # what getpass.getuser says
     }
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         environment.pop(name, None)
@@ -91,8 +96,16 @@ def test_no_command_connects_and_each_writes_what_is_listed(guarded, tmp_path):
         assert (unlisted, missing) == ([], []), command
         before = files
     assert not (tmp_path / "noted").exists(), (tmp_path / "noted").read_text()
+    for file in filter(Path.is_file, work.rglob("*")):
+        assert not re.search(b"odd-(user|machine)", file.read_bytes()), file
     for elsewhere in (tmp_path / "home", tmp_path / "tmp"):
         assert [path for path in elsewhere.rglob("*") if path.is_file()] == []
+
+
+def test_names_would_have_been_those_that_are_searched_for(guarded):
+    code = "import getpass, platform, socket; print(getpass.getuser(), platform.node(), end=' ')"
+    done = guarded("-c", f"{code}; print(socket.gethostname())")
+    assert done.stdout.split() == ["odd-user", "odd-machine", "odd-machine"], done.stderr
 
 
 def test_a_connection_would_have_been_noted(guarded, tmp_path):

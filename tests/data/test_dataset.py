@@ -130,6 +130,17 @@ def test_a_shard_is_plain_hdf5_with_one_frame_per_chunk(tmp_path):
         assert "numpy" in json.loads(file.attrs["versions"]) and file.attrs["renderer"] == ""
 
 
+def test_rows_of_pictures_lie_one_after_another_in_the_file(tmp_path):
+    shard = write(tmp_path) / "shard-00000.h5"
+    with h5py.File(shard) as file:
+        images = file["observation"]
+        begin = images.id.get_chunk_info(0).byte_offset
+        rows = images[:]
+    assert begin % 4096 == 0
+    mapped = np.memmap(shard, np.uint8, "r", offset=begin, shape=rows.shape)
+    np.testing.assert_array_equal(mapped, rows)
+
+
 def test_all_columns_and_dict_observations_survive(tmp_path):
     space = spaces.Dict({"pixels": IMAGE, "state": spaces.Box(-np.inf, np.inf, (3,), np.float64)})
     rng = np.random.default_rng(0)

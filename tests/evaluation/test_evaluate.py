@@ -5,16 +5,19 @@ goals.
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
+from gjwm.cli.app import main
 from gjwm.data.acting import HoldActor, Moment, RandomActor, RecordedActor, as_array, make_vec
 from gjwm.data.behaviours import Coloured
 from gjwm.data.collect import collect_episodes
 from gjwm.data.dataset import Episode
+from gjwm.data.handle import HELD_OUT
 from gjwm.evaluation import Details, Evaluation, evaluate, held_out_episodes
 from gjwm.evaluation.calibration import calibration_by_horizon
 from gjwm.evaluation.evaluate import Task
@@ -33,6 +36,7 @@ from gjwm.models.dynamics import Dynamics, EnsembleDynamics, GaussianDynamics, P
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.planning import CEM, CategoricalCEM, GoalCost
+from gjwm.training.recipe import calibrate
 
 TWO_ROOM = {"obs": "state", "goal": "other-room", "terminate_on_goal": False}
 
@@ -381,6 +385,41 @@ def test_details_are_what_the_figures_were_made_of(evaluated):
     # the first action of the plan
     np.testing.assert_allclose(details.attempts.actions[:, 0], details.plans[0][1][:, 0])
     assert set(report["timings"]) >= {"prediction", "representation", "planning with the model"}
+
+
+def test_everybody_gets_the_same_starts_and_goals(evaluated):
+    _, details = evaluated
+    model, *others = (
+        details.arrays[f"distance_{n}"] for n in ("model", "random", "hold", "oracle")
+    )
+    for other in others:
+        np.testing.assert_array_equal(other[:, 0], model[:, 0])  # before the first action
+    assert len(set(model[:, 0])) == len(model)
+
+
+def test_seeds_of_training_calibration_and_evaluation_never_meet(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def collect(*arguments, seed, **options):
+        asked.append(seed)
+        return []
+
+    def more(count, *, length, seed):
+        asked.append(seed)
+        raise InterruptedError
+
+    monkeypatch.setattr(sys.modules["gjwm.evaluation.evaluate"], "collect_episodes", collect)
+    for seed in (0, HELD_OUT - 1):
+        held_out_episodes(Task("Pendulum-v1", {}, Coloured()), Evaluation(seed=seed))
+        with pytest.raises(InterruptedError):
+            calibrate(tiny_model(), SimpleNamespace(lengths=lambda: [9], more=more), seed=seed)
+    assert HELD_OUT == 10**6 and asked == [10**6, 2 * 10**6, 2 * 10**6 - 1, 3 * 10**6 - 1]
+    for name in ("seed", "evaluate.seed"):  # and so training's lie below all of them
+        assert main(["run", f"{name}={HELD_OUT}"]) == 1
+        assert f"{name} must be a whole number, at least 0 and below 1000000" in (
+            capsys.readouterr().err
+        )
 
 
 def test_information_is_measured_where_it_is_asked_for(monkeypatch, evaluated):

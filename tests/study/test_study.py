@@ -5,14 +5,19 @@ twice, and what it all says.
 import csv
 import itertools
 import json
+import os
+import signal
 import stat
 import sys
+import threading
+import time
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from gjwm._core.stopping import Stopped, listening
 from gjwm.evaluation.intervals import (
     mean_over_tasks,
     rank_correlation,
@@ -292,7 +297,8 @@ def interpreter(tmp_path, monkeypatch):
     script.write_text(
         "#!/bin/sh\necho starting $3 with $OMP_NUM_THREADS\n"
         'case $3 in die) kill -KILL $$;; fail) printf "at 10%%\\rat 50%%\\nTrouble: no luck\\n\\n" '
-        ">&2; exit 1;; esac\n"
+        ">&2; exit 1;; wait) trap 'echo kept; exit 143' TERM; echo begun; "
+        "while :; do sleep 0.01; done;; esac\n"
     )
     script.chmod(script.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setattr(sys, "executable", str(script))
@@ -315,6 +321,31 @@ def test_a_run_that_is_killed_takes_no_other_with_it(at_once, tmp_path, interpre
     assert launching.failure_of(tmp_path / "2") == "Trouble: no luck"
     assert launching.failure_of(tmp_path / "0") is None
     assert (tmp_path / "0" / "run.log").read_text() == "starting go with 1\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_signal_to_a_study_lets_its_runs_end_after_their_step(
+    at_once, tmp_path, interpreter, monkeypatch
+):
+    if at_once > 1:
+        pytest.importorskip("joblib")
+    monkeypatch.setattr(launching, "PATIENCE", 0.1)
+    jobs = [Job(f"{k}", ("wait",), tmp_path / f"{k}", 1) for k in range(3)]
+    logs = [job.folder / launching.LOG for job in jobs]
+
+    def signal_when_begun():
+        while not all(log.exists() and "begun" in log.read_text() for log in logs[:at_once]):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=signal_when_begun)
+    thread.start()
+    with pytest.raises(Stopped, match="SIGTERM"), listening():
+        run_local(jobs, print, at_once=at_once)
+    thread.join()
+    assert [log.read_text().splitlines()[-1] for log in logs[:at_once]] == ["kept"] * at_once
+    assert not any(log.exists() for log in logs[at_once:])  # the others were not begun
 
 
 def test_a_missing_extra_is_one_sentence(tmp_path, monkeypatch):
