@@ -30,6 +30,8 @@ class TwoHot:
     Args:
         bins: their number.
         low, high: the ends, in symlog units: 6 is a return of 402.
+
+    `ends` are those two as numbers, and `middle` the number half way between them in symlog.
     """
 
     def __init__(self, bins: int, low: float, high: float):
@@ -39,6 +41,10 @@ class TwoHot:
             )
         self.bins, self.low, self.high = bins, low, high
         self.width = (high - low) / (bins - 1)
+        low, middle, high = (
+            math.copysign(math.expm1(abs(x)), x) for x in (low, (low + high) / 2, high)
+        )
+        self.ends, self.middle = (low, high), middle
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits (..., bins), target (...) -> (...); targets beyond the ends count as the end."""

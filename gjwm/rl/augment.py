@@ -29,7 +29,5 @@ def random_shift(o: Tensor, most: int, generator: Generator | None = None) -> Te
     padded[..., :most, :] = inner[..., :1, :]
     padded[..., most + height :, :] = inner[..., -1:, :]
     corners = draws.integers(2 * most + 1, (len(flat), 2), generator, device="cpu").tolist()
-    moved = [
-        picture[:, y : y + height, x : x + width] for picture, (y, x) in zip(padded, corners)
-    ]
+    moved = [picture[:, y : y + height, x : x + width] for picture, (y, x) in zip(padded, corners)]
     return torch.stack(moved).reshape(*lead, *o.shape[-3:])

@@ -127,6 +127,13 @@ class ReturnCurve:
             self.rows.append(dict(zip(self.COLUMNS, row)))
         self._write()
 
+    def means(self) -> list[float]:
+        """Mean return of each evaluation, in order."""
+        evaluations: dict[int, list[float]] = {}
+        for row in self.rows:
+            evaluations.setdefault(int(row["step"]), []).append(float(row["return"]))
+        return [float(np.mean(returns)) for returns in evaluations.values()]
+
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.partial) as aside, open(aside, "w", newline="") as file:
