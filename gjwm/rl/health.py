@@ -76,7 +76,7 @@ def _no_reward(signs: Signs) -> Finding | None:
         )
     return Finding(
         "no reward",
-        f"No reward but 0 was seen in {signs.steps:,} steps, so there is nothing to learn from.",
+        f"No reward but 0 was seen in {signs.steps:,} steps: there is nothing to learn from yet.",
         "Act aimlessly for longer (online.aimless_limit) or louder (online.exploration.loudness), "
         "and check that the environment pays at all.",
     )

@@ -997,6 +997,20 @@ def test_a_run_without_rewards_says_so_on_the_console_and_its_page(tmp_path, mon
     assert sorted(path.name for path in (folder / "videos").iterdir()) == ["best.mp4", "worst.mp4"]
 
 
+def test_a_run_whose_environment_draws_nothing_ends_well_and_says_so(tmp_path):
+    said = []
+    online = OnlineSettings(steps=60, aimless_steps=40, batch=8, lanes=2, horizon=2, episodes=2)
+    learn(
+        "test/Slide-v0",
+        RewardRecipe(latent_dim=4, online=online),
+        run=tmp_path,
+        workers=0,
+        notify=said.append,
+    )
+    assert any(line.startswith("no films: test/Slide-v0 cannot be filmed") for line in said)
+    assert (tmp_path / "returns.json").is_file() and not (tmp_path / "videos").exists()
+
+
 @pytest.mark.slow
 def test_data_on_disk_teach_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
