@@ -370,6 +370,11 @@ _PANELS = (
         False,
     ),
     ("95% interval of evaluations", ("evaluate/low", "evaluate/high", "aimless/high"), False),
+    (
+        "What values promised, and the discounted return that followed",
+        ("evaluate/value", "evaluate/followed"),
+        False,
+    ),
     ("Discrepancy to the Gaussian", ("train/discrepancy",), True),
     ("Effective rank of the latents", ("train/rank",), False),
     ("Epps-Pulley statistic of the latents", ("train/epps_pulley",), True),

@@ -36,7 +36,7 @@ from gjwm.rl.health import Signs, ailments, sentence
 from gjwm.rl.learner import RewardLearner
 from gjwm.rl.loop import Hooks, planning_agent, pretrain, train_online
 from gjwm.rl.oracle import RewardOracle
-from gjwm.rl.returns import PolicyActor, ReturnCurve, play_returns, return_report
+from gjwm.rl.returns import Foresight, PolicyActor, ReturnCurve, play_returns, return_report
 from gjwm.rl.settings import LearnerSettings, OnlineSettings
 from gjwm.rl.stream import Stream
 from gjwm.training.metrics import progress
@@ -269,12 +269,18 @@ class _Training:
         fresh = state is None or state.step <= settings.pretrain  # replay was not kept yet
 
         def evaluate(step: int, seconds: float) -> dict[str, float]:
-            report = self._returns(self._actors()["plan"])
+            make, promise = self._actors()["plan"], {}
+            if "value" in self.model.heads:
+                watched = Foresight(make(), self.model, self.recipe.learner.discount)
+                report = self._returns(lambda: watched, saw=watched.saw)
+                promise = {"value": watched.promised, "followed": watched.followed}
+            else:
+                report = self._returns(make)
             if curve is not None:
                 curve.add(step, seconds, report["returns"])
             self._evaluations.append(report["return_mean"])
             low, high = report["ci95"]
-            earned = {"return": report["return_mean"], "low": low, "high": high}
+            earned = {"return": report["return_mean"], "low": low, "high": high, **promise}
             return {f"evaluate/{name}": value for name, value in earned.items()}
 
         def log_and_show(scalars: dict[str, float], step: int) -> None:
@@ -400,8 +406,10 @@ class _Training:
         """The first of the seeds that training never sees."""
         return HELD_OUT + 1000 * (self.recipe.seed % 1000)
 
-    def _returns(self, make: Callable[[], Actor]) -> dict[str, Any]:
-        """What an actor earns on seeds that training never sees, the same ones each time."""
+    def _returns(self, make: Callable[[], Actor], **watching: Any) -> dict[str, Any]:
+        """What an actor earns on seeds that training never sees, the same ones each time.
+        `watching` goes to `play_returns`.
+        """
         actor = make()
         with closing(actor) if isinstance(actor, RewardOracle) else nullcontext():
             returns, seconds = play_returns(
@@ -411,5 +419,6 @@ class _Training:
                 episodes=self.settings.episodes,
                 seed=self._held_out,
                 workers=self.workers,
+                **watching,
             )
         return return_report(returns, seconds)

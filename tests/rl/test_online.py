@@ -53,6 +53,7 @@ from gjwm.rl import (
     train_online,
 )
 from gjwm.rl.actor_critic import Policy, QEnsemble, TwoHot
+from gjwm.rl.returns import Foresight
 
 torch.set_num_threads(1)
 
@@ -428,6 +429,27 @@ def test_returns_are_those_of_whole_episodes():
         play_returns(Acts(lambda o: o), "test/Slide-v0", {}, episodes=0, seed=0)
 
 
+def test_what_values_promise_stands_beside_what_followed():
+    """Of episodes that end on their own: discounted by hand, up to each one's end."""
+    model, steps = learner().model.eval(), []
+    model.heads["value"].forward = lambda z, a: 3 + torch.stack([a[..., 0], -a[..., 0]])
+    watched = Foresight(Acts(lambda o: np.ones_like(o)), model, 0.9)
+
+    def saw(step):
+        steps.append(step)
+        watched.saw(step)
+
+    for _ in range(2):  # an actor may play again
+        steps.clear()
+        returns, _ = play_returns(watched, "test/Slide-v0", {}, episodes=4, seed=3, saw=saw)
+        lengths = [1 + next(t for t, s in enumerate(steps) if s.ended[i]) for i in range(4)]
+        assert len(set(lengths)) > 1 and watched.promised == pytest.approx(3)
+        rewards = np.stack([step.r for step in steps])
+        assert returns[0] == pytest.approx(rewards[: lengths[0], 0].sum())
+        by_hand = [0.9 ** np.arange(n) @ rewards[:n, i] for i, n in enumerate(lengths)]
+        assert watched.followed == pytest.approx(np.mean(by_hand))
+
+
 def test_an_oracle_sees_the_true_rewards_of_its_plans():
     """To a point mass's target: planned on the simulator, it earns more than standing still, from
     the same states.
@@ -777,6 +799,8 @@ def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     rows = logged(folder)
     assert [row["step"] for row in rows if "evaluate/return" in row] == [80, 160]
     assert {row[0] for row in curve(folder)} == {"80", "160"}
+    for key in ("evaluate/value", "evaluate/followed"):  # costs are negative in this world
+        assert all(row[key] < 0 for row in rows if "evaluate/return" in row), key
     returns = json.loads((folder / "returns.json").read_text())["returns"]
     assert set(returns) == {"plan", "policy", "random", "hold"} and returns["plan"]["episodes"] == 2
     heads = WorldModel.load(folder / "checkpoint.pt").heads.keys()
