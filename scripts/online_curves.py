@@ -4,7 +4,8 @@ at the same frames.
     python scripts/online_curves.py RUN... --csv docs/online.csv --picture docs/assets/online.png
 
 Each run's returns.csv holds every evaluation; here a row is one evaluation of one run: mean return
-and its 95% interval over episodes. Prints the last evaluation per task, with the mean over runs.
+and its 95% interval over episodes. Runs of one task from states and from pixels are told apart by
+the column "obs". Prints the last evaluation of each, with the mean over runs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PUBLISHED = {
     "pendulum-swingup": {"TD-MPC2": 724, "SAC": 96, "DreamerV3": 716},
     "walker-walk": {"TD-MPC2": 962, "SAC": 708, "DreamerV3": 518},
 }
-COLUMNS = ("task", "seed", "frames", "minutes", "return", "low", "high", "episodes")
+COLUMNS = ("task", "obs", "seed", "frames", "minutes", "return", "low", "high", "episodes")
 
 
 def rows_of(run: Path) -> list[dict[str, object]]:
@@ -51,16 +52,23 @@ def rows_of(run: Path) -> list[dict[str, object]]:
             )
         )
         minutes = round(entries[0][0] / 60, 1)
+        run_of = {"task": cfg.task, "obs": cfg.env.obs, "seed": cfg.seed}
         rows.append(
-            {"task": cfg.task, "seed": cfg.seed, "frames": frames, "minutes": minutes, **numbers}
+            {**run_of, "frames": frames, "minutes": minutes, **numbers, "episodes": len(returns)}
         )
-        rows[-1]["episodes"] = len(returns)
     return rows
 
 
-def draw(path: Path, curves: dict[str, dict[int, np.ndarray]]) -> None:
-    """A panel per task: a line and band per run, rows (R, 4) of frames, mean return and the ends
-    of its interval; published returns as levels. Needs matplotlib.
+def place(row: dict[str, object]) -> tuple[object, ...]:
+    """Where a row stands in the table: published tasks first, in their order."""
+    known = [*PUBLISHED, row["task"]]
+    return known.index(row["task"]), *(row[name] for name in ("task", "obs", "seed", "frames"))
+
+
+def draw(path: Path, curves: dict[tuple[str, str], dict[int, np.ndarray]]) -> None:
+    """A panel per task and kind of observation: a line and band per run, rows (R, 4) of frames,
+    mean return and the ends of its interval; for states published returns as levels. Needs
+    matplotlib.
     """
     from matplotlib.figure import Figure
 
@@ -68,15 +76,17 @@ def draw(path: Path, curves: dict[str, dict[int, np.ndarray]]) -> None:
     lines = -(-len(curves) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.0 * lines), dpi=80, layout="constrained")
     panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
-    for axes, (task, runs) in zip(panels, curves.items()):
+    for axes, ((task, obs), runs) in zip(panels, curves.items()):
         for k, rows in enumerate(runs.values()):
             frames, mean, low, high = rows.T
             label = None if k else "gjwm, per run"
             axes.plot(frames / 1e3, mean, color="#1f6fb2", lw=1.4, label=label)
             axes.fill_between(frames / 1e3, low, high, color="#1f6fb2", alpha=0.12, lw=0)
-        for (name, value), dash in zip(PUBLISHED[task].items(), ("--", ":", "-.")):
+        levels = PUBLISHED.get(task, {}) if obs == "state" else {}
+        for (name, value), dash in zip(levels.items(), ("--", ":", "-.")):
             axes.axhline(value, color="#333333", lw=0.9, ls=dash, label=name)
-        axes.set(title=task, ylim=(0, 1000), xlabel="1,000 frames", ylabel="return")
+        title = task if obs == "state" else f"{task} from {obs}"
+        axes.set(title=title, ylim=(0, 1000), xlabel="1,000 frames", ylabel="return")
         axes.legend(frameon=False, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(curves) :]:
@@ -94,27 +104,27 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     rows = [row for run in options.runs for row in rows_of(run)]
-    rows.sort(key=lambda row: (list(PUBLISHED).index(row["task"]), row["seed"], row["frames"]))
+    rows.sort(key=place)
     with open(options.csv, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    curves: dict[str, dict[int, list[tuple[float, float, float, float]]]] = defaultdict(
+    curves: dict[tuple[str, str], dict[int, list[tuple[float, float, float, float]]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for row in rows:
-        curves[row["task"]][row["seed"]].append(
+        curves[row["task"], row["obs"]][row["seed"]].append(
             (row["frames"], row["return"], row["low"], row["high"])
         )
-    for task, runs in curves.items():
+    for (task, obs), runs in curves.items():
         last = np.array([points[-1][1] for points in runs.values()])
         _, low, high = mean_interval(last)
         frames = max(points[-1][0] for points in runs.values())
-        minutes = max(row["minutes"] for row in rows if row["task"] == task)
+        minutes = max(row["minutes"] for row in rows if (row["task"], row["obs"]) == (task, obs))
         ends = f" [{low:.0f}, {high:.0f}]" if len(last) > 1 else ""
         print(
-            f"{task}: {last.mean():.0f}{ends} of {len(last)} runs after {frames} frames, at most "
-            f"{minutes} minutes; {last}"
+            f"{task} from {obs}: {last.mean():.0f}{ends} of {len(last)} runs after {frames} "
+            f"frames, at most {minutes} minutes; {last}"
         )
     if options.picture is not None:
         draw(

@@ -19,7 +19,7 @@ from gjwm._core.files import inside, replacing
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # what a fit skipped
+FORMAT = 4  # of learning from reward also what it saw of rewards and latents
 KEEP = 2  # the newest, and one more should its disk block have gone bad
 
 

@@ -64,7 +64,7 @@ def play_command(words: Sequence[str]) -> int:
     model = load_shipped(name)
     task = Task.of(model)
     goals = task.goals(protocol_settings, planner)
-    env = camera(task)  # no pictures: told now
+    env = camera(task.env_id, task.env_kwargs)  # no pictures: told now
     radius = env.unwrapped.success_radius
     env.close()
     print(f"{name}: {task.env_id}, {_numbers(model):,} parameters", flush=True)

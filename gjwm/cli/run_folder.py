@@ -26,7 +26,7 @@ def run_of(cfg: DictConfig, command: str, **options: Any) -> Run:
 
             def log(scalars: dict[str, float], step: int) -> None:
                 logger.log(scalars, step)
-                live.update(step)
+                live.update(step, run.remarks)
 
             yield log
             if options.get("last") == RETURNS:
@@ -34,7 +34,7 @@ def run_of(cfg: DictConfig, command: str, **options: Any) -> Run:
             else:
                 live.finish(steps)
 
-    return Run(
+    run = Run(
         cfg.run_dir,
         OmegaConf.to_container(cfg, resolve=True),
         device=cfg.device,
@@ -45,6 +45,7 @@ def run_of(cfg: DictConfig, command: str, **options: Any) -> Run:
         logging=logging,
         **options,
     )
+    return run
 
 
 @contextmanager

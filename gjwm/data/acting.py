@@ -7,7 +7,7 @@ filming differ in what they do with the steps. A single environment is a batch o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -66,6 +66,27 @@ class RecordedActor(Memoryless):
 
     def act(self, o: Any, info: Moment) -> np.ndarray:
         return self.actions[:, info.step]
+
+
+class Recorder:
+    """An actor whose actions are kept: `actions` (E, T, A) is what `RecordedActor` plays back."""
+
+    def __init__(self, actor: Actor):
+        self.actor = actor
+        self._actions: list[np.ndarray] = []
+
+    def act(self, o: Any, info: Moment) -> np.ndarray:
+        a = as_array(self.actor.act(o, info))
+        self._actions.append(a.copy())
+        return a
+
+    def reset(self, mask: Any = None) -> None:
+        """The actor's."""
+        self.actor.reset(mask)
+
+    @property
+    def actions(self) -> np.ndarray:
+        return np.stack(self._actions, 1)
 
 
 class HoldActor(Memoryless):
@@ -188,3 +209,32 @@ def _replaced(following: Any, ended: np.ndarray, final: Sequence[Any]) -> Any:
         return out
 
     return nested(put, following, *(final[i] for i in ended.nonzero()[0]))
+
+
+_NO_PICTURES = "it draws no pictures; give its class the argument render_mode and render()."
+
+
+def camera(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env:
+    """An environment, made to render; arguments as `make_env`.
+
+    Raises:
+        ValueError: when it draws no pictures.
+    """
+    try:
+        env = make_env(env_id, **{**env_kwargs, "render_mode": "rgb_array"})
+        env.reset(seed=0)
+        try:
+            picture = env.unwrapped.render()
+        except NotImplementedError as error:  # gymnasium.Env's own render
+            raise ValueError(_NO_PICTURES) from error
+    except (ValueError, TypeError, ImportError, RuntimeError, gym.error.Error) as error:
+        refused = isinstance(error.__cause__, TypeError) and not draws(env_id)
+        raise ValueError(
+            f"{env_id} cannot be filmed: {_NO_PICTURES if refused else error}"
+        ) from error
+    if getattr(picture, "ndim", 0) != 3:
+        raise ValueError(
+            f"{env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a "
+            f"picture."
+        )
+    return env

@@ -141,6 +141,28 @@ def embedding_report(
     }
 
 
+def glance(z: Tensor, *, slices: int = 64) -> dict[str, float]:
+    """What a training logs of its latents, in a few milliseconds; `embedding_report` says more.
+
+    Args:
+        z: windows (B, T, D).
+        slices: random projections of the Epps-Pulley test, the same ones each time.
+
+    Returns:
+        rank: effective rank of all B T latents, at most D; std: mean over dimensions of their
+        standard deviation; epps_pulley: mean over slices of B times the statistic of the B first
+        latents, about `EPPS_PULLEY_NULL_MEAN` where they are Gaussian.
+    """
+    z = z.detach().double().cpu()
+    samples, first = z.flatten(0, 1), z[:, 0]
+    directions = random_directions(z.shape[-1], slices, report_generator(None), like=first)
+    return {
+        "rank": effective_rank(_spectrum(samples)),
+        "std": samples.std(0).mean().item(),
+        "epps_pulley": (len(first) * epps_pulley(first @ directions)).mean().item(),
+    }
+
+
 def gaussianity_curves(
     z: Tensor, *, slices: int = 48, quantiles: int = 100, generator: Generator | None = None
 ) -> dict[str, np.ndarray]:

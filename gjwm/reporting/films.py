@@ -32,7 +32,7 @@ from gjwm._core.drawing import (
 )
 from gjwm._core.settings import check
 from gjwm._core.video import check_suffix, panel, write_video
-from gjwm.data.acting import OneLane, RecordedActor, draws, goal_distance, make_env, play
+from gjwm.data.acting import OneLane, RecordedActor, camera, goal_distance, play
 from gjwm.data.dataset import Episode
 from gjwm.evaluation import Details, Evaluation
 from gjwm.evaluation.evaluate import Task, attempt, held_out_episodes
@@ -45,7 +45,6 @@ from gjwm.models.world_model import WorldModel
 from gjwm.planning import Planner
 
 _WIDEST = 320  # pixels of one picture in a film
-_NO_PICTURES = "it draws no pictures; give its class the argument render_mode and render()."
 
 
 @dataclass(frozen=True)
@@ -221,39 +220,19 @@ class Filming:
         return plots
 
 
-def camera(task: Task) -> gymnasium.Env:
-    """The task's environment, made to render.
-
-    Raises:
-        ValueError: when it draws no pictures.
-    """
-    try:
-        env = make_env(task.env_id, **{**task.env_kwargs, "render_mode": "rgb_array"})
-        env.reset(seed=0)
-        try:
-            picture = env.unwrapped.render()
-        except NotImplementedError as error:  # gymnasium.Env's own render
-            raise ValueError(_NO_PICTURES) from error
-    except (ValueError, TypeError, ImportError, RuntimeError, gymnasium.error.Error) as error:
-        refused = isinstance(error.__cause__, TypeError) and not draws(task.env_id)
-        raise ValueError(
-            f"{task.env_id} cannot be filmed: {_NO_PICTURES if refused else error}"
-        ) from error
-    if getattr(picture, "ndim", 0) != 3:
-        raise ValueError(
-            f"{task.env_id} cannot be filmed: its render() returns {type(picture).__name__}, not a "
-            f"picture."
-        )
-    return env
-
-
 def films_of(model: WorldModel, task: Task, details: Details, **drawing: Any) -> Filming:
     """Ready to film the attempts of an evaluation; `drawing` are further arguments of `Filming`.
 
     Raises:
         ValueError: when the environment draws no pictures.
     """
-    return Filming(model, camera(task), details, imagined_from=task.frame_stack - 1, **drawing)
+    return Filming(
+        model,
+        camera(task.env_id, task.env_kwargs),
+        details,
+        imagined_from=task.frame_stack - 1,
+        **drawing,
+    )
 
 
 def film_attempts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class LiveReport:
             )
         self.folder, self.name, self.steps, self.seconds = Path(folder), name, steps, seconds
         self._clock, self._last, self._step = clock, -float("inf"), 0
+        self._remarks: tuple[str, ...] = ()
 
     def __enter__(self) -> LiveReport:
         return self
@@ -56,9 +57,11 @@ class LiveReport:
                 return
         self._write(f"stopped at step {self._step} of {self.steps}: {error or kind.__name__}")
 
-    def update(self, step: int) -> None:
-        """Call after each logged line; most calls do nothing."""
-        now, self._step = self._clock(), step
+    def update(self, step: int, remarks: Sequence[str] = ()) -> None:
+        """Call after each logged line; most calls do nothing but note the step and the remarks:
+        what is wrong with the training so far, a sentence each.
+        """
+        now, self._step, self._remarks = self._clock(), step, tuple(remarks)
         if now - self._last >= self.seconds:
             self._last = now
             self._write(f"step {step} of {self.steps}", refresh=max(1, round(self.seconds)))
@@ -68,6 +71,10 @@ class LiveReport:
         self._step = step
         self._write(f"step {step} of {self.steps}, done; {hint}")
 
+    def _wrong(self) -> str:
+        lines = "".join(f"<p>{escape(remark)}</p>" for remark in self._remarks)
+        return f'<div class="verdict poor" id="remarks">{lines}</div>' if lines else ""
+
     def _write(self, state: str, refresh: int | None = None) -> None:
         if not self.seconds:
             return
@@ -76,7 +83,7 @@ class LiveReport:
         done = min(self._step, self.steps)
         body = (
             f'<header><p class="eyebrow">training, {escape(state)}</p><h1>{escape(self.name)}</h1>'
-            f'<progress max="{self.steps}" value="{done}"></progress></header>'
+            f'<progress max="{self.steps}" value="{done}"></progress>{self._wrong()}</header>'
             f'<section id="training"><h2>So far</h2>{curves}</section>'
         )
         save_page(self.folder / REPORT, page(f"{self.name}: training", body, refresh=refresh))

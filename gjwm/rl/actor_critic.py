@@ -32,6 +32,8 @@ class TwoHot:
     Args:
         bins: their number.
         low, high: the ends, in symlog units: 6 is a return of 402.
+
+    `ends` are those two as numbers, and `middle` the number half way between them in symlog.
     """
 
     def __init__(self, bins: int, low: float, high: float):
@@ -41,6 +43,10 @@ class TwoHot:
             )
         self.bins, self.low, self.high = bins, low, high
         self.width = (high - low) / (bins - 1)
+        low, middle, high = (
+            math.copysign(math.expm1(abs(x)), x) for x in (low, (low + high) / 2, high)
+        )
+        self.ends, self.middle = (low, high), middle
 
     def centres(self, like: Tensor) -> Tensor:
         """(bins,), ascending, of the device and type of `like`."""

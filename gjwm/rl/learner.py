@@ -59,7 +59,8 @@ class RewardLearner:
         objective: of the encoder and the predicted mean.
         settings: see there.
 
-    `weights` says how much each term counts in the loss.
+    `weights` says how much each term counts in the loss; `latents` (B, T+1, D) are those that the
+    last update encoded.
 
     Raises:
         ValueError: when the model lacks a reward head, has one of value and policy without the
@@ -91,6 +92,7 @@ class RewardLearner:
             )
         self.model, self.objective = model, objective.to(model.device)
         self.settings = settings
+        self.latents = torch.zeros(0)
         self.weights = {
             "objective": 1.0,
             "nll": 1.0,  # of the spread alone: no other term reaches it
@@ -149,6 +151,7 @@ class RewardLearner:
         if self.settings.shift:
             o = random_shift(o, self.settings.shift, generator)
         z = self.model.encode(o)
+        self.latents = z.detach()
         noise = (
             draws.normal(
                 (self.settings.expansion + 1, *batch.a.shape), generator, device=batch.a.device

@@ -19,6 +19,8 @@ from gjwm._core.fit import Log
 from gjwm._core.stopping import Finishing
 from gjwm.data.acting import Transition
 from gjwm.data.replay import Prefetch, ReplayBuffer, Windows
+from gjwm.evaluation.geometry import glance
+from gjwm.evaluation.intervals import mean_interval
 from gjwm.planning import Planner
 from gjwm.planning.agent import MPCAgent, reward_agent
 from gjwm.rl.exploration import Explorer
@@ -35,8 +37,11 @@ class Hooks:
         evaluate: called with the step (without updates on data) and the seconds so far, the model
             in evaluation mode; what it returns is logged. It must draw no numbers from the
             training's generator.
-        log: called with scalars: "loss" and "train/*" of the last update, "return" of the episodes
-            that ended since, "updates", "seconds" and how they were spent.
+        log: called with scalars: "loss" and "train/*" of the last update, with its latents' figures
+            (see `glance`) and the largest |reward| so far, "return" of the episodes that ended
+            since, "updates", "seconds" and how they were spent. With evaluations also what aimless
+            episodes earned on average, "aimless/return", and the upper end of its 95% interval,
+            "aimless/high", where one ended before plans began.
         checkpoints: where everything is kept. If a state is there already, learning goes on from it
             as if it had not been interrupted (bit by bit on a CPU with as many threads); all other
             arguments must be what they were.
@@ -83,10 +88,12 @@ def pretrain(
             last = update == updates
             if alone:
                 learner.scale_rates(_cooled((update - 1) / updates, settings.cooldown))
-            losses = learner.update(draw.next().to(learner.model.device), progress.noise)
+            batch = draw.next().to(learner.model.device)
+            losses = learner.update(batch, progress.noise)
+            progress.saw(batch.r)
             progress.passed("updating")
             if update % settings.log_every == 0 or last:
-                progress.log_losses(losses, update, updates=update)
+                progress.log_losses(losses, learner.latents, update, updates=update)
             if alone and last:
                 learner.model.eval()
                 progress.evaluate(update, update)
@@ -182,6 +189,8 @@ class _Acting:
         self.step = self.updates = 0
         self.recent: list[float] = []  # returns since the last log
         self.losses: dict[str, Tensor] = {}
+        self.latents = learner.latents
+        self.aimless: list[float] = []  # returns of episodes without a plan
         self.planned_from: int | None = None  # the step from which on actions are planned
         self.rewarded = False  # whether any reward but 0 has been seen
         kept = progress.latest(after=settings.pretrain)
@@ -194,7 +203,7 @@ class _Acting:
                 f"and expects a buffer of as many, got one of {held or 'no'} lanes."
             )
 
-    COUNTERS = ("updates", "recent", "losses", "planned_from", "rewarded")
+    COUNTERS = ("updates", "recent", "losses", "latents", "aimless", "planned_from", "rewarded")
 
     def _go_on(self, kept: Checkpoint) -> None:
         self.step = kept.step - self.settings.pretrain
@@ -232,7 +241,10 @@ class _Acting:
             batch = self.buffer.sample(
                 settings.batch, settings.length, generator=progress.generator
             )
-            self.losses = self.learner.update(batch.to(self.model.device), progress.noise)
+            batch = batch.to(self.model.device)
+            self.losses = self.learner.update(batch, progress.noise)
+            self.latents = self.learner.latents
+            progress.saw(batch.r)
         self.updates += owed
         self.model.eval()
 
@@ -242,7 +254,10 @@ class _Acting:
         self.buffer.add(seen.o, seen.a, seen.r, *ends, seen.o_next, mask=seen.valid)
         self.agent.reset(torch.from_numpy(seen.ended))
         self.recent += self.stream.earned
+        if self.planned_from is None:
+            self.aimless += self.stream.earned
         self.rewarded = self.rewarded or bool((seen.r != 0).any())
+        self.progress.saw(torch.from_numpy(seen.r))
         self.step += self.stream.lanes
 
     def report(self, stop: Finishing) -> None:
@@ -257,9 +272,9 @@ class _Acting:
             earned = {"return": sum(self.recent) / len(self.recent)} if self.recent else {}
             self.recent = []
             updates = settings.pretrain + self.updates
-            progress.log_losses(self.losses, logged, **earned, updates=updates)
+            progress.log_losses(self.losses, self.latents, logged, **earned, updates=updates)
         if step > settings.aimless_steps and due(settings.evaluate_every):
-            progress.evaluate(step, logged)
+            progress.evaluate(step, logged, self._without_a_plan())
         asked = stop.asked
         if asked or due(settings.checkpoint_every):
             content = {name: part.state_dict() for name, part in self.parts.items()}
@@ -267,6 +282,13 @@ class _Acting:
             progress.keep(logged, content, {"replay.pt": self.buffer.save})
         if asked:
             stop.leave()
+
+    def _without_a_plan(self) -> dict[str, float]:
+        """What aimless episodes earned, if any ended."""
+        if not self.aimless:
+            return {}
+        mean, _, high = mean_interval(np.array(self.aimless))
+        return {"aimless/return": mean, "aimless/high": mean if high is None else high}
 
 
 def _cooled(progress: float, cooldown: float) -> float:
@@ -287,6 +309,7 @@ class _Progress:
         seed = int(draws.integers(2**62, (1,), self.generator, device="cpu"))
         self.noise = Generator(device).manual_seed(seed)
         self.hooks = hooks
+        self.largest = torch.zeros((), device=device)  # |reward| so far
         self._spent: dict[str, float] = {}
         self._last = time.perf_counter()
 
@@ -304,23 +327,35 @@ class _Progress:
     def seconds(self) -> float:
         return sum(self._spent.values())
 
-    def log_losses(self, losses: Mapping[str, Tensor], step: int, **others: float) -> None:
+    def saw(self, r: Tensor) -> None:
+        """Rewards (...), acted for or learned from."""
+        self.largest = torch.maximum(self.largest, r.abs().amax().to(self.largest))
+
+    def log_losses(
+        self, losses: Mapping[str, Tensor], latents: Tensor, step: int, **others: float
+    ) -> None:
+        """The last update's losses, and figures of its latents (B, T+1, D)."""
         if self.hooks.log is None:
             return
         scalars = {
             "loss" if name == "loss" else f"train/{name}": value.item()
             for name, value in losses.items()
         }
+        scalars |= {f"train/{name}": value for name, value in glance(latents).items()}
+        scalars["train/largest_reward"] = self.largest.item()
         spent = {f"seconds/{name}": seconds for name, seconds in self._spent.items()}
         self.hooks.log({**scalars, **others, "seconds": self.seconds, **spent}, step)
 
-    def evaluate(self, step: int, logged_step: int) -> None:
+    def evaluate(
+        self, step: int, logged_step: int, beside: Mapping[str, float] | None = None
+    ) -> None:
+        """Evaluate and log it; `beside` are scalars to log with it."""
         if self.hooks.evaluate is None:
             return
         earned = self.hooks.evaluate(step, self.seconds)
         self.passed("evaluating")
         if self.hooks.log is not None:
-            self.hooks.log(dict(earned), logged_step)
+            self.hooks.log({**earned, **(beside or {})}, logged_step)
 
     def latest(self, after: int = -1) -> Checkpoint | None:
         """The newest state that was kept, if it is of a step beyond `after`."""
@@ -332,7 +367,7 @@ class _Progress:
         for each, kept in zip((self.generator, self.noise), state["generators"]):
             each.set_state(kept)
         restore_random_state(state["random"])
-        self._spent = state["spent"]
+        self.largest, self._spent = state["largest"].to(self.largest.device), state["spent"]
 
     def keep(
         self,
@@ -343,6 +378,7 @@ class _Progress:
         if self.hooks.checkpoints is None:
             return
         own = {
+            "largest": self.largest,
             "spent": self._spent,
             "seconds": self.seconds,
             "generators": [self.generator.get_state(), self.noise.get_state()],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gjwm._core.files import replacing
-from gjwm.data.acting import Actor, Memoryless, Moment, make_vec, play
+from gjwm.data.acting import Actor, Memoryless, Moment, Transition, make_vec, play
 from gjwm.evaluation.intervals import mean_interval
 from gjwm.models.world_model import WorldModel
 
@@ -29,6 +29,44 @@ class PolicyActor(Memoryless):
         return self.model.heads["policy"](z)
 
 
+class Foresight:
+    """An actor, watched for what the values promise at the first step and what follows.
+
+    Args:
+        model: has the head "value".
+        discount: g per step.
+
+    `promised` is the mean over environments of the values of what is done first; `followed` the
+    mean of their discounted returns, once `play_returns` was given `saw` too.
+    """
+
+    def __init__(self, actor: Actor, model: WorldModel, discount: float):
+        self.actor, self.model, self.discount = actor, model, discount
+        self.promised = self.followed = 0.0
+        self._weight, self._going = 1.0, np.ones(0)
+
+    @torch.no_grad()
+    def act(self, o: Any, info: Moment) -> Any:
+        a = self.actor.act(o, info)
+        if info.step == 0:
+            device = self.model.device
+            z = self.model.encode(torch.as_tensor(o).to(device))
+            value = self.model.heads["value"](z, torch.as_tensor(a).to(z))
+            self.promised = value.mean().item()
+            self.followed, self._weight, self._going = 0.0, 1.0, np.ones(len(z))
+        return a
+
+    def reset(self, mask: Any = None) -> None:
+        """The actor's."""
+        self.actor.reset(mask)
+
+    def saw(self, step: Transition) -> None:
+        """A step that `act` was asked for."""
+        self.followed += self._weight * float((step.r * self._going).mean())
+        self._weight *= self.discount
+        self._going *= ~step.ended
+
+
 def play_returns(
     actor: Actor,
     env_id: str,
@@ -38,6 +76,7 @@ def play_returns(
     seed: int,
     workers: int | None = None,
     limit: int = 20_000,
+    saw: Callable[[Transition], Any] = lambda step: None,
 ) -> tuple[np.ndarray, float]:
     """One episode in each of E environments side by side, with seeds seed, seed + 1, ...
 
@@ -45,6 +84,7 @@ def play_returns(
         actor: acts at each step, also for environments that are done.
         env_id, env_kwargs, workers: see `gjwm.envs.vector.make_vec`.
         limit: steps after which an episode should have ended.
+        saw: called with each step.
 
     Returns:
         returns (E,), and seconds of thought per step of one environment.
@@ -66,6 +106,7 @@ def play_returns(
                     f"a worker process of {env_id} died while returns were measured; measure them "
                     f"again."
                 )
+            saw(step)
             thought += step.seconds
             returns[running] += step.r[running]
             running &= ~step.ended
@@ -126,6 +167,13 @@ class ReturnCurve:
             row = (step, step * self.repeat, round(seconds, 1), episode, round(value, 3))
             self.rows.append(dict(zip(self.COLUMNS, row)))
         self._write()
+
+    def means(self) -> list[float]:
+        """Mean return of each evaluation, in order."""
+        evaluations: dict[int, list[float]] = {}
+        for row in self.rows:
+            evaluations.setdefault(int(row["step"]), []).append(float(row["return"]))
+        return [float(np.mean(returns)) for returns in evaluations.values()]
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,10 +20,11 @@ from gjwm._core.checkpoint import Checkpoints
 from gjwm._core.fit import Log
 from gjwm._core.machine import keep_freed_memory
 from gjwm._core.settings import Factory, check
-from gjwm.data.acting import Actor, HoldActor, RandomActor
+from gjwm.data.acting import Actor, HoldActor, RandomActor, Recorder
 from gjwm.data.dataset import dataset_info, episode_lengths, open_windows, read_episodes
 from gjwm.data.handle import HELD_OUT, Dataset
 from gjwm.data.replay import ReplayBuffer, buffer_bytes, require_memory, residence
+from gjwm.evaluation.verdict import Finding
 from gjwm.models.dynamics import GaussianDynamics
 from gjwm.models.encoders import ConvEncoder, MLPEncoder
 from gjwm.models.heads import RewardHead
@@ -31,10 +32,12 @@ from gjwm.models.world_model import Origin, WorldModel
 from gjwm.objectives import SIGReg
 from gjwm.planning import MPPI
 from gjwm.rl.actor_critic import Policy, QEnsemble
+from gjwm.rl.films import film_extremes
+from gjwm.rl.health import Signs, ailments, sentence
 from gjwm.rl.learner import RewardLearner
 from gjwm.rl.loop import Hooks, planning_agent, pretrain, train_online
 from gjwm.rl.oracle import RewardOracle
-from gjwm.rl.returns import PolicyActor, ReturnCurve, play_returns, return_report
+from gjwm.rl.returns import Foresight, PolicyActor, ReturnCurve, play_returns, return_report
 from gjwm.rl.settings import LearnerSettings, OnlineSettings
 from gjwm.rl.stream import Stream
 from gjwm.training.metrics import progress
@@ -110,8 +113,9 @@ def learn(
         env_id, env_kwargs: of `gjwm.make_env`: any environment with actions in a box, whose
             observations are one array.
         run: a folder that gets checkpoint.pt, returns.csv (every return of every evaluation) and
-            returns.json (of all actors at the end), and from which an interrupted training goes on;
-            None writes nothing.
+            returns.json (of all actors at the end), and films of the best and the worst of the
+            last episodes, where the environment draws pictures, and from which an interrupted
+            training goes on; None writes nothing.
         workers: processes that step environments, see `gjwm.make_vec`.
         storage: where the dataset lies while it is learned from, see `open_windows`.
         notify: told what happens.
@@ -172,6 +176,9 @@ class _Training:
         model.origin = Origin(env_id=self.env_id, env_kwargs=self.env_kwargs, recipe=plain(recipe))
         self.learner = RewardLearner(model, objective, recipe.learner)
         self.planner = made("planner", recipe.planner)
+        self._seen: dict[str, float] = {}  # the newest of each scalar that was logged
+        self._evaluations: list[float] = []
+        self._ailments: tuple[Finding, ...] = ()
 
     @property
     def model(self) -> WorldModel:
@@ -217,13 +224,22 @@ class _Training:
             return WorldModel.load(run.folder / "checkpoint.pt", self.device)
         after, episodes = begun
         curve = self._curve(run.folder, after)
+        self._evaluations = curve.means()
         with run.logging(self.steps, after) as log:
+
+            def log_and_judge(scalars: dict[str, float], step: int) -> None:
+                run.remarks = tuple(map(sentence, self._ailments))
+                log(scalars, step)
+
             try:
-                self._train(run.checkpoints, episodes, curve, log)
+                self._train(run.checkpoints, episodes, curve, log_and_judge)
             except FloatingPointError:
                 run.checkpoints.clear()  # going on would end the same way
                 raise
-            returns = {name: self._returns(make) for name, make in self._actors().items()}
+            actors = self._actors()
+            plan = Recorder(actors["plan"]())
+            actors["plan"] = lambda: plan
+            returns = {name: self._returns(make) for name, make in actors.items()}
             # Nothing that takes long or can fail is left: now what there was of an earlier run of
             # this name goes.
             curve.finish()
@@ -233,6 +249,7 @@ class _Training:
             about = {"version": __version__, "config": run.config, "training": training}
             self.model.save(run.folder / "checkpoint.pt", **about)
             run.write_config()
+        self._film(run.folder / "videos", returns["plan"]["returns"], plan.actions)
         # Last, and after the log is whole: a run without it is not done.
         content = {"version": __version__, "command": run.command, "returns": returns}
         write_json(run.folder / RETURNS, content)
@@ -242,6 +259,8 @@ class _Training:
                 f"{name:8s} return {row['return_mean']:.1f} [{low:.1f}, {high:.1f}] of "
                 f"{row['episodes']} episodes, {1e3 * row['seconds_per_step']:.1f} ms per step"
             )
+        for finding in self._ailments:  # of the last log: the run ended with them
+            self.notify(sentence(finding))
         return self.model
 
     def _train(
@@ -251,20 +270,30 @@ class _Training:
         settings = self.settings
         state = None if checkpoints is None else checkpoints.latest()
         fresh = state is None or state.step <= settings.pretrain  # replay was not kept yet
-        shown: dict[str, float] = {}
 
         def evaluate(step: int, seconds: float) -> dict[str, float]:
-            report = self._returns(self._actors()["plan"])
+            make, promise = self._actors()["plan"], {}
+            if "value" in self.model.heads:
+                watched = Foresight(make(), self.model, self.recipe.learner.discount)
+                report = self._returns(lambda: watched, saw=watched.saw)
+                promise = {"value": watched.promised, "followed": watched.followed}
+            else:
+                report = self._returns(make)
             if curve is not None:
                 curve.add(step, seconds, report["returns"])
+            self._evaluations.append(report["return_mean"])
             low, high = report["ci95"]
-            earned = {"return": report["return_mean"], "low": low, "high": high}
+            earned = {"return": report["return_mean"], "low": low, "high": high, **promise}
             return {f"evaluate/{name}": value for name, value in earned.items()}
 
         def log_and_show(scalars: dict[str, float], step: int) -> None:
+            self._seen.update(scalars)
+            for finding in self._judge(step):
+                bar.clear()
+                self.notify(f"step {step}: {sentence(finding)}")
             log(scalars, step)
-            shown.update(scalars)
-            bar.report(step, loss=shown.get("loss", math.nan), earned=shown.get("evaluate/return"))
+            seen = self._seen
+            bar.report(step, loss=seen.get("loss", math.nan), earned=seen.get("evaluate/return"))
 
         with progress(self.steps, desc="online") as bar:
             shared: dict[str, Any] = dict(
@@ -281,6 +310,29 @@ class _Training:
             if settings.steps:
                 replay = self._replay(episodes) if fresh else None
                 train_online(self.learner, self.planner, self.stream, replay, settings, **shared)
+
+    def _judge(self, step: int) -> list[Finding]:
+        """Whether this training learns anything, after `step` logged ones -> what is wrong since
+        now.
+        """
+        seen, bins = self._seen, getattr(self.learner.value, "two_hot", None)
+        signs = Signs(
+            steps=max(step - self.settings.pretrain, 0),
+            largest_reward=seen.get("train/largest_reward"),
+            rank=seen.get("train/rank"),
+            std=seen.get("train/std"),
+            latent_dim=self.model.latent_dim,
+            value=seen.get("train/q"),
+            discount=self.recipe.learner.discount,
+            value_ends=None if bins is None else bins.ends,
+            value_begun=0.0 if bins is None else bins.middle,
+            evaluations=self._evaluations,
+            aimless=seen.get("aimless/return"),
+            aimless_high=seen.get("aimless/high"),
+        )
+        known = {finding.name for finding in self._ailments}
+        self._ailments = ailments(signs)
+        return [finding for finding in self._ailments if finding.name not in known]
 
     def _curve(self, folder: Path, after: int | None) -> ReturnCurve:
         if after is not None and self.settings.steps:
@@ -338,8 +390,29 @@ class _Training:
             )
         return actors
 
-    def _returns(self, make: Callable[[], Actor]) -> dict[str, Any]:
-        """What an actor earns on seeds that training never sees, the same ones each time."""
+    def _film(self, folder: Path, returns: Sequence[float], actions: np.ndarray) -> None:
+        """Film the best and the worst of the last episodes; where that fails, say so and go on."""
+        try:
+            film_extremes(
+                folder,
+                self.env_id,
+                self.env_kwargs,
+                returns=np.array(returns),
+                actions=actions,
+                seed=self._held_out,
+            )
+        except (ValueError, RuntimeError, ImportError, OSError) as error:
+            self.notify(f"no films: {error}")
+
+    @property
+    def _held_out(self) -> int:
+        """The first of the seeds that training never sees."""
+        return HELD_OUT + 1000 * (self.recipe.seed % 1000)
+
+    def _returns(self, make: Callable[[], Actor], **watching: Any) -> dict[str, Any]:
+        """What an actor earns on seeds that training never sees, the same ones each time.
+        `watching` goes to `play_returns`.
+        """
         actor = make()
         with closing(actor) if isinstance(actor, RewardOracle) else nullcontext():
             returns, seconds = play_returns(
@@ -347,7 +420,8 @@ class _Training:
                 self.env_id,
                 self.env_kwargs,
                 episodes=self.settings.episodes,
-                seed=HELD_OUT + 1000 * (self.recipe.seed % 1000),
+                seed=self._held_out,
                 workers=self.workers,
+                **watching,
             )
         return return_report(returns, seconds)

@@ -125,6 +125,8 @@ class Run:
         command: that asked for it, kept with the model.
         logging: called with (all steps, step to go on after or None) -> a context manager around
             the training that gives what scalars are logged with; None: a `MetricsFile`.
+
+    `remarks` are sentences about how the training goes, for those who show it.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Run:
         self.resume, self.last, self.log_every, self.command = resume, last, log_every, command
         self.checkpoints = Checkpoints(self.folder / "state", every=checkpoint_every)
         self._logging = logging
+        self.remarks: tuple[str, ...] = ()
 
     def begin(
         self, steps: int, episodes: int, ready: Callable[[int], Any] = lambda episodes: None

@@ -8,7 +8,14 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from gjwm.data.replay import ReplayBuffer, describe_space, rebuild_space, residence, stack_frames
+from gjwm.data.replay import (
+    ReplayBuffer,
+    buffer_bytes,
+    describe_space,
+    rebuild_space,
+    residence,
+    stack_frames,
+)
 
 torch.set_num_threads(1)
 
@@ -353,3 +360,15 @@ def test_rows_live_on_the_gpu_if_that_leaves_room_for_the_model(monkeypatch, fre
     assert residence("cpu", needed).type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert residence("auto", needed).type == "cpu"
+
+
+def test_stacked_pictures_cost_one_frame_per_step():
+    def arguments(stack):
+        space = spaces.Box(0, 255, (3 * stack, 64, 64), np.uint8)
+        return dict(capacity=800, observation_space=space, action_space=ACTION, frame_stack=stack)
+
+    one, three = (ReplayBuffer(**arguments(stack)) for stack in (1, 3))
+    assert one.nbytes == three.nbytes == buffer_bytes(**arguments(3))
+    # a row for each step, and one for the last frame of each of a hundred episodes
+    few = buffer_bytes(**arguments(3), episodes=100)
+    assert few == pytest.approx(900 * 64 * 64 * 3, rel=0.005)

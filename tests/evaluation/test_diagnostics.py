@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gjwm.evaluation.calibration import calibration_report
-from gjwm.evaluation.geometry import effective_rank, embedding_report, rank_me
+from gjwm.evaluation.geometry import effective_rank, embedding_report, glance, rank_me
 from gjwm.evaluation.normality import epps_pulley_p_value, henze_zirkler
 from gjwm.models.dynamics import Prediction, gaussian_crps
 
@@ -102,6 +102,26 @@ def test_a_report_without_a_generator_leaves_the_global_one_alone():
     z = randn(50, 4, 3)
     assert embedding_report(z, slices=8) == embedding_report(z, slices=8)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_glance_says_what_the_report_does():
+    z = randn(400, 3, 8) * torch.tensor([3.0, 1, 1, 1, 1, 0.5, 0.1, 0.1]).double()
+    seen, whole = glance(z), report(z)
+    assert seen["rank"] == pytest.approx(whole["effective_rank"], rel=1e-6)
+    assert seen["std"] == pytest.approx(7.7 / 8, rel=0.03)
+    # of other slices, and of the windows' first latents instead of a random one of each
+    assert seen["epps_pulley"] == pytest.approx(whole["epps_pulley"], rel=0.5)
+    assert glance(randn(400, 3, 8))["epps_pulley"] == pytest.approx(
+        whole["epps_pulley_null"], rel=0.5
+    )
+    assert glance(z) == seen  # the same slices each time
+
+
+def test_a_glance_sees_collapse():
+    line = randn(64, 4, 1) @ randn(1, 8, seed=1)
+    assert glance(line)["rank"] == pytest.approx(1, abs=1e-3)
+    point = glance(torch.ones(64, 4, 8))
+    assert point["rank"] == point["std"] == 0 and point["epps_pulley"] > 5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

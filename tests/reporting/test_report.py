@@ -331,6 +331,21 @@ def test_the_live_page_follows_a_run_and_stops_reloading_at_its_end(tmp_path):
     assert "http-equiv" not in last and "training-loss" in Outline(last).ids
 
 
+def test_a_live_page_says_what_is_wrong_as_long_as_it_is(tmp_path):
+    now = [0.0]
+    live = LiveReport(tmp_path, name="run", steps=100, seconds=10, clock=lambda: now[0])
+    live.update(20, ["No reward but <0>."])
+    page = tmp_path / "report.html"
+    assert "remarks" in Outline(page.read_text()).ids
+    assert "<p>No reward but &lt;0&gt;.</p>" in page.read_text()
+    now[0] = 10.0
+    live.update(30)
+    assert "No reward" not in page.read_text()
+    live.update(40, ["Values run away."])
+    live.finish(100)
+    assert "<p>Values run away.</p>" in page.read_text()
+
+
 def test_a_training_that_fails_says_so_or_leaves_the_report_of_the_run_before(run, tmp_path):
     (tmp_path / "metrics.jsonl.partial").write_text('{"step": 7, "loss": 2.0}\n')
 

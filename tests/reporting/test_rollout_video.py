@@ -209,7 +209,7 @@ class Blank(Dark):
 def test_an_environment_that_draws_nothing_is_told_so(made, monkeypatch):
     monkeypatch.setitem(gymnasium.registry, "Dark-v0", EnvSpec("Dark-v0", made))
     with pytest.raises(ValueError, match="cannot be filmed") as error:
-        camera(Task("Dark-v0", {}, None))
+        camera("Dark-v0", {})
     assert str(error.value) == (
         "Dark-v0 cannot be filmed: it draws no pictures; give its class the argument render_mode "
         "and render()."

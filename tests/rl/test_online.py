@@ -46,12 +46,14 @@ from gjwm.rl import (
     Stream,
     lambda_returns,
     learn,
+    loop,
     play_returns,
     pretrain,
     return_report,
     train_online,
 )
 from gjwm.rl.actor_critic import Policy, QEnsemble, TwoHot
+from gjwm.rl.returns import Foresight
 
 torch.set_num_threads(1)
 
@@ -427,6 +429,27 @@ def test_returns_are_those_of_whole_episodes():
         play_returns(Acts(lambda o: o), "test/Slide-v0", {}, episodes=0, seed=0)
 
 
+def test_what_values_promise_stands_beside_what_followed():
+    """Of episodes that end on their own: discounted by hand, up to each one's end."""
+    model, steps = learner().model.eval(), []
+    model.heads["value"].forward = lambda z, a: 3 + torch.stack([a[..., 0], -a[..., 0]])
+    watched = Foresight(Acts(lambda o: np.ones_like(o)), model, 0.9)
+
+    def saw(step):
+        steps.append(step)
+        watched.saw(step)
+
+    for _ in range(2):  # an actor may play again
+        steps.clear()
+        returns, _ = play_returns(watched, "test/Slide-v0", {}, episodes=4, seed=3, saw=saw)
+        lengths = [1 + next(t for t, s in enumerate(steps) if s.ended[i]) for i in range(4)]
+        assert len(set(lengths)) > 1 and watched.promised == pytest.approx(3)
+        rewards = np.stack([step.r for step in steps])
+        assert returns[0] == pytest.approx(rewards[: lengths[0], 0].sum())
+        by_hand = [0.9 ** np.arange(n) @ rewards[:n, i] for i, n in enumerate(lengths)]
+        assert watched.followed == pytest.approx(np.mean(by_hand))
+
+
 def test_an_oracle_sees_the_true_rewards_of_its_plans():
     """To a point mass's target: planned on the simulator, it earns more than standing still, from
     the same states.
@@ -595,6 +618,24 @@ def test_actions_stay_aimless_until_something_was_earned(monkeypatch, pays, plan
     assert first[0] == 0 and len(first) == (100 - planned) / 2
 
 
+def test_latents_and_rewards_are_logged_with_losses_and_looked_at_only_then(monkeypatch):
+    looks, rows = [], []
+    look = loop.glance
+    monkeypatch.setattr(loop, "glance", lambda z: (looks.append(z.shape), look(z))[1])
+    run(120, log=lambda row, step: rows.append(row), evaluate=lambda *_: {"evaluate/return": 1.0})
+    losses = [row for row in rows if "loss" in row]
+    assert len(looks) == len(losses) == 4 and set(looks) == {(16, 4, 4)}
+    for row in losses:
+        assert 1 <= row["train/rank"] <= 4 and row["train/std"] == pytest.approx(1, abs=0.1)
+        assert row["train/epps_pulley"] > 0
+    # of all steps that were taken, a point next to 0.6 earns about 1
+    largest = [row["train/largest_reward"] for row in losses]
+    assert largest == sorted(largest) and 0.5 < largest[-1] <= 1
+    (evaluated,) = (row for row in rows if "evaluate/return" in row)
+    # episodes of 20 steps, in two lanes: two and more ended in the 40 steps without a plan
+    assert 0 <= evaluated["aimless/return"] < evaluated["aimless/high"]
+
+
 def test_evaluation_leaves_learning_as_it_is():
     def evaluate(step, seconds):
         play_returns(Acts(lambda o: 0 * o), "test/Slide-v0", {}, episodes=2, seed=50)
@@ -753,10 +794,13 @@ def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["online", *TINY, "resume=true"]) == 0
     folder = tmp_path / "runs" / "tiny"
-    assert "plan" in capsys.readouterr().out and not (folder / "lock").exists()
+    said = capsys.readouterr().out
+    assert "plan" in said and not (folder / "lock").exists()
     rows = logged(folder)
     assert [row["step"] for row in rows if "evaluate/return" in row] == [80, 160]
     assert {row[0] for row in curve(folder)} == {"80", "160"}
+    for key in ("evaluate/value", "evaluate/followed"):  # costs are negative in this world
+        assert all(row[key] < 0 for row in rows if "evaluate/return" in row), key
     returns = json.loads((folder / "returns.json").read_text())["returns"]
     assert set(returns) == {"plan", "policy", "random", "hold"} and returns["plan"]["episodes"] == 2
     heads = WorldModel.load(folder / "checkpoint.pt").heads.keys()
@@ -839,12 +883,50 @@ def test_the_command_plays_an_oracle_and_the_curves_are_drawn(tmp_path, monkeypa
     script = Path(__file__).parents[2] / "scripts" / "online_curves.py"
     runpy.run_path(str(script), run_name="__main__")
     earned = json.loads((folder / "returns.json").read_text())["returns"]["plan"]["return_mean"]
-    assert f"pendulum-swingup: {earned:.0f} of 1 runs after 480 frames" in capsys.readouterr().out
+    assert (
+        f"pendulum-swingup from state: {earned:.0f} of 1 runs after 480 frames"
+        in capsys.readouterr().out
+    )
     (row,) = csv.DictReader((tmp_path / "curves.csv").read_text().splitlines())
-    named = [row[name] for name in ("task", "seed", "frames", "episodes")]
-    assert named == ["pendulum-swingup", "1", "480", "2"]
+    named = [row[name] for name in ("task", "obs", "seed", "frames", "episodes")]
+    assert named == ["pendulum-swingup", "state", "1", "480", "2"]
     assert float(row["return"]) == pytest.approx(earned, abs=0.06)
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_curves_of_states_pixels_and_unpublished_tasks_stand_in_one_table(
+    tmp_path, monkeypatch, capsys
+):
+    for name, task, obs, returns in (
+        ("a", "quadruped-walk", "pixels", [1.0, 3.0]),
+        ("b", "reacher-easy", "pixels", [4.0, 6.0]),
+        ("c", "reacher-easy", "state", [500.0, 700.0]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(
+            f"task: {task}\nseed: 2\nenv: {{id: gjwm/{task}-v0, obs: {obs}}}\n"
+        )
+        earned = ReturnCurve(tmp_path / name / "returns.csv", repeat=2)
+        earned.add(5000, 60.0, [0.0, 0.0])
+        earned.add(10_000, 120.0, returns)
+        earned.finish()
+    table, picture = tmp_path / "curves.csv", tmp_path / "curves.png"
+    words = ["curves", *(str(tmp_path / name) for name in "abc")]
+    monkeypatch.setattr("sys.argv", [*words, "--csv", str(table), "--picture", str(picture)])
+    script = Path(__file__).parents[2] / "scripts" / "online_curves.py"
+    runpy.run_path(str(script), run_name="__main__")
+    rows = [*csv.DictReader(table.read_text().splitlines())]
+    assert [(row["task"], row["obs"], row["frames"], row["return"]) for row in rows] == [
+        ("reacher-easy", "pixels", "10000", "0.0"),
+        ("reacher-easy", "pixels", "20000", "5.0"),
+        ("reacher-easy", "state", "10000", "0.0"),
+        ("reacher-easy", "state", "20000", "600.0"),
+        ("quadruped-walk", "pixels", "10000", "0.0"),
+        ("quadruped-walk", "pixels", "20000", "2.0"),
+    ]
+    said = capsys.readouterr().out
+    assert "reacher-easy from state: 600 of 1 runs after 20000 frames, at most 2.0 minutes" in said
+    assert "reacher-easy from pixels: 5 of" in said and picture.stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -905,6 +987,52 @@ def test_the_command_learns_from_data_alone(tmp_path, monkeypatch, capsys):
     for phases in (FROM_DATA, ["online.data=data"]):
         said = refused(capsys, *TINY, "env.action_repeat=4", "name=other", *phases)
         assert "action_repeat" in said
+
+
+class Silent(Slide):
+    """Pays nothing, and shows itself."""
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def step(self, action):
+        o, _, *rest = super().step(action)
+        return o, 0.0, *rest
+
+    def render(self):
+        return np.full((64, 64, 3), 100 + 40 * int(np.sign(self.x)), np.uint8)
+
+
+gym.register("test/Silent-v0", entry_point=Silent, max_episode_steps=20)
+
+
+def test_a_run_without_rewards_says_so_on_the_console_and_its_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = [word for word in TINY if not word.startswith("env.id")]
+    settings += ["env.id=test/Silent-v0", "online.aimless_limit=80"]
+    assert main(["online", *settings]) == 0
+    folder, said = tmp_path / "runs" / "tiny", capsys.readouterr().out
+    told = [line for line in said.splitlines() if "No reward but 0" in line]
+    # once when it is first seen, at step 80, and once at the end
+    assert [line.partition(": ")[0] for line in told[:1]] == ["step 80"] and len(told) == 2
+    assert "in 160 steps" in told[1] and "online.aimless_limit" in told[1]
+    page = (folder / "report.html").read_text()
+    assert 'id="remarks"' in page and "No reward but 0 was seen in 160 steps" in page
+    assert sorted(path.name for path in (folder / "videos").iterdir()) == ["best.mp4", "worst.mp4"]
+
+
+def test_a_run_whose_environment_draws_nothing_ends_well_and_says_so(tmp_path):
+    said = []
+    online = OnlineSettings(steps=60, aimless_steps=40, batch=8, lanes=2, horizon=2, episodes=2)
+    learn(
+        "test/Slide-v0",
+        RewardRecipe(latent_dim=4, online=online),
+        run=tmp_path,
+        workers=0,
+        notify=said.append,
+    )
+    assert any(line.startswith("no films: test/Slide-v0 cannot be filmed") for line in said)
+    assert (tmp_path / "returns.json").is_file() and not (tmp_path / "videos").exists()
 
 
 @pytest.mark.slow
