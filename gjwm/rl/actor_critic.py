@@ -72,11 +72,6 @@ class TwoHot:
         """logits (..., bins) -> the mean of their distribution (...)."""
         return logits.softmax(-1) @ self.centres(logits)
 
-    def start(self) -> Tensor:
-        """Logits (bins,) of a number near 0 that other bins can still be reached from."""
-        symlog = torch.linspace(self.low, self.high, self.bins)
-        return -7.0 * (symlog.abs() >= self.width).float()
-
 
 class QEnsemble(Configured, nn.Module):
     """M action values Q_m(z, a), as one batched matrix product.
@@ -86,7 +81,7 @@ class QEnsemble(Configured, nn.Module):
         members: M.
         hidden: width of the two hidden layers.
         bins: of a two-hot output; None: a plain number, learned by squared error.
-        low, high: ends of the bins, see `TwoHot`.
+        low, high: ends of the bins, see `TwoHot`; -low = high starts all values at 0.
     """
 
     def __init__(
@@ -110,11 +105,10 @@ class QEnsemble(Configured, nn.Module):
             BatchedLinear(members, i, o) for i, o in itertools.pairwise(sizes)
         )
         with torch.no_grad():
-            # All values start near 0, not where the first weights happen to be.
+            # All values start at the mean of the bins, 0 where they are as many on both sides, and
+            # not where the first weights happen to be.
             self.layers[-1].weight.zero_()
             self.layers[-1].bias.zero_()
-            if self.two_hot is not None:
-                self.layers[-1].bias.add_(self.two_hot.start())
 
     def outputs(self, z: Tensor, a: Tensor) -> Tensor:
         """(..., D), (..., A) -> (M, ..., bins), or (M, ...) for plain numbers."""
