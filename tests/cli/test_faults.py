@@ -20,6 +20,8 @@ from gjwm._core.files import holding
 from gjwm._core.stopping import SIGNALS, Stopped, listening
 from gjwm.cli.app import main
 from gjwm.data.dataset import DatasetWriter, dataset_info, read_episodes, verify
+from gjwm.envs.rendering import FastRenderer
+from gjwm.models import ConvEncoder
 from gjwm.models.world_model import WorldModel
 from gjwm.reporting.logging import RunLogger, log_results
 
@@ -424,3 +426,57 @@ def dataset(tmp_path_factory):
     finally:
         os.chdir(here)
     return folder
+
+
+# -- other misfortunes -----------------------------------------------------------------------------
+
+
+def test_opengl_lost_while_collecting_keeps_the_episodes_before(folder, monkeypatch, capsys):
+    """A context may be gone after a suspend or a restart of the driver."""
+    words = [*SMALL, "experiment=reacher", "env.size=16", "cost=goal", "collect.episodes=4"]
+    assert main(["collect", *words, "dataset=data/whole"]) == 0
+    drawn, draw = [], FastRenderer.picture
+
+    def picture(self, *scene):
+        drawn.append(1)
+        if len(drawn) > 30:  # in the third episode
+            raise ImportError("Cannot make the EGL context current")
+        return draw(self, *scene)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FastRenderer, "picture", picture)
+        assert main(["collect", *words]) == 1
+    assert "Cannot make the EGL context current" in said(capsys)
+    assert verify("data/small") == []
+    assert 0 < dataset_info("data/small")["episodes"] < 4
+    assert main(["collect", *words, "resume=true"]) == 0
+    for one, other in zip(read_episodes("data/small"), read_episodes("data/whole"), strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(one[:4], other[:4]))
+
+
+def test_a_clock_that_jumps_changes_no_number(collected, monkeypatch):
+    assert train("name=whole") == 0
+    hours, clock = iter(range(10**9)), time.perf_counter
+    with monkeypatch.context() as patch:
+        # set back an hour at each look, as no clock on the wall may; asleep an hour in between
+        patch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
+        patch.setattr(time, "perf_counter", lambda: clock() + 3600 * next(hours))
+        patch.setattr(time, "monotonic", lambda: clock() + 3600 * next(hours))
+        assert train() == 0
+    assert same(weights("small"), weights("whole"))
+
+
+def test_an_encoder_that_explodes_ends_a_training_in_a_sentence(collected, monkeypatch, capsys):
+    assert train() == 0
+    kept = Path("runs/small/checkpoint.pt").read_bytes()
+    features, calls = ConvEncoder.features, []
+
+    def exploding(self, o):
+        calls.append(1)
+        return features(self, o) * 10.0 ** (8 * len(calls))  # beyond float32 at the fifth
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConvEncoder, "features", exploding)
+        assert train("seed=1") == 1
+    assert "batch" in said(capsys) and Path("runs/small/bad-batch.pt").is_file()
+    assert Path("runs/small/checkpoint.pt").read_bytes() == kept
