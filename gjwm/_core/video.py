@@ -180,8 +180,11 @@ def _palette(frames: np.ndarray, colours: int = 64) -> Image.Image:
     return palette
 
 
-def read_video(path: str | Path) -> Iterator[np.ndarray]:
+def read_video(path: str | Path, start: float = 0) -> Iterator[np.ndarray]:
     """Frames (h, w, 3) uint8 of a film, one after another, with the ffmpeg that pip brings.
+
+    Args:
+        start: seconds to begin at.
 
     Raises:
         ValueError: when the file is missing or no film.
@@ -189,6 +192,7 @@ def read_video(path: str | Path) -> Iterator[np.ndarray]:
     import imageio.v3 as iio
 
     try:
-        yield from iio.imiter(path, plugin="FFMPEG")
+        seeking = ["-ss", str(start)] if start else []
+        yield from iio.imiter(path, plugin="FFMPEG", input_params=seeking)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as a film ({error}).") from error

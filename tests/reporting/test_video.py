@@ -4,7 +4,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from gjwm._core.video import panel, write_video
+from gjwm._core.video import FilmWriter, panel, read_video, write_video
 
 
 def frames(count=6, h=20, w=24):
@@ -47,6 +47,18 @@ def test_a_gif_keeps_the_colour_of_a_small_moving_body_and_a_still_background(tm
     for t in range(8):
         assert np.abs(back[t, 4:6, 5 * t : 5 * t + 2] - (222, 44, 40)).max() < 40
     assert (back[:, 10:20] == (236, 236, 228)).all()
+
+
+def test_a_lossless_film_of_any_size_is_exact_and_can_be_begun_anywhere(tmp_path):
+    film = np.random.default_rng(0).integers(0, 256, (9, 31, 33, 3), np.uint8)
+    lossless = dict(quality=0, codec="libx264rgb", pixels="rgb24", keyframes=2)
+    writer = FilmWriter(tmp_path / "film.mp4", fps=10, **lossless)
+    for frame in film:
+        writer.add(frame)
+    writer.close()
+    for start in (0, 5):
+        back = np.stack(list(read_video(tmp_path / "film.mp4", start / 10)))
+        assert np.array_equal(back, film[start:])
 
 
 def test_bad_input_is_named(tmp_path):
