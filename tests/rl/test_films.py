@@ -30,7 +30,7 @@ class Walk(gym.Env):
         return np.array([self.x], np.float32), {}
 
     def step(self, action):
-        self.x += 0.5 * float(action[0]) + 0.1 * self.np.random.default_rng().standard_normal()
+        self.x += 0.5 * float(action[0]) + 0.1 * self.np_random.standard_normal()
         ended = abs(self.x) > 2
         return np.array([self.x], np.float32), self.x - 1, ended, False, {}
 
