@@ -9,7 +9,7 @@ import benchmarks
 import pytest
 import torch
 from benchmark import main
-from benchmarks import gpu
+from benchmarks import gpu, growth
 
 
 @pytest.mark.slow
@@ -20,7 +20,8 @@ def test_a_benchmark_fills_its_table(name):
     figures = [value for row in rows for value in row.values() if isinstance(value, float)]
     assert figures and all(math.isfinite(value) for value in figures)
     # a ratio of two warm-ups would say nothing
-    assert not [key for key in rows[0] if "times" in key or "ratio" in key or "spread" in key]
+    compares = ("times", "ratio", "share", "spread")
+    assert not [key for key in rows[0] if any(word in key for word in compares)]
 
 
 @pytest.mark.slow
@@ -70,6 +71,17 @@ def test_the_table_is_aligned_markdown():
         "| floor |       |",
         "| b     | 0.123 |",
     ]
+
+
+def test_growth_is_drawn_with_its_last_slopes():
+    rows = [
+        {"against": what, "value": k * own, "ms": 10.0 * k, "slope_ratio": slope}
+        for what, (_, own, _) in growth.GROWTH.items()
+        for k, slope in ((1, None), (2, 0.5), (4, 1.0))
+    ]
+    svg = growth.picture(rows)
+    assert [f"{what} (1.00)" in svg for what in growth.GROWTH] == [True] * len(growth.GROWTH)
+    assert svg.count("<title>2: 40</title>") == len(growth.GROWTH)  # two doublings: 40 ms
 
 
 def test_a_wrong_name_or_option_is_one_sentence(capsys):
