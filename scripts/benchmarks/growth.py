@@ -62,12 +62,12 @@ def run(*, quick: bool = False) -> list[Row]:
 
 
 def _timed(settings: str, values: tuple[int, ...], quick: bool) -> dict[int, Rounds]:
-    small = ["train.batch=4"] * (quick and "batch" not in settings)
+    small = ["train.batch=8"] * (quick and "batch" not in settings)
     calls = {}
     for value in values:
         words = settings.format(value).split()
         recipe = recipe_of(load_config(["experiment=two_room", *small, *words]))
-        parts = Parts(recipe, FRAMES["two_room"], episodes=2 if quick else 20)
+        parts = Parts(recipe, FRAMES["two_room"], episodes=20)
         calls[value] = parts.whole
     return seconds(calls, 1 if quick else 3, warmup=1, clock=time.thread_time)
 

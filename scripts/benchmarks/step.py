@@ -115,8 +115,8 @@ class Parts:
 def _parts(name: str, quick: bool, episodes: int = 200) -> Parts:
     recipe = recipe_of(load_config([f"experiment={name}"]))
     if quick:
-        recipe = replace(recipe, train=replace(recipe.train, batch=4))
-    return Parts(recipe, FRAMES[name], episodes=2 if quick else episodes)
+        recipe = replace(recipe, train=replace(recipe.train, batch=8))
+    return Parts(recipe, FRAMES[name], episodes=16 if quick else episodes)
 
 
 def _given_back(name: str, quick: bool) -> tuple[Rounds, Rounds]:
