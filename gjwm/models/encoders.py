@@ -30,9 +30,6 @@ def _output_norm(kind: str, latent_dim: int) -> nn.Module:
     raise ValueError(f"an encoder's output_norm must be 'batch' or 'none', got {kind!r}.")
 
 
-_GREY = 127.5  # the mean picture of an encoder that has not learned yet
-
-
 class Encoder(Configured, nn.Module):
     """Base of all encoders: folds leading axes, checks the observation's shape, normalises the
     output.
@@ -142,8 +139,8 @@ class ConvEncoder(Encoder):
         ]
         for inputs, outputs in itertools.pairwise(channels):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
-        self.register_buffer("mean", torch.full(self.observation_shape, _GREY))
-        self._fresh = True
+        self.register_buffer("mean", torch.full(self.observation_shape, 127.5))
+        self.register_buffer("centred", torch.tensor(False))  # whether `mean` is that of a batch
         # Channels-last convolutions with so few channels are about twice as fast on a CPU.
         self.conv = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         with torch.no_grad():
@@ -156,13 +153,9 @@ class ConvEncoder(Encoder):
                 f"this model reads pictures of uint8 in 0..255, got {o.dtype}: convert them first."
             )
         x = o.to(torch.float32, memory_format=torch.channels_last)
-        if self.training and self._fresh:
+        if self.training and not self.centred:
             with torch.no_grad():
                 self.mean.copy_(distributed.mean_with_gradient(x.mean(0)))
-            self._fresh = False
+                self.centred.fill_(True)
         x = x.sub_(self.mean).div_(255)
         return self.head(rearrange(self.conv(x), "n c h w -> n (c h w)"))
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self._fresh = bool((self.mean == _GREY).all())

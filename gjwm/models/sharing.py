@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of config.json
+FORMAT = 2  # of config.json
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 DECODER = "decoder."
 AGAIN = "save it, or download it, again"

@@ -22,7 +22,7 @@ from gjwm.models.reach import Reach
 from gjwm.objectives import JointEmbeddingObjective
 from gjwm.objectives.losses import weighted_sum
 
-FORMAT = 1  # of the checkpoint file
+FORMAT = 2  # of the checkpoint file; encoders of pictures know a mean picture
 
 
 class Surprise(NamedTuple):
@@ -337,9 +337,6 @@ class WorldModel(nn.Module):
         state = payload.get("state")
         if not isinstance(state, dict):
             raise ValueError(f"{path} is a gjwm checkpoint without weights; train it again.")
-        if "calibration.scores" in state:
-            # Files of this format from before there were tails have none.
-            state.setdefault("calibration.tail", torch.tensor(1.0, dtype=torch.float64))
         return WorldModel.from_description(payload, state, path).to(device)
 
     def save_pretrained(

@@ -33,7 +33,8 @@ class TwoHot:
         bins: their number.
         low, high: the ends, in symlog units: 6 is a return of 402.
 
-    `ends` are those two as numbers, and `middle` the number half way between them in symlog.
+    `ends` are those two as numbers, and `start` is the mean of all centres, which values have before
+    they have learned anything.
     """
 
     def __init__(self, bins: int, low: float, high: float):
@@ -43,10 +44,8 @@ class TwoHot:
             )
         self.bins, self.low, self.high = bins, low, high
         self.width = (high - low) / (bins - 1)
-        low, middle, high = (
-            math.copysign(math.expm1(abs(x)), x) for x in (low, (low + high) / 2, high)
-        )
-        self.ends, self.middle = (low, high), middle
+        centres = self.centres(torch.zeros((), dtype=torch.float64))
+        self.ends, self.start = (centres[0].item(), centres[-1].item()), centres.mean().item()
 
     def centres(self, like: Tensor) -> Tensor:
         """(bins,), ascending, of the device and type of `like`."""

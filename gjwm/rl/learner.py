@@ -84,6 +84,12 @@ class RewardLearner:
                 f"clone={settings.clone} and expansion={settings.expansion} are for a policy and "
                 "its values, which this model lacks: use 0."
             )
+        shape = getattr(model.encoder, "observation_shape", None)
+        if settings.shift and shape is not None and len(shape) != 3:
+            raise ValueError(
+                f"learner.shift={settings.shift} moves pictures, and observations here have the "
+                f"shape {tuple(shape)}: use 0."
+            )
         if isinstance(objective, EpisodeObjective):
             raise ValueError(
                 "law='within' and slow latents compare two windows of one episode, which the "

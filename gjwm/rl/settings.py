@@ -56,7 +56,7 @@ class LearnerSettings(Settings):
     shift: Natural = 0
     clip: Positive = 10.0
     discount: Share = 0.99
-    lam: Fraction = 0.0
+    lam: Fraction = 1.0
     expansion: Natural = 0
     target_rate: Share = 0.01
     rho: Share = 0.7

@@ -325,7 +325,7 @@ class _Training:
             value=seen.get("train/q"),
             discount=self.recipe.learner.discount,
             value_ends=None if bins is None else bins.ends,
-            value_begun=0.0 if bins is None else bins.middle,
+            value_begun=0.0 if bins is None else bins.start,
             evaluations=self._evaluations,
             aimless=seen.get("aimless/return"),
             aimless_high=seen.get("aimless/high"),

@@ -126,13 +126,23 @@ def distance_of_evaluation_mode(encoder, seed):
 
 
 def test_an_encoder_that_learns_is_the_same_in_evaluation_mode():
-    grey = torch.full((3, 32, 32), 127.0)  # as if nothing were taken off
-    for mean, near in (({}, True), ({"mean": grey}, False)):
+    nothing = {"centred": torch.tensor(True)}  # grey is taken off, as if it were a mean
+    for mean, near in (({}, True), (nothing, False)):
         torch.manual_seed(1)
         encoder = ConvEncoder((3, 32, 32), 8)
         encoder.load_state_dict(encoder.state_dict() | mean)
         distance = distance_of_evaluation_mode(encoder, seed=1)
         assert distance < 0.1 if near else distance > 0.3
+
+
+def test_a_step_that_is_taken_back_takes_the_mean_picture_back():
+    """As `fit` does with a step whose loss is NaN; the next one then learns it anew."""
+    encoder, first = ConvEncoder((3, 32, 32), 8), images(6)
+    before = {name: x.clone() for name, x in encoder.state_dict().items()}
+    encoder(255 - first)
+    encoder.load_state_dict(before)
+    encoder(first)
+    torch.testing.assert_close(encoder.mean, first.float().mean(0))
 
 
 def test_the_mean_picture_is_that_of_the_first_batch_learned_from_and_is_kept():

@@ -167,8 +167,8 @@ def test_damaged_files_are_one_sentence(tmp_path):
     for content, match in (
         ("{", "is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
-        ("[1]", r"has format None \(of gjwm None\) and gjwm .* reads 1"),
-        (text.replace('"format": 1', '"format": 2'), r"has format 2 \(of gjwm .*\) and gjwm"),
+        ("[1]", r"has format None \(of gjwm None\) and gjwm .* reads 2"),
+        (text.replace('"format": 2', '"format": 3'), r"has format 3 \(of gjwm .*\) and gjwm"),
         (text.replace('"seed": 3', '"seed": 4'), r"was changed after it was saved \(its hash"),
         (text.replace('"seed": 3', '"seed": NaN'), r"was changed after it was saved \(its hash"),
     ):

@@ -53,6 +53,7 @@ from gjwm.rl import (
     train_online,
 )
 from gjwm.rl.actor_critic import Policy, QEnsemble, TwoHot
+from gjwm.rl.augment import random_shift
 from gjwm.rl.returns import Foresight
 
 torch.set_num_threads(1)
@@ -172,6 +173,9 @@ def test_an_ensembles_members_are_networks_of_their_own_and_start_at_0(bins):
     z, a = torch.randn(5, 4, 3, generator=generator()), torch.rand(5, 4, 2, generator=generator())
     assert q(z, a).shape == (3, 5, 4)
     torch.testing.assert_close(q(z, a), torch.zeros(3, 5, 4), atol=1e-5, rtol=0)
+    above = QEnsemble(3, 2, hidden=16, bins=51, low=-2.0, high=7.0)
+    torch.testing.assert_close(above(z, a), torch.full((2, 5, 4), above.two_hot.start))
+    assert above.two_hot.start == pytest.approx(129.1, abs=0.1)
     for layer in q.layers:
         torch.nn.init.normal_(layer.weight, generator=generator(1))
     apart = q(z, a)
@@ -180,6 +184,29 @@ def test_an_ensembles_members_are_networks_of_their_own_and_start_at_0(bins):
     changed = q(z, a)
     assert torch.equal(apart[0], changed[0]) and torch.equal(apart[2], changed[2])
     assert (apart[1] != changed[1]).any()
+
+
+def test_a_shifted_picture_is_the_picture_elsewhere_with_its_edge_repeated():
+    pictures = torch.randint(0, 256, (2, 4, 6, 9, 8), dtype=torch.uint8, generator=generator())
+    shifted = random_shift(pictures, 2, generator(1))
+    padded = torch.nn.functional.pad(pictures.flatten(0, 1).float(), (2, 2, 2, 2), "replicate")
+    places = set()
+    for picture, around in zip(shifted.flatten(0, 1), padded):
+        found = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if torch.equal(around[:, y : y + 9, x : x + 8].byte(), picture)
+        ]
+        assert len(found) == 1  # all channels by the same
+        places |= set(found)
+    assert len(places) > 3  # each picture by its own
+    assert torch.equal(random_shift(pictures, 2, generator(1)), shifted)
+
+
+def test_vectors_are_not_shifted():
+    with pytest.raises(ValueError, match=r"learner\.shift=3 moves pictures.*shape \(1,\): use 0"):
+        learner(shift=3)
 
 
 def test_the_policys_density_is_that_of_a_squashed_gaussian():
