@@ -33,8 +33,8 @@ class TwoHot:
         bins: their number.
         low, high: the ends, in symlog units: 6 is a return of 402.
 
-    `ends` are those two as numbers, and `start` is the mean of all centres, which values have before
-    they have learned anything.
+    `ends` are those two as numbers, and `start` is the mean of all centres, which values have
+    before they have learned anything.
     """
 
     def __init__(self, bins: int, low: float, high: float):
