@@ -1,5 +1,6 @@
-"""A model as others get it: a folder with `model.safetensors`, `config.json` and a model card,
-`README.md`, on disk or on the Hugging Face hub. See docs/how-to/share-a-model.md.
+"""A model as others get it: a folder with `model.safetensors`, `config.json`, a model card,
+`README.md`, and a film where the run has one, on disk or on the Hugging Face hub. See
+docs/how-to/share-a-model.md.
 
 `config.json` describes each part by its class and arguments, says where the model comes from and
 which version wrote it, and ends with a hash of itself. The weights carry the same hash, so that
@@ -12,6 +13,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # of config.json
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FILM, FILM_MB = "goals.mp4", 5  # of `gjwm video`; a larger one is not shared
 DECODER = "decoder."
 AGAIN = "save it, or download it, again"
 
@@ -57,7 +60,9 @@ def _library(name: str, doing: str) -> Any:
 
 
 def save_pretrained(model: WorldModel, folder: str | Path, evaluation: Evaluation = None) -> Path:
-    """See `WorldModel.save_pretrained`."""
+    """See `WorldModel.save_pretrained`. The film is that of the run whose evaluation.json is given:
+    `videos/goals.mp4` beside it.
+    """
     return _write(model, Path(folder), evaluation, Path(folder).resolve().name)
 
 
@@ -67,14 +72,21 @@ def push_to_hub(
     """See `WorldModel.push_to_hub`."""
     if not _names_a_repo(repo):
         raise ValueError(f"a model on the hub is called user/name, got {repo!r}.")
+    hub = _library("huggingface_hub", "pushing to the hub")
+    # A hub's page is not the folder that its files lie in, so that its films need a whole address.
+    address = f"{hub.constants.ENDPOINT}/{repo}/resolve/main/{FILM}"
     with tempfile.TemporaryDirectory() as folder:
-        return upload(_write(model, Path(folder), evaluation, repo), repo, private)
+        return upload(_write(model, Path(folder), evaluation, repo, address), repo, private)
 
 
-def _write(model: WorldModel, folder: Path, evaluation: Evaluation, name: str) -> Path:
-    """The three files, in an order that leaves none for whole when a process is killed between."""
+def _write(
+    model: WorldModel, folder: Path, evaluation: Evaluation, name: str, address: str = FILM
+) -> Path:
+    """All files, in an order that leaves none for whole when a process is killed between; the card
+    shows the film at `address`.
+    """
     safetensors = _library("safetensors", "sharing a model")
-    taken = [file for file in (CARD, CONFIG) if (folder / file).exists()]
+    taken = [file for file in (CARD, CONFIG, FILM) if (folder / file).exists()]
     if taken and not (folder / WEIGHTS).exists():
         raise ValueError(f"{folder} has a {taken[0]} of something else; choose another folder.")
     decoder = model.decoder
@@ -91,13 +103,19 @@ def _write(model: WorldModel, folder: Path, evaluation: Evaluation, name: str) -
         raise ValueError(
             f"the arguments and the origin of a shared model must be plain JSON: {error}."
         ) from error
-    card = model_card(model, name, _report(evaluation))
+    film, shown = _film(evaluation, address)
+    card = model_card(model, name, _report(evaluation), shown)
     folder.mkdir(parents=True, exist_ok=True)
     # Copies, as safetensors refuses two tensors that share memory.
     weights = {name: value.cpu().contiguous().clone() for name, value in weights.items()}
     with replacing(folder / WEIGHTS) as partial:
         about = {"format": "pt", "config_hash": content["hash"]}
         safetensors.torch.save_file(weights, partial, metadata=about)
+    if film is None:
+        (folder / FILM).unlink(missing_ok=True)  # of a model that was here
+    else:
+        with replacing(folder / FILM) as partial:
+            shutil.copyfile(film, partial)
     for file, written in ((CONFIG, text + "\n"), (CARD, card)):
         with replacing(folder / file) as partial:
             partial.write_text(written, encoding="utf-8")
@@ -242,7 +260,11 @@ def upload(folder: Path, repo: str, private: bool) -> str:
         exposed = private and not api.repo_info(repo).private
         if not exposed:
             api.upload_folder(
-                repo_id=repo, folder_path=folder, commit_message=f"Model of gjwm {__version__}"
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=f"Model of gjwm {__version__}",
+                # that of a model that was there, where this one has none
+                delete_patterns=None if (folder / FILM).exists() else FILM,
             )
     except Exception as error:
         raise OSError(f"{repo} was not pushed to the hub: {_first_line(error)}") from error
@@ -275,8 +297,31 @@ def _report(evaluation: Evaluation) -> Mapping[str, Any] | None:
         raise ValueError(f"{evaluation} is not valid JSON ({error}); evaluate again.") from error
 
 
-def model_card(model: WorldModel, name: str, report: Mapping[str, Any] | None = None) -> str:
+def _film(evaluation: Evaluation, address: str) -> tuple[Path | None, str]:
+    """The film of the run whose evaluation.json is given, where it has one that is small enough,
+    and what the card says of it.
+    """
+    if evaluation is None or isinstance(evaluation, Mapping):
+        return None, ""
+    film = Path(evaluation).parent / "videos" / FILM
+    if not film.is_file():
+        return None, ""
+    size = film.stat().st_size / 1e6
+    if size > FILM_MB:
+        said = f"The film of its attempts is left out: it has {size:.1f} MB, over {FILM_MB}."
+        log.warning(f"{film}: {said} Fewer attempts make a smaller one: video.episodes=2.")
+        return None, said
+    said = f"Its first attempts as a film ([{FILM}]({FILM})):"
+    return film, f'{said}\n\n<video controls src="{address}"></video>'
+
+
+def model_card(
+    model: WorldModel, name: str, report: Mapping[str, Any] | None = None, film: str = ""
+) -> str:
     """README.md of a shared model, with what `gjwm.evaluate` reported of it.
+
+    Args:
+        film: what shows its film, in Markdown, or says why none is shown.
 
     Raises:
         ValueError: for a report of something else.
@@ -315,6 +360,7 @@ def model_card(model: WorldModel, name: str, report: Mapping[str, Any] | None = 
             f'model = gjwm.WorldModel.from_pretrained("{name}")',
             *("agent = gjwm.MPCAgent(model, goal=goal)  # an observation of the goal", "```", ""),
             *("## How it was judged", "", *judged, ""),
+            *((film, "") if film else ()),
             *("## Limits", "", limits, ""),
         ]
     )

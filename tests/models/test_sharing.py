@@ -4,6 +4,7 @@ hub is asked for what it should be asked for.
 
 import builtins
 import json
+import re
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
@@ -248,6 +249,46 @@ def test_the_card_has_protocol_success_floors_and_limits(tmp_path):
     assert str(tmp_path) not in card + (folder / "config.json").read_text()
 
 
+def run_with_a_film(run, size=3000):
+    """What is left of a run that was evaluated and filmed -> its evaluation.json, the film."""
+    film = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    (run / "videos").mkdir(parents=True)
+    (run / "videos/goals.mp4").write_bytes(film)
+    (run / "evaluation.json").write_text(json.dumps(report()))
+    return run / "evaluation.json", film
+
+
+def test_the_card_shows_the_film_of_the_run(tmp_path):
+    evaluation, film = run_with_a_film(tmp_path / "run")
+    folder = small().save_pretrained(tmp_path / "m", evaluation=evaluation)
+    assert (folder / "goals.mp4").read_bytes() == film
+    card = (folder / "README.md").read_text()
+    assert '<video controls src="goals.mp4"></video>' in card and "](goals.mp4)" in card
+    assert card.index("How it was judged") < card.index("<video") < card.index("## Limits")
+    assert str(tmp_path) not in card
+    WorldModel.from_pretrained(folder)
+    small().save_pretrained(folder, evaluation=report())  # another model, of no film
+    assert not (folder / "goals.mp4").exists()
+    assert "goals.mp4" not in (folder / "README.md").read_text()
+
+
+def test_a_large_film_is_left_out_with_a_sentence(tmp_path, caplog):
+    for size, shown in ((5_000_000, True), (5_100_000, False)):
+        evaluation, _ = run_with_a_film(tmp_path / f"run-{size}", size)
+        folder = small().save_pretrained(tmp_path / f"m-{size}", evaluation=evaluation)
+        said = "The film of its attempts is left out: it has 5.1 MB, over 5."
+        card = (folder / "README.md").read_text()
+        assert (folder / "goals.mp4").exists() == ("<video" in card) == shown
+        assert (said in card) == (said in caplog.text) == (not shown)
+
+
+def test_a_film_of_something_else_is_not_written_over(tmp_path):
+    (tmp_path / "goals.mp4").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"has a goals\.mp4 of something else"):
+        small().save_pretrained(tmp_path)
+    assert (tmp_path / "goals.mp4").read_bytes() == b"mine"
+
+
 def test_the_card_claims_no_more_than_was_measured():
     weak = sharing.model_card(small(), "m", report(0.15, (0.09, 0.23)))
     assert "That it plans better than random actions and standing still is not shown" in weak
@@ -276,8 +317,10 @@ def hub(tmp_path, monkeypatch):
             public.add(repo_id)
         return f"hub:{repo_id}"
 
-    def upload_folder(*, repo_id, folder_path, commit_message):
-        (home / repo_id).mkdir(parents=True)
+    def upload_folder(*, repo_id, folder_path, commit_message, delete_patterns):
+        (home / repo_id).mkdir(parents=True, exist_ok=True)
+        for old in (home / repo_id).glob(delete_patterns or "no file"):
+            old.unlink()
         for file in folder_path.iterdir():
             (home / repo_id / file.name).write_bytes(file.read_bytes())
 
@@ -310,6 +353,21 @@ def test_a_pushed_model_is_pulled_exactly(hub):
     again = WorldModel.from_pretrained("me/whole")
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_a_pushed_card_shows_its_film_and_the_next_model_takes_it_away(hub, tmp_path):
+    evaluation, film = run_with_a_film(tmp_path / "run")
+    small().push_to_hub("me/filmed", evaluation=evaluation)
+    there = hub.home / "me/filmed"
+    assert (there / "goals.mp4").read_bytes() == film
+    shown = re.search('<video controls src="(.*)"></video>', (there / "README.md").read_text())
+    assert shown and shown[1].startswith("https://")
+    assert shown[1].endswith("/me/filmed/resolve/main/goals.mp4")
+    WorldModel.from_pretrained("me/filmed")  # asks for weights and config.json alone
+    small().push_to_hub("me/filmed", evaluation=report())
+    assert sorted(file.name for file in there.iterdir()) == [
+        *("README.md", "config.json", "model.safetensors")
+    ]
 
 
 def test_what_should_be_private_is_never_made_public(hub):
