@@ -49,7 +49,7 @@ def _library(name: str, doing: str) -> Any:
             import safetensors.torch
 
             return safetensors
-        import huggingface_hub
+        import huggingface_hub.constants
 
         return huggingface_hub
     except ImportError as error:

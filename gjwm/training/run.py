@@ -5,6 +5,7 @@ a training leaves there.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -119,8 +120,8 @@ class Run:
             have been begun with.
         device: that it trains on.
         resume: go on with an interrupted training; refused where there is one otherwise.
-        last: the file that is written at the very end: if the last state is newer, the run was
-            killed before it.
+        last: the file that is written at the very end: if it is missing, or still what it was
+            when the training began, the run was killed before it.
         log_every, checkpoint_every: steps between scalars, and between states.
         command: that asked for it, kept with the model.
         logging: called with (all steps, step to go on after or None) -> a context manager around
@@ -168,7 +169,7 @@ class Run:
         unfinished = state is not None and (self.folder / "metrics.jsonl.partial").exists()
         if state is not None and self.resume:
             before = json.loads(started.read_text())
-            online, complete = self.last == RETURNS, self._newer(self.last)
+            online, complete = self.last == RETURNS, self._written(before)
             if not online and not complete:
                 # These come after the last state, so how may change as long as there is no model.
                 for stage in LATE:
@@ -194,14 +195,20 @@ class Run:
         checkpoints.clear()
         started.parent.mkdir(parents=True, exist_ok=True)
         content = {"config": self.config, "episodes": episodes, "device": self.device}
+        content["last_before"] = self._digest_of_last()
         write_json(started, content)
         return None, episodes
 
-    def _newer(self, name: str) -> bool:
-        """Whether a file is there and was written after all states."""
-        file, states = self.folder / name, self.checkpoints.folder.glob("state-*.pt")
-        newest = max(path.stat().st_mtime_ns for path in states)
-        return file.is_file() and file.stat().st_mtime_ns >= newest
+    def _written(self, before: Mapping[str, Any]) -> bool:
+        """Whether the training that `before` describes has written its last file. Its time says
+        nothing: a clock may jump, and copies have times of their own.
+        """
+        now = self._digest_of_last()
+        return now is not None and "last_before" in before and now != before["last_before"]
+
+    def _digest_of_last(self) -> str | None:
+        file = self.folder / self.last
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
     @contextmanager
     def logging(self, steps: int, after: int | None) -> Iterator[Log]:

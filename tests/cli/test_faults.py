@@ -454,16 +454,56 @@ def test_opengl_lost_while_collecting_keeps_the_episodes_before(folder, monkeypa
         assert all(np.array_equal(x, y) for x, y in zip(one[:4], other[:4]))
 
 
-def test_a_clock_that_jumps_changes_no_number(collected, monkeypatch):
+def test_clocks_that_leap_change_no_number(collected, monkeypatch):
     assert train("name=whole") == 0
     hours, clock = iter(range(10**9)), time.perf_counter
-    with monkeypatch.context() as patch:
-        # set back an hour at each look, as no clock on the wall may; asleep an hour in between
-        patch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
+    with monkeypatch.context() as patch:  # asleep an hour between any two looks
         patch.setattr(time, "perf_counter", lambda: clock() + 3600 * next(hours))
         patch.setattr(time, "monotonic", lambda: clock() + 3600 * next(hours))
         assert train() == 0
+    assert next(hours) > 2  # somebody looked
     assert same(weights("small"), weights("whole"))
+
+
+def dated(pattern, *years):
+    """Give the run's files that match, in order of name, times of these years from now."""
+    files = sorted(Path("runs/small").glob(pattern))
+    assert len(files) == len(years)
+    for file, year in zip(files, years):
+        os.utime(file, (time.time() + year * 3e7,) * 2)
+
+
+def test_a_wall_clock_that_was_set_picks_no_older_state(collected, monkeypatch):
+    assert train("name=whole") == 0
+    with monkeypatch.context() as patch:
+        signalled(patch, RunLogger, "log", signal.SIGTERM, lambda self, row, step: step == 7)
+        assert train() == 143
+    dated("state/state-*.pt", 5, -5)  # of steps 5 and 7
+    assert Checkpoints("runs/small/state").latest().step == 7
+    assert train("resume=true") == 0 and same(weights("small"), weights("whole"))
+
+
+def test_a_wall_clock_that_was_set_hides_no_lack_of_a_model(collected, monkeypatch):
+    """Killed behind the last state, with an older model of the run's name from the future."""
+    assert train("name=whole") == 0 and train("seed=1") == 0
+    with monkeypatch.context() as patch:
+        signalled(patch, RunLogger, "log", signal.SIGTERM, lambda self, row, step: step == 14)
+        assert train() == 143
+    older = weights("small")
+    assert not same(older, weights("whole"))  # still that of seed 1
+    dated("checkpoint.pt", 5), dated("state/state-*.pt", -5, -5)
+    # as where a process dies between the end of its log and its model
+    Path("runs/small/metrics.jsonl.partial").rename("runs/small/metrics.jsonl")
+    assert train("resume=true") == 0 and same(weights("small"), weights("whole"))
+
+
+@pytest.mark.parametrize("years", [5, -5], ids=["future", "past"])
+def test_a_wall_clock_that_was_set_does_no_work_again(collected, years):
+    assert train() == 0
+    dated("checkpoint.pt", -years), dated("state/state-*.pt", years, years)
+    kept = Path("runs/small/checkpoint.pt").read_bytes()  # its training took other seconds
+    assert train("resume=true") == 0
+    assert Path("runs/small/checkpoint.pt").read_bytes() == kept
 
 
 def test_an_encoder_that_explodes_ends_a_training_in_a_sentence(collected, monkeypatch, capsys):

@@ -69,6 +69,24 @@ def write(path, lengths=(6, 3, 9, 5), *, shard_bytes=33_000, **changes):
     return path
 
 
+ENDS = [(True, False), (False, False), (False, True), (True, True)]  # terminated, truncated
+
+
+def write_ends(path, **change):
+    """A dataset whose four episodes end in all the ways there are."""
+    with DatasetWriter(path, **header(**change)) as writer:
+        for k, (length, (end, cut)) in enumerate(zip(LENGTHS, ENDS)):
+            said = dict(terminated=ends(length, end), truncated=ends(length, cut))
+            writer.append(episode(k, length, **said))
+
+
+def ended(path):
+    """How the episodes of a dataset ended, as in ENDS."""
+    found = list(read_episodes(path))
+    assert not any(e.terminated[:-1].any() or e.truncated[:-1].any() for e in found)
+    return [(bool(e.terminated[-1]), bool(e.truncated[-1])) for e in found]
+
+
 def assert_same(read, expected):
     read, expected = list(read), list(expected)
     assert len(read) == len(expected)
@@ -613,7 +631,7 @@ def test_minari_files_are_read_and_their_actions_rescaled(tmp_path):
 
 
 def test_a_dataset_written_for_minari_comes_back_the_same(tmp_path, capsys):
-    write(tmp_path / "d")
+    write_ends(tmp_path / "d")
     assert main(["data", "convert", str(tmp_path / "d"), str(tmp_path / "m"), "to=minari"]) == 0
     assert "4 episodes, 23 steps for Minari" in capsys.readouterr().out
     metadata = json.loads((tmp_path / "m" / "data" / "metadata.json").read_text())
@@ -626,6 +644,7 @@ def test_a_dataset_written_for_minari_comes_back_the_same(tmp_path, capsys):
         np.testing.assert_allclose(a.a, b.a, atol=1e-6)
         for x, y in zip(a[2:5], b[2:5]):
             np.testing.assert_array_equal(x, y)
+    assert ended(tmp_path / "again") == ENDS
     before = contents(tmp_path / "m" / "data")
     for wrong in (["to=lerobot"], ["to=minari", "compress=true"], ["to=minari"]):
         assert main(["data", "convert", str(tmp_path / "d"), str(tmp_path / "m"), *wrong]) == 1
@@ -742,10 +761,7 @@ def test_a_dataset_written_for_lerobot_comes_back_the_same(tmp_path, capsys, mon
     parquet = pytest.importorskip("pyarrow.parquet")
     for limit in ("DATA_MB", "VIDEO_MB"):
         monkeypatch.setattr(f"gjwm.data.dataset.lerobot.{limit}", 0)
-    with DatasetWriter(tmp_path / "d", **header(renderer="egl")) as writer:
-        for k, length in enumerate(LENGTHS):
-            cut = dict(terminated=ends(length, False), truncated=ends(length)) if k == 2 else {}
-            writer.append(episode(k, length, **cut))
+    write_ends(tmp_path / "d", renderer="egl")
     root = tmp_path / "robot"
     command = ["data", "convert", str(tmp_path / "d"), str(root), "to=lerobot", "fps=20"]
     assert main([*command, f"pictures={pictures}"]) == 0
@@ -775,6 +791,7 @@ def test_a_dataset_written_for_lerobot_comes_back_the_same(tmp_path, capsys, mon
     assert {name for name in old if old[name] != new[name]} <= changed
     assert verify(tmp_path / "again") == []
     assert_same(read_episodes(tmp_path / "again"), read_episodes(tmp_path / "d"))
+    assert ended(tmp_path / "again") == ENDS
 
 
 def test_statistics_for_lerobot_are_those_of_all_values(tmp_path):
@@ -855,7 +872,9 @@ def test_what_lerobot_cannot_hold_is_refused_and_leaves_nothing(tmp_path, capsys
     for source, wrong, said in (
         ("g", [], "pictures have 3 channels; those of this dataset have 1"),
         ("d", ["pictures=gif"], "png or video, got 'gif'"),
-        ("d", ["quality=60"], "quality must be a whole number from 0 to 51, got 60"),
+        ("d", ["pictures=video", "quality=60"], "quality must be a whole number from 0 to 51, got"),
+        ("d", ["quality=18"], "quality=18 is of films, and pictures=png is lossless: leave it out"),
+        ("d", ["pictures=png", "quality=0"], "quality=0 is of films"),
         ("d", ["fps=0.5"], "fps must be a whole number"),
         ("d", ["compress=true"], "does not take compress; it takes pictures, quality, fps, task"),
     ):

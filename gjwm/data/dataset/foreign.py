@@ -26,7 +26,7 @@ from PIL import Image
 from gjwm._core.files import DAMAGE, inside
 from gjwm._core.nested import nested
 from gjwm.data.dataset.episodes import Arrays, Episode
-from gjwm.data.dataset.lerobot import OURS, OURS_FORMAT, feature_names
+from gjwm.data.dataset.lerobot import NEXT, OURS, OURS_FORMAT, feature_names
 from gjwm.data.dataset.metadata import layout
 from gjwm.data.dataset.reader import dataset_info, read_episodes
 from gjwm.data.dataset.writer import DatasetWriter
@@ -206,6 +206,7 @@ def read_minari(source: Path) -> Source:
                         _rescale(group["actions"][()], low, high),
                         group["rewards"][()],
                         group["terminations"][()],
+                        group["truncations"][()] if "truncations" in group else None,
                     )
 
     return Source(env_id, spec.get("kwargs") or {}, episodes())
@@ -352,16 +353,19 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
                         )
                     o = arranged({name: observed(name, entry, rows) for name in wanted})
                     a = np.array(rows["action"].to_pylist(), np.float32)[:-1]
-                    r, done, truncated = (
+                    r, done, truncated, terminated = (
                         np.array(rows[name].to_pylist())[:-1].reshape(-1)
                         if name in rows.column_names
                         else np.zeros(len(a))
-                        for name in ("next.reward", "next.done", "next.truncated")
+                        for name in NEXT
                     )
+                    a = _rescale(a, low, high)
+                    if ours and "next.terminated" in rows.column_names:
+                        yield _episode(o, a, r, terminated, truncated)
+                        continue
                     # without next.truncated nobody knows whether the end was one
                     told = "next.truncated" in rows.column_names
-                    terminated = told & (done > 0) & (truncated == 0)
-                    yield _episode(o, _rescale(a, low, high), r, terminated)
+                    yield _episode(o, a, r, told & (done > 0) & (truncated == 0))
 
     if ours:
         return Source(
@@ -492,8 +496,16 @@ def _rescale(a: np.ndarray, low: Any, high: Any) -> np.ndarray:
     return a.clip(-1, 1).astype(np.float32)
 
 
-def _episode(o: Arrays, a: np.ndarray, r: np.ndarray, terminated: np.ndarray) -> Episode:
-    """Pictures (T+1, h, w, C) as (T+1, C, h, w); a recording that just stops is truncated."""
+def _episode(
+    o: Arrays,
+    a: np.ndarray,
+    r: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray | None = None,
+) -> Episode:
+    """Pictures (T+1, h, w, C) as (T+1, C, h, w). Where nobody says what truncated, a recording
+    that just stops is.
+    """
 
     def channels_first(x: np.ndarray) -> np.ndarray:
         picture = x.dtype == np.uint8 and x.ndim == 4
@@ -502,8 +514,8 @@ def _episode(o: Arrays, a: np.ndarray, r: np.ndarray, terminated: np.ndarray) ->
 
     last = np.arange(len(a)) == len(a) - 1
     terminated = np.asarray(terminated, bool) & last
-    r = np.asarray(r, np.float32)
-    return Episode(nested(channels_first, o), a, r, terminated, last & ~terminated)
+    truncated = last & (~terminated if truncated is None else np.asarray(truncated, bool))
+    return Episode(nested(channels_first, o), a, np.asarray(r, np.float32), terminated, truncated)
 
 
 def _space(o: Arrays) -> spaces.Space:

@@ -42,6 +42,9 @@ CODECS = (("libx264rgb", "rgb24", "gbrp"), ("libx264", "yuv444p", "yuv444p"))
 # Columns of every LeRobot dataset, and what led from a row to the next.
 COUNTS = ("frame_index", "episode_index", "index", "task_index")
 NEXT = {"next.reward": "float32", "next.done": "bool", "next.truncated": "bool"}
+# A word that LeRobot does not have: with truncated alone, an episode with both ends or neither
+# would come back with one.
+NEXT |= {"next.terminated": "bool"}
 
 
 def feature_names(space: spaces.Space) -> dict[str, str]:
@@ -63,7 +66,7 @@ def write_lerobot(
     target: str | Path,
     *,
     pictures: str = "png",
-    quality: str | int = 0,
+    quality: str | int | None = None,
     fps: str | int = 10,
     task: str = "",
 ) -> dict[str, Any]:
@@ -71,7 +74,8 @@ def write_lerobot(
 
     Args:
         pictures: "png", within the tables, or "video".
-        quality: of films, x264's constant rate factor: 0 is lossless, 18 looks it, 30 is small.
+        quality: of films, x264's constant rate factor: 0, the default, is lossless, 18 looks it, 30
+            is small.
         fps: frames per second that timestamps and films say; a dataset does not know it.
         task: LeRobot's text of what is done; by default the environment's id.
 
@@ -82,9 +86,15 @@ def write_lerobot(
         FileNotFoundError, ValueError: for a source that cannot be read or holds pictures of other
             than three channels, options that cannot be, or a target that is there.
     """
-    quality, fps = _number("quality", quality, 0, 51), _number("fps", fps, 1, 1000)
     if pictures not in ("png", "video"):
         raise ValueError(f"pictures must be png or video, got {pictures!r}.")
+    if quality is not None and pictures == "png":
+        raise ValueError(
+            f"quality={quality} is of films, and pictures=png is lossless: leave it out, or set "
+            "pictures=video."
+        )
+    quality = _number("quality", 0 if quality is None else quality, 0, 51)
+    fps = _number("fps", fps, 1, 1000)
     info = dataset_info(source)
     if not info["episodes"]:
         raise ValueError(f"{source} holds no episodes.")
@@ -181,6 +191,7 @@ class _Folder:
         columns["next.reward"] = np.append(episode.r, np.float32(0))
         columns["next.done"] = ended
         columns["next.truncated"] = ended & bool(episode.truncated[-1])
+        columns["next.terminated"] = ended & bool(episode.terminated[-1])
         columns["frame_index"] = np.arange(rows)
         columns["timestamp"] = (np.arange(rows) / self.fps).astype(np.float32)
         columns["episode_index"], columns["task_index"] = np.full(rows, number), np.zeros(rows, int)
