@@ -19,6 +19,11 @@ class Argument(NamedTuple):
     default: Any
     meaning: str
 
+    @property
+    def optional(self) -> bool:
+        """Whether it has a default."""
+        return self.default is not inspect.Parameter.empty
+
 
 def arguments_of(made_by: Callable[..., Any]) -> dict[str, Argument]:
     """The arguments of a class, or of a function or classmethod, that can be named; where **rest is

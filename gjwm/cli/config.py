@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import inspect
 import pydoc
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,11 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from gjwm._core.machine import check_device, cores
 from gjwm._core.settings import Bounds, Count, Natural, NonNegative, check
-from gjwm.cli.arguments import arguments_of, plain
+from gjwm.cli.arguments import Argument, arguments_of, plain
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
 from gjwm.data.dataset import STORAGES
 from gjwm.data.handle import HELD_OUT, Dataset, task_of
 from gjwm.reporting.logging import MODES
+from gjwm.rl.settings import Oracle
 from gjwm.training.processes import on_this_machine
 from gjwm.training.recipe import (
     CalibrateSettings,
@@ -37,6 +39,7 @@ from gjwm.training.recipe import (
     RefineSettings,
     TrainSettings,
 )
+from gjwm.training.settings import made
 
 Made = TypeVar("Made")
 # Groups whose settings are the arguments of something.
@@ -67,7 +70,12 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
         for text in overrides:
             _require_choice(text)
         try:
-            return compose("config", overrides=list(overrides))
+            cfg = compose("config", overrides=list(overrides))
+            if any(text.startswith("+") for text in overrides):
+                # what experiments and other groups bring along are settings as well
+                brought = [text for text in overrides if _group_chosen(text)]
+                _check_added(cfg, compose("config", overrides=brought))
+            return cfg
         except MissingConfigException as error:
             group, _, option = (error.missing_cfg_file or "").partition("/")
             options = groups().get(group)
@@ -145,6 +153,56 @@ def _chosen(override: str) -> str:
     return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
+def _group_chosen(override: str) -> bool:
+    """Whether it chooses from a group, as +preset=gpu does, for that group's own place."""
+    return override.lstrip("+").partition("=")[0] in groups()
+
+
+# Names below these are the user's own, or an environment's arguments.
+_FREE = ("env", "collect.behaviour", "study.grid", "study.overrides", "study.where", "study.tune")
+_FREE += ("study.slurm",)
+
+
+def _check_added(cfg: DictConfig, known: DictConfig) -> None:
+    """Refuse what +NAME=VALUE added to the settings `known` where nothing takes it."""
+    names = [*_names(known), *(f"online.oracle.{field.name}" for field in fields(Oracle))]
+
+    def check_group(group: DictConfig, before: str) -> None:
+        takes = _takes(group)
+        own = [f"{before}{key}" for key, argument in (takes or {}).items() if argument.optional]
+        for key in group:
+            name, node = f"{before}{key}", group._get_node(key)
+            inside = isinstance(node, DictConfig) and not node._is_none()
+            if name in _FREE or key == "_target_":
+                continue
+            if "_target_" in group:
+                fine = takes is None or key in takes or name in names
+            else:
+                # a head of one's own is a component
+                head = before == "heads." and inside and "_target_" in node
+                fine = name in names or head
+            if not fine:
+                name = next(_names(node, f"{name}."), name) if inside else name
+                raise ValueError(no_setting(name, [*names, *own], added=True))
+            if inside and "_target_" not in group:
+                check_group(node, f"{name}.")
+
+    check_group(cfg, "")
+
+
+def _takes(group: DictConfig) -> dict[str, Argument] | None:
+    """The arguments of a component; None where there is none, or where it says not what it takes.
+
+    A function's **rest may go anywhere.
+    """
+    made_by = pydoc.locate(str(group["_target_"])) if "_target_" in group else None
+    if not callable(made_by):
+        return None
+    kinds = {p.kind for p in inspect.signature(made_by).parameters.values()}
+    rest = inspect.Parameter.VAR_KEYWORD in kinds
+    return None if rest and not isinstance(made_by, type) else arguments_of(made_by)
+
+
 def _names(cfg: DictConfig, before: str = "") -> Iterator[str]:
     """Every setting, with its groups: train.steps."""
     for key in cfg:
@@ -219,6 +277,10 @@ def prepare(cfg: DictConfig) -> None:
     cfg.name = str(cfg.name)  # 5 is a name too
     for name, settings in components(cfg):
         _check_component(name, settings)
+    # also of commands that do not plan: what cannot be is told before the first of them works
+    for name in ("planner", "online.oracle.planner"):
+        if OmegaConf.select(cfg, f"{name}._target_") is not None:
+            made(name, factory(OmegaConf.select(cfg, name), name))
     torch.set_num_threads(cfg.threads or max(1, cores() // on_this_machine()))
     check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
@@ -289,9 +351,12 @@ def fill(cls: type[Made], settings: Mapping[str, Any], name: str, **given: Any) 
     return cls(**{**settings, **given})
 
 
-def no_setting(name: str, names: Sequence[str]) -> str:
-    """A sentence about a name that is not among `names`, with the nearest or those of its group."""
+def no_setting(name: str, names: Sequence[str], added: bool = False) -> str:
+    """A sentence about a name that is not among `names`, with the nearest or those of its group;
+    `added`: it was given with a +.
+    """
     group, _, leaf = name.rpartition(".")
+    names = [other for other in names if not other.endswith("._target_")]
     siblings = {other.rpartition(".")[2]: other for other in names if _group(other) == group}
     if not siblings:  # nor is there its group
         top = [other for other in names if "." not in other]
@@ -299,7 +364,7 @@ def no_setting(name: str, names: Sequence[str]) -> str:
         return f"there is no setting {name}; {_nearest(name, close or top)}"
     said = f"there is no setting {name}; {_nearest(leaf, siblings, f'{group}.' if group else '')}"
     component = group.removeprefix("refine.").partition(".")[0] in COMPONENTS
-    if said.endswith("?") or not component:
+    if said.endswith("?") or not component or added:
         return said
     # what takes more arguments than its config names
     return f"{said[:-1]}; +{name}=... adds an argument."

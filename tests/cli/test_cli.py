@@ -387,6 +387,32 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         (["evaluate", "evaluate.replan_every=99"], 1, "replan_every=99"),
         (["evaluate", "+evaluate.bogus=1"], 1, "no setting evaluate.bogus"),
         (["evaluate", "planner.elites=9999"], 1, "elites"),
+        *(
+            (["collect", added], 1, f"no setting {said}")
+            for added, said in {
+                "+planner.foo=1": "planner.foo; choose from samples, iterations, elites",
+                "+planner.sampels=1": "planner.sampels; did you mean planner.samples?",
+                "++encoder.foo=1": "encoder.foo; choose from channels",
+                "+discrepancy.foo=1": "discrepancy.foo; choose from num_slices",
+                "+Train.steps=3": "Train.steps; did you mean train.steps?",
+                "+logger.foo=1": "logger.foo; choose from wandb",
+                "+video.foo=1": "video.foo; choose from checkpoint",
+                "+evaluate.foo=1": "evaluate.foo; choose from goals",
+                "+online.foo=1": "online.foo; choose from steps",
+                "+online.oracle.foo=1": "online.oracle.foo; choose from planner, horizon",
+                "+study.seed=1": "study.seed; did you mean study.seeds?",
+                "+heads.foo=3": "heads.foo; ",
+                "+foo=3": "foo; choose from env",
+                "+dynamics@refine.dynamix=ensemble": "refine.dynamix",
+            }.items()
+        ),
+        (["collect", "+foo.bar=1"], 1, "no setting foo.bar; choose from env"),
+        (["collect", "planner.elites=900"], 1, "elites=900, samples=128"),
+        (
+            ["collect", "planner=icem", "planner._target_=gjwm.planning.CEM"],
+            1,
+            "~planner.NAME",
+        ),
         (["evaluate", "planner=categorical"], 1, "CategoricalCEM plans one-hot actions"),
         (
             ["collect", "experiment=reacher", "env.id=Pendulum-v1"],
@@ -597,7 +623,7 @@ def test_refining_may_train_an_ensemble_whose_members_are_planned_on(folder, cap
         (["evaluate.horizon=0"], "horizon must be a whole number"),
         ([*ENSEMBLE, "refine.steps=0"], "would never be trained"),
         (["refine.dynamics=ensemble"], "got 'ensemble'"),
-        ([*ENSEMBLE, "+refine.dynamics.no_such=1"], "~refine.dynamics.NAME removes a setting"),
+        ([*ENSEMBLE, "+refine.dynamics.no_such=1"], "no setting refine.dynamics.no_such; choose"),
     ):
         assert run("run", "name=other", "dataset=data/other", *wrong) == 1
         assert message in capsys.readouterr().err and not (folder / "data" / "other").exists()
