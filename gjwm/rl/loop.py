@@ -310,6 +310,7 @@ class _Progress:
         self.noise = Generator(device).manual_seed(seed)
         self.hooks = hooks
         self.largest = torch.zeros((), device=device)  # |reward| so far
+        self.logged: dict[str, float] = {}  # the newest of each scalar
         self._spent: dict[str, float] = {}
         self._last = time.perf_counter()
 
@@ -344,7 +345,11 @@ class _Progress:
         scalars |= {f"train/{name}": value for name, value in glance(latents).items()}
         scalars["train/largest_reward"] = self.largest.item()
         spent = {f"seconds/{name}": seconds for name, seconds in self._spent.items()}
-        self.hooks.log({**scalars, **others, "seconds": self.seconds, **spent}, step)
+        self._log({**scalars, **others, "seconds": self.seconds, **spent}, step)
+
+    def _log(self, scalars: Mapping[str, float], step: int) -> None:
+        self.logged.update(scalars)
+        self.hooks.log(dict(scalars), step)
 
     def evaluate(
         self, step: int, logged_step: int, beside: Mapping[str, float] | None = None
@@ -355,7 +360,7 @@ class _Progress:
         earned = self.hooks.evaluate(step, self.seconds)
         self.passed("evaluating")
         if self.hooks.log is not None:
-            self.hooks.log({**earned, **(beside or {})}, logged_step)
+            self._log({**earned, **(beside or {})}, logged_step)
 
     def latest(self, after: int = -1) -> Checkpoint | None:
         """The newest state that was kept, if it is of a step beyond `after`."""
@@ -368,6 +373,7 @@ class _Progress:
             each.set_state(kept)
         restore_random_state(state["random"])
         self.largest, self._spent = state["largest"].to(self.largest.device), state["spent"]
+        self.logged = state["logged"]
 
     def keep(
         self,
@@ -379,6 +385,7 @@ class _Progress:
             return
         own = {
             "largest": self.largest,
+            "logged": self.logged,
             "spent": self._spent,
             "seconds": self.seconds,
             "generators": [self.generator.get_state(), self.noise.get_state()],

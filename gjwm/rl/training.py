@@ -225,6 +225,10 @@ class _Training:
         after, episodes = begun
         curve = self._curve(run.folder, after)
         self._evaluations = curve.means()
+        kept = run.checkpoints.latest()
+        if kept is not None:
+            self._seen = dict(kept.content["logged"])
+            self._judge(kept.step)  # what held then was told then
         with run.logging(self.steps, after) as log:
 
             def log_and_judge(scalars: dict[str, float], step: int) -> None:
@@ -401,8 +405,8 @@ class _Training:
                 actions=actions,
                 seed=self._held_out,
             )
-        except (ValueError, RuntimeError, ImportError, OSError) as error:
-            self.notify(f"no films: {error}")
+        except Exception as error:  # renderers fail in ways of their own, and films are an extra
+            self.notify(f"no films: {' '.join(str(error).split()) or type(error).__name__}")
 
     @property
     def _held_out(self) -> int:

@@ -11,16 +11,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gjwm._core.stopping import Finishing
+
 LOG, FAILURE = "run.log", "failure.txt"
-# Seconds in which runs may end by themselves when their study is stopped: a Ctrl-C reaches them
-# too, and a second signal would take the step that they are at.
-PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,65 @@ class Outcome(NamedTuple):
 Done = Callable[[Outcome], None]
 
 
-def supervise(job: Job, under_way: set[subprocess.Popen[bytes]] | None = None) -> Outcome:
+class UnderWay:
+    """The processes of jobs that run, and how they end together."""
+
+    def __init__(self):
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock, self._ended = threading.Lock(), False
+
+    def start(self, *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        """A process, which a signal that comes meanwhile finds noted.
+
+        Raises:
+            RuntimeError: after `end`.
+        """
+        here = threading.current_thread() is threading.main_thread()  # where signals are handled
+        with Finishing(here), self._lock:
+            if self._ended:
+                raise RuntimeError("what was under way has been ended; nothing more begins.")
+            process = subprocess.Popen(*arguments, **options)
+            self._processes.add(process)
+        return process
+
+    def over(self, process: subprocess.Popen[bytes]) -> None:
+        """It has ended by itself."""
+        self._processes.discard(process)
+
+    def end(self, tell: bool) -> None:
+        """Wait for all to end after their step; with `tell` each gets the one signal that asks for
+        it. Whoever interrupts this does not want to wait.
+        """
+        with self._lock:
+            self._ended, processes = True, list(self._processes)
+        try:
+            for process in processes if tell else ():
+                process.terminate()
+            for process in processes:
+                process.wait()
+        except BaseException:
+            for process in processes:
+                process.terminate()
+            raise
+
+
+def supervise(job: Job, under_way: UnderWay | None = None) -> Outcome:
     """Run a job and wait for it; `under_way` holds its process as long as it runs."""
+    under_way = UnderWay() if under_way is None else under_way
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / FAILURE).unlink(missing_ok=True)
     threads = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}
     since = time.perf_counter()
     with open(job.folder / LOG, "w", encoding="utf-8") as log:
-        process = subprocess.Popen(
+        process = under_way.start(
             [sys.executable, "-m", "gjwm", *job.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **threads},
         )
-        under_way = set() if under_way is None else under_way
-        under_way.add(process)
         status = process.wait()
-        under_way.discard(process)
+        under_way.over(process)
     error = None
     if status < 0:
         name = signal.Signals(-status).name
@@ -118,18 +159,19 @@ def run_local(jobs: Sequence[Job], done: Done, *, at_once: int) -> None:
     Raises:
         ImportError: for several at once without joblib.
     """
-    under_way: set[subprocess.Popen[bytes]] = set()
+    under_way = UnderWay()
     try:
         for outcome in _outcomes(jobs, under_way, at_once):
             done(outcome)
-    except BaseException:
-        _end(under_way)
+    except BaseException as stop:
+        # All of a terminal's group get a Ctrl-C, and a second signal would not wait.
+        interrupted = isinstance(stop, KeyboardInterrupt)
+        told = interrupted and getattr(stop, "number", signal.SIGINT) == signal.SIGINT
+        under_way.end(tell=not told)
         raise
 
 
-def _outcomes(
-    jobs: Sequence[Job], under_way: set[subprocess.Popen[bytes]], at_once: int
-) -> Iterable[Outcome]:
+def _outcomes(jobs: Sequence[Job], under_way: UnderWay, at_once: int) -> Iterable[Outcome]:
     if at_once == 1:
         return (supervise(job, under_way) for job in jobs)
     try:
@@ -145,18 +187,6 @@ def _outcomes(
         n_jobs=at_once, backend="threading", batch_size=1, return_as="generator_unordered"
     )
     return parallel(joblib.delayed(supervise)(job, under_way) for job in jobs)
-
-
-def _end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Wait for processes that are told to end, by this if not by whatever ends this."""
-    processes, until = list(processes), time.monotonic() + PATIENCE
-    for process in processes:
-        try:
-            process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.terminate()
-    for process in processes:
-        process.wait()
 
 
 def run_slurm(

@@ -1053,6 +1053,41 @@ def test_a_run_without_rewards_says_so_on_the_console_and_its_page(tmp_path, mon
     assert sorted(path.name for path in (folder / "videos").iterdir()) == ["best.mp4", "worst.mp4"]
 
 
+def test_what_ails_a_run_is_told_at_its_end_after_a_resume_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = [word for word in TINY if not word.startswith("env.id")]
+    settings += ["env.id=test/Silent-v0", "online.aimless_limit=80"]
+    assert main(["online", *settings]) == 0
+    whole = [s for s in capsys.readouterr().out.splitlines() if "No reward but 0" in s]
+    (tmp_path / "runs" / "tiny" / "returns.json").unlink()  # killed after the last state
+    assert main(["online", *settings, "resume=true"]) == 0
+    told = [s for s in capsys.readouterr().out.splitlines() if "No reward but 0" in s]
+    assert told == whole[-1:]  # at the end, and not once more as if it were new
+    # killed at step 80, by when it had been told
+    for path in (tmp_path / "runs" / "tiny" / "state").glob("*000160*"):
+        path.unlink()
+    (tmp_path / "runs" / "tiny" / "returns.json").unlink()
+    assert main(["online", *settings, "resume=true"]) == 0
+    told = [s for s in capsys.readouterr().out.splitlines() if "No reward but 0" in s]
+    assert told == whole[-1:]
+
+
+@pytest.mark.parametrize("error", [AttributeError("'NoneType' has no 'glGetError'"), KeyError])
+def test_a_run_whose_films_fail_in_any_way_is_done(error, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("gjwm.rl.training.film_extremes", fails)
+    online = OnlineSettings(steps=60, aimless_steps=40, batch=8, lanes=2, horizon=2, episodes=2)
+    recipe, said = RewardRecipe(latent_dim=4, online=online), []
+    learn("test/Slide-v0", recipe, run=tmp_path, workers=0, notify=said.append)
+    assert (tmp_path / "returns.json").is_file()
+    why = "KeyError" if error is KeyError else "'NoneType' has no 'glGetError'"
+    assert f"no films: {why}" in said
+    learn("test/Slide-v0", recipe, run=tmp_path, workers=0, notify=said.append)
+    assert "nothing to resume" in said[-1]
+
+
 def test_a_run_whose_environment_draws_nothing_ends_well_and_says_so(tmp_path):
     said = []
     online = OnlineSettings(steps=60, aimless_steps=40, batch=8, lanes=2, horizon=2, episodes=2)

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -298,7 +299,10 @@ def interpreter(tmp_path, monkeypatch):
         "#!/bin/sh\necho starting $3 with $OMP_NUM_THREADS\n"
         'case $3 in die) kill -KILL $$;; fail) printf "at 10%%\\rat 50%%\\nTrouble: no luck\\n\\n" '
         ">&2; exit 1;; wait) trap 'echo kept; exit 143' TERM; echo begun; "
-        "while :; do sleep 0.01; done;; esac\n"
+        "while :; do sleep 0.01; done;; "
+        "step) trap 'echo cut short; exit 1' TERM; "
+        "trap 'echo asked; sleep 0.4; echo kept; exit 130'"
+        ' INT; echo "begun\n$$"; while :; do sleep 0.01; done;; esac\n'
     )
     script.chmod(script.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setattr(sys, "executable", str(script))
@@ -325,12 +329,9 @@ def test_a_run_that_is_killed_takes_no_other_with_it(at_once, tmp_path, interpre
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_a_signal_to_a_study_lets_its_runs_end_after_their_step(
-    at_once, tmp_path, interpreter, monkeypatch
-):
+def test_a_signal_to_a_study_lets_its_runs_end_after_their_step(at_once, tmp_path, interpreter):
     if at_once > 1:
         pytest.importorskip("joblib")
-    monkeypatch.setattr(launching, "PATIENCE", 0.1)
     jobs = [Job(f"{k}", ("wait",), tmp_path / f"{k}", 1) for k in range(3)]
     logs = [job.folder / launching.LOG for job in jobs]
 
@@ -346,6 +347,47 @@ def test_a_signal_to_a_study_lets_its_runs_end_after_their_step(
     thread.join()
     assert [log.read_text().splitlines()[-1] for log in logs[:at_once]] == ["kept"] * at_once
     assert not any(log.exists() for log in logs[at_once:])  # the others were not begun
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_a_signal_while_a_run_begins_ends_that_run_too(tmp_path, interpreter, monkeypatch):
+    log, real = tmp_path / "0" / launching.LOG, subprocess.Popen
+
+    def interrupted(*arguments, **options):
+        process = real(*arguments, **options)
+        while "begun" not in log.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)  # here the signal is handled
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(Stopped, match="SIGTERM"), listening():
+        run_local([Job("0", ("wait",), tmp_path / "0", 1)], print, at_once=1)
+    assert log.read_text().splitlines()[-1] == "kept"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_after_an_interrupt_that_all_get_a_study_only_waits(tmp_path, interpreter):
+    log = tmp_path / "0" / launching.LOG
+
+    def interrupt_all():
+        while not (log.exists() and len(log.read_text().splitlines()) == 3):
+            time.sleep(0.01)
+        for process in (int(log.read_text().split()[-1]), os.getpid()):
+            os.kill(process, signal.SIGINT)
+
+    # what runs in the background may ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt_all)
+    try:
+        thread.start()
+        with pytest.raises(Stopped, match="SIGINT"), listening():
+            run_local([Job("0", ("step",), tmp_path / "0", 1)], print, at_once=1)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert log.read_text().splitlines()[-2:] == ["asked", "kept"]
 
 
 def test_a_missing_extra_is_one_sentence(tmp_path, monkeypatch):
