@@ -75,7 +75,8 @@ class GoalCost:
         if z.dim() not in (4, 5) or goals not in (1, len(z)) or dim != z.shape[-1]:
             raise ValueError(
                 f"{type(self).__name__} with goals {(goals, dim)} expects trajectories "
-                f"({goals}, N, [P,] H+1, {dim}), got {tuple(z.shape)}."
+                f"({goals}, N, [P,] H+1, {dim}), got {tuple(z.shape)}; goals are latents of the "
+                "model that plans, model.encode(goal)."
             )
         return self.goal.view(goals, *[1] * (z.dim() - 2), dim)
 
