@@ -125,6 +125,9 @@ def test_the_completion_of_the_docs_completes_settings(tmp_path):
         "train.st": ["train.steps="],
         "planner.sam": ["planner.samples="],
         "eval": ["evaluate"],
+        "learner.discount": ["learner.discount="],
+        "online.lan": ["online.lanes="],
+        "study.see": ["study.seeds="],
     }
     ask = "".join(f'compgen -W "$words" -- {word}; echo; ' for word in begun)
     command = ["bash", "-c", f"{gjwm}\nwords={words}\n{ask}"]

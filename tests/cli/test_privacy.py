@@ -20,6 +20,14 @@ SMALL = """
     evaluate.probe_steps=5 report.worst=1 report.typical=0 video.episodes=1 video.grid=2
     video.readout_episodes=8
 """.split()
+ONLINE = """
+    experiment=suite task=pendulum-swingup name=two-room latent_dim=4 +env.max_episode_steps=20
+    encoder.hidden=[16] dynamics.hidden=16 dynamics.std_hidden=8 heads.reward.hidden=[16]
+    heads.value.hidden=16 heads.policy.hidden=[16] discrepancy.num_slices=8 planner.samples=8
+    planner.elites=4 collect.workers=1 logger.wandb=disabled online.steps=60 online.aimless_steps=40
+    online.lanes=2 online.batch=8 online.horizon=2 online.episodes=2 online.log_every=20
+    online.evaluate_every=60 online.checkpoint_every=20 online.policy_plans=2
+""".split()
 # Read by every Python that starts, workers too: a connection to elsewhere, a name looked up, or a
 # datagram is noted and fails. Sockets between processes of this machine are files.
 GUARD = """
@@ -73,17 +81,25 @@ def listed() -> dict[str, list[str]]:
     """Command -> patterns of the files that docs/reliability.md says it writes."""
     page = (ROOT / "docs" / "reliability.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (`(?:data|runs|play-).*) \|$", page, re.MULTILINE)
-    return {
+    rows += re.findall(r"^\| `(online)` \| as `train`, with (.*); no `decoder.pt` \|$", page, re.M)
+    table = {
         command: [re.sub(r"<\w+>", "two-room", name) for name in re.findall(r"`([^`]+)`", text)]
         for command, text in rows
     }
+    table["online"] += [name for name in table["train"] if not name.endswith("decoder.pt")]
+    return table
 
 
 @pytest.mark.slow
-def test_no_command_connects_and_each_writes_what_is_listed(guarded, tmp_path):
+@pytest.mark.parametrize(
+    ("commands", "settings"),
+    [(("collect", "train", "evaluate", "report", "video"), SMALL), (("online",), ONLINE)],
+    ids=["goals", "reward"],
+)
+def test_no_command_connects_and_each_writes_what_is_listed(commands, settings, guarded, tmp_path):
     work, table, before = tmp_path / "work", listed(), {}
-    for command in ("collect", "train", "evaluate", "report", "video"):
-        done = guarded("-m", "gjwm", command, *SMALL)
+    for command in commands:
+        done = guarded("-m", "gjwm", command, *settings)
         assert done.returncode == 0, done.stderr[-2000:]
         files = {
             str(path.relative_to(work)): path.stat().st_mtime_ns
