@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gjwm._core.checkpoint import save_tensors
 from gjwm._core.configured import Configured
 from gjwm._core.files import replacing
-from gjwm.models.world_model import load_payload
+from gjwm.models.world_model import FORMAT, load_payload
 
 
 class ConvDecoder(Configured, nn.Module):
@@ -61,7 +61,7 @@ def save_decoder(decoder: ConvDecoder, path: Path) -> None:
     """Write a decoder's keyword arguments and weights, atomically."""
     with replacing(path) as partial:
         save_tensors(
-            {"format": 1, "config": decoder.config, "state": decoder.state_dict()}, partial
+            {"format": FORMAT, "config": decoder.config, "state": decoder.state_dict()}, partial
         )
 
 
