@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -50,17 +51,21 @@ sys.addaudithook(guard)
 
 
 @pytest.fixture
-def guarded(tmp_path):
+def guarded(tmp_path, request):
     """Runs Python in an empty folder and home, whose connections fail and are noted."""
-    for name in ("guard", "work", "home", "tmp"):
+    for name in ("guard", "work", "home"):
         (tmp_path / name).mkdir()
+    # Workers have sockets there, whose names must be short.
+    short = tempfile.TemporaryDirectory()
+    request.addfinalizer(short.cleanup)
+    (tmp_path / "tmp").symlink_to(short.name, target_is_directory=True)
     (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD)
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path / "guard"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "NOTED": str(tmp_path / "noted"),
         "HOME": str(tmp_path / "home"),
-        "TMPDIR": str(tmp_path / "tmp"),
+        "TMPDIR": short.name,
         "OMP_NUM_THREADS": "1",
         "USER": "odd-user",
         "LOGNAME": "odd-user",  # what getpass.getuser says
