@@ -93,9 +93,11 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality
         if frames.shape[1] % 2 or frames.shape[2] % 2:
             raise ValueError(f"h264 needs an even height and width, got {frames.shape[1:3]}.")
         film = FilmWriter(partial, fps=fps, quality=quality)
-        for frame in frames:
-            film.add(frame)
-        film.close()
+        try:
+            for frame in frames:
+                film.add(frame)
+        finally:
+            film.close()  # or ffmpeg would stay
     else:
         palette = _palette(frames)
         images = [

@@ -41,10 +41,14 @@ QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 CODECS = (("libx264rgb", "rgb24", "gbrp"), ("libx264", "yuv444p", "yuv444p"))
 # Columns of every LeRobot dataset, and what led from a row to the next.
 COUNTS = ("frame_index", "episode_index", "index", "task_index")
-NEXT = {"next.reward": "float32", "next.done": "bool", "next.truncated": "bool"}
-# A word that LeRobot does not have: with truncated alone, an episode with both ends or neither
-# would come back with one.
-NEXT |= {"next.terminated": "bool"}
+NEXT = {
+    "next.reward": "float32",
+    "next.done": "bool",
+    "next.truncated": "bool",
+    # A word that LeRobot does not have: with truncated alone, an episode with both ends or neither
+    # would come back with one.
+    "next.terminated": "bool",
+}
 
 
 def feature_names(space: spaces.Space) -> dict[str, str]:
