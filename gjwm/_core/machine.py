@@ -40,6 +40,7 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     m_trim_threshold, m_mmap_threshold = -1, -3  # names and values of malloc.h
-    # Blocks up to so many bytes come from what was freed; older ones refuse more than 32 MB.
+    # Blocks up to so many bytes come from what was freed. Older ones refuse more than 32 MB: larger
+    # blocks then come from the system anew, unless there happens to be room.
     kept = any(mallopt(m_mmap_threshold, size) for size in (2**30, 2**25))
     return kept and bool(mallopt(m_trim_threshold, -1))
