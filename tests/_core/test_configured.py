@@ -88,6 +88,8 @@ def test_arguments_that_a_class_refuses_are_named():
     ],
 )
 def test_a_file_names_no_function_and_no_class_of_others(name, monkeypatch):
+    with pytest.raises(ValueError, match="a file names"):  # imports our parts, which exec runs
+        rebuild({"class": "no_such_module:Thing", "config": {}}, "a file")
     ran = []
     for module, function in (("os", "system"), ("subprocess", "Popen"), ("builtins", "exec")):
         monkeypatch.setattr(f"{module}.{function}", lambda *a, **k: ran.append(a))
