@@ -12,6 +12,7 @@ import io
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import median_seconds
+from benchmarks import seconds
 from gjwm._core.video import FilmWriter, read_video
 from gjwm.data.collect import collect_dataset
 from gjwm.data.dataset import DiskWindows, newest_frames, read_episodes, restack
@@ -46,8 +47,9 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Rows: task, kept, bytes_per_frame, psnr_db, max_error, latent_error, latent_r2, window_ms,
     decode_ms.
 
-    latent_error is the root mean square distance of the latents' components in units of their
-    standard deviation over the data; latent_r2 the share of the latents' variance that is kept."""
+    psnr_db is None where every pixel is kept; latent_error is the root mean square distance of the
+    latents' components in units of their standard deviation over the data; latent_r2 the share of
+    the latents' variance that is kept."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -98,7 +100,7 @@ def _task(name: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
                 "task": name,
                 "kept": kept,
                 "bytes_per_frame": round(size),
-                "psnr_db": float(10 * np.log10(255**2 / square)) if square else np.inf,
+                "psnr_db": float(10 * np.log10(255**2 / square)) if square else None,
                 "max_error": int(np.abs(apart).max()),
                 "latent_error": float((z / true.std(0)).square().mean().sqrt()),
                 "latent_r2": float(1 - z.square().sum() / (true - true.mean(0)).square().sum()),
@@ -107,7 +109,7 @@ def _task(name: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
             }
         )
 
-    repeats = 1 if quick else 9
+    rounds = 1 if quick else 9
     packed = [zlib.compress(frame.transpose(2, 0, 1).tobytes(), 4) for frame in frames]
     png = [_png(frame) for frame in frames]
     sizes = {"raw": frames[0].nbytes, "gzip": np.mean([len(one) for one in packed])}
@@ -115,9 +117,9 @@ def _task(name: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
         with DiskWindows(folder / kept) as disk:
             generator = torch.Generator().manual_seed(0)
             draw = lambda: disk.sample(BATCH, T, generator)  # noqa: B023, E731
-            window = median_seconds(draw, repeats=repeats) / BATCH
+            window = _median(draw, rounds) / BATCH
         add(f"ours, {kept}", size, frames, window, window)
-    window = median_seconds(lambda: [np.asarray(_picture(one)) for one in png[: T + 1]])
+    window = _median(lambda: [np.asarray(_picture(one)) for one in png[: T + 1]], rounds)
     add("PNG in tables", np.mean([len(one) for one in png]), frames, window, window)
     for kept, (quality, keyframes, *coder) in FILMS.items():
         codec, pixels = coder or CODECS[quality > 0][:2]
@@ -139,9 +141,13 @@ def _task(name: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
         def draw() -> None:
             _take(path, int(starts.integers(len(frames) - T)))  # noqa: B023
 
-        window = median_seconds(draw, repeats=repeats)
+        window = _median(draw, rounds)
         add(kept, size, np.stack(back), window, each * passed)
     return rows
+
+
+def _median(call: Callable[[], Any], rounds: int) -> float:
+    return seconds({"": call}, rounds)[""].median
 
 
 def _picture(png: bytes) -> Image.Image:
