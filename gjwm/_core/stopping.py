@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = "a second signal does not wait"
 
 
 class Stopped(KeyboardInterrupt):
@@ -22,7 +24,7 @@ class _Asked:
     """What the handler and the loops of this process share."""
 
     number: int | None = None  # the signal that came, until a loop has heard it
-    waiting = 0  # loops that finish their step first
+    waiting: list[str] = []  # what loops finish first, the innermost last
 
 
 def _handle(number: int, frame: object) -> None:
@@ -30,6 +32,16 @@ def _handle(number: int, frame: object) -> None:
     _Asked.number = number
     if again or not _Asked.waiting:  # whoever asks twice does not want to wait
         raise Stopped(number)
+    if _Asked.waiting[-1]:
+        say(f"{signal.Signals(number).name}: ends after this {_Asked.waiting[-1]}; {AGAIN}.")
+
+
+def say(line: str) -> None:
+    """A line on stderr, also where a signal interrupts whoever writes there: print may not be
+    called again within itself. A line of its own, as a progress bar leaves its line open.
+    """
+    with suppress(OSError):  # nobody may listen any more
+        os.write(2, f"\n{line}\n".encode())
 
 
 @contextmanager
@@ -42,7 +54,7 @@ def listening() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Asked.number, _Asked.waiting = None, 0
+    _Asked.number, _Asked.waiting = None, []
     heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _handle) for number in heard}
     try:
@@ -65,21 +77,25 @@ class Finishing:
             if asked:
                 stop.leave()
 
-    A second signal does not wait. Without `listening` around it nothing is ever asked.
+    A first signal is answered at once with a line on stderr; a second one does not wait. Without
+    `listening` around it nothing is ever asked.
 
     Args:
         wanted: False: signals end the block at once, as those of a loop that keeps no state should.
+        step: what is finished, for the line; "": too short to tell of.
     """
 
-    def __init__(self, wanted: bool = True):
-        self._wanted = wanted
+    def __init__(self, wanted: bool = True, *, step: str = "step"):
+        self._wanted, self._step = wanted, step
 
     def __enter__(self) -> Finishing:
-        _Asked.waiting += self._wanted
+        if self._wanted:
+            _Asked.waiting.append(self._step)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        _Asked.waiting -= self._wanted
+        if self._wanted:
+            _Asked.waiting.pop()
         if kind is None:
             self.leave()  # it came after the last step had been looked at
 

@@ -165,7 +165,7 @@ def collect_dataset(
             **writing,
         ) as writer,
         tqdm(total=episodes, unit="episode") as bar,
-        Finishing() as stop,
+        Finishing(step="episode") as stop,
     ):
         numbers = range(writer.episodes, writer.episodes + episodes)
         for episode in _collect(job, numbers, workers):

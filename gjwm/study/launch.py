@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gjwm._core.stopping import Finishing
+from gjwm._core.stopping import AGAIN, Finishing, say
 
 LOG, FAILURE = "run.log", "failure.txt"
 
@@ -69,7 +69,7 @@ class UnderWay:
             RuntimeError: after `end`.
         """
         here = threading.current_thread() is threading.main_thread()  # where signals are handled
-        with Finishing(here), self._lock:
+        with Finishing(here, step=""), self._lock:
             if self._ended:
                 raise RuntimeError("what was under way has been ended; nothing more begins.")
             process = subprocess.Popen(*arguments, **options)
@@ -89,6 +89,8 @@ class UnderWay:
         try:
             for process in processes if tell else ():
                 process.terminate()
+            if going := sum(process.poll() is None for process in processes):
+                say(f"waits for {going} of its runs to end, each after its step; {AGAIN}.")
             for process in processes:
                 process.wait()
         except BaseException:

@@ -73,10 +73,16 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def said(capsys):
-    """The last line of what was said, after the bars; nothing else may follow them."""
+def said(capsys, number=None, step="step"):
+    """The last line of what was said, after the bars; nothing else may follow them. After the
+    signal `number` another line came before it, at once.
+    """
     text = capsys.readouterr().err
     assert "Traceback" not in text
+    if number is not None:
+        at_once = f"{number.name}: ends after this {step}; a second signal does not wait."
+        assert text.splitlines().count(at_once) == 1
+        assert text.index(at_once) < text.index(f"stopped by {number.name}")
     return text.splitlines()[-1]
 
 
@@ -98,7 +104,7 @@ def signalled(monkeypatch, owner, method, number, when):
 
 @BOTH
 def test_a_signal_ends_a_training_after_its_step_and_resuming_gives_the_same(
-    number, status, collected, monkeypatch, capsys
+    number, status, collected, monkeypatch, capfd
 ):
     assert train("name=whole") == 0
     handler = signal.getsignal(number)
@@ -106,7 +112,7 @@ def test_a_signal_ends_a_training_after_its_step_and_resuming_gives_the_same(
         signalled(patch, RunLogger, "log", number, lambda self, row, step: step == 7)
         assert train() == status
     last = f"gjwm train: stopped by {number.name}; the same command with resume=true goes on."
-    assert said(capsys) == last and signal.getsignal(number) == handler
+    assert said(capfd, number) == last and signal.getsignal(number) == handler
     run = collected / "runs" / "small"
     assert not (run / "lock").exists() and Checkpoints(run / "state").latest().step == 7
     assert train("resume=true") == 0 and same(weights("small"), weights("whole"))
@@ -140,14 +146,14 @@ def test_who_signals_twice_does_not_wait(collected, monkeypatch, capsys):
 
 
 @BOTH
-def test_a_signal_ends_a_collection_after_its_episode(number, status, folder, monkeypatch, capsys):
+def test_a_signal_ends_a_collection_after_its_episode(number, status, folder, monkeypatch, capfd):
     assert main(["collect", *SMALL, "dataset=data/whole"]) == 0
     three = "dataset=data/three"
     with monkeypatch.context() as patch:
         signalled(patch, DatasetWriter, "append", number, lambda self, episode: self.episodes == 3)
         assert main(["collect", *SMALL, three]) == status
     last = f"gjwm collect: stopped by {number.name}; the same command with resume=true goes on."
-    assert said(capsys) == last
+    assert said(capfd, number, "episode") == last
     assert dataset_info("data/three")["episodes"] == 3 and verify("data/three") == []
     assert not list(Path("data").rglob("*lock"))
     assert main(["collect", *SMALL, three, "resume=true"]) == 0
@@ -170,7 +176,7 @@ FROM_DATA = ["online.data=data", "online.pretrain=10"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [5, 60], ids=["on data", "acting"])
-def test_a_signal_ends_learning_from_reward_after_its_step(at, folder, monkeypatch, capsys):
+def test_a_signal_ends_learning_from_reward_after_its_step(at, folder, monkeypatch, capfd):
     number, status = (signal.SIGINT, 130) if at == 5 else (signal.SIGTERM, 143)
     assert main(["collect", *ONLINE]) == 0
     settings = [*ONLINE, *FROM_DATA, "online.log_every=5" if at == 5 else "online.log_every=10"]
@@ -179,7 +185,7 @@ def test_a_signal_ends_learning_from_reward_after_its_step(at, folder, monkeypat
         signalled(patch, RunLogger, "log", number, lambda self, row, step: step == at)
         assert main(["online", *settings, "name=cut"]) == status
     last = f"gjwm online: stopped by {number.name}; the same command with resume=true goes on."
-    assert said(capsys) == last
+    assert said(capfd, number) == last
     assert Checkpoints("runs/cut/state").latest().step == at  # no multiple of checkpoint_every
     assert main(["online", *settings, "name=cut", "resume=true"]) == 0
     assert same(weights("cut"), weights("whole"))

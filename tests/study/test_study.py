@@ -329,7 +329,9 @@ def test_a_run_that_is_killed_takes_no_other_with_it(at_once, tmp_path, interpre
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_a_signal_to_a_study_lets_its_runs_end_after_their_step(at_once, tmp_path, interpreter):
+def test_a_signal_to_a_study_lets_its_runs_end_after_their_step(
+    at_once, tmp_path, interpreter, capfd
+):
     if at_once > 1:
         pytest.importorskip("joblib")
     jobs = [Job(f"{k}", ("wait",), tmp_path / f"{k}", 1) for k in range(3)]
@@ -347,6 +349,8 @@ def test_a_signal_to_a_study_lets_its_runs_end_after_their_step(at_once, tmp_pat
     thread.join()
     assert [log.read_text().splitlines()[-1] for log in logs[:at_once]] == ["kept"] * at_once
     assert not any(log.exists() for log in logs[at_once:])  # the others were not begun
+    waits = f"waits for {at_once} of its runs to end, each after its step; a second signal does not"
+    assert waits in capfd.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
