@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def rows_of(run: Path) -> list[dict[str, object]]:
         numbers = dict(
             zip(
                 ("return", "low", "high"),
-                (round(x, 1) for x in (report["return_mean"], *report["ci95"])),
+                (round(x, 1) for x in (report["return_mean"], *(report["ci95"] or 2 * [math.nan]))),
             )
         )
         minutes = round(entries[0][0] / 60, 1)

@@ -24,7 +24,7 @@ class _Asked:
     """What the handler and the loops of this process share."""
 
     number: int | None = None  # the signal that came, until a loop has heard it
-    waiting: list[str] = []  # what loops finish first, the innermost last
+    waiting: tuple[str, ...] = ()  # what loops finish first, the innermost last
 
 
 def _handle(number: int, frame: object) -> None:
@@ -54,7 +54,7 @@ def listening() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Asked.number, _Asked.waiting = None, []
+    _Asked.number, _Asked.waiting = None, ()
     heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _handle) for number in heard}
     try:
@@ -90,12 +90,12 @@ class Finishing:
 
     def __enter__(self) -> Finishing:
         if self._wanted:
-            _Asked.waiting.append(self._step)
+            _Asked.waiting += (self._step,)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._wanted:
-            _Asked.waiting.pop()
+            _Asked.waiting = _Asked.waiting[:-1]
         if kind is None:
             self.leave()  # it came after the last step had been looked at
 

@@ -30,7 +30,7 @@ def run_of(cfg: DictConfig, command: str, **options: Any) -> Run:
 
             yield log
             if options.get("last") == RETURNS:
-                live.finish(steps, f"{RETURNS} has what was earned")
+                live.finish(steps, f"{RETURNS} has each return", run.returns)
             else:
                 live.finish(steps)
 

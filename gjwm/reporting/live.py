@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from gjwm.reporting.figures import training_figures
-from gjwm.reporting.page import REPORT, figure_grid, page, save_page, write_report
+from gjwm.reporting.page import REPORT, figure_grid, page, returns_table, save_page, write_report
 from gjwm.reporting.run import EVALUATION, read_metrics
 
 
@@ -66,16 +67,26 @@ class LiveReport:
             self._last = now
             self._write(f"step {step} of {self.steps}", refresh=max(1, round(self.seconds)))
 
-    def finish(self, step: int, hint: str = "`gjwm evaluate` writes the full report here") -> None:
-        """The last page, which does not reload; an evaluation may write the full report over it."""
+    def finish(
+        self,
+        step: int,
+        hint: str = "`gjwm evaluate` writes the full report here",
+        returns: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The last page, which does not reload; an evaluation may write the full report over it.
+
+        Args:
+            returns: what was earned by who acts, see `gjwm.rl.return_report`.
+        """
         self._step = step
-        self._write(f"step {step} of {self.steps}, done; {hint}")
+        earned = returns_table(returns) if returns else ""
+        self._write(f"step {step} of {self.steps}, done; {hint}", earned=earned)
 
     def _wrong(self) -> str:
         lines = "".join(f"<p>{escape(remark)}</p>" for remark in self._remarks)
         return f'<div class="verdict poor" id="remarks">{lines}</div>' if lines else ""
 
-    def _write(self, state: str, refresh: int | None = None) -> None:
+    def _write(self, state: str, refresh: int | None = None, earned: str = "") -> None:
         if not self.seconds:
             return
         # The unfinished log first: an older run's metrics.jsonl may lie beside it.
@@ -84,6 +95,6 @@ class LiveReport:
         body = (
             f'<header><p class="eyebrow">training, {escape(state)}</p><h1>{escape(self.name)}</h1>'
             f'<progress max="{self.steps}" value="{done}"></progress>{self._wrong()}</header>'
-            f'<section id="training"><h2>So far</h2>{curves}</section>'
+            f'{earned}<section id="training"><h2>Curves</h2>{curves}</section>'
         )
-        save_page(self.folder / REPORT, page(f"{self.name}: training", body, refresh=refresh))
+        save_page(self.folder / REPORT, page(self.name, body, refresh=refresh))

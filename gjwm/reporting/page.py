@@ -196,6 +196,33 @@ def _planning_table(planning: Report) -> str:
     return _table(header, rows)
 
 
+RETURNS_OF = {
+    "plan": "the planner",
+    "policy": "the policy alone",
+    **{name: figures.POLICIES[name] for name in ("random", "hold", "oracle")},
+}
+
+
+def returns_table(returns: Mapping[str, Report]) -> str:
+    """A section: what was earned by who acts, see `gjwm.rl.return_report`."""
+    rows = []
+    for key, row in returns.items():
+        ends = row["ci95"]
+        rows.append(
+            (
+                RETURNS_OF.get(key, key),
+                f"{row['return_mean']:.1f}",
+                f"{ends[0]:.1f} to {ends[1]:.1f}" if ends else "",
+                f"{row['episodes']}",
+                f"{1e3 * row['seconds_per_step']:.1f}",
+            )
+        )
+    header = "who acts", "return, mean", "95% interval over episodes", "episodes", "ms per step"
+    caption = "The same held-out seeds for all; of this one model, so nothing of other seeds of it."
+    table = _table(header, rows, caption)
+    return f'<section id="returns"><h2>What is earned</h2>{table}</section>'
+
+
 def _calibration_table(calibration: Report) -> str:
     levels = (50, 80, 90, 95)
     others = {

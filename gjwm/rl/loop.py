@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +41,10 @@ class Hooks:
         log: called with scalars: "loss" and "train/*" of the last update, with its latents' figures
             (see `glance`) and the largest |reward| so far, "return" of the episodes that ended
             since, "updates", "seconds" and how they were spent. With evaluations also what aimless
-            episodes earned on average, "aimless/return", and the upper end of its 95% interval,
-            "aimless/high", where one ended before plans began.
+            episodes earned on average, "aimless/return", where one ended before plans began, and
+            where two did the upper end of its 95% interval, "aimless/high".
+        doing: called as acting goes, with the step as `log` counts it and, in a few words, what is
+            done while nothing is logged: aimless steps, and the many updates that follow them.
         checkpoints: where everything is kept. If a state is there already, learning goes on from it
             as if it had not been interrupted (bit by bit on a CPU with as many threads); all other
             arguments must be what they were.
@@ -49,6 +52,7 @@ class Hooks:
 
     evaluate: Callable[[int, float], Mapping[str, float]] | None = None
     log: Log | None = None
+    doing: Callable[[int, str], Any] | None = None
     checkpoints: Checkpoints | None = None
 
 
@@ -237,7 +241,10 @@ class _Acting:
             owed = int(settings.update_ratio * self.step) - self.updates
         self.model.train()
         self.learner.scale_rates(_cooled(self.step / settings.steps, settings.cooldown))
-        for _ in range(owed):
+        many = owed > math.ceil(settings.update_ratio * self.stream.lanes)  # than a step is worth
+        for done in range(owed):
+            if many:
+                self._tell(f"update {done + 1} of {owed} after aimless steps")
             batch = self.buffer.sample(
                 settings.batch, settings.length, generator=progress.generator
             )
@@ -247,6 +254,10 @@ class _Acting:
             progress.saw(batch.r)
         self.updates += owed
         self.model.eval()
+
+    def _tell(self, what: str) -> None:
+        if self.progress.hooks.doing is not None:
+            self.progress.hooks.doing(self.settings.pretrain + self.step, what)
 
     def remember(self, seen: Transition) -> None:
         """One step of all lanes."""
@@ -268,6 +279,8 @@ class _Acting:
         def due(every: int) -> bool:
             return step // every > before // every or step >= settings.steps
 
+        if not self.losses:
+            self._tell("aimless steps")
         if self.losses and due(settings.log_every):
             earned = {"return": sum(self.recent) / len(self.recent)} if self.recent else {}
             self.recent = []
@@ -288,7 +301,7 @@ class _Acting:
         if not self.aimless:
             return {}
         mean, _, high = mean_interval(np.array(self.aimless))
-        return {"aimless/return": mean, "aimless/high": mean if high is None else high}
+        return {"aimless/return": mean, **({} if high is None else {"aimless/high": high})}
 
 
 def _cooled(progress: float, cooldown: float) -> float:

@@ -123,14 +123,13 @@ def play_returns(
 
 
 def return_report(returns: np.ndarray, seconds_per_step: float) -> dict[str, Any]:
-    """Returns (E,) -> their mean with a 95% interval (Student's t), and each of them."""
+    """Returns (E,) -> their mean with a 95% interval over episodes (Student's t; None for one
+    episode, which says nothing of others), and each of them.
+    """
     mean, low, high = mean_interval(returns)
     return {
         "return_mean": mean,
-        "ci95": [
-            mean if low is None else low,
-            mean if high is None else high,
-        ],  # of one episode nothing is known
+        "ci95": None if low is None else [low, high],
         "returns": [float(x) for x in returns],
         "episodes": len(returns),
         "seconds_per_step": seconds_per_step,

@@ -243,7 +243,11 @@ class _Training:
             actors = self._actors()
             plan = Recorder(actors["plan"]())
             actors["plan"] = lambda: plan
-            returns = {name: self._returns(make) for name, make in actors.items()}
+            returns = {}
+            for name, make in actors.items():
+                self.notify(f"playing {self.settings.episodes} held-out episodes: {name}")
+                returns[name] = self._returns(make)
+            run.returns = returns
             # Nothing that takes long or can fail is left: now what there was of an earlier run of
             # this name goes.
             curve.finish()
@@ -258,10 +262,11 @@ class _Training:
         content = {"version": __version__, "command": run.command, "returns": returns}
         write_json(run.folder / RETURNS, content)
         for name, row in returns.items():
-            low, high = row["ci95"]
+            between = " [{:.1f}, {:.1f}]".format(*row["ci95"]) if row["ci95"] else ""
+            many = "s" * (row["episodes"] > 1)
             self.notify(
-                f"{name:8s} return {row['return_mean']:.1f} [{low:.1f}, {high:.1f}] of "
-                f"{row['episodes']} episodes, {1e3 * row['seconds_per_step']:.1f} ms per step"
+                f"{name:8s} return {row['return_mean']:.1f}{between} of {row['episodes']} "
+                f"episode{many}, {1e3 * row['seconds_per_step']:.1f} ms per step"
             )
         for finding in self._ailments:  # of the last log: the run ended with them
             self.notify(sentence(finding))
@@ -286,8 +291,9 @@ class _Training:
             if curve is not None:
                 curve.add(step, seconds, report["returns"])
             self._evaluations.append(report["return_mean"])
-            low, high = report["ci95"]
-            earned = {"return": report["return_mean"], "low": low, "high": high, **promise}
+            earned = {"return": report["return_mean"], **promise}
+            if report["ci95"] is not None:
+                earned["low"], earned["high"] = report["ci95"]
             return {f"evaluate/{name}": value for name, value in earned.items()}
 
         def log_and_show(scalars: dict[str, float], step: int) -> None:
@@ -301,7 +307,9 @@ class _Training:
 
         with progress(self.steps, desc="online") as bar:
             shared: dict[str, Any] = dict(
-                hooks=Hooks(evaluate=evaluate, log=log_and_show, checkpoints=checkpoints),
+                hooks=Hooks(
+                    evaluate=evaluate, log=log_and_show, doing=bar.doing, checkpoints=checkpoints
+                ),
                 generator=Generator().manual_seed(self.recipe.seed),
             )
             if settings.pretrain and fresh:

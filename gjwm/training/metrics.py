@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -68,6 +69,7 @@ class progress(tqdm):
 
     def __init__(self, total: int, desc: str, *, silent: bool = False):
         super().__init__(total=total, desc=desc, unit="step", mininterval=0.5, disable=silent)
+        self._drawn = -math.inf
 
     def report(
         self,
@@ -85,3 +87,12 @@ class progress(tqdm):
             shown["return"] = f"{earned:.1f}"
         self.set_postfix(shown, refresh=False)
         self.update(step - self.n)
+
+    def doing(self, step: int, what: str) -> None:
+        """Move to `step` and say what is done there, twice a second at most."""
+        self.set_postfix_str(what, refresh=False)
+        if step > self.n:
+            self.update(step - self.n)
+        elif time.monotonic() - self._drawn >= 0.5:  # tqdm draws no bar that stays
+            self._drawn = time.monotonic()
+            self.refresh()

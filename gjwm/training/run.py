@@ -127,7 +127,8 @@ class Run:
         logging: called with (all steps, step to go on after or None) -> a context manager around
             the training that gives what scalars are logged with; None: a `MetricsFile`.
 
-    `remarks` are sentences about how the training goes, for those who show it.
+    `remarks` are sentences about how the training goes, and `returns` what was earned at its end,
+    by who acts (see `gjwm.rl.return_report`), for those who show it.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "state", every=checkpoint_every)
         self._logging = logging
         self.remarks: tuple[str, ...] = ()
+        self.returns: Mapping[str, Any] = {}
 
     def begin(
         self, steps: int, episodes: int, ready: Callable[[int], Any] = lambda episodes: None

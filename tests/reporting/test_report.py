@@ -326,9 +326,14 @@ def test_the_live_page_follows_a_run_and_stops_reloading_at_its_end(tmp_path):
     now[0] = 10.0
     live.update(40)
     assert "step 40 of 100" in (tmp_path / "report.html").read_text()
-    live.finish(100)
+    assert "returns" not in Outline(page).ids
+    one = {"return_mean": 3.25, "ci95": None, "episodes": 1, "seconds_per_step": 0.002}
+    live.finish(100, returns={"plan": one, "policy": {**one, "return_mean": 1.5}})
     last = (tmp_path / "report.html").read_text()
-    assert "http-equiv" not in last and "training-loss" in Outline(last).ids
+    assert "http-equiv" not in last and {"training-loss", "returns"} <= {*Outline(last).ids}
+    # of one episode no interval
+    assert "<th>the planner</th><td>3.2</td><td></td><td>1</td><td>2.0</td>" in last
+    assert "<th>the policy alone</th><td>1.5</td><td></td>" in last
 
 
 def test_a_live_page_says_what_is_wrong_as_long_as_it_is(tmp_path):

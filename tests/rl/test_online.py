@@ -55,6 +55,7 @@ from gjwm.rl import (
 from gjwm.rl.actor_critic import Policy, QEnsemble, TwoHot
 from gjwm.rl.augment import random_shift
 from gjwm.rl.returns import Foresight
+from gjwm.training.metrics import progress
 
 torch.set_num_threads(1)
 
@@ -455,6 +456,7 @@ def test_returns_are_those_of_whole_episodes():
     assert (fallen < returns).all()
     report = return_report(np.array([1.0, 2.0, 6.0]), 0.5)
     assert report["return_mean"] == 3 and report["ci95"] == pytest.approx([-3.572, 9.572], abs=1e-3)
+    assert return_report(np.array([4.0]), 0.5)["ci95"] is None  # one says nothing of others
     with pytest.raises(ValueError, match="goes on after 5 steps"):
         play_returns(Acts(lambda o: 0 * o), "test/Slide-v0", {}, episodes=1, seed=0, limit=5)
     with pytest.raises(ValueError, match="at least one episode"):
@@ -524,7 +526,7 @@ def test_a_return_curve_is_whole_and_goes_on(tmp_path):
 SMALL = dict(lanes=2, batch=16, aimless_steps=40, log_every=20, checkpoint_every=40, horizon=3)
 
 
-def run(steps, checkpoints=None, log=None, evaluate=None, **options):
+def run(steps, checkpoints=None, log=None, evaluate=None, doing=None, **options):
     heads = ("reward", "value", "policy", "termination")
     subject = learner(heads=heads, discount=0.9, target_rate=0.05)
     stream = Stream("test/Slide-v0", {}, lanes=2, seed=1)
@@ -535,11 +537,29 @@ def run(steps, checkpoints=None, log=None, evaluate=None, **options):
         stream,
         buffer,
         OnlineSettings(steps=steps, **{**SMALL, **options}),
-        hooks=Hooks(evaluate=evaluate, log=log, checkpoints=checkpoints),
+        hooks=Hooks(evaluate=evaluate, log=log, doing=doing, checkpoints=checkpoints),
         generator=generator(4),
     )
     stream.close()
     return subject
+
+
+def test_what_is_done_before_anything_is_logged_is_told():
+    told, rows = [], []
+    run(60, None, lambda row, step: rows.append(step), doing=lambda *what: told.append(what))
+    assert told[:20] == [(step, "aimless steps") for step in range(2, 41, 2)]
+    owed = [f"update {k} of 20 after aimless steps" for k in range(1, 21)]
+    assert told[20:] == [(40, what) for what in owed]  # at once, and later ones are two by two
+    assert rows[0] > 40
+
+
+def test_a_bar_says_what_is_done_where_it_stays(capsys):
+    with progress(100, "online") as bar:
+        for k in (1, 2):
+            bar.doing(40, f"update {k} of 20")
+        bar.report(60, loss=1.5)
+    drawn = capsys.readouterr().err
+    assert "40/100" in drawn and "update 2 of 20" in drawn and "loss=1.5" in drawn
 
 
 def test_an_interrupted_run_goes_on_bit_by_bit(tmp_path):
@@ -837,7 +857,13 @@ def test_the_command_learns_resumes_and_reports(tmp_path, monkeypatch, capsys):
     assert set(returns) == {"plan", "policy", "random", "hold"} and returns["plan"]["episodes"] == 2
     heads = WorldModel.load(folder / "checkpoint.pt").heads.keys()
     assert heads == {"reward", "value", "policy", "termination"}
-    assert "<svg" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "<svg" in page and "<title>tiny</title>" in page
+    who = {"plan": "the planner", "policy": "the policy alone", "random": "random"}
+    for key, name in who.items():
+        low, high = returns[key]["ci95"]
+        row = f"<td>{returns[key]['return_mean']:.1f}</td><td>{low:.1f} to {high:.1f}</td>"
+        assert f"<th>{name}</th>{row}<td>2</td>" in page
     assert main(["online", *TINY, "resume=true"]) == 0
     assert "nothing to resume" in capsys.readouterr().out
     # killed while the last returns were measured: the log is whole already
