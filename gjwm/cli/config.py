@@ -93,7 +93,12 @@ def load_config(overrides: Sequence[str] = ()) -> DictConfig:
                 raise
             choices = [text for text in overrides if _chosen(text) in {*groups()} - {unknown[1]}]
             names = list(_names(compose("config", overrides=choices)))
-            raise ValueError(no_setting(unknown[1], names)) from error
+            name = unknown[1]
+            if name in names:  # what is unknown is within {foo: 1}
+                given = (_parsed(text) for text in overrides if _chosen(text) == name)
+                inside = [x for each in given for x in _inside(each.value(), f"{name}.")]
+                name = next((x for x in inside if x not in names), name)
+            raise ValueError(no_setting(name, names)) from error
 
 
 def _parsed(text: str) -> Any:
@@ -113,6 +118,13 @@ def _parsed(text: str) -> Any:
                 "brackets, commas or spaces as text: 'name=\"a, b\"'."
             )
         raise ValueError(said) from error
+
+
+def _inside(value: Any, before: str) -> Iterator[str]:
+    """The names that a value such as {lr: 1} sets, each group before what is in it."""
+    for key, part in value.items() if isinstance(value, Mapping) else ():
+        yield f"{before}{key}"
+        yield from _inside(part, f"{before}{key}.")
 
 
 def _require_choice(text: str) -> None:
@@ -193,14 +205,15 @@ def _check_added(cfg: DictConfig, known: DictConfig) -> None:
 def _takes(group: DictConfig) -> dict[str, Argument] | None:
     """The arguments of a component; None where there is none, or where it says not what it takes.
 
-    A function's **rest may go anywhere.
+    A function's **rest may go anywhere, a class's and its classmethods' to the class.
     """
     made_by = pydoc.locate(str(group["_target_"])) if "_target_" in group else None
     if not callable(made_by):
         return None
     kinds = {p.kind for p in inspect.signature(made_by).parameters.values()}
     rest = inspect.Parameter.VAR_KEYWORD in kinds
-    return None if rest and not isinstance(made_by, type) else arguments_of(made_by)
+    of_class = isinstance(made_by, type) or isinstance(getattr(made_by, "__self__", None), type)
+    return None if rest and not of_class else arguments_of(made_by)
 
 
 def _names(cfg: DictConfig, before: str = "") -> Iterator[str]:
@@ -359,9 +372,15 @@ def no_setting(name: str, names: Sequence[str], added: bool = False) -> str:
     names = [other for other in names if not other.endswith("._target_")]
     siblings = {other.rpartition(".")[2]: other for other in names if _group(other) == group}
     if not siblings:  # nor is there its group
-        top = [other for other in names if "." not in other]
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-        return f"there is no setting {name}; {_nearest(name, close or top)}"
+        if close:
+            return f"there is no setting {name}; did you mean {close[0]}?"
+        if group not in names:
+            return no_setting(group, names, added)
+        if group in groups():  # such as heads, of which none was chosen
+            options = ", ".join(groups()[group])
+            return f"there is no setting {name}; {group}=NAME chooses from {options}."
+        return f"there is no setting {name}; {group} is one and holds none."
     said = f"there is no setting {name}; {_nearest(leaf, siblings, f'{group}.' if group else '')}"
     component = group.removeprefix("refine.").partition(".")[0] in COMPONENTS
     if said.endswith("?") or not component or added:

@@ -34,10 +34,10 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     run = Path(cfg.run_dir)
     settings, task = evaluation_settings(cfg), task_of(cfg)
     import_parts(cfg)
-    model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     planner = instantiate(cfg.planner)
     # what cannot work is told before episodes are collected
     task.goals(settings, planner)
+    model = WorldModel.load(run / "checkpoint.pt", cfg.device)
     cost = factory(cfg.cost, "cost")
     check_cost(cost, model.latent_dim, model.reach is not None)
     print("collecting held-out episodes", flush=True)

@@ -7,7 +7,6 @@ this module look at their spread."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -192,9 +191,18 @@ class RiskCost:
         self.cost, self.kappa = cost, kappa
 
     @classmethod
-    def to_goal(cls, goal: Tensor, *, kappa: float = 1.0, **goal_cost: Any) -> RiskCost:
+    def to_goal(
+        cls,
+        goal: Tensor,
+        *,
+        kappa: float = 1.0,
+        nearest: float = 1.0,
+        mean: float = 0.1,
+        final: float = 0.0,
+        last: int | None = None,
+    ) -> RiskCost:
         """Of a `GoalCost` with these arguments: goal (B, D)."""
-        return cls(GoalCost(goal, **goal_cost), kappa=kappa)
+        return cls(GoalCost(goal, nearest=nearest, mean=mean, final=final, last=last), kappa=kappa)
 
     def __call__(self, z: Tensor, a: Tensor) -> Tensor:
         c = per_particle(self.cost, z, a)

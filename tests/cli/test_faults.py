@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from gjwm._core.checkpoint import Checkpoints, save_tensors
 from gjwm._core.files import holding
 from gjwm._core.stopping import SIGNALS, Stopped, listening
 from gjwm.cli.app import main
+from gjwm.cli.config import COMPONENTS, groups, load_config
 from gjwm.data.dataset import DatasetWriter, dataset_info, read_episodes, verify
 from gjwm.envs.rendering import FastRenderer
 from gjwm.models import ConvEncoder
@@ -374,6 +376,12 @@ REFUSED = {
         ("run_dir=null", "run_dir must be text, got None"),
         ("+train.lr=3", "train.lr is a setting already; set it as train.lr=..., without the +"),
         ("~train.foo", "there is no setting train.foo"),
+        ("cost=risk +cost.foo=1", "no setting cost.foo; choose from kappa, nearest, mean, final"),
+        ("discrepancy=sigreg_lewm +discrepancy.scal=n", "did you mean discrepancy.scale?"),
+        ("logger={foo:1}", "no setting logger.foo; choose from wandb, tensorboard, project, every"),
+        ("logger={wandbb:disabled}", "no setting logger.wandbb; did you mean logger.wandb?"),
+        ("logger.foo.bar=1", "there is no setting logger.foo; choose from wandb, tensorboard"),
+        ("heads.reward.foo=1", "there is no setting heads.reward; heads=NAME chooses from policy"),
         ("name=new dataset=data/none", "data/none"),
     ],
     "online": [
@@ -420,6 +428,49 @@ def test_a_refused_command_says_why_in_a_sentence_and_leaves_nothing(
     shown = capsys.readouterr()
     assert sentence in shown.err and len(shown.err.splitlines()) == 1, shown.err
     assert "hydra" not in shown.err and tree() == before
+
+
+FOUR = ("train", "online", "evaluate", "collect")
+
+
+def every_group():
+    """(group of settings, what chooses its component or None, commands)."""
+    cfg = load_config(["experiment=two_room"])
+    own = {name for name in cfg if isinstance(cfg._get_node(name), DictConfig)}
+    cases = [(name, None, FOUR) for name in sorted({*own, "online.exploration"} - {"heads"})]
+    for group in COMPONENTS:
+        for option in groups()[group] if group not in ("env", "heads") else ():
+            cases.append((group, f"{group}={option}", ("train",)))
+    heads = [(f"heads.{name}", f"heads=[{name}]", ("train",)) for name in groups()["heads"]]
+    return [*cases, *heads]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "choice", "commands"), every_group())
+def test_an_unknown_setting_of_any_group_is_refused_before_any_work(
+    group, choice, commands, dataset, monkeypatch, capsys
+):
+    monkeypatch.chdir(dataset)
+
+    def begins(*args, **kwargs):
+        raise AssertionError("began")
+
+    for what in ("train.train", "online.learn", "collect.collect_dataset"):
+        if group != "env":  # whose arguments are known only to what makes it
+            monkeypatch.setattr(f"gjwm.cli.{what}", begins)
+    monkeypatch.setattr("gjwm.cli.evaluate.WorldModel.load", begins)
+    before = tree()
+    for command in commands:
+        given = ONLINE if command == "online" else SMALL
+        if choice is not None:
+            given = [text for text in given if not text.startswith(f"{group}.")] + [choice]
+        for words in (f"{group}.foo=1", f"+{group}.foo=1", f"{group}={{foo:1}}"):
+            assert main([command, *given, words]) == 1, words
+            shown = capsys.readouterr().err
+            assert len(shown.splitlines()) == 1 and tree() == before, shown
+            named = f"no setting {group}.foo;" in shown
+            named |= "{" in words and f"{group} is a group of settings: {group}.KEY=" in shown
+            assert named or (group == "env" and "foo" in shown), shown
 
 
 @pytest.fixture(scope="module")
