@@ -72,12 +72,16 @@ class Threads:
     Args:
         most: the larger count; 1 measures nothing.
         clock: seconds that only rise.
+
+    `tell` is called with a line about the count, when it is chosen first and when it changes.
     """
 
     TRIAL, ROUNDS, WINDOW = 4, 2, 50  # steps in a row with one count, turns, steps of one rate
 
     def __init__(self, most: int, clock: Callable[[], float] = time.perf_counter):
         self.most, self._clock = most, clock
+        self.tell: Callable[[str], Any] = lambda line: None
+        self._told: int | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -86,6 +90,15 @@ class Threads:
         self._step, self._since, self._usual = 0, self._clock(), None
         if self._turns:
             torch.set_num_threads(self._turns[0])
+
+    def _say(self, count: int) -> None:
+        if count != self._told:
+            one, all_ = (1e3 * self._best[n] for n in (1, self.most))
+            self.tell(
+                f"{count} thread{'s' * (count > 1)} from here on: {one:.1f} ms a step with 1, "
+                f"{all_:.1f} with {self.most} (threads=N decides)"
+            )
+        self._told = count
 
     def step(self) -> None:
         """Call after each step."""
@@ -102,6 +115,8 @@ class Threads:
                 self._turns.pop(0)
                 fastest = min(self._best, key=self._best.__getitem__)
                 torch.set_num_threads(self._turns[0] if self._turns else fastest)
+                if not self._turns:
+                    self._say(fastest)
             self._since = self._clock()
         elif self._usual is not None and now - self._since > 2 * self.WINDOW * self._usual:
             self._begin()  # twice the window's time is over, however few steps it took

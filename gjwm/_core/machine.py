@@ -15,6 +15,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def most_threads() -> int:
+    """Threads that this process may use: one per core, and no more than OMP_NUM_THREADS says."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2" where nested
+    return min(cores(), int(asked)) if asked.isdecimal() and int(asked) else cores()
+
+
 def check_device(name: str | torch.device) -> None:
     """Raise ValueError for what is no device, or one that this machine does not have."""
     try:

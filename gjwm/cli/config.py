@@ -21,7 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from gjwm._core.machine import check_device, cores
+from gjwm._core.machine import check_device, cores, most_threads
 from gjwm._core.settings import Bounds, Count, Natural, NonNegative, check
 from gjwm.cli.arguments import Argument, arguments_of, plain
 from gjwm.data.behaviours import Behaviour, behaviour_from_weights
@@ -294,7 +294,10 @@ def prepare(cfg: DictConfig) -> None:
     for name in ("planner", "online.oracle.planner"):
         if OmegaConf.select(cfg, f"{name}._target_") is not None:
             made(name, factory(OmegaConf.select(cfg, name), name))
-    torch.set_num_threads(cfg.threads or max(1, cores() // on_this_machine()))
+    # torchrun says OMP_NUM_THREADS=1 where the user says nothing
+    several = on_this_machine()
+    most = most_threads() if several == 1 else max(1, cores() // several)
+    torch.set_num_threads(cfg.threads or most)
     check_device(str(cfg.device))
     if str(cfg.device).startswith("cuda"):
         # what "auto" means to a replay buffer

@@ -233,7 +233,7 @@ def evaluate(
     episodes: Sequence[Episode] | None = None,
     planner: Planner | None = None,
     cost: CostOfGoals | None = None,
-    notify: Callable[[str], None] = lambda message: None,
+    notify: Callable[[str], Any] = print,
     details: Details | None = None,
 ) -> dict[str, Any]:
     """The whole report on a model, as nested plain JSON.
@@ -246,7 +246,7 @@ def evaluate(
         planner: of the model's plans; the oracle has a cheaper search of its own.
         cost: goals (B, D) -> the cost of plans towards them, in latents; None: `ReachCost` of a
             model that has a reach, else `GoalCost`.
-        notify: told what is being measured.
+        notify: told what is being measured; whoever wants silence gives `lambda message: None`.
         details: filled with what the figures were made of.
 
     Raises:

@@ -321,6 +321,7 @@ def model_card(
     """README.md of a shared model, with what `gjwm.evaluate` reported of it.
 
     Args:
+        name: of the model: user/name on the hub, or of the folder it lies in.
         film: what shows its film, in Markdown, or says why none is shown.
 
     Raises:
@@ -348,6 +349,8 @@ def model_card(
         ) from error
     if model.calibration is None:
         limits += " Its predicted spreads are not calibrated."
+    # a folder's name alone may be that of a model that ships
+    source = name if _names_a_repo(name) else f"path/to/{name}"
     return "\n".join(
         [
             *("---", "library_name: gjwm", "tags:", "- world-model", "- planning", "---", ""),
@@ -357,7 +360,7 @@ def model_card(
             f"actions, {numbers:,} parameters{'; with ' * bool(has)}{', '.join(has)}. Its parts "
             "and the recipe of its training are in `config.json`.",
             *("", "```python", "import gjwm", ""),
-            f'model = gjwm.WorldModel.from_pretrained("{name}")',
+            f'model = gjwm.WorldModel.from_pretrained("{source}")',
             *("agent = gjwm.MPCAgent(model, goal=goal)  # an observation of the goal", "```", ""),
             *("## How it was judged", "", *judged, ""),
             *((film, "") if film else ()),

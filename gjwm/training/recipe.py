@@ -331,6 +331,12 @@ class _Training:
                     frames_per_second=scalars.get("frames_per_second"),
                 )
 
+            def say(line: str) -> None:
+                bar.clear()
+                self.notify(line)
+
+            if self.threads is not None:
+                self.threads.tell = say
             every = 25 if self.run is None else self.run.log_every
             yield {"log": log, "log_every": every, "threads": self.threads}
 

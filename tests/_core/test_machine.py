@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from gjwm._core import machine
+from gjwm.cli.config import load_config, prepare
 
 ROUNDS = """
 import ctypes, resource
@@ -37,3 +41,28 @@ def test_memory_that_is_freed_is_not_faulted_in_again():
         for before in ("", told)
     }
     assert pages[told] < 1000 and pages[""] > 50_000, pages
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"),
+    [(None, 8), ("", 8), ("3", 3), ("12", 8), ("2,4", 2), ("0", 8), ("many", 8)],
+)
+def test_no_more_threads_than_the_user_allows(said, threads, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert machine.most_threads() == threads
+
+
+def test_a_command_measures_no_more_threads_than_the_user_allows(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    try:
+        prepare(load_config(["experiment=two_room"]))
+        assert torch.get_num_threads() == 3
+        prepare(load_config(["experiment=two_room", "threads=2"]))  # who asks for it gets it
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -15,6 +15,7 @@ from gjwm._core.configured import describe
 from gjwm.models import ConvEncoder, GaussianDynamics, MLPEncoder, Reach, RewardHead, sharing
 from gjwm.models.calibration import Calibration
 from gjwm.models.decoder import ConvDecoder
+from gjwm.models.pretrained import shipped
 from gjwm.models.world_model import Origin, WorldModel
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -247,6 +248,16 @@ def test_the_card_has_protocol_success_floors_and_limits(tmp_path):
     ):
         assert said in card
     assert str(tmp_path) not in card + (folder / "config.json").read_text()
+
+
+def test_a_card_in_a_folder_loads_that_folder_and_no_model_that_ships(tmp_path):
+    folder = small().save_pretrained(tmp_path / "two-room")
+    card = (folder / "README.md").read_text()
+    assert "# two-room" in card and "two-room" in shipped()
+    assert 'from_pretrained("path/to/two-room")' in card
+    with pytest.raises(FileNotFoundError):  # until a reader puts the folder's own path there
+        WorldModel.from_pretrained("path/to/two-room")
+    assert 'from_pretrained("me/two-room")' in sharing.model_card(small(), "me/two-room")
 
 
 def run_with_a_film(run, size=3000):

@@ -217,7 +217,8 @@ def two_threads():
 
 def test_the_faster_thread_count_is_kept_and_measured_again_when_steps_slow_down(two_threads):
     machine = Machine({1: 1.0, 2: 0.6})
-    threads = Threads(2, clock=machine)
+    threads, told = Threads(2, clock=machine), []
+    threads.tell = told.append
 
     def work(steps):
         for _ in range(steps):
@@ -231,6 +232,21 @@ def test_the_faster_thread_count_is_kept_and_measured_again_when_steps_slow_down
     machine.seconds = {1: 1.1, 2: 0.6}  # it has gone, and one thread is no slower than it was
     assert work(200) == 1
     assert torch.get_num_threads() == 1 and work(1) == 1
+    assert told == [  # a line for each choice that is another one
+        "2 threads from here on: 1000.0 ms a step with 1, 600.0 with 2 (threads=N decides)",
+        "1 thread from here on: 1100.0 ms a step with 1, 9000.0 with 2 (threads=N decides)",
+    ]
+
+
+def test_a_training_tells_the_thread_count_that_it_measured(two_threads, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = gjwm.collect("Pendulum-v1", **FEW)
+    recipe, said = Recipe(**SMALL | {"train": TrainSettings(steps=20, batch=8, length=3)}), []
+    gjwm.train(data, recipe, notify=said.append)
+    assert sum("from here on" in line for line in said) >= 1
+    said.clear()
+    gjwm.train(data, recipe, threads=1, notify=said.append)
+    assert not any("from here on" in line for line in said)
 
 
 def test_the_same_call_takes_the_same_data_whatever_holds_its_arguments(folder):
@@ -250,12 +266,18 @@ def test_a_model_outlives_episodes_that_cannot_calibrate_it(folder):
     assert any("stay uncalibrated" in note and "one length" in note for note in notes)
 
 
-def test_discrete_actions_are_planned_without_being_told(folder):
+def test_discrete_actions_are_planned_without_being_told(folder, capsys):
     data = gjwm.collect("CartPole-v1", **FEW)
     model = gjwm.train(data, Recipe(**SMALL))
     settings = Evaluation(episodes=8, length=10, pairs=2, steps=3, horizon=3, goal_offset=3)
-    report = gjwm.evaluate(model, replace(settings, oracle=False, probe_steps=20))
+    settings = replace(settings, oracle=False, probe_steps=20)
+    capsys.readouterr()
+    report = gjwm.evaluate(model, settings)
     assert report["planning"]["episodes"] == 2
+    told = capsys.readouterr().out.splitlines()  # as the command, stage by stage
+    assert told[0] == "collecting held-out episodes" and "planning with the model" in told
+    gjwm.evaluate(model, settings, notify=lambda message: None)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
