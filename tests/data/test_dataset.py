@@ -2,6 +2,7 @@
 is wrong is named.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from gjwm.data.dataset.foreign import convert
 from gjwm.data.dataset.lerobot import write_lerobot
 from gjwm.data.dataset.shard import Shard
 from gjwm.data.replay import Prefetch, stack_frames
+from gjwm.envs.arena import stable_worldmodel
 
 torch.set_num_threads(1)
 
@@ -649,6 +651,35 @@ def test_a_dataset_written_for_minari_comes_back_the_same(tmp_path, capsys):
     for wrong in (["to=lerobot"], ["to=minari", "compress=true"], ["to=minari"]):
         assert main(["data", "convert", str(tmp_path / "d"), str(tmp_path / "m"), *wrong]) == 1
     assert "not empty" in capsys.readouterr().err and contents(tmp_path / "m" / "data") == before
+
+
+def test_minari_loads_what_was_written_for_it(tmp_path):
+    minari = pytest.importorskip("minari")  # no part of any extra
+    write_ends(tmp_path / "d")
+    assert main(["data", "convert", str(tmp_path / "d"), str(tmp_path / "m"), "to=minari"]) == 0
+    loaded = minari.MinariDataset(tmp_path / "m" / "data")
+    assert loaded.total_episodes == 4 and loaded.total_steps == 23
+    assert loaded.observation_space == IMAGE
+    for theirs, ours in zip(loaded, read_episodes(tmp_path / "d"), strict=True):
+        np.testing.assert_array_equal(theirs.observations, ours.o)
+        np.testing.assert_allclose(theirs.rewards, ours.r)
+        np.testing.assert_array_equal(theirs.terminations, ours.terminated)
+        np.testing.assert_array_equal(theirs.truncations, ours.truncated)
+
+
+def test_stable_worldmodel_loads_a_shard(tmp_path):
+    if importlib.util.find_spec("stable_worldmodel") is None:
+        pytest.skip("needs the extra [arena]: pip install 'gjwm[arena]'")
+    write_ends(tmp_path)
+    keys, episodes = ["observation", "action"], list(read_episodes(tmp_path))
+    (shard,) = tmp_path.glob("shard-*.h5")
+    loaded = stable_worldmodel("data.formats.hdf5").HDF5Dataset(path=shard, keys_to_load=keys)
+    np.testing.assert_array_equal(loaded.lengths, np.array(LENGTHS) + 1)
+    for k, ours in enumerate(episodes):
+        theirs = loaded.load_episode(k)
+        # a shard holds each frame once: the newest of each observation
+        np.testing.assert_array_equal(theirs["observation"], ours.o[:, -3:])
+        np.testing.assert_array_equal(theirs["action"][:-1], ours.a)
 
 
 def test_stable_worldmodel_files_are_read_with_rewards_beside_their_actions(tmp_path):

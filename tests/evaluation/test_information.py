@@ -204,6 +204,17 @@ def test_the_shape_of_a_cube_and_of_laplace_is_found_in_few_dimensions():
     assert cube["negentropy_recovered"] > 0.7
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("samples", "shares"),
+    [(200, {2: 0.65, 4: 0.30, 8: 0.0}), (1000, {2: 0.87, 4: 0.54, 8: 0.15})],
+)
+def test_how_much_of_a_shape_is_found_falls_with_dimensions_as_the_page_says(samples, shares):
+    for d, share in shares.items():
+        report = entropy_report(torch.randn(samples, d, generator=g(), dtype=torch.float64))
+        assert report["negentropy_recovered"] == pytest.approx(share, abs=0.03)
+
+
 def test_many_dimensions_hide_the_shape_from_neighbours_and_the_report_says_so():
     cube = entropy_report(torch.rand(300, 16, generator=g(), dtype=torch.float64))
     truth = 16 * CUBE_NEGENTROPY

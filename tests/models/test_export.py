@@ -67,6 +67,31 @@ def test_programs_equal_the_model_for_other_numbers_of_rows(encoder, dynamics, t
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, within its exporter
+def test_torch_makes_onnx_of_the_programs(tmp_path):
+    """With two libraries that are no part of any extra."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = made(image, lambda: GaussianDynamics(D, A, hidden=8, std_hidden=8))
+    model.export(tmp_path)
+    o, z = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8), torch.randn(7, D)
+    a, goal = torch.rand(7, A), torch.randn(7, D)
+    with torch.no_grad():
+        expected = {
+            "encoder": ([o], model.encode(o)),
+            "dynamics": ([z, a], model.dynamics.mean(z, a)),
+            "reach": ([z, goal], model.reach.distance(z, goal)),
+        }
+    for name, (inputs, output) in expected.items():
+        program = torch.export.load(tmp_path / f"{name}.pt2")
+        torch.onnx.export(program, f=str(tmp_path / f"{name}.onnx"))
+        session = runtime.InferenceSession(tmp_path / f"{name}.onnx")
+        given = {put.name: x.numpy() for put, x in zip(session.get_inputs(), inputs, strict=True)}
+        (got,) = session.run(None, given)
+        torch.testing.assert_close(torch.from_numpy(got), output, rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_without_reach_exports_two_programs(tmp_path):
     model = made(image, lambda: GaussianDynamics(D, A, hidden=8, std_hidden=8))
     model.reach = None

@@ -119,6 +119,21 @@ def test_a_killed_process_ends_all_and_a_resumed_training_comes_to_the_same_end(
     assert_same_training(run, alone / "runs" / "alone")
 
 
+@needs_gloo
+@pytest.mark.slow
+def test_submitit_starts_a_training_of_two_processes(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    assert main(["collect", *SMALL, "name=two"]) == 0
+    executor = submitit.AutoExecutor(folder="slurm-logs", cluster="local")
+    executor.update_parameters(timeout_min=5)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node=2", "-m", "gjwm", "train", *SMALL, "name=two"]
+    said = executor.submit(submitit.helpers.CommandFunction(command)).result()
+    assert said.count("checkpoint.pt") == 1
+    assert len(metrics(tmp_path / "runs" / "two")) == STEPS
+
+
 LAWS = {
     "deterministic": partial(DeterministicDynamics, hidden=16),
     "full": partial(GaussianDynamics, hidden=16, covariance="full"),
