@@ -9,11 +9,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+
+from gjwm.cli.app import COMMANDS
+from gjwm.cli.config import load_config, split_sweep, with_experiment
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "promises.md"
@@ -72,6 +76,13 @@ def missing(shown: str) -> str:
         target = shown.split()[1]
         there = f"\n{target}:" in (ROOT / "Makefile").read_text()
         return "" if there else f"the Makefile has no target {target}"
+    if shown.startswith("gjwm "):
+        command, *settings = shlex.split(shown)[1:]
+        try:
+            load_config(with_experiment(command, split_sweep(settings)[1]))
+        except ValueError as error:
+            return str(error).rstrip(".")
+        return "" if command in COMMANDS else f"gjwm has no command {command}"
     file, _, test = re.sub("^(python|bash) ", "", shown).split(" ")[0].partition("::")
     if not (ROOT / file).is_file():
         return f"there is no {file}"
