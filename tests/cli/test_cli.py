@@ -356,7 +356,7 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
         ),
         (["train", "heads=[reward]", "heads.reward.hiden=[3]"], 1, "mean heads.reward.hidden?"),
         (["train", "trian.steps=5"], 1, "no setting trian.steps; did you mean train.steps?\n"),
-        (["train", "moon.x=5"], 1, "no setting moon.x; choose from env, encoder, dynamics, disc"),
+        (["train", "moon.x=5"], 1, "no setting moon; choose from env, encoder, dynamics, disc"),
         (["collect", "env.walls=random"], 1, "; +env.walls=... adds an argument.\n"),
         (["train", "resume=maybe"], 1, "resume must be true or false, got 'maybe'"),
         (["train", "+env.wall=random"], 1, "env.wall=None and not 'random'"),
@@ -406,7 +406,7 @@ def test_wandb_offline_needs_no_account_and_stays_in_the_run_folder(folder, monk
                 "+dynamics@refine.dynamix=ensemble": "refine.dynamix",
             }.items()
         ),
-        (["collect", "+foo.bar=1"], 1, "no setting foo.bar; choose from env"),
+        (["collect", "+foo.bar=1"], 1, "no setting foo; choose from env"),
         (["collect", "planner.elites=900"], 1, "elites=900, samples=128"),
         (
             ["collect", "planner=icem", "planner._target_=gjwm.planning.CEM"],
