@@ -245,7 +245,7 @@ class _Training:
             actors["plan"] = lambda: plan
             returns = {}
             for name, make in actors.items():
-                self.notify(f"playing {self.settings.episodes} held-out episodes: {name}")
+                self.notify(f"playing held-out episodes: {name}")
                 returns[name] = self._returns(make)
             run.returns = returns
             # Nothing that takes long or can fail is left: now what there was of an earlier run of
