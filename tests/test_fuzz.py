@@ -66,6 +66,14 @@ def test_a_property_that_does_not_hold_is_told(capsys):
     assert "there is no part nowhere; choose from all, replay" in capsys.readouterr().err
 
 
+def test_a_property_whose_package_is_not_there_is_left_out_and_said(capsys, monkeypatch):
+    claim = properties.Property("datasets", "x", {}, lambda: None, 1.0, needs="no_such_package")
+    monkeypatch.setattr(fuzz, "quotas", lambda parts, inputs: [(claim, 1)])
+    assert fuzz.main(["datasets"]) == 0
+    said = capsys.readouterr().out
+    assert "datasets.x: left out; pip install no_such_package" in said and "0 inputs" in said
+
+
 @pytest.mark.slow
 def test_an_input_that_takes_too_long_is_told_and_the_next_ones_are_tried(capfd):
     """With a limit that every input exceeds."""

@@ -24,7 +24,7 @@ from gjwm.data.dataset import (
 from gjwm.data.dataset.foreign import convert
 from gjwm.data.dataset.lerobot import write_lerobot
 from properties import one_sentence, refused, register
-from properties.files import damages, laid_out, made, with_damage
+from properties.files import laid_out, made, with_damage, wounds
 from properties.replay import ACTION, check, episode, lengths, space
 
 LENGTHS = (4, 3, 6)
@@ -99,7 +99,7 @@ def same(read: list[Episode], frame_stack: int) -> None:
     6,
     make=st.sampled_from([vectors, pictures, packed, interrupted]),
     which=st.integers(0, 5),
-    damage=st.lists(damages, min_size=1, max_size=3),
+    damage=wounds,
     reader=st.sampled_from(["episodes", "buffer", "disk", "verify", "lengths"]),
 )
 def a_damaged_dataset_gives_its_data_or_one_sentence(make, which, damage, reader):
@@ -219,7 +219,7 @@ def _converted(source: Path) -> list[Episode]:
     2,
     make=st.sampled_from([minari, swm]),
     which=st.integers(0, 3),
-    damage=st.lists(damages, min_size=1, max_size=3),
+    damage=wounds,
 )
 def a_damaged_foreign_dataset_is_converted_whole_or_refused(make, which, damage):
     """These have no checksums: what becomes of one is a dataset that verifies, with episodes of
@@ -261,7 +261,7 @@ def _lerobot(path: Path, kept: str) -> None:
     needs="pyarrow",
     make=st.sampled_from([lerobot_tables, lerobot_films, lerobot_of_a_stranger]),
     which=st.sampled_from(["data", "meta/episodes", "meta/stats", "videos", *JSON, *JSON]),
-    damage=st.lists(damages, min_size=1, max_size=3),
+    damage=wounds,
 )
 def a_damaged_lerobot_folder_is_converted_whole_or_refused(make, which, damage):
     """In meta/*.json, a table or a film: what becomes of it is a dataset that verifies, with
