@@ -147,6 +147,9 @@ class BatchedEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
+    def __del__(self) -> None:
+        """Nothing: gymnasium before 1.3 closes here, even what its constructor refused."""
+
     # -- the lanes: what a single environment offers, of all (`docs/environments.md`) --------------
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

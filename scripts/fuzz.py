@@ -10,6 +10,7 @@ it, until there are MOST of them. scripts/properties says what the properties ar
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -111,6 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     total, failures, began = 0, 0, time.monotonic()
     for claim, inputs in claims:
+        if claim.needs and importlib.util.find_spec(claim.needs) is None:
+            print(f"{claim.part}.{claim.name}: left out; pip install {claim.needs}")
+            continue
         since = time.monotonic()
         count, faults = tried(claim, inputs, given.seed, given.limit)
         total, failures = total + count, failures + len(faults)

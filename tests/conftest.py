@@ -15,6 +15,13 @@ import torch
 
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Again for every test: a command that a test before it ran in this process set its own."""
+    torch.set_num_threads(1)
+
+
 # "file::test" or "file::test[case]", in the order of the files. tests/test_package.py sees that
 # each exists.
 SLOW = [

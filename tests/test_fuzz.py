@@ -4,10 +4,12 @@ What hypothesis found stays here as a test of its own, or beside those of its mo
 """
 
 import json
+import re
 import struct
 import subprocess
 import sys
 import textwrap
+import zlib
 from contextlib import ExitStack
 
 import fuzz
@@ -37,6 +39,8 @@ EACH = pytest.mark.parametrize("claim", ALL, ids=lambda claim: f"{claim.part}.{c
 
 @EACH
 def test_a_property_holds_for_a_few_inputs(claim):
+    if claim.needs:
+        pytest.importorskip(claim.needs)
     inputs = {"config": 2, "datasets": 4}.get(claim.part, 8)
     assert properties.run(claim, inputs) >= inputs
 
@@ -44,6 +48,8 @@ def test_a_property_holds_for_a_few_inputs(claim):
 @pytest.mark.slow
 @EACH
 def test_a_property_holds_for_more_inputs(claim):
+    if claim.needs:
+        pytest.importorskip(claim.needs)
     assert properties.run(claim, 50 if claim.part == "config" else 300, seed=1) >= 50
 
 
@@ -58,6 +64,14 @@ def test_a_property_that_does_not_hold_is_told(capsys):
         properties.run(claim, 200)
     assert fuzz.main(["nowhere"]) == 1
     assert "there is no part nowhere; choose from all, replay" in capsys.readouterr().err
+
+
+def test_a_property_whose_package_is_not_there_is_left_out_and_said(capsys, monkeypatch):
+    claim = properties.Property("datasets", "x", {}, lambda: None, 1.0, needs="no_such_package")
+    monkeypatch.setattr(fuzz, "quotas", lambda parts, inputs: [(claim, 1)])
+    assert fuzz.main(["datasets"]) == 0
+    said = capsys.readouterr().out
+    assert "datasets.x: left out; pip install no_such_package" in said and "0 inputs" in said
 
 
 @pytest.mark.slow
@@ -243,6 +257,58 @@ def test_a_foreign_file_that_is_damaged_somewhere_is_refused_in_a_sentence(make,
         source = folder if make is datasets.minari else folder / name
         with pytest.raises(ValueError, match=r"cannot be read.*\.$"):
             convert(source, tmp_path / "d")
+
+
+def test_a_foreign_dataset_that_tells_no_environment_is_refused_before_anything_is_written(
+    tmp_path,
+):
+    """Some became datasets that could not be read, others a traceback."""
+    for spec in ({"id": 5}, {"id": "Pen-v0", "kwargs": [1]}):
+        metadata = json.dumps({"env_spec": json.dumps(spec)}).encode()
+        with laid_out(made(datasets.minari) | {"data/metadata.json": metadata}) as folder:
+            with pytest.raises(
+                ValueError, match=r"says env_(id=5, no str|kwargs=\[1\], no dict)\."
+            ):
+                convert(folder, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_lerobot_folder_that_says_what_cannot_be_is_refused_in_a_sentence(tmp_path):
+    """Tracebacks, and once half a minute and a name of 400 MB."""
+    pytest.importorskip("pyarrow")
+    whole = made(datasets.lerobot_tables)
+    for file, name, value, said in (
+        ("gjwm", "env_id", None, "says env_id=None, no str."),
+        ("gjwm", "env_kwargs", None, "says env_kwargs=None, no dict."),
+        ("gjwm", "frame_stack", "2", "says frame_stack='2', no int."),
+        ("gjwm", "renderer", None, "says renderer=None, no str."),
+        ("info", "data_path", "{chunk_index:0399999999d}", "is no way to name files, such as"),
+    ):
+        content = json.loads(whole[f"meta/{file}.json"]) | {name: value}
+        with laid_out(whole | {f"meta/{file}.json": json.dumps(content).encode()}) as folder:
+            with pytest.raises(ValueError, match=re.escape(said)):
+                convert(folder, tmp_path / name)
+
+
+def test_a_picture_that_is_damaged_is_refused_in_a_sentence(tmp_path):
+    """Pillow has errors of its own for a length that is wrong and for one that is a bomb."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table, camera = "data/chunk-000/file-000.parquet", "observation.images.pixels"
+    with laid_out(made(datasets.lerobot_tables)) as folder:
+        rows = parquet.read_table(folder / table)
+        png = rows[camera][0].as_py()["bytes"]
+        begin, size = png.index(b"IDAT") - 4, png.index(b"IHDR") + 4
+        short = png[:begin] + struct.pack(">I", 1) + png[begin + 4 :]
+        header = b"IHDR" + struct.pack(">II", 60000, 60000) + png[size + 8 : size + 13]
+        huge = png[: size - 4] + header + struct.pack(">I", zlib.crc32(header)) + png[begin:]
+        for number, wrong in enumerate((short, huge)):
+            pictures = arrow.array([{"bytes": wrong, "path": None}] * len(rows))
+            which = rows.column_names.index(camera)
+            parquet.write_table(rows.set_column(which, camera, pictures), folder / table)
+            with pytest.raises(
+                ValueError, match=r"episode 0 of .*: a picture is damaged \(.*\)\.$"
+            ):
+                convert(folder, tmp_path / f"{number}")
 
 
 @pytest.mark.slow

@@ -33,17 +33,18 @@ class Property(NamedTuple):
     drawn: dict[str, SearchStrategy[Any]]
     holds: Callable[..., None]
     share: float  # of its part's inputs
+    needs: str = ""  # a package of an extra, without which there is nothing to try
 
 
 REGISTRY: list[Property] = []
 
 
-def register(share: float = 1.0, **drawn: SearchStrategy[Any]) -> Callable:
+def register(share: float = 1.0, *, needs: str = "", **drawn: SearchStrategy[Any]) -> Callable:
     """List a function of these drawn arguments as a property of its module's part."""
 
     def listed(holds: Callable[..., None]) -> Callable[..., None]:
         part = holds.__module__.rpartition(".")[2]
-        REGISTRY.append(Property(part, holds.__name__, drawn, holds, share))
+        REGISTRY.append(Property(part, holds.__name__, drawn, holds, share, needs))
         return holds
 
     return listed
@@ -91,6 +92,7 @@ def run(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
+                warnings.filterwarnings("ignore", module="PIL")
                 claim.holds(**drawn)
         finally:
             faulthandler.cancel_dump_traceback_later()

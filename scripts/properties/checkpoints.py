@@ -12,10 +12,10 @@ from gjwm._core.checkpoint import Checkpoints
 from gjwm.data.replay import ReplayBuffer
 from gjwm.models import GaussianDynamics, MLPEncoder, WorldModel
 from properties import refused, register
-from properties.files import damages, laid_out, made, with_damage
+from properties.files import laid_out, made, with_damage, wounds
 from properties.replay import ACTION, episode, space
 
-hurt = dict(which=st.integers(0, 3), damage=st.lists(damages, min_size=1, max_size=3))
+hurt = dict(which=st.integers(0, 3), damage=wounds)
 
 
 def model() -> WorldModel:

@@ -22,8 +22,9 @@ from gjwm.data.dataset import (
     verify,
 )
 from gjwm.data.dataset.foreign import convert
+from gjwm.data.dataset.lerobot import write_lerobot
 from properties import one_sentence, refused, register
-from properties.files import damages, laid_out, made, with_damage
+from properties.files import laid_out, made, with_damage, wounds
 from properties.replay import ACTION, check, episode, lengths, space
 
 LENGTHS = (4, 3, 6)
@@ -98,7 +99,7 @@ def same(read: list[Episode], frame_stack: int) -> None:
     6,
     make=st.sampled_from([vectors, pictures, packed, interrupted]),
     which=st.integers(0, 5),
-    damage=st.lists(damages, min_size=1, max_size=3),
+    damage=wounds,
     reader=st.sampled_from(["episodes", "buffer", "disk", "verify", "lengths"]),
 )
 def a_damaged_dataset_gives_its_data_or_one_sentence(make, which, damage, reader):
@@ -199,22 +200,77 @@ def swm(path: Path) -> None:
         file["ep_len"], file["ep_offset"] = rows, rows.cumsum() - rows
 
 
+def _converted(source: Path) -> list[Episode]:
+    """What becomes of a foreign dataset: the episodes of one that verifies; none, if it is refused
+    in a sentence."""
+    with laid_out({}) as folder:
+        target = folder / "d"
+        with refused(*ERRORS) as said:
+            result = convert(source, target)
+        if said:
+            return []
+        assert verify(target) == [], verify(target)
+        read = list(read_episodes(target))
+        assert result["episodes"] == len(read)
+        return read
+
+
 @register(
     2,
     make=st.sampled_from([minari, swm]),
     which=st.integers(0, 3),
-    damage=st.lists(damages, min_size=1, max_size=3),
+    damage=wounds,
 )
 def a_damaged_foreign_dataset_is_converted_whole_or_refused(make, which, damage):
     """These have no checksums: what becomes of one is a dataset that verifies, with episodes of
     the shapes and lengths that were written, or one sentence."""
     files = with_damage(made(make), which, damage)
-    with laid_out(files) as folder, laid_out({}) as target, refused(*ERRORS):
+    with laid_out(files) as folder:
         source = folder if make is minari else folder / "file.h5"
-        result = convert(source, target / "d")
-        assert verify(target / "d") == [], verify(target / "d")
-        read = list(read_episodes(target / "d"))
-        assert result["episodes"] == len(read)
-        for got in read:
+        for got in _converted(source):
             assert got.o.ndim == 2 and got.a.ndim == 2 and len(got.o) == len(got.a) + 1
             assert np.abs(got.a).max() <= 1 and np.isfinite(got.o).all()
+
+
+def lerobot_tables(path: Path) -> None:
+    """A LeRobot folder as `write_lerobot` makes it, with its pictures in the tables."""
+    _lerobot(path, "png")
+
+
+def lerobot_films(path: Path) -> None:
+    """With its pictures in a film."""
+    _lerobot(path, "video")
+
+
+def lerobot_of_a_stranger(path: Path) -> None:
+    """With a film and without the file that only this package writes."""
+    _lerobot(path, "video")
+    (path / "meta" / "gjwm.json").unlink()
+
+
+JSON = ("meta/info", "meta/gjwm")  # small, and all else is read as they say
+
+
+def _lerobot(path: Path, kept: str) -> None:
+    with laid_out(made(pictures)) as folder:
+        write_lerobot(folder, path, pictures=kept)
+
+
+@register(
+    1,
+    needs="pyarrow",
+    make=st.sampled_from([lerobot_tables, lerobot_films, lerobot_of_a_stranger]),
+    which=st.sampled_from(["data", "meta/episodes", "meta/stats", "videos", *JSON, *JSON]),
+    damage=wounds,
+)
+def a_damaged_lerobot_folder_is_converted_whole_or_refused(make, which, damage):
+    """In meta/*.json, a table or a film: what becomes of it is a dataset that verifies, with
+    episodes of pictures and actions of the shapes that were written, or one sentence."""
+    whole = made(make)
+    number = [k for k, name in enumerate(sorted(whole)) if name.startswith(which)]
+    files = with_damage(whole, number[0] if number else 0, damage)
+    with laid_out(files) as folder:
+        for got in _converted(folder):
+            assert got.o.dtype == np.uint8 and got.o.ndim == 4 and got.a.shape[1:] == (2,)
+            assert len(got.o) == len(got.a) + 1 == len(got.r) + 1
+            assert np.abs(got.a).max() <= 1 and np.isfinite(got.r).all()

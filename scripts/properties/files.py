@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -23,6 +25,16 @@ damages = st.fixed_dictionaries(
         "value": st.integers(1, 255),
     }
 )
+# Other values alone: JSON stays JSON, so that what it says is read.
+values = st.fixed_dictionaries(
+    {
+        "kind": st.just("text"),
+        "where": st.integers(0, 999).map(lambda place: place / 1000),
+        "size": st.just(1),
+        "value": st.integers(0, 7),
+    }
+)
+wounds = st.lists(damages, min_size=1, max_size=3) | st.lists(values, min_size=1, max_size=2)
 TEXT = (b"null", b"-1", b"[]", b"{}", b"9999999999", b'"x"', b"1e999", b"true")
 
 
@@ -41,7 +53,9 @@ def damaged(content: bytes, damage: dict) -> bytes:
         return content[:at] + rest[:size] + rest
     if kind == "insert":
         return content[:at] + bytes([value]) * size + rest
-    # Another value where JSON has a number, a list or a text: the next comma's.
+    if (changed := _with_value(content, damage["where"], TEXT[value % len(TEXT)])) is not None:
+        return changed
+    # JSON within another file: another value where it has a number or a text, to the next comma
     comma, end = content.find(b": ", at), -1
     if comma >= 0:
         end = min(
@@ -50,6 +64,28 @@ def damaged(content: bytes, damage: dict) -> bytes:
     if end < 0:
         return content
     return content[: comma + 2] + TEXT[value % len(TEXT)] + content[end:]
+
+
+def _with_value(content: bytes, where: float, value: bytes) -> bytes | None:
+    """JSON with another value somewhere; None if the content is none."""
+    try:
+        whole = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    places: list[tuple[Any, Any]] = []
+
+    def visit(node: Any) -> None:
+        inner = node if isinstance(node, dict) else range(len(node) if type(node) is list else 0)
+        for key in inner:
+            places.append((node, key))
+            visit(node[key])
+
+    visit(whole)
+    if not places:
+        return None
+    node, key = places[min(int(where * len(places)), len(places) - 1)]
+    node[key] = json.loads(value)
+    return json.dumps(whole, indent=1).encode()
 
 
 @functools.cache

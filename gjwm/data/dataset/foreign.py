@@ -12,6 +12,7 @@ import inspect
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,8 @@ from PIL import Image
 from gjwm._core.files import DAMAGE, inside
 from gjwm._core.nested import nested
 from gjwm.data.dataset.episodes import Arrays, Episode
-from gjwm.data.dataset.lerobot import NEXT, OURS, OURS_FORMAT, feature_names
-from gjwm.data.dataset.metadata import layout
+from gjwm.data.dataset.lerobot import DATA, NEXT, OURS, OURS_FORMAT, feature_names
+from gjwm.data.dataset.metadata import layout, wrong_kind
 from gjwm.data.dataset.reader import dataset_info, read_episodes
 from gjwm.data.dataset.writer import DatasetWriter
 from gjwm.data.replay import box_fields, rebuild_space
@@ -82,6 +83,9 @@ def convert(
         )
     with _in_sentences(source):
         opened = FORMATS[kind](source, **options)
+    told = ("env_id", "env_kwargs", "frame_stack", "renderer")
+    if said := wrong_kind({name: getattr(opened, name) for name in told}):
+        raise ValueError(f"{source} says {said}.")
     episodes = _read(opened.episodes, source)
     first = next(episodes, None)
     if first is None:
@@ -320,8 +324,8 @@ def read_lerobot(source: Path, *, observation: str = "", size: str = "") -> Sour
 
     @functools.lru_cache(maxsize=1)
     def table(chunk: int, file: int) -> Any:
-        place = info["data_path"].format(chunk_index=chunk, file_index=file)
-        return parquet.read_table(inside(source, place))
+        place = dict(chunk_index=chunk, file_index=file)
+        return parquet.read_table(_placed(source, info["data_path"], **place))
 
     def observed(name: str, entry: dict[str, Any], rows: Any) -> np.ndarray:
         if name in films:
@@ -396,6 +400,14 @@ def _equals(column: Any, value: int) -> Any:
     return compute.equal(column, value)
 
 
+def _placed(source: Path, template: str, **place: Any) -> Path:
+    """A file of a LeRobot folder, named as its info.json says. Python would fill in anything, such
+    as a name of a gigabyte for {chunk_index:01000000000d}."""
+    if re.search("[{}]", re.sub(r"\{\w+(:0\dd)?\}", "", template)):
+        raise ValueError(f"{template!r} is no way to name files, such as {DATA!r}.")
+    return inside(source, template.format(**place))
+
+
 class _Film:
     """One camera's films, read forwards: the episodes of a film lie in it one after another."""
 
@@ -409,8 +421,7 @@ class _Film:
         from gjwm._core.video import read_video
 
         place = {k: entry[f"videos/{self.camera}/{k}"] for k in ("chunk_index", "file_index")}
-        name = self.info["video_path"].format(video_key=self.camera, **place)
-        file = inside(self.source, name)
+        file = _placed(self.source, self.info["video_path"], video_key=self.camera, **place)
         first = round(entry[f"videos/{self.camera}/from_timestamp"] * self.info["fps"])
         if file != self.file or first < self.position:
             self.file, self.position, self._frames = file, 0, read_video(file)
@@ -426,10 +437,13 @@ class _Film:
 
 def _pictures(encoded: list[dict[str, Any]], side: int | None) -> np.ndarray:
     """Pictures as parquet keeps them, {"bytes": PNG} -> (T, 3, h, w)."""
-    images = [
-        _resized(np.asarray(Image.open(io.BytesIO(one["bytes"])).convert("RGB")), side)
-        for one in encoded
-    ]
+    images = []
+    for one in encoded:
+        try:
+            image = Image.open(io.BytesIO(one["bytes"])).convert("RGB")
+        except (SyntaxError, Image.DecompressionBombError) as error:  # no kinds of damage elsewhere
+            raise ValueError(f"a picture is damaged ({error}).") from error
+        images.append(_resized(np.asarray(image), side))
     return np.stack(images).transpose(0, 3, 1, 2)
 
 

@@ -60,9 +60,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             raise ValueError(
                 f"{file} lists the shard {name!r}, which is no file within its folder; {again}."
             ) from error
-    for name, kind in _KINDS.items():
-        if type(info.get(name, kind())) is not kind:
-            raise ValueError(f"{file} has {name}={info[name]!r}, no {kind.__name__}; {again}.")
+    if said := wrong_kind(info):
+        raise ValueError(f"{file} has {said}; {again}.")
     for name in ("episodes", "steps"):
         counts = [entry.get(name) for entry in shards]
         if not all(type(n) is int and n > 0 for n in counts) or sum(counts) != info[name]:
@@ -77,6 +76,14 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {str(error).rstrip('.')}; {again}.") from error
     return info
+
+
+def wrong_kind(info: Mapping[str, Any]) -> str:
+    """The first value that is of another kind than a dataset's of that name, in words, or ""."""
+    for name, kind in _KINDS.items():
+        if type(info.get(name, kind())) is not kind:
+            return f"{name}={info[name]!r}, no {kind.__name__}"
+    return ""
 
 
 def write_metadata(path: Path, info: dict[str, Any]) -> dict[str, Any]:
