@@ -303,6 +303,7 @@ def test_slow_latents_are_also_pulled_together_across_windows_and_judged_apart()
     torch.testing.assert_close(both["loss"], total)
 
 
+@pytest.mark.slow
 def test_slow_latents_find_what_changes_least():
     """Of a constant, a slow and a fast factor, all Gaussian over episodes, two slow latents hold
     the constant and the slow one."""
