@@ -7,8 +7,10 @@ from __future__ import annotations
 import logging
 import random
 import re
+import textwrap
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -56,6 +58,26 @@ class Checkpoint(NamedTuple):
     step: int
     content: dict[str, Any]
     attached: dict[str, Path]  # files saved with it
+    path: Path
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Around whatever takes the content over.
+
+        Raises:
+            ValueError: one sentence, for content that does not fit, such as another version's.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            said = textwrap.shorten(str(error), 200, placeholder=" ...")
+            raise ValueError(
+                f"{self.path} does not fit this training ({type(error).__name__}: {said}); another "
+                f"version of gjwm may have kept it: go on with that one, or remove "
+                f"{self.path.parent} to start anew."
+            ) from error
 
 
 class Checkpoints:
@@ -145,7 +167,7 @@ class Checkpoints:
                     name: self._whole(self._attachment(path, name), n)
                     for name, n in payload["attached"].items()
                 }
-                return Checkpoint(payload["step"], payload["content"], attached)
+                return Checkpoint(payload["step"], payload["content"], attached, path)
             except (
                 Exception
             ) as error:  # torch raises many kinds for a damaged file; all mean the same

@@ -177,14 +177,15 @@ def fit(
     latest = None if checkpoints is None else checkpoints.latest()
     if latest is not None:
         first, content = latest.step, latest.content
-        for name, part in {"optimizer": optimizer, "schedule": schedule}.items():
-            if part is not None:
-                part.load_state_dict(content[name])
-        if state is not None:
-            state.restore(content)
-        restore_random_state(content["random"])
-        scalars, before = content["scalars"], content["seconds"]
-        skipped, row = content["skipped"]
+        with latest.restoring():
+            for name, part in {"optimizer": optimizer, "schedule": schedule}.items():
+                if part is not None:
+                    part.load_state_dict(content[name])
+            if state is not None:
+                state.restore(content)
+            restore_random_state(content["random"])
+            scalars, before = content["scalars"], content["seconds"]
+            skipped, row = content["skipped"]
 
     def buffers() -> dict[tuple[int, str], Tensor]:
         named = enumerate(module.named_buffers() for module in modules)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gjwm._core.drawing import BACKGROUND, enlarge
+from gjwm._core.files import replacing
 
 _MARGIN = 18  # pixels for a line of text above and below a panel
 
@@ -81,6 +85,7 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality
 
     Raises:
         ValueError: for no frames, another type or shape, or another suffix.
+        OSError: when the file cannot be written whole, as on a full disk; what was there stays.
     """
     path = check_suffix(path)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
@@ -88,31 +93,37 @@ def write_video(path: str | Path, frames: np.ndarray, *, fps: float = 8, quality
             f"a video needs uint8 frames (T, h, w, 3), got {frames.dtype} {frames.shape}."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     if path.suffix == ".mp4":
         if frames.shape[1] % 2 or frames.shape[2] % 2:
             raise ValueError(f"h264 needs an even height and width, got {frames.shape[1:3]}.")
-        film = FilmWriter(partial, fps=fps, quality=quality)
-        try:
-            for frame in frames:
-                film.add(frame)
-        finally:
-            film.close()  # or ffmpeg would stay
+        with replacing(path) as partial:
+            named = path.with_name(f".{path.stem}.partial.mp4")  # imageio looks at the suffix
+            try:
+                film = FilmWriter(named, fps=fps, quality=quality)
+                try:
+                    for frame in frames:
+                        film.add(frame)
+                finally:
+                    film.close()  # or ffmpeg would stay
+                named.replace(partial)
+            finally:
+                named.unlink(missing_ok=True)
     else:
         palette = _palette(frames)
         images = [
             Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
             for frame in frames
         ]
-        images[0].save(
-            partial,
-            save_all=True,
-            append_images=images[1:],
-            duration=round(1000 / fps),
-            loop=0,
-            optimize=True,
-        )
-    partial.replace(path)
+        with replacing(path) as partial:
+            images[0].save(
+                partial,
+                format="GIF",
+                save_all=True,
+                append_images=images[1:],
+                duration=round(1000 / fps),
+                loop=0,
+                optimize=True,
+            )
     return path
 
 
@@ -140,7 +151,7 @@ class FilmWriter:
         import imageio.v2 as iio
 
         seeking = [] if keyframes is None else ["-g", str(keyframes)]
-        self.path = Path(path)
+        self.path, self._frames = Path(path), 0
         self._writer = iio.get_writer(
             path,
             format="FFMPEG",
@@ -153,15 +164,40 @@ class FilmWriter:
 
     def add(self, frame: np.ndarray) -> None:
         """Append a frame (h, w, 3) uint8, of the size of the first."""
-        self._writer.append_data(frame)
+        try:
+            self._writer.append_data(frame)
+        except OSError as error:  # whose text is ffmpeg's command and all that it said
+            raise self._broken("ffmpeg ended before its last frame") from error
+        self._frames += 1
 
     def bytes(self) -> int:
         """How large the file is already; ffmpeg holds a few frames back."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file.
+
+        Raises:
+            OSError: when it does not hold every frame: ffmpeg's exit status, which would say so of
+                a full disk, is not passed on.
+        """
+        import imageio_ffmpeg
+
         self._writer.close()
+        if not self._frames:
+            return
+        try:
+            kept = imageio_ffmpeg.count_frames_and_secs(str(self.path))[0]
+        except (OSError, RuntimeError):
+            kept = 0
+        if kept != self._frames:
+            raise self._broken(f"ffmpeg kept {kept} of {self._frames} frames")
+
+    def _broken(self, what: str) -> OSError:
+        full = shutil.disk_usage(self.path.parent).free < 2**20
+        if full:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        return OSError(f"{self.path} cannot be written: {what}.")
 
 
 def _palette(frames: np.ndarray, colours: int = 64) -> Image.Image:

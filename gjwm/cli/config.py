@@ -21,6 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from gjwm._core.files import inside
 from gjwm._core.machine import check_device, cores, most_threads
 from gjwm._core.settings import Bounds, Count, Natural, NonNegative, check
 from gjwm.cli.arguments import Argument, arguments_of, plain
@@ -288,6 +289,15 @@ def prepare(cfg: DictConfig) -> None:
     if not str("" if cfg.name is None else cfg.name).strip():
         raise ValueError("name must not be empty: a run lies in runs/<name>.")
     cfg.name = str(cfg.name)  # 5 is a name too
+    for name in ("run_dir", "dataset"):  # "" would be the current folder
+        if not cfg[name].strip():
+            raise ValueError(f"{name} must name a folder, got {cfg[name]!r}.")
+    try:
+        inside("runs", cfg.name)
+    except ValueError as error:
+        raise ValueError(
+            f"name={cfg.name} does not name a folder within runs; run_dir=... may be any folder."
+        ) from error
     for name, settings in components(cfg):
         _check_component(name, settings)
     # also of commands that do not plan: what cannot be is told before the first of them works

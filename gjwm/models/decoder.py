@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gjwm._core.checkpoint import save_tensors
-from gjwm._core.configured import Configured
+from gjwm._core.configured import Configured, load_weights, rebuild
 from gjwm._core.files import replacing
 from gjwm.models.world_model import FORMAT, load_payload
 
@@ -66,10 +66,17 @@ def save_decoder(decoder: ConvDecoder, path: Path) -> None:
 
 
 def load_decoder(path: Path, device: str = "cpu") -> ConvDecoder:
-    """The decoder written by `save_decoder`, in evaluation mode."""
+    """The decoder written by `save_decoder`, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: when the file is missing, damaged or no decoder.
+    """
     payload = load_payload(path, device)
-    decoder = ConvDecoder(**payload["config"])
-    decoder.load_state_dict(payload["state"])
+    config, state = payload.get("config"), payload.get("state")
+    if not isinstance(config, dict) or not isinstance(state, dict):
+        raise ValueError(f"{path} holds no decoder; `gjwm train resume=true` makes one again.")
+    decoder = rebuild({"class": "gjwm.models.decoder:ConvDecoder", "config": config}, path)
+    load_weights(decoder, state, path)
     return decoder.to(device).eval()
 
 

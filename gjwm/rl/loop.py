@@ -79,8 +79,9 @@ def pretrain(
     kept = progress.latest()
     if kept is not None:
         first = kept.step
-        learner.load_state_dict(kept.content["learner"])
-        progress.load_state_dict(kept.content)
+        with kept.restoring():
+            learner.load_state_dict(kept.content["learner"])
+            progress.load_state_dict(kept.content)
     learner.model.train()
 
     def sample(generator: Generator) -> Any:
@@ -211,14 +212,16 @@ class _Acting:
 
     def _go_on(self, kept: Checkpoint) -> None:
         self.step = kept.step - self.settings.pretrain
-        for name, part in self.parts.items():
-            part.load_state_dict(kept.content[name])
-        self.progress.load_state_dict(kept.content)
-        for name in self.COUNTERS:
-            setattr(self, name, kept.content[name])
+        with kept.restoring():
+            for name, part in self.parts.items():
+                part.load_state_dict(kept.content[name])
+            self.progress.load_state_dict(kept.content)
+            for name in self.COUNTERS:
+                setattr(self, name, kept.content[name])
+            replay = kept.attached["replay.pt"]
         home = "auto" if self.model.device.type == "cuda" else "cpu"
         home = home if self.buffer is None else self.buffer.device
-        self.buffer = ReplayBuffer.load(kept.attached["replay.pt"], home)
+        self.buffer = ReplayBuffer.load(replay, home)
 
     def choose(self) -> np.ndarray:
         """The next actions (N, A): planned once enough is known to plan for."""

@@ -227,7 +227,8 @@ class _Training:
         self._evaluations = curve.means()
         kept = run.checkpoints.latest()
         if kept is not None:
-            self._seen = dict(kept.content["logged"])
+            with kept.restoring():
+                self._seen = dict(kept.content["logged"])
             self._judge(kept.step)  # what held then was told then
         with run.logging(self.steps, after) as log:
 

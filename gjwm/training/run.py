@@ -170,7 +170,7 @@ class Run:
         state = checkpoints.latest()
         unfinished = state is not None and (self.folder / "metrics.jsonl.partial").exists()
         if state is not None and self.resume:
-            before = json.loads(started.read_text())
+            before = _begun(started)
             online, complete = self.last == RETURNS, self._written(before)
             if not online and not complete:
                 # These come after the last state, so how may change as long as there is no model.
@@ -228,6 +228,21 @@ class Run:
         """config.yaml: all settings."""
         with replacing(self.folder / "config.yaml") as partial:
             partial.write_text(yaml.safe_dump(self.config, sort_keys=False, width=100))
+
+
+def _begun(started: Path) -> dict[str, Any]:
+    """What `Run.begin` wrote of a training that it began."""
+    try:
+        before = json.loads(started.read_text())
+        kinds = {name: type(before[name]) for name in ("config", "episodes", "device")}
+    except (LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        kinds = {"error": error}
+    if kinds != {"config": dict, "episodes": int, "device": str}:
+        raise RunFolderError(
+            f"{started} does not say how the training began, so that it cannot go on; remove "
+            f"{started.parent} to start anew, or choose another run folder."
+        )
+    return before
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

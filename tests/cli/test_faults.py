@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from gjwm._core.checkpoint import Checkpoints, save_tensors
+from gjwm._core.checkpoint import Checkpoints, load_tensors, save_tensors
 from gjwm._core.files import holding
 from gjwm._core.stopping import SIGNALS, Stopped, listening
 from gjwm.cli.app import main
@@ -136,6 +136,72 @@ def test_stages_without_states_end_at_once_and_are_done_again(collected, monkeyp
         assert train() == 143 and "stopped by SIGTERM" in said(capsys)
     assert Checkpoints("runs/small/state").latest().step == 12  # of the joint training
     assert train("resume=true") == 0 and same(weights("small"), weights("whole"))
+
+
+def without(folder, *keys):
+    """Take a key out of the newest state, as one of another version lacks it."""
+    path = Checkpoints(folder).latest().path
+    payload = load_tensors(path)
+    part = payload["content"]
+    for key in keys[:-1]:
+        part = part[key]
+    del part[keys[-1]]
+    save_tensors(payload, path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (("random",), "(KeyError: 'random')"),
+        (("model",), "(KeyError: 'model')"),
+        (("model", "encoder.centred"), 'Missing key(s) in state_dict: "encoder.centred"'),
+        (("optimizer", "param_groups"), "(KeyError: 'param_groups')"),
+    ],
+)
+def test_a_state_that_lacks_something_is_refused_in_a_sentence(
+    keys, sentence, collected, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        signalled(patch, RunLogger, "log", signal.SIGTERM, lambda self, row, step: step == 7)
+        assert train() == 143
+    without("runs/small/state", *keys)
+    kept = Path("runs/small/state/state-000000007.pt").read_bytes()
+    assert train("resume=true") == 1
+    line = said(capsys)
+    assert line.startswith("gjwm train: runs/small/state/state-000000007.pt does not fit this tr")
+    assert sentence in line and line.endswith("or remove runs/small/state to start anew.")
+    assert Path("runs/small/state/state-000000007.pt").read_bytes() == kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [5, 60], ids=["on data", "acting"])
+@pytest.mark.parametrize(
+    "keys", [("learner", "model", "dynamics.from_latent.weight"), ("spent",), ("logged",)]
+)
+def test_a_state_of_learning_from_reward_that_lacks_something_is_refused_in_a_sentence(
+    at, keys, folder, monkeypatch, capsys
+):
+    assert main(["collect", *ONLINE]) == 0
+    settings = [*ONLINE, *FROM_DATA, "online.log_every=5", "name=cut"]
+    with monkeypatch.context() as patch:
+        signalled(patch, RunLogger, "log", signal.SIGTERM, lambda self, row, step: step == at)
+        assert main(["online", *settings]) == 143
+    without("runs/cut/state", *keys)
+    assert main(["online", *settings, "resume=true"]) == 1
+    line = said(capsys)
+    assert keys[-1] in line and "does not fit this training" in line
+    assert line.endswith("or remove runs/cut/state to start anew.")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"config": 3, "episodes": 4}'])
+def test_a_training_whose_beginning_is_not_told_is_refused_in_a_sentence(
+    content, collected, capsys
+):
+    assert train() == 0
+    started = Path("runs/small/state/run.json")
+    started.unlink() if content is None else started.write_text(content)
+    assert train("resume=true") == 1
+    assert said(capsys).startswith("gjwm train: runs/small/state/run.json does not say how")
 
 
 def test_who_signals_twice_does_not_wait(collected, monkeypatch, capsys):
@@ -374,6 +440,11 @@ REFUSED = {
         ("logger=3", "logger is a group of settings, logger.KEY=VALUE, got 3"),
         ("name=", "name must not be empty"),
         ("run_dir=null", "run_dir must be text, got None"),
+        ("run_dir=''", "run_dir must name a folder, got ''"),
+        ("dataset=''", "dataset must name a folder, got ''"),
+        ("name=../x", "name=../x does not name a folder within runs; run_dir=... may be any"),
+        ("name=..", "name=.. does not name a folder within runs; run_dir=... may be any folder"),
+        ("name=/x", "name=/x does not name a folder within runs; run_dir=... may be any folder"),
         ("+train.lr=3", "train.lr is a setting already; set it as train.lr=..., without the +"),
         ("~train.foo", "there is no setting train.foo"),
         ("cost=risk +cost.foo=1", "no setting cost.foo; choose from kappa, nearest, mean, final"),

@@ -260,6 +260,31 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
         ReplayBuffer.load(tmp_path / "nothing.pt")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": None},
+        {"o": "text"},
+        {"lanes": {}},
+        {"rows": {}},
+        {"next_episode": None},
+        {"action_space": "{"},
+        {"action_space": '{"type": "os:system"}'},
+        {"config": {"capacity": "many"}},
+    ],
+    ids=str,
+)
+def test_contents_that_do_not_fit_are_one_sentence(change, tmp_path):
+    path = tmp_path / "replay.pt"
+    space = spaces.Box(-1, 1, (3,))
+    ReplayBuffer(40, observation_space=space, action_space=space).save(path)
+    ReplayBuffer.load(path)
+    payload = torch.load(path, weights_only=True) | change
+    torch.save({name: value for name, value in payload.items() if value is not None}, path)
+    with pytest.raises(ValueError, match=r"replay\.pt is a replay buffer whose contents do not"):
+        ReplayBuffer.load(path)
+
+
 def test_wrong_input_is_named():
     buffer = ReplayBuffer(10, STATE, ACTION)
     good = dict(obs=np.zeros((1, 3)), action=np.zeros((1, 2)), next_obs=np.zeros((1, 3)))

@@ -13,7 +13,7 @@ from gjwm._core.types import Batch
 from gjwm.data.dataset import Episode
 from gjwm.data.replay import ReplayBuffer
 from gjwm.models.calibration import Calibration
-from gjwm.models.decoder import load_decoder
+from gjwm.models.decoder import ConvDecoder, load_decoder, save_decoder
 from gjwm.models.dynamics import (
     DeterministicDynamics,
     EnsembleDynamics,
@@ -109,6 +109,17 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="not a readable"):
         WorldModel.load(tmp_path / "cut.pt")
+
+
+def test_a_model_in_place_of_a_decoder_is_one_sentence(tmp_path):
+    world_model().save(tmp_path / "decoder.pt")
+    with pytest.raises(ValueError, match=r"decoder\.pt holds no decoder"):
+        load_decoder(tmp_path / "decoder.pt")
+    decoder = ConvDecoder(4, (3, 8, 8), channels=8)
+    del decoder.stem
+    save_decoder(decoder, tmp_path / "decoder.pt")
+    with pytest.raises(ValueError, match=r"decoder\.pt lacks weights of the model .* stem\.0\."):
+        load_decoder(tmp_path / "decoder.pt")
 
 
 class Evil:

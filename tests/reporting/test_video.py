@@ -1,10 +1,17 @@
 """Claims about videos: what is written can be read back, frame by frame."""
 
+import os
+import signal
+import time
+from pathlib import Path
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
 
 from gjwm._core.video import FilmWriter, panel, read_video, write_video
+
+CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
 
 
 def frames(count=6, h=20, w=24):
@@ -35,6 +42,35 @@ def test_a_written_video_has_all_its_frames(tmp_path, suffix):
     levels = back[..., :3].mean((1, 2, 3))
     assert (np.diff(levels) > 5).all()
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("suffix", "partial"), [(".mp4", ".film.partial.mp4"), (".gif", "film.gif.partial")]
+)
+def test_a_film_that_the_disk_has_no_room_for_leaves_the_one_before(tmp_path, suffix, partial):
+    path = write_video(tmp_path / f"film{suffix}", frames(), fps=5)
+    kept = path.read_bytes()
+    (tmp_path / partial).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"kept 0 of 9 frames|No space left") as caught:
+        write_video(path, frames(9), fps=5)
+    assert len(str(caught.value).splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_bytes() == kept
+
+
+@pytest.mark.skipif(not CHILDREN.exists(), reason="needs Linux's /proc")
+def test_a_film_whose_ffmpeg_is_killed_is_an_error_of_one_line(tmp_path):
+    film = FilmWriter(tmp_path / "film.mp4", fps=5, quality=20)
+    film.add(frames(1)[0])
+    time.sleep(0.1)
+    for child in CHILDREN.read_text().split():
+        if "ffmpeg" in Path(f"/proc/{child}/cmdline").read_text():
+            os.kill(int(child), signal.SIGKILL)
+    with pytest.raises(OSError, match=r"film\.mp4 cannot be written: ffmpeg") as caught:
+        for frame in frames(200):
+            film.add(frame)
+        film.close()
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_gif_keeps_the_colour_of_a_small_moving_body_and_a_still_background(tmp_path):

@@ -430,20 +430,31 @@ class ReplayBuffer(Windows):
         known = isinstance(payload, dict) and "lanes" in payload
         if not known or payload.get("format") != FORMAT:
             raise ValueError(f"{path} is not a replay buffer of format {FORMAT}; write it again.")
-        described = {
-            name: rebuild_space(json.loads(payload[name]))
-            for name in ("observation_space", "action_space")
-        }
-        buffer = cls(**payload["config"], **described, device=device)
-        lanes = (buffer.num_envs, buffer._lane_rows)
-        columns = [(values, payload["o"][name]) for name, values in buffer._o.items()]
-        columns += [(getattr(buffer, f"_{name}"), payload["rows"][name]) for name in _ROW_COLUMNS]
-        for values, saved in columns:
-            by_lane = torch.as_tensor(values).unflatten(0, lanes)  # shares the memory of an array
-            by_lane[:, : saved.shape[1]] = saved.to(by_lane.device)
-        for name in _LANE_COLUMNS:
-            getattr(buffer, f"_{name}")[:] = payload["lanes"][name].numpy()
-        buffer._next_episode = payload["next_episode"]
+        try:
+            described = {
+                name: rebuild_space(json.loads(payload[name]))
+                for name in ("observation_space", "action_space")
+            }
+            buffer = cls(**payload["config"], **described, device=device)
+            lanes = (buffer.num_envs, buffer._lane_rows)
+            columns = [(values, payload["o"][name]) for name, values in buffer._o.items()]
+            columns += [
+                (getattr(buffer, f"_{name}"), payload["rows"][name]) for name in _ROW_COLUMNS
+            ]
+            for values, saved in columns:
+                # shares the memory of an array
+                by_lane = torch.as_tensor(values).unflatten(0, lanes)
+                by_lane[:, : saved.shape[1]] = saved.to(by_lane.device)
+            for name in _LANE_COLUMNS:
+                getattr(buffer, f"_{name}")[:] = payload["lanes"][name].numpy()
+            buffer._next_episode = payload["next_episode"]
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is a replay buffer whose contents do not fit ({type(error).__name__}: "
+                f"{error}); write it again."
+            ) from error
         return buffer
 
 
