@@ -68,6 +68,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
     force_to_disk(path.parent)
 
 
+def require_room(path: Path, size: int) -> None:
+    """Make an empty file `path` where there is room for `size` bytes. HDF5 must know before: it
+    crashes the process where it cannot write what it held back.
+
+    Raises:
+        OSError: when the disk is full, or a quota used up.
+    """
+    with open(path, "wb") as file:
+        if not hasattr(os, "posix_fallocate"):
+            return  # macOS, Windows
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def force_to_disk(path: Path) -> None:
     """fsync a file, or a folder's list of names where the system allows it."""
     if path.is_dir() and os.name == "nt":

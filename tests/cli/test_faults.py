@@ -336,6 +336,30 @@ def test_torch_itself_finding_the_disk_full_is_an_error_of_the_disk():
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_a_full_disk_at_a_shard_keeps_every_episode_and_is_told_in_a_sentence(
+    folder, monkeypatch, capsys
+):
+    """HDF5 would crash the process: there must be room before it begins."""
+    assert main(["collect", *SMALL, "dataset=data/whole"]) == 0
+    asked = []
+
+    def allocate(file, begin, size):
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", allocate, raising=False)
+        assert main(["collect", *SMALL]) == 1
+    line = said(capsys)
+    assert line.startswith("gjwm collect: No space left on device, writing data/small/shard-")
+    assert line.endswith("Make room, then the same command with resume=true goes on.")
+    assert not list(Path("data/small").glob("*.partial"))
+    assert asked[0] > Path("data/whole/shard-00000.h5").stat().st_size
+    assert main(["collect", *SMALL, "resume=true"]) == 0 and verify("data/small") == []
+    for one, other in zip(read_episodes("data/small"), read_episodes("data/whole"), strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(one[:4], other[:4]))
+
+
 # -- wandb -----------------------------------------------------------------------------------------
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gjwm._core.files import DAMAGE, replacing
+from gjwm._core.files import DAMAGE, replacing, require_room
 from gjwm.data.dataset.episodes import Columns, checksum
 from gjwm.data.dataset.journal import Record
 
 FORMAT = 2  # of shards and of the folder that holds them
 PAGE = 4096
+ROOM = 2**18  # bytes of a shard beside its columns, and more
 CHUNKED_BYTES = 1024  # rows of this size or more are chunks of their own
 # The attributes once more. HDF5 keeps text of attributes in a heap without a checksum, and can hang
 # on a damaged one, so that readers take this instead.
@@ -51,23 +52,23 @@ def write_shard(
     attributes = {**header, "first_episode": records[0].episode, "sources": sources}
     # Large columns begin on a page: a row of 12 kB then lies on three pages and not on four.
     alignment = {"alignment_threshold": PAGE, "alignment_interval": PAGE}
-    with (
-        replacing(path) as partial,
-        h5py.File(partial, "w", libver=("v110", "v110"), **alignment) as file,
-    ):
-        for name, value in attributes.items():
-            file.attrs[name] = value if name in PLAIN else json.dumps(value)
-        text = np.frombuffer(json.dumps(attributes).encode(), np.uint8)
-        file.create_dataset(HEADER, data=text, chunks=text.shape, fletcher32=True)
-        file["ep_len"] = rows.astype("<i8")
-        file["ep_offset"] = (rows.cumsum() - rows).astype("<i8")
-        file["ep_crc32"] = np.array([record.crc32 for record in records], "<u4")
-        file["ep_source"] = np.array([sources.index(r.source) for r in records], "<i4")
-        for name, first in records[0].columns.items():
-            shape = (int(rows.sum()), *first.shape[1:])
-            dataset = _create(file, name, shape, first.dtype, compress)
-            for end, count, record in zip(rows.cumsum(), rows, records):
-                dataset[end - count : end] = record.columns[name]
+    size = sum(column.nbytes + PAGE for record in records for column in record.columns.values())
+    with replacing(path) as partial:
+        require_room(partial, size + ROOM)
+        with h5py.File(partial, "w", libver=("v110", "v110"), **alignment) as file:
+            for name, value in attributes.items():
+                file.attrs[name] = value if name in PLAIN else json.dumps(value)
+            text = np.frombuffer(json.dumps(attributes).encode(), np.uint8)
+            file.create_dataset(HEADER, data=text, chunks=text.shape, fletcher32=True)
+            file["ep_len"] = rows.astype("<i8")
+            file["ep_offset"] = (rows.cumsum() - rows).astype("<i8")
+            file["ep_crc32"] = np.array([record.crc32 for record in records], "<u4")
+            file["ep_source"] = np.array([sources.index(r.source) for r in records], "<i4")
+            for name, first in records[0].columns.items():
+                shape = (int(rows.sum()), *first.shape[1:])
+                dataset = _create(file, name, shape, first.dtype, compress)
+                for end, count, record in zip(rows.cumsum(), rows, records):
+                    dataset[end - count : end] = record.columns[name]
 
 
 def _create(
