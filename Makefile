@@ -8,13 +8,12 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# `gjwm run` goes on where an interrupted demo stopped.
 demo: $(VENV)/.installed
-	test -f data/reacher-easy/metadata.json || $(BIN)/gjwm collect
-	$(BIN)/gjwm train train.steps=1000 decode.steps=400    # half of the recipe: minutes count here
-	$(BIN)/gjwm evaluate
+	$(BIN)/gjwm run train.steps=1000 decode.steps=400    # half of the recipe: minutes count here
 	$(BIN)/gjwm video
 
 # What a change must pass before it is pushed: a few minutes on two cores.

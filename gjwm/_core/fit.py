@@ -110,7 +110,11 @@ class Threads:
             count = self._turns[0]
             if self._step > 1:  # the first step with a new count wakes its threads up
                 self._best[count] = min(now - self._since, self._best.get(count, float("inf")))
-            if self._step == self.TRIAL:
+                # a count that is far slower needs no more of its steps, which may take minutes
+                hopeless = now - self._since > 3 * min(self._best.values())
+            else:
+                hopeless = False
+            if self._step == self.TRIAL or hopeless:
                 self._step = 0
                 self._turns.pop(0)
                 fastest = min(self._best, key=self._best.__getitem__)

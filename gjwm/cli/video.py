@@ -47,15 +47,18 @@ def video_command(cfg: DictConfig, command: str) -> None:
             cost=factory(cfg.cost, "cost"),
             readout_episodes=cfg.video.readout_episodes,
             workers=cfg.collect.workers,
+            notify=_say,
         )
         films = replace(films, decoder=decoder, scale=cfg.video.scale)
         name = "" if cfg.video.seeds is None else f"-seed-{seed}"
         for suffix in suffixes:
             if cfg.video.episodes:
                 path = run / "videos" / f"goals{name}.{suffix}"
+                _say(f"drawing {path.name}")
                 made.append(goals_video(path, films, shown=cfg.video.episodes, fps=cfg.video.fps))
             if cfg.video.grid:
                 path = run / "videos" / f"grid{name}.{suffix}"
+                _say(f"drawing {path.name}")
                 made.append(grid_video(path, films, shown=cfg.video.grid, fps=cfg.video.fps))
     print("\n".join(map(str, made)))
     if cfg.logger.wandb != "disabled":
@@ -67,3 +70,7 @@ def video_command(cfg: DictConfig, command: str) -> None:
             job="video",
             videos={path.stem: path for path in made},
         )
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)

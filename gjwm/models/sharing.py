@@ -267,7 +267,10 @@ def upload(folder: Path, repo: str, private: bool) -> str:
                 delete_patterns=None if (folder / FILM).exists() else FILM,
             )
     except Exception as error:
-        raise OSError(f"{repo} was not pushed to the hub: {_first_line(error)}") from error
+        raise OSError(
+            f"{repo} was not pushed to the hub: {_first_line(error)}. Pushing takes a network and "
+            "`hf auth login`, once; save_pretrained writes the same to a folder."
+        ) from error
     if exposed:
         raise ValueError(f"{repo} is there and public: make it private first, or choose a new one.")
     return address

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -103,8 +104,14 @@ class WorldModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def encode(self, o: Tensor) -> Tensor:
-        """(..., *O) -> (..., D)."""
+    def encode(self, o: Tensor | np.ndarray) -> Tensor:
+        """(..., *O), an environment's array too -> (..., D).
+
+        Raises:
+            ValueError: for observations of another shape.
+        """
+        if not isinstance(o, Tensor):
+            o = torch.as_tensor(o, device=self.device)
         return self.encoder(o)
 
     def predict(self, z: Tensor, a: Tensor, past: Past | None = None) -> Prediction:

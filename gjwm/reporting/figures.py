@@ -410,7 +410,9 @@ def _training_figure(
     title: str, curves: Mapping[str, list[tuple[float, float]]], log: bool
 ) -> Figure:
     log = log and all(value > 0 for rows in curves.values() for _, value in rows)
-    last = ", ".join(f"{key.rpartition('/')[2]} {rows[-1][1]:.4g}" for key, rows in curves.items())
+    short = [key.rpartition("/")[2] for key in curves]
+    names = short if len(set(short)) == len(short) else curves  # return, or evaluate/return
+    last = ", ".join(f"{name} {rows[-1][1]:.4g}" for name, rows in zip(names, curves.values()))
     figure = Figure(
         "training-" + "".join(c if c.isalnum() else "-" for c in next(iter(curves))),
         title,

@@ -7,7 +7,7 @@ and the executed actions, never a later picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,7 @@ def film_attempts(
     cost: CostOfGoals | None = None,
     readout_episodes: int = 64,
     workers: int | None = None,
+    notify: Callable[[str], Any] = lambda message: None,
 ) -> Filming:
     """Attempt `count` held-out goals with the model, ready to be filmed.
 
@@ -253,6 +254,7 @@ def film_attempts(
         cost: goals (B, D) -> the cost of plans towards them; None: as `gjwm.evaluate`.
         readout_episodes: held-out episodes that teach z -> position; 0: films show no plans.
         workers: processes that collect, see `collect_episodes`.
+        notify: told what is being done.
 
     Raises:
         ValueError: when the environment draws no pictures, or the cost asks for a reach and the
@@ -264,10 +266,13 @@ def film_attempts(
     cost = usual_cost(model) if cost is None else cost
     check_cost(cost, model.latent_dim, model.reach is not None)
     settings = replace(settings, pairs=count, episodes=max(count, readout_episodes, 8))
+    notify("collecting held-out episodes")
     episodes = held_out_episodes(task, settings, workers=workers)
+    notify(f"planning to {count} goal{'s' * (count > 1)}")
     details = attempt(model, task, settings, episodes, goals, planner, cost)
     position = None
     if readout_episodes:
+        notify("reading positions from latents")
         generator = torch.Generator().manual_seed(settings.seed)
         position = position_readout(encode_episodes(model, episodes), episodes, generator=generator)
     return replace(filming, details=details, position=position)
@@ -282,6 +287,7 @@ def film(
     grid: bool = False,
     planner: Planner | None = None,
     fps: float = 8,
+    notify: Callable[[str], Any] = print,
 ) -> Path:
     """Film a model's attempts at held-out goals in the environment that it comes from.
 
@@ -293,6 +299,7 @@ def film(
         shown: attempts.
         grid: all at once instead of one after the other in detail.
         planner: None: the usual search among the environment's actions.
+        notify: told what is being done; whoever wants silence gives `lambda message: None`.
 
     Raises:
         ValueError: for a model of unknown origin, an environment that draws no pictures, or a path
@@ -307,8 +314,10 @@ def film(
             "a model is filmed in the environment that it comes from, and this one does not say "
             "which: set model.origin = gjwm.models.Origin(env_id)."
         )
-    films = film_attempts(model, Task.of(model), settings, count=shown, planner=planner)
+    task = Task.of(model)
+    films = film_attempts(model, task, settings, count=shown, planner=planner, notify=notify)
     films = replace(films, decoder=model.decoder)
+    notify(f"drawing {path}")
     return (grid_video if grid else goals_video)(path, films, shown=shown, fps=fps)
 
 

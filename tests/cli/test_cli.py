@@ -192,7 +192,7 @@ def test_a_report_is_drawn_again_from_the_folder_alone(folder, capsys):
     assert json.loads((made / "evaluation.json").read_text())["training"] == {}
 
 
-def test_films_of_any_checkpoint_for_several_seeds(folder):
+def test_films_of_any_checkpoint_for_several_seeds(folder, capsys):
     """A run on state vectors has no decoder and no pictures to see: films show what happened and
     the curves.
     """
@@ -214,7 +214,11 @@ def test_films_of_any_checkpoint_for_several_seeds(folder):
         "video.grid=0",
         "name=films",
     ]
+    capsys.readouterr()
     assert main(["video", *settings, *films, f"video.checkpoint={kept}"]) == 0
+    said = capsys.readouterr().out.splitlines()  # minutes on a busy machine: not in silence
+    one = ["collecting held-out episodes", "planning to 1 goal", "reading positions from latents"]
+    assert said[:5] == [*one, "drawing goals-seed-3.mp4", "drawing goals-seed-3.gif"]
     made = sorted(path.name for path in (folder / "runs" / "films" / "videos").iterdir())
     assert made == ["goals-seed-3.gif", "goals-seed-3.mp4", "goals-seed-4.gif", "goals-seed-4.mp4"]
     third, fourth = (

@@ -397,7 +397,11 @@ def test_what_the_hub_refuses_is_one_sentence(hub, tmp_path, monkeypatch):
     ):
         WorldModel.from_pretrained("me/absent")
     hub.api.create_repo.side_effect = RuntimeError("401\nlog in first")
-    with pytest.raises(OSError, match=r"^me/small was not pushed to the hub: RuntimeError: 401$"):
+    refused = (
+        r"^me/small was not pushed to the hub: RuntimeError: 401\. Pushing takes a network and "
+        r"`hf auth login`, once; save_pretrained writes the same to a folder\.$"
+    )
+    with pytest.raises(OSError, match=refused):
         small().push_to_hub("me/small")
     for name in ("small", "a/b/c", "../x", "me/", ""):
         with pytest.raises(ValueError, match="is called user/name"):

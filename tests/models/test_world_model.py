@@ -95,6 +95,14 @@ def test_a_saved_model_predicts_the_same_bit_for_bit(tmp_path):
     assert not loaded.training
 
 
+def test_an_environments_array_is_encoded_as_its_tensor_is():
+    model, o = world_model().eval(), np.random.default_rng(0).normal(size=(5, 3))
+    o = o.astype(np.float32)
+    assert torch.equal(model.encode(o), model.encode(torch.from_numpy(o)))
+    with pytest.raises(ValueError, match=r"built for observations \(\.\.\., 3\), got \(5, 2\)"):
+        model.encode(o[:, :2])
+
+
 def test_damaged_and_foreign_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         WorldModel.load(tmp_path / "absent.pt")

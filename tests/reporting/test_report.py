@@ -308,6 +308,14 @@ def test_training_curves_group_what_belongs_together():
     assert training_figures([]) == []
 
 
+def test_curves_of_one_last_name_are_told_apart_by_their_whole_one():
+    row = {"step": 1, "return": 3.0, "evaluate/return": 5.0, "aimless/return": 1.0, "loss": 2.0}
+    said = {figure.title: figure.note for figure in training_figures([row])}
+    told = said["Return of acting, evaluated, and without a plan"]
+    assert told == "Last: return 3, evaluate/return 5, aimless/return 1."
+    assert said["Loss, and the spread's part"] == "Last: loss 2."
+
+
 # -- live ------------------------------------------------------------------------------------------
 
 

@@ -238,6 +238,16 @@ def test_the_faster_thread_count_is_kept_and_measured_again_when_steps_slow_down
     ]
 
 
+def test_a_thread_count_that_is_far_slower_is_left_after_its_first_timed_step(two_threads):
+    machine = Machine({1: 1.0, 2: 20.0})
+    threads, steps = Threads(2, clock=machine), []
+    while not steps or torch.get_num_threads() == 2 or len(steps) < 12:
+        steps.append(torch.get_num_threads())
+        machine.step()
+        threads.step()
+    assert steps.count(2) == 4  # in each of two turns one wakes the threads up, one is timed
+
+
 def test_a_training_tells_the_thread_count_that_it_measured(two_threads, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     data = gjwm.collect("Pendulum-v1", **FEW)
