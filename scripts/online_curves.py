@@ -5,7 +5,8 @@ at the same frames.
 
 Each run's returns.csv holds every evaluation; here a row is one evaluation of one run: mean return
 and its 95% interval over episodes. Runs of one task from states and from pixels are told apart by
-the column "obs". Prints the last evaluation of each, with the mean over runs.
+the column "obs". Rows of tasks that no run is given of stay as the table has them. Prints the last
+evaluation of each, with the mean over runs.
 """
 
 from __future__ import annotations
@@ -60,6 +61,23 @@ def rows_of(run: Path) -> list[dict[str, object]]:
     return rows
 
 
+def rows_kept(path: Path, new: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Rows of the table that are of none of the new rows' tasks."""
+    if not path.exists():
+        return []
+    replaced = {(row["task"], row["obs"]) for row in new}
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["task"], row["obs"]) not in replaced]
+    whole = ("seed", "frames", "episodes")
+    return [
+        {
+            k: v if k in ("task", "obs") else (int if k in whole else float)(v)
+            for k, v in row.items()
+        }
+        for row in rows
+    ]
+
+
 def place(row: dict[str, object]) -> tuple[object, ...]:
     """Where a row stands in the table: published tasks first, in their order."""
     known = [*PUBLISHED, row["task"]]
@@ -105,7 +123,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     rows = [row for run in options.runs for row in rows_of(run)]
-    rows.sort(key=place)
+    rows = sorted(rows_kept(options.csv, rows) + rows, key=place)
     with open(options.csv, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

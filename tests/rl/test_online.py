@@ -985,6 +985,14 @@ def test_curves_of_states_pixels_and_unpublished_tasks_stand_in_one_table(
     said = capsys.readouterr().out
     assert "reacher-easy from state: 600 of 1 runs after 20000 frames, at most 2.0 minutes" in said
     assert "reacher-easy from pixels: 5 of" in said and picture.stat().st_size > 1000
+    # a later run takes the place of its own task's rows alone
+    late = ReturnCurve(tmp_path / "c" / "returns.csv", repeat=2)
+    late.add(5000, 60.0, [800.0, 800.0])
+    late.finish()
+    monkeypatch.setattr("sys.argv", ["curves", str(tmp_path / "c"), "--csv", str(table)])
+    runpy.run_path(str(script), run_name="__main__")
+    after = [*csv.DictReader(table.read_text().splitlines())]
+    assert after[:2] == rows[:2] and after[3:] == rows[4:] and after[2]["return"] == "800.0"
 
 
 @pytest.mark.slow
