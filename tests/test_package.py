@@ -73,7 +73,6 @@ IMPORT_NAMES = {
     "pillow": "PIL",
     "warp-lang": "warp",
     "pytest-xdist": "xdist",
-    "imageio-ffmpeg": "imageio",  # the plugin that imageio loads for films
 }
 TOOLS = {"pytest", "pytest-cov", "pytest-xdist", "ruff", "build", "pyright", "pre-commit"} | {
     *("sphinx", "furo", "myst-parser", "sphinx-copybutton"),

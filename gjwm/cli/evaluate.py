@@ -38,6 +38,7 @@ def evaluate_command(cfg: DictConfig, command: str) -> None:
     # what cannot work is told before episodes are collected
     task.goals(settings, planner)
     model = WorldModel.load(run / "checkpoint.pt", cfg.device)
+    task.require_fit(model)
     cost = factory(cfg.cost, "cost")
     check_cost(cost, model.latent_dim, model.reach is not None)
     print("collecting held-out episodes", flush=True)

@@ -144,6 +144,21 @@ class Task:
             )
         return goals
 
+    def require_fit(self, model: WorldModel) -> None:
+        """Raise ValueError for a model of other observations or actions."""
+        env = make_env(self.env_id, **self.env_kwargs)
+        shown = env.observation_space.shape, env.action_space.shape
+        env.close()
+        # an encoder of the user's own may not say it
+        known = getattr(model.encoder, "observation_shape", shown[0]), (model.action_dim,)
+        if shown != known:
+            origin = model.origin and model.origin.env_id
+            raise ValueError(
+                f"this model, of {origin or 'unknown origin'}, takes observations {known[0]} and "
+                f"actions {known[1]}, and {self.env_id} has {shown[0]} and {shown[1]}: judge it in "
+                "its own task, or choose another model."
+            )
+
     def default_planner(self) -> Planner:
         """The usual search among the environment's kind of actions."""
         return default_planner(self._peek()[0])
@@ -268,6 +283,7 @@ def evaluate(
     details = Details() if details is None else details
     stages = Stages(notify)
     if episodes is None:
+        task.require_fit(model)
         stages("collecting held-out episodes")
         episodes = held_out_episodes(task, settings, notify=notify)
     check_equal_length(episodes)

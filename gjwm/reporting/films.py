@@ -261,6 +261,7 @@ def film_attempts(
             model has none, before anything is collected.
     """
     filming = films_of(model, task, Details(), seed=settings.seed)
+    task.require_fit(model)
     planner = task.default_planner() if planner is None else planner
     goals = task.goals(settings, planner)
     cost = usual_cost(model) if cost is None else cost

@@ -36,6 +36,7 @@ from gjwm.models.dynamics import Dynamics, EnsembleDynamics, GaussianDynamics, P
 from gjwm.models.encoders import MLPEncoder
 from gjwm.models.world_model import Origin, WorldModel
 from gjwm.planning import CEM, CategoricalCEM, GoalCost
+from gjwm.reporting.films import film
 from gjwm.training.recipe import calibrate
 
 TWO_ROOM = {"obs": "state", "goal": "other-room", "terminate_on_goal": False}
@@ -480,3 +481,19 @@ def test_episodes_that_end_sooner_make_way_for_others_where_that_is_asked_for():
     np.testing.assert_array_equal([e.o for e in episodes], lasting)
     with pytest.raises(ValueError, match=r"last for evaluate\.length=400 steps: shorten it"):
         held_out_episodes(task, Evaluation(episodes=8, length=400, leave_out_short=True), workers=0)
+
+
+def test_a_model_of_another_task_is_told_before_episodes_are_collected(tmp_path):
+    model = WorldModel(MLPEncoder((3,), latent_dim=4), GaussianDynamics(4, 1)).eval()
+    model.origin = Origin(env_id="Pendulum-v1")
+    said = []
+    other = (
+        r"^this model, of Pendulum-v1, takes observations \(3,\) and actions \(1,\), and "
+        r"MountainCarContinuous-v0 has \(2,\) and \(1,\): judge it in its own task"
+    )
+    with pytest.raises(ValueError, match=other):
+        evaluate(model, env_id="MountainCarContinuous-v0", notify=said.append)
+    model.origin = Origin(env_id="gjwm/two-room-v0", env_kwargs={"obs": "pixels"})
+    with pytest.raises(ValueError, match=r"takes observations \(3,\) and .* has \(3, 64, 64\)"):
+        film(model, tmp_path / "goals.mp4", notify=said.append)
+    assert not said
