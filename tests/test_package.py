@@ -52,6 +52,7 @@ DOORS = {
     "wandb": {"gjwm.reporting.logging"},
     "tensorboard": {"gjwm.reporting.logging"},
     "imageio": {"gjwm._core.video"},
+    "imageio_ffmpeg": {"gjwm._core.video"},
     "matplotlib": set(),  # scripts may draw with it, the library draws its own pages
     "hydra": {"gjwm.cli"},
     "omegaconf": {"gjwm.cli"},
@@ -73,7 +74,6 @@ IMPORT_NAMES = {
     "pillow": "PIL",
     "warp-lang": "warp",
     "pytest-xdist": "xdist",
-    "imageio-ffmpeg": "imageio",  # the plugin that imageio loads for films
 }
 TOOLS = {"pytest", "pytest-cov", "pytest-xdist", "ruff", "build", "pyright", "pre-commit"} | {
     *("sphinx", "furo", "myst-parser", "sphinx-copybutton"),
