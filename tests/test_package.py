@@ -52,6 +52,7 @@ DOORS = {
     "wandb": {"gjwm.reporting.logging"},
     "tensorboard": {"gjwm.reporting.logging"},
     "imageio": {"gjwm._core.video"},
+    "imageio_ffmpeg": {"gjwm._core.video"},
     "matplotlib": set(),  # scripts may draw with it, the library draws its own pages
     "hydra": {"gjwm.cli"},
     "omegaconf": {"gjwm.cli"},

@@ -2,6 +2,7 @@
 is wrong is named.
 """
 
+import errno
 import importlib.util
 import json
 import logging
@@ -651,6 +652,25 @@ def test_a_dataset_written_for_minari_comes_back_the_same(tmp_path, capsys):
     for wrong in (["to=lerobot"], ["to=minari", "compress=true"], ["to=minari"]):
         assert main(["data", "convert", str(tmp_path / "d"), str(tmp_path / "m"), *wrong]) == 1
     assert "not empty" in capsys.readouterr().err and contents(tmp_path / "m" / "data") == before
+
+
+def test_a_full_disk_ends_writing_for_minari_in_a_sentence(tmp_path, monkeypatch, capsys):
+    """HDF5 would crash the process: there must be room before it begins."""
+    write_ends(tmp_path / "d")
+    words = ["data", "convert", str(tmp_path / "d"), str(tmp_path / "m"), "to=minari"]
+    asked = []
+
+    def allocate(file, begin, size):
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", allocate, raising=False)
+        assert main(words) == 1
+    assert capsys.readouterr().err.startswith("gjwm data: No space left on device, writing ")
+    assert not [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
+    assert main(words) == 0
+    assert asked[0] > (tmp_path / "m" / "data" / "main_data.hdf5").stat().st_size
 
 
 def test_minari_loads_what_was_written_for_it(tmp_path):

@@ -16,9 +16,13 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from gjwm._core.files import replacing
+from gjwm._core.files import replacing, require_room
+from gjwm.data.dataset.episodes import Episode
 from gjwm.data.dataset.metadata import layout
 from gjwm.data.dataset.reader import dataset_info, read_episodes
+from gjwm.data.dataset.shard import ROOM
+
+_OVERHEAD = 2**14  # bytes of an episode's group and its arrays' headers, and more
 
 
 def write_minari(source: str | Path, target: str | Path) -> dict[str, Any]:
@@ -30,26 +34,27 @@ def write_minari(source: str | Path, target: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError, ValueError: for a source that cannot be read, or a target that is there.
+        OSError: when the file cannot be written whole, as on a full disk.
     """
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    # empty folders may be those of a disk that was full
+    if target.is_file() or any(not path.is_dir() for path in target.rglob("*")):
         raise ValueError(f"{target} exists and is not empty; convert into a new folder.")
     info = dataset_info(source)
     space, action_space, _ = layout(info)
     folder = target / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        replacing(folder / "main_data.hdf5") as partial,
-        h5py.File(partial, "w", track_order=True) as file,
-    ):
-        for number, episode in enumerate(read_episodes(source)):
-            group = file.create_group(f"episode_{number}")
-            group.attrs["id"], group.attrs["total_steps"] = number, len(episode.a)
-            named = episode.o if isinstance(episode.o, dict) else {"": episode.o}
-            for name, values in named.items():
-                group[f"observations/{name}" if name else "observations"] = values
-            group["actions"], group["rewards"] = episode.a, episode.r
-            group["terminations"], group["truncations"] = episode.terminated, episode.truncated
+    size = ROOM
+    for episode in read_episodes(source):
+        size += _OVERHEAD + sum(values.nbytes for values in _arrays(episode).values())
+    with replacing(folder / "main_data.hdf5") as partial:
+        require_room(partial, size)
+        with h5py.File(partial, "w", track_order=True) as file:
+            for number, episode in enumerate(read_episodes(source)):
+                group = file.create_group(f"episode_{number}")
+                group.attrs["id"], group.attrs["total_steps"] = number, len(episode.a)
+                for name, values in _arrays(episode).items():
+                    group[name] = values
     metadata = {
         "dataset_id": target.name,
         "total_episodes": info["episodes"],
@@ -65,6 +70,14 @@ def write_minari(source: str | Path, target: str | Path) -> dict[str, Any]:
     with replacing(folder / "metadata.json") as partial:
         partial.write_text(json.dumps(metadata, indent=1) + "\n")
     return {"to": "minari", "episodes": info["episodes"], "steps": info["steps"]}
+
+
+def _arrays(episode: Episode) -> dict[str, np.ndarray]:
+    """An episode's arrays by their names in Minari's file."""
+    named = episode.o if isinstance(episode.o, dict) else {"": episode.o}
+    arrays = {f"observations/{key}" if key else "observations": x for key, x in named.items()}
+    arrays |= {"actions": episode.a, "rewards": episode.r}
+    return arrays | {"terminations": episode.terminated, "truncations": episode.truncated}
 
 
 def _described(space: spaces.Space) -> dict[str, Any]:
