@@ -213,6 +213,22 @@ def test_who_signals_twice_does_not_wait(collected, monkeypatch, capsys):
     assert Checkpoints("runs/small/state").latest().step == 5
 
 
+@pytest.mark.parametrize("command", ["evaluate", "video"])
+def test_a_signal_ends_judging_and_filming_at_once_and_leaves_what_was_there(
+    command, collected, monkeypatch, capsys
+):
+    assert train() == 0
+    for name in ("evaluation.json", "report.html", "goals.mp4"):
+        Path("runs/small", name).write_text("of before")
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    work = {"evaluate": "evaluate.evaluate", "video": "video.film_attempts"}[command]
+    monkeypatch.setattr(f"gjwm.cli.{work}", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
+    words = ["evaluate.episodes=8", "evaluate.length=12", "evaluate.goal_offset=4"]
+    assert main([command, *SMALL, *words]) == 143
+    assert said(capsys) == f"gjwm {command}: stopped by SIGTERM; the same command begins anew."
+    assert before == {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+
+
 @BOTH
 def test_a_signal_ends_a_collection_after_its_episode(number, status, folder, monkeypatch, capfd):
     assert main(["collect", *SMALL, "dataset=data/whole"]) == 0
