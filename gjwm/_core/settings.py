@@ -62,7 +62,7 @@ def check(name: str, value: Any, hint: Any) -> None:
     """Raise a ValueError that names the setting, what was expected and what came, unless `value` is
     of the kind that a type hint says and within its bounds.
     """
-    if isinstance(value, Integral) and abs(value) >= _LARGE:
+    if isinstance(value, Integral) and abs(int(value)) >= _LARGE:
         raise ValueError(f"{name} must be a number below 2^63, got {value!r}.")
     if not _fits(value, hint):
         module = isinstance(value, nn.Module)  # whose repr may be long
