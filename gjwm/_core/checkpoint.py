@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from gjwm._core.files import inside, replacing
+from gjwm._core.files import for_torch, inside, replacing
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,9 @@ def save_tensors(content: Any, path: str | Path) -> None:
     """`torch.save` of plain data and tensors, forced to no disk: see `replacing`.
 
     Raises:
-        OSError: when the disk is full, say; of a path torch itself raises a RuntimeError about
-            positions in its archive.
+        OSError: when the disk is full, say.
     """
-    with open(path, "wb") as file:
+    with for_torch(path) as file:
         torch.save(content, file)
 
 

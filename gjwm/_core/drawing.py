@@ -93,6 +93,9 @@ def spread_of(samples: np.ndarray) -> np.ndarray:
     return (grey * (1 - unsure) + np.array(UNSURE, np.float32) * unsure).astype(np.uint8)
 
 
+_NARROWEST = 40  # pixels of a plot, whose margins are 38
+
+
 @dataclass(frozen=True)
 class Curves:
     """One small plot over the steps of a film.
@@ -115,12 +118,17 @@ def draw_curves(plots: Sequence[Curves], *, width: int, height: int = 112) -> np
     """Plots side by side with a cursor that moves a step per frame -> uint8 (T, height, width, 3).
 
     Raises:
-        ValueError: without plots, or with lines of different lengths.
+        ValueError: without plots, with lines of different lengths, or without room for an axis.
     """
     counts = {len(values) for plot in plots for _, _, values in plot.lines}
     if len(counts) != 1:
         raise ValueError(f"curves need lines of one length, got {sorted(counts)}.")
     (count,) = counts
+    if width // len(plots) < _NARROWEST:
+        raise ValueError(
+            f"curves need {_NARROWEST} pixels each, got {width} for {len(plots)}; draw on a larger "
+            "scale (video.scale)."
+        )
     strips = []
     for i, plot in enumerate(plots):
         left, right = round(i * width / len(plots)), round((i + 1) * width / len(plots))

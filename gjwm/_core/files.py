@@ -5,6 +5,7 @@ with their process.
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,6 +67,36 @@ def replacing(path: str | Path) -> Iterator[Path]:
             error.filename = str(path)  # a full disk says only that it is full
         raise
     force_to_disk(path.parent)
+
+
+class _Remembering(io.BufferedWriter):
+    """A file that remembers that it could not be written."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = error
+            raise
+
+
+@contextmanager
+def for_torch(path: str | Path) -> Iterator[io.BufferedWriter]:
+    """A file to give to `torch.save`, which may answer a disk that runs full half way with a
+    RuntimeError about positions in its archive.
+
+    Raises:
+        OSError: when the file cannot be written, as on a full disk.
+    """
+    with _Remembering(open(path, "wb", buffering=0)) as file:
+        try:
+            yield file
+        except RuntimeError as error:
+            if file.failed is None:
+                raise
+            raise file.failed from error
 
 
 def require_room(path: Path, size: int) -> None:

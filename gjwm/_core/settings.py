@@ -22,7 +22,7 @@ from torch import nn
 @dataclass(frozen=True)
 class Bounds:
     """Where a number may lie; `above` and `below` are not reached themselves. Without an upper end
-    it may be infinite.
+    it may be infinite; below=math.inf is any finite one.
     """
 
     least: float | None = None
@@ -42,16 +42,19 @@ class Bounds:
     def __str__(self) -> str:
         words = {"at least": self.least, "at most": self.most}
         words |= {"above": self.above, "below": self.below}
-        return " and ".join(f"{word} {end}" for word, end in words.items() if end is not None)
+        ends = {word: end for word, end in words.items() if end not in (None, math.inf)}
+        return " and ".join(f"{word} {end}" for word, end in ends.items())
 
 
 Count = Annotated[int, Bounds(least=1)]
 Natural = Annotated[int, Bounds(least=0)]
 Positive = Annotated[float, Bounds(above=0)]
 NonNegative = Annotated[float, Bounds(least=0)]
+Rate = Annotated[float, Bounds(above=0, below=math.inf)]
 Fraction = Annotated[float, Bounds(least=0, most=1)]
 Factory = Callable[..., Any]  # a class, or a functools.partial of one
 
+_LARGE = 2**63  # what torch and numpy cannot count to
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -59,6 +62,8 @@ def check(name: str, value: Any, hint: Any) -> None:
     """Raise a ValueError that names the setting, what was expected and what came, unless `value` is
     of the kind that a type hint says and within its bounds.
     """
+    if isinstance(value, Integral) and abs(int(value)) >= _LARGE:
+        raise ValueError(f"{name} must be a number below 2^63, got {value!r}.")
     if not _fits(value, hint):
         module = isinstance(value, nn.Module)  # whose repr may be long
         came = f"an instance of {type(value).__name__}" if module else repr(value)

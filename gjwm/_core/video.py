@@ -159,6 +159,7 @@ class FilmWriter:
             codec=codec,
             pixelformat=pixels,
             macro_block_size=1,  # or frames would be resized
+            ffmpeg_log_level="fatal",  # what fails is told in a sentence
             output_params=["-crf", str(quality), *seeking],
         )
 

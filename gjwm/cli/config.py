@@ -113,6 +113,12 @@ def _parsed(text: str) -> Any:
     except HydraException as error:
         if "=" not in text:
             said = f"expected NAME=VALUE, got {text!r}."
+        elif not text.isascii() and '"' not in text and "'" not in text:
+            name, _, value = text.partition("=")
+            said = (
+                f"{text!r} holds letters beyond ASCII, which stand in quotes; in the shell: "
+                f"'{name}=\"{value}\"'."
+            )
         else:
             said = (
                 f"the value of {text!r} cannot be read; in the shell quote twice what holds "
@@ -249,7 +255,7 @@ _Seed = Annotated[int, Bounds(least=0, below=HELD_OUT)]
 _KINDS = {
     "seed": _Seed,
     "evaluate.seed": _Seed,
-    "threads": Count | None,
+    "threads": Annotated[int, Bounds(least=1, most=1024)] | None,
     "run_dir": str,
     "dataset": str,
     "resume": bool,

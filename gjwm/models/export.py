@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gjwm._core.files import replacing
+from gjwm._core.files import for_torch, replacing
 
 
 class _Calls(nn.Module):
@@ -61,5 +61,5 @@ def _write(
         program = torch.export.export(
             module, given, dynamic_shapes=tuple({0: rows} for _ in given), strict=False
         )
-    with replacing(path) as partial, open(partial, "wb") as file:
+    with replacing(path) as partial, for_torch(partial) as file:
         torch.export.save(program, file)

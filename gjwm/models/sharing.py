@@ -110,7 +110,8 @@ def _write(
     weights = {name: value.cpu().contiguous().clone() for name, value in weights.items()}
     with replacing(folder / WEIGHTS) as partial:
         about = {"format": "pt", "config_hash": content["hash"]}
-        safetensors.torch.save_file(weights, partial, metadata=about)
+        # not save_file, whose error of a full disk is none of the system's
+        partial.write_bytes(safetensors.torch.save(weights, metadata=about))
     if film is None:
         (folder / FILM).unlink(missing_ok=True)  # of a model that was here
     else:

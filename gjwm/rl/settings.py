@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from gjwm._core.settings import (
     Settings,
 )
 
+_Rate = Annotated[float, Bounds(least=0, below=math.inf)]  # 0: learns nothing
 Share = Annotated[float, Bounds(above=0, most=1)]
 
 
@@ -49,9 +51,9 @@ class LearnerSettings(Settings):
     """
 
     group = "learner"
-    lr: NonNegative = 1e-3
-    value_lr: NonNegative = 1e-3
-    policy_lr: NonNegative = 1e-3
+    lr: _Rate = 1e-3
+    value_lr: _Rate = 1e-3
+    policy_lr: _Rate = 1e-3
     encoder_rate: NonNegative = 0.3
     shift: Natural = 0
     clip: Positive = 10.0

@@ -15,6 +15,7 @@ from gjwm._core.settings import (
     Natural,
     NonNegative,
     Positive,
+    Rate,
     Settings,
 )
 from gjwm.models.dynamics import Dynamics, GaussianDynamics
@@ -51,7 +52,7 @@ class TrainSettings(Settings):
     batch: Annotated[int, Bounds(least=2)] = 64
     length: Count = 5
     episodes: Count | None = None
-    lr: Positive = 2e-3
+    lr: Rate = 2e-3
     weight_decay: NonNegative = 1e-4
     clip: Positive = 1.0
     warmup: Annotated[float, Bounds(least=0, below=1)] = 0.1
@@ -71,7 +72,7 @@ class RefineSettings(Settings):
     steps: Natural = 2000
     batch: Count = 256
     length: Count = 5
-    lr: Positive = 2e-3
+    lr: Rate = 2e-3
     weight_decay: NonNegative = 1e-4
     clip: Positive = 1.0
     dynamics: Factory | None = None
@@ -100,7 +101,7 @@ class ReachSettings(Settings):
     dim: Count = 16
     horizon: Count = 16
     batch: Count = 512
-    lr: Positive = 2e-3
+    lr: Rate = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class DecodeSettings(Settings):
     group = "decode"
     steps: Natural = 600
     batch: Count = 64
-    lr: Positive = 2e-3
+    lr: Rate = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)

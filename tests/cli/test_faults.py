@@ -213,6 +213,22 @@ def test_who_signals_twice_does_not_wait(collected, monkeypatch, capsys):
     assert Checkpoints("runs/small/state").latest().step == 5
 
 
+@pytest.mark.parametrize("command", ["evaluate", "video"])
+def test_a_signal_ends_judging_and_filming_at_once_and_leaves_what_was_there(
+    command, collected, monkeypatch, capsys
+):
+    assert train() == 0
+    for name in ("evaluation.json", "report.html", "goals.mp4"):
+        Path("runs/small", name).write_text("of before")
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    work = {"evaluate": "evaluate.evaluate", "video": "video.film_attempts"}[command]
+    monkeypatch.setattr(f"gjwm.cli.{work}", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
+    words = ["evaluate.episodes=8", "evaluate.length=12", "evaluate.goal_offset=4"]
+    assert main([command, *SMALL, *words]) == 143
+    assert said(capsys) == f"gjwm {command}: stopped by SIGTERM; the same command begins anew."
+    assert before == {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+
+
 @BOTH
 def test_a_signal_ends_a_collection_after_its_episode(number, status, folder, monkeypatch, capfd):
     assert main(["collect", *SMALL, "dataset=data/whole"]) == 0
@@ -336,6 +352,24 @@ def test_torch_itself_finding_the_disk_full_is_an_error_of_the_disk():
     assert caught.value.errno == errno.ENOSPC
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs a limit of file sizes")
+@pytest.mark.parametrize("room", [4096, 100_000])
+def test_torch_itself_finding_the_disk_full_half_way_is_an_error_of_the_disk(room, tmp_path):
+    """torch then raises a RuntimeError about positions in its archive."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails with EFBIG
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        with pytest.raises(OSError) as caught:
+            save_tensors({"x": torch.zeros(100_000)}, tmp_path / "x.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.EFBIG
+
+
 def test_a_full_disk_at_a_shard_keeps_every_episode_and_is_told_in_a_sentence(
     folder, monkeypatch, capsys
 ):
@@ -443,6 +477,10 @@ REFUSED = {
         ("collect.length=-1", "collect.length must be a whole number, at least 1, got -1"),
         ("collect.workers=abc", "collect.workers must be null or a whole number"),
         ("dataset=data/none/b +env.nope=1", "nope"),
+        (
+            f"dataset=data/none collect.length={10**20}",
+            "collect.length must be a number below 2^63",
+        ),
         ("dataset=data/none collect.behaviour=dance", "no behaviour 'dance'"),
         ("dataset=null", "dataset must be text, got None"),
     ],
@@ -460,6 +498,11 @@ REFUSED = {
         ("objective.slow_dim=40 train.episodes=8", "slow_dim=40 must be below latent_dim=4"),
         ("train.lr", "expected NAME=VALUE, got 'train.lr'"),
         ("train.lr=[1", "the value of 'train.lr=[1' cannot be read"),
+        ("train.lr=1e400", "train.lr must be a number, above 0, got inf"),
+        ("refine.lr=1e400", "refine.lr must be a number, above 0, got inf"),
+        (f"train.steps={10**20}", f"train.steps must be a number below 2^63, got {10**20}"),
+        ("threads=99999999999", "threads must be null or a whole number, at least 1 and at most 1"),
+        ("name=ü", "'name=ü' holds letters beyond ASCII, which stand in quotes; in the shell: 'n"),
         ("train=3", "train is a group of settings: train.KEY=VALUE sets one, train=NAME"),
         ("logger=3", "logger is a group of settings, logger.KEY=VALUE, got 3"),
         ("name=", "name must not be empty"),
@@ -485,6 +528,7 @@ REFUSED = {
         ("encoder.hidden=[-3]", "encoder: Trying to create tensor with negative dimension -3"),
         ("planner.elites=-1", "elites"),
         ("learner.lr=abc", "learner.lr must be a number, at least 0, got 'abc'"),
+        ("learner.lr=1e400", "learner.lr must be a number, at least 0, got inf"),
         ("online.data=data/none online.pretrain=3", "data/none"),
     ],
     "evaluate": [("evaluate.pairs=0", "evaluate.pairs must be a whole number, at least 1, got 0")],

@@ -55,6 +55,8 @@ def test_curves_have_a_frame_per_step_and_a_cursor_that_moves_right():
 def test_nan_is_left_out_of_a_curve_and_different_lengths_are_refused():
     holes = np.array([0.0, np.nan, 1.0, 2.0])
     assert draw_curves([Curves("a", [("x", (255, 255, 255), holes)])], width=120).shape[0] == 4
+    with pytest.raises(ValueError, match="curves need 40 pixels each, got 16 for 1"):
+        draw_curves([Curves("a", [("x", (255, 255, 255), holes)])], width=16)
     with pytest.raises(ValueError, match="one length"):
         draw_curves(
             [Curves("a", [("x", (0, 0, 0), holes), ("y", (0, 0, 0), holes[:2])])], width=120
