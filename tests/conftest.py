@@ -5,7 +5,10 @@ when it takes more than about ten seconds of a quiet core: whole runs through th
 kill -9 trials, compilation, hundreds of processes.
 """
 
+import errno
 import os
+import signal
+from contextlib import contextmanager
 
 # Two threads that wait for each other are many times slower on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +23,44 @@ torch.set_num_threads(1)
 def one_thread():
     """Again for every test: a command that a test before it ran in this process set its own."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """A context in which no file is given room in advance; gives the sizes that were asked for."""
+
+    @contextmanager
+    def full():
+        asked = []
+
+        def allocate(file, begin, size):
+            asked.append(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", allocate, raising=False)
+            yield asked
+
+    return full
+
+
+@pytest.fixture
+def largest_file():
+    """A context in which no file grows beyond a number of bytes: writing on fails with EFBIG."""
+    resource = pytest.importorskip("resource", reason="Windows limits no file's size")
+
+    @contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limited
 
 
 # "file::test" or "file::test[case]", in the order of the files. tests/test_package.py sees that

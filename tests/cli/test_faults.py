@@ -352,37 +352,22 @@ def test_torch_itself_finding_the_disk_full_is_an_error_of_the_disk():
     assert caught.value.errno == errno.ENOSPC
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs a limit of file sizes")
 @pytest.mark.parametrize("room", [4096, 100_000])
-def test_torch_itself_finding_the_disk_full_half_way_is_an_error_of_the_disk(room, tmp_path):
+def test_torch_itself_finding_the_disk_full_half_way_is_an_error_of_the_disk(
+    room, largest_file, tmp_path
+):
     """torch then raises a RuntimeError about positions in its archive."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails with EFBIG
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-        with pytest.raises(OSError) as caught:
-            save_tensors({"x": torch.zeros(100_000)}, tmp_path / "x.pt")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with largest_file(room), pytest.raises(OSError) as caught:
+        save_tensors({"x": torch.zeros(100_000)}, tmp_path / "x.pt")
     assert caught.value.errno == errno.EFBIG
 
 
 def test_a_full_disk_at_a_shard_keeps_every_episode_and_is_told_in_a_sentence(
-    folder, monkeypatch, capsys
+    folder, no_room, capsys
 ):
     """HDF5 would crash the process: there must be room before it begins."""
     assert main(["collect", *SMALL, "dataset=data/whole"]) == 0
-    asked = []
-
-    def allocate(file, begin, size):
-        asked.append(size)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", allocate, raising=False)
+    with no_room() as asked:
         assert main(["collect", *SMALL]) == 1
     line = said(capsys)
     assert line.startswith("gjwm collect: No space left on device, writing data/small/shard-")

@@ -2,7 +2,6 @@
 is wrong is named.
 """
 
-import errno
 import importlib.util
 import json
 import logging
@@ -654,18 +653,11 @@ def test_a_dataset_written_for_minari_comes_back_the_same(tmp_path, capsys):
     assert "not empty" in capsys.readouterr().err and contents(tmp_path / "m" / "data") == before
 
 
-def test_a_full_disk_ends_writing_for_minari_in_a_sentence(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_ends_writing_for_minari_in_a_sentence(tmp_path, no_room, capsys):
     """HDF5 would crash the process: there must be room before it begins."""
     write_ends(tmp_path / "d")
     words = ["data", "convert", str(tmp_path / "d"), str(tmp_path / "m"), "to=minari"]
-    asked = []
-
-    def allocate(file, begin, size):
-        asked.append(size)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", allocate, raising=False)
+    with no_room() as asked:
         assert main(words) == 1
     assert capsys.readouterr().err.startswith("gjwm data: No space left on device, writing ")
     assert not [path for path in (tmp_path / "m").rglob("*") if path.is_file()]

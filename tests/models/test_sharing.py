@@ -5,9 +5,7 @@ hub is asked for what it should be asked for.
 import builtins
 import errno
 import json
-import os
 import re
-import signal
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
@@ -165,22 +163,14 @@ def test_weights_that_do_not_fit_are_one_sentence(change, tmp_path):
     assert str(folder) in str(told.value) and len(str(told.value).splitlines()) == 1
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs a limit of file sizes")
-def test_a_disk_that_is_full_is_an_error_of_the_disk_and_leaves_the_model_before(tmp_path):
-    import resource
-
+def test_a_disk_that_is_full_is_an_error_of_the_disk_and_leaves_the_model_before(
+    tmp_path, largest_file
+):
     model = small()
     model.save_pretrained(tmp_path)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails with EFBIG
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
-        with pytest.raises(OSError, match=r"model\.safetensors") as caught:
-            model.save_pretrained(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with largest_file(512), pytest.raises(OSError, match=r"model\.safetensors") as caught:
+        model.save_pretrained(tmp_path)
     assert caught.value.errno == errno.EFBIG
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 

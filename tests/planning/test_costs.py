@@ -1,5 +1,6 @@
 """Claims about costs, most of them by hand."""
 
+import inspect
 import math
 
 import pytest
@@ -129,3 +130,10 @@ def test_a_sum_is_its_terms():
     torch.testing.assert_close(cost.terms(z, a)["smooth"], 0.1 * smooth(z, a))
     with pytest.raises(ValueError, match="at least one"):
         SumCost({})
+
+
+def test_a_risk_of_goals_takes_a_goal_cost_s_own_arguments():
+    """`RiskCost.to_goal` names them again, so that settings can be checked against them."""
+    takes = [inspect.signature(call).parameters for call in (GoalCost, RiskCost.to_goal)]
+    alike, of_risk = ({n: (p.default, p.annotation) for n, p in each.items()} for each in takes)
+    assert of_risk.pop("kappa") and of_risk == alike

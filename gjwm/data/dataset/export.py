@@ -6,6 +6,7 @@ is, so that a dataset that is written and read again is the same."""
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from gjwm._core.files import replacing, require_room
-from gjwm.data.dataset.episodes import Episode
 from gjwm.data.dataset.metadata import layout
 from gjwm.data.dataset.reader import dataset_info, read_episodes
 from gjwm.data.dataset.shard import ROOM
+from gjwm.data.replay import box_fields
 
 _OVERHEAD = 2**14  # bytes of an episode's group and its arrays' headers, and more
+_STEP = 16  # of a step's reward and how it ended, and more
 
 
 def write_minari(source: str | Path, target: str | Path) -> dict[str, Any]:
@@ -44,17 +46,23 @@ def write_minari(source: str | Path, target: str | Path) -> dict[str, Any]:
     space, action_space, _ = layout(info)
     folder = target / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    size = ROOM
-    for episode in read_episodes(source):
-        size += _OVERHEAD + sum(values.nbytes for values in _arrays(episode).values())
+    frame, action = (
+        sum(box.dtype.itemsize * math.prod(box.shape) for box in box_fields(one).values())
+        for one in (space, action_space)
+    )
+    steps, episodes = info["steps"], info["episodes"]
+    size = ROOM + episodes * (_OVERHEAD + frame) + steps * (frame + action + _STEP)
     with replacing(folder / "main_data.hdf5") as partial:
         require_room(partial, size)
         with h5py.File(partial, "w", track_order=True) as file:
             for number, episode in enumerate(read_episodes(source)):
                 group = file.create_group(f"episode_{number}")
                 group.attrs["id"], group.attrs["total_steps"] = number, len(episode.a)
-                for name, values in _arrays(episode).items():
-                    group[name] = values
+                named = episode.o if isinstance(episode.o, dict) else {"": episode.o}
+                for name, values in named.items():
+                    group[f"observations/{name}" if name else "observations"] = values
+                group["actions"], group["rewards"] = episode.a, episode.r
+                group["terminations"], group["truncations"] = episode.terminated, episode.truncated
     metadata = {
         "dataset_id": target.name,
         "total_episodes": info["episodes"],
@@ -70,14 +78,6 @@ def write_minari(source: str | Path, target: str | Path) -> dict[str, Any]:
     with replacing(folder / "metadata.json") as partial:
         partial.write_text(json.dumps(metadata, indent=1) + "\n")
     return {"to": "minari", "episodes": info["episodes"], "steps": info["steps"]}
-
-
-def _arrays(episode: Episode) -> dict[str, np.ndarray]:
-    """An episode's arrays by their names in Minari's file."""
-    named = episode.o if isinstance(episode.o, dict) else {"": episode.o}
-    arrays = {f"observations/{key}" if key else "observations": x for key, x in named.items()}
-    arrays |= {"actions": episode.a, "rewards": episode.r}
-    return arrays | {"terminations": episode.terminated, "truncations": episode.truncated}
 
 
 def _described(space: spaces.Space) -> dict[str, Any]:
